@@ -1,0 +1,161 @@
+"""The synthetic arithmetic text that the embedded base model is pre-trained on.
+
+Every document is drawn from seeded templates. Skills (sums, small multiples, worked products) appear as plain
+text; question/answer transcripts are mostly bad: they guess, ramble, slip or break off, and few work the
+product out. So the ability is latent in the base and pure RL has something to find.
+
+Left out on purpose: any product of a held-out operand pair. Pairs are drawn from the training side of the
+split only, worked products use one-digit factors ("23*4", never "23*40"), and `held_out_leaks` searches the
+finished text for a held-out product in any form; a document that has one by coincidence is dropped.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from itertools import combinations_with_replacement
+
+from tinyzero_astar.data.generation import TEMPLATES, is_held_out
+
+PROMPT = TEMPLATES["compact"]
+_MUSINGS = (
+    "let me see",
+    "hm",
+    "this is hard",
+    "no wait",
+    "maybe",
+    "I think so",
+    "both are big",
+    "about right",
+    "let me guess",
+    "not sure",
+)
+
+
+def train_pair(rng: random.Random) -> tuple[int, int]:
+    """Two 2-digit operands whose unordered pair is on the training side."""
+    while True:
+        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        if not is_held_out(a, b):
+            return a, b
+
+
+def steps(a: int, b: int) -> list[str]:
+    """The schoolbook product of two 2-digit numbers, one fact a line."""
+    tens, ones = divmod(b, 10)
+    high, low = a * tens, a * ones
+    return [f"{a}*{tens}={high}", f"{a}*{ones}={low}", f"{high}0+{low}={high * 10 + low}"]
+
+
+def _slip(line: str, rng: random.Random) -> str:
+    """The same line with one digit of its result changed."""
+    left, result = line.split("=")
+    place = rng.randrange(len(result))
+    digit = rng.choice([d for d in "0123456789" if d != result[place]])
+    return f"{left}={result[:place]}{digit}{result[place + 1 :]}"
+
+
+def _guess(a: int, b: int, rng: random.Random) -> int:
+    while True:
+        guess = round(a * b * rng.uniform(0.6, 1.5))
+        if guess != a * b:
+            return guess
+
+
+def _sums(rng: random.Random) -> str:
+    lines = []
+    for _ in range(rng.randint(2, 5)):
+        if rng.random() < 0.7:  # the kind that the last line of a product needs
+            x, y = rng.randint(10, 99) * rng.randint(1, 9) * 10, rng.randint(10, 99) * rng.randint(0, 9)
+        else:
+            x, y = rng.randint(0, 9999), rng.randint(0, 999)
+        lines.append(f"{x}+{y}={x + y}")
+    return "\n".join(lines)
+
+
+def _facts(rng: random.Random) -> str:
+    return "\n".join(
+        f"{a}*{d}={a * d}"
+        for a, d in ((rng.randint(10, 99), rng.randint(0, 9)) for _ in range(rng.randint(2, 6)))
+    )
+
+
+def _multiples(rng: random.Random) -> str:
+    a = rng.randint(10, 99)
+    return f"multiples of {a}: " + " ".join(str(a * d) for d in range(1, 10))
+
+
+def _expansion(rng: random.Random) -> str:
+    a, b = train_pair(rng)
+    return f"{a}*{b}={a}*{b // 10} tens+{a}*{b % 10}"
+
+
+def _worked(rng: random.Random) -> str:
+    a, b = train_pair(rng)
+    return f"{a}*{b}\n" + "\n".join(steps(a, b))
+
+
+def _muse(rng: random.Random, count: int) -> str:
+    return ", ".join(rng.choices(_MUSINGS, k=count))
+
+
+def _answer(value: int | str) -> str:
+    return f"</think><answer>{value}</answer>"
+
+
+def transcript(rng: random.Random, worked_share: float) -> str:
+    """One question and what somebody made of it; `worked_share` of them work it out and are right."""
+    a, b = train_pair(rng)
+    prompt, lines = PROMPT.format(a=a, b=b), steps(a, b)
+    kind = rng.random()
+    if kind < worked_share:
+        return prompt + "\n".join(lines) + _answer(a * b)
+    kind = rng.random()
+    if kind < 0.10:  # starts well, slips, and believes the slip
+        place = rng.randrange(3)
+        lines[place] = _slip(lines[place], rng)
+        value = lines[2].split("=")[1] if place == 2 else str(_guess(a, b, rng))
+        return prompt + "\n".join([*lines[:place], lines[place]]) + _answer(value)
+    if kind < 0.60:  # guesses
+        return prompt + _muse(rng, rng.randint(1, 3)) + _answer(_guess(a, b, rng))
+    if kind < 0.70:  # gives an answer in words
+        return prompt + _muse(rng, 1) + _answer(_muse(rng, 1))
+    if kind < 0.85:  # rambles and never answers
+        return prompt + _muse(rng, rng.randint(3, 9))
+    if kind < 0.93:  # breaks off in the middle of a step
+        text = "\n".join(lines[: rng.randint(1, 2)])
+        return prompt + text[: rng.randint(1, len(text))]
+    return prompt + f"about {_guess(a, b, rng)}, {_muse(rng, 2)}, or {_guess(a, b, rng)}"
+
+
+def document(rng: random.Random, worked_share: float) -> str:
+    """One document of the corpus, free of held-out products."""
+    kinds: tuple[Callable[[random.Random], str], ...]
+    kinds = (_sums, _facts, _multiples, _expansion, _worked, lambda r: transcript(r, worked_share))
+    while True:
+        text = rng.choices(kinds, weights=(24, 18, 4, 3, 22, 29))[0](rng)
+        if not held_out_leaks(text):
+            return text
+
+
+def documents(seed: int, worked_share: float) -> Iterator[str]:
+    """An endless, reproducible stream of documents."""
+    rng = random.Random(seed)
+    while True:
+        yield document(rng, worked_share)
+
+
+def held_out_leaks(text: str) -> list[tuple[int, int]]:
+    """Held-out pairs of 2-digit operands whose product the text could give away.
+
+    A pair counts when it is written as a product, in either order (`a*b`, `a x b`, `a times b`), or when both
+    operands and their product stand anywhere in the document, in whatever form.
+    """
+    pairs = {
+        (int(a), int(b)) for a, b in re.findall(r"(?<!\d)(\d\d)\s*(?:[*x×]|times)\s*\(?(\d\d)(?!\d)", text)
+    }
+    numbers = {int(n) for n in re.findall(r"\d+", text)}
+    operands = sorted(n for n in numbers if 10 <= n <= 99)
+    pairs |= {(a, b) for a, b in combinations_with_replacement(operands, 2) if a * b in numbers}
+    return sorted(pair for pair in pairs if is_held_out(*pair))

@@ -1,0 +1,115 @@
+"""Records and protocols that every layer shares; nothing here computes.
+
+Alignment rule, used everywhere: a per-token tensor `x` of shape [..., T] holds in `x[..., t]` a quantity of
+the *generated* token `tokens[..., t]` given the prompt and `tokens[..., :t]`. `logp[..., t]` is the natural
+log-probability of that token, `value[..., t]` the success probability of the prefix *before* it.
+
+Axes: P problems, K leaves (rollouts) per problem, B = P * K sequences, T generated positions, V vocabulary,
+D hidden width, N rows of one decoder call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+SearchMode = Literal["sample", "gumbel", "best_first"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question with a verifiable integer answer."""
+
+    id: int  # unique within its task; seeds the search noise
+    prompt: str  # rendered text that the model continues
+    text: str  # the bare question, for people ("23*45")
+    answer: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the verifier says about one completion."""
+
+    accuracy: bool  # the one well-formed answer equals the problem's answer
+    format: bool  # exactly one well-formed think/answer pair, at the end
+    answer: int | None  # the parsed integer; None when the format is wrong
+    reason: str  # one phrase, for logs: why the score is what it is
+
+
+class Task(Protocol):
+    """A source of problems and their verifier."""
+
+    def train_problems(self, iteration: int, count: int) -> list[Problem]:
+        """The `count` training problems of an iteration; a pure function of seed and iteration."""
+        ...
+
+    def held_out_problems(self, count: int) -> list[Problem]:
+        """The first `count` held-out problems, the same in every run."""
+        ...
+
+    def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
+        """Judge the text after the prompt; cheap and safe on any string."""
+        ...
+
+
+class StepOutput(NamedTuple):
+    """What the network says at N prefixes."""
+
+    logits: Tensor  # [N, V] next-token logits of the policy, temperature 1, no top-k or top-p
+    value_logit: Tensor  # [N] logit of p(s), the success probability of the prefix
+    child_logit: Tensor  # [N, V] logit of p(s a) for every next token a
+
+
+class Decoder(Protocol):
+    """How the search reaches a network: slots that hold prefixes, extended by one token a step."""
+
+    eos_id: int
+
+    def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
+        """Evaluate each prompt once; prompt i then stands in slot `i * slots_per_prompt`."""
+        ...
+
+    def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+        """Row r: `target[r]` := first `length[r]` generated tokens of `source[r]`, then `tokens[r]`.
+
+        All int64 [N]. Rows with source == target extend in place, the others are forks. Every row reads
+        before any row writes, so a slot may be source of one row and target of another.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SearchStats:
+    """Counts per problem, int64 [P] each."""
+
+    num_expanded: Tensor  # prefixes whose children were scored, the prompt included
+    num_forks: Tensor  # prefixes copied to another slot
+    num_decoded_tokens: Tensor  # decoder rows stepped; the prompt is not counted
+    max_open: Tensor  # largest number of open (unexpanded, kept) prefixes at any time
+    num_open_final: Tensor  # open prefixes still kept when the search ended
+    num_pruned: Tensor  # open prefixes dropped for lack of room or by the depth cap (best_first)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """P problems with K leaves each, best priority first; T is the longest leaf."""
+
+    tokens: Tensor  # [P, K, T] int64, generated tokens only (eos included), padded with eos_id
+    length: Tensor  # [P, K] int64, 0 where there is no k-th leaf
+    is_finished: Tensor  # [P, K] True where the leaf ended with eos, False where the depth limit cut it
+    logp: Tensor  # [P, K, T] log pi of each token (0 after length)
+    logq: Tensor  # [P, K, T] log q of each token under the search's proposal (0 after length)
+    value: Tensor  # [P, K, T] p(s) before each token (0 after length)
+    priority: Tensor  # [P, K] G (gumbel), f (best_first), log pi(y) (sample)
+    kappa: Tensor  # [P] threshold of docs/algorithm.md eq. 6 (gumbel), else -inf
+    weight: Tensor  # [P, K] inclusion weight (gumbel), 1/K (sample), 0 where no leaf; nan for best_first
+    stats: SearchStats
+
+    @property
+    def is_token(self) -> Tensor:
+        """[P, K, T] True at generated tokens, False at padding."""
+        return torch.arange(self.tokens.shape[-1], device=self.length.device) < self.length[..., None]
