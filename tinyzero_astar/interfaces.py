@@ -113,3 +113,19 @@ class Rollouts:
     def is_token(self) -> Tensor:
         """[P, K, T] True at generated tokens, False at padding."""
         return torch.arange(self.tokens.shape[-1], device=self.length.device) < self.length[..., None]
+
+
+@dataclass(frozen=True)
+class TraceNode:
+    """One prefix of one problem's search tree, as scored when it was generated."""
+
+    problem: int  # index into the prompts
+    node: int  # unique within the problem; 0 is the prompt
+    parent: int  # -1 for the prompt
+    token: int  # last token of the prefix; -1 for the prompt
+    depth: int  # generated tokens
+    g: float  # log pi(prefix | prompt)
+    h: float  # heuristic on the scale of log-probabilities
+    f: float  # g + h
+    priority: float  # what the search ordered by: G (gumbel), f (best_first), g (sample)
+    status: Literal["expanded", "leaf", "open"]

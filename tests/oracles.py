@@ -1,0 +1,180 @@
+"""Slow oracles, written from the formulas of docs/algorithm.md in plain Python floats.
+
+A `Table` is a random tree of next-token probabilities small enough to enumerate: every leaf, its probability
+and its reward are known, so every claim about a search can be summed over all leaves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass, field
+
+import torch
+
+from tinyzero_astar.interfaces import StepOutput
+
+Prefix = tuple[int, ...]
+
+
+@dataclass
+class Table:
+    """Tokens 0..V-1, 0 is eos; a prefix of `depth` tokens is a leaf whatever its last token."""
+
+    num_tokens: int
+    depth: int
+    seed: int
+    success: float = 0.5  # share of rewarded leaves
+    peak: float = 1.5  # scale of the logits
+    reward: dict[Prefix, float] = field(default_factory=dict)
+    log_prob: dict[Prefix, list[float]] = field(default_factory=dict)  # of every internal prefix
+
+    def __post_init__(self) -> None:
+        rng = random.Random(self.seed)
+        frontier: list[Prefix] = [()]
+        while frontier:
+            prefix = frontier.pop()
+            if self.is_leaf(prefix):
+                self.reward[prefix] = float(rng.random() < self.success)
+                continue
+            logits = [rng.gauss(0, self.peak) for _ in range(self.num_tokens)]
+            total = math.log(sum(math.exp(x) for x in logits))
+            self.log_prob[prefix] = [x - total for x in logits]
+            frontier += [(*prefix, a) for a in range(self.num_tokens)]
+
+    def is_leaf(self, prefix: Prefix) -> bool:
+        return len(prefix) == self.depth or (len(prefix) > 0 and prefix[-1] == 0)
+
+    def leaves(self, prefix: Prefix = ()) -> list[Prefix]:
+        return [y for y in self.reward if y[: len(prefix)] == prefix]
+
+    def log_pi(self, prefix: Prefix, start: int = 0) -> float:
+        """log pi of the prefix given its first `start` tokens."""
+        return sum(self.log_prob[prefix[:t]][prefix[t]] for t in range(start, len(prefix)))
+
+    def success_probability(self, prefix: Prefix) -> float:
+        """p(s): the mass of rewarded completions."""
+        return sum(
+            math.exp(self.log_pi(y, len(prefix))) * self.reward[y] for y in self.leaves(prefix)
+        )
+
+    def log_partition(self, prefix: Prefix, inverse_beta: float) -> float:
+        """log sum over leaves below s of pi(y|s) e^(R/beta): eq. 2 summed directly."""
+        return math.log(
+            sum(
+                math.exp(self.log_pi(y, len(prefix)) + self.reward[y] * inverse_beta)
+                for y in self.leaves(prefix)
+            )
+        )
+
+
+def logit(p: float) -> float:
+    """Log-odds, with certainty far out instead of infinite."""
+    p = min(max(p, 1e-300), 1 - 1e-16)
+    return math.log(p) - math.log1p(-p)
+
+
+class TableDecoder:
+    """A `Decoder` over one table per problem, with exact values (plus noise, to stand for a learned one)."""
+
+    eos_id = 0
+
+    def __init__(self, tables: list[Table], value_noise: float = 0.0) -> None:
+        self.tables = tables
+        self.value_noise = value_noise
+        self.num_steps = 0
+        self._exact = [{s: t.success_probability(s) for s in [*t.log_prob, *t.reward]} for t in tables]
+
+    def start(self, prompts: list[list[int]], slots_per_prompt: int) -> StepOutput:
+        """Prompt i is the list [index of its table]."""
+        self.width = slots_per_prompt
+        self.table_of = [p[0] for p in prompts]
+        self.content: list[Prefix | None] = [None] * (len(prompts) * slots_per_prompt)
+        for i in range(len(prompts)):
+            self.content[i * slots_per_prompt] = ()
+        return self._output([(i * slots_per_prompt, ()) for i in range(len(prompts))])
+
+    def step(self, tokens, source, length, target) -> StepOutput:
+        self.num_steps += 1
+        prefixes = []
+        rows = zip(tokens.tolist(), source.tolist(), length.tolist(), target.tolist(), strict=True)
+        for token, src, n, dst in rows:
+            held = self.content[src]
+            assert held is not None and len(held) >= n, f"slot {src} holds {held}, {n} tokens wanted"
+            assert src // self.width == dst // self.width, "a fork must stay within its problem"
+            prefixes.append((dst, (*held[:n], token)))
+        assert len({dst for dst, _ in prefixes}) == len(prefixes), "two rows write the same slot"
+        for dst, prefix in prefixes:
+            self.content[dst] = prefix
+        return self._output(prefixes)
+
+    def success_logit(self, table: int, prefix: Prefix) -> float:
+        exact = logit(self._exact[table][prefix])
+        if not self.value_noise:
+            return exact
+        noise = random.Random(f"{table} {prefix}").gauss(0, self.value_noise)
+        return min(max(exact, -20), 20) + noise
+
+    def _output(self, rows: list[tuple[int, Prefix]]) -> StepOutput:
+        logits, value, child = [], [], []
+        for slot, prefix in rows:
+            index = self.table_of[slot // self.width]
+            table = self.tables[index]
+            logits.append(table.log_prob[prefix])
+            value.append(self.success_logit(index, prefix))
+            child.append([self.success_logit(index, (*prefix, a)) for a in range(table.num_tokens)])
+        return StepOutput(*(torch.tensor(x, dtype=torch.float64) for x in (logits, value, child)))
+
+
+def f_exact(table: Table, prefix: Prefix, inverse_beta: float) -> float:
+    """f(s) = log pi(s) + log Z(s), by enumeration."""
+    return table.log_pi(prefix) + table.log_partition(prefix, inverse_beta)
+
+
+def astar_order(table: Table, inverse_beta: float) -> tuple[list[Prefix], list[float]]:
+    """All leaves by F(y) = log pi(y) + R(y)/beta, the largest first."""
+    leaves = sorted(table.reward, key=lambda y: -f_exact(table, y, inverse_beta))
+    return leaves, [f_exact(table, y, inverse_beta) for y in leaves]
+
+
+def plackett_luce_pairs(q: dict[Prefix, float]) -> dict[tuple[Prefix, Prefix], float]:
+    """P(first, second) of drawing two leaves without replacement: q(y) q(z) / (1 - q(y))."""
+    return {
+        (y, z): q[y] * q[z] / (1 - q[y]) for y, z in itertools.permutations(q, 2)
+    }
+
+
+def twisted_leaf_law(
+    table: Table, decoder: TableDecoder, index: int, inverse_beta: float, cap: float | None, strength: float = 1.0
+) -> dict[Prefix, tuple[float, float]]:
+    """log pi and log q of every leaf under eqs. 5 and 9, token by token with scalar arithmetic."""
+
+    def h(prefix: Prefix) -> float:
+        x = decoder.success_logit(index, prefix)
+        p = 1 / (1 + math.exp(-x)) if x > -700 else 0.0
+        return math.log1p(p * math.expm1(inverse_beta))
+
+    law: dict[Prefix, tuple[float, float]] = {}
+
+    def visit(prefix: Prefix, log_pi: float, log_q: float) -> None:
+        if table.is_leaf(prefix):
+            law[prefix] = (log_pi, log_q)
+            return
+        logp = table.log_prob[prefix]
+        best = None
+        for level in (4, 3, 2, 1, 0) if cap is not None else (4,):
+            tau = strength * level / 4
+            score = [logp[a] + tau * h((*prefix, a)) for a in range(table.num_tokens)]
+            total = math.log(sum(math.exp(x) for x in score))
+            logq = [x - total for x in score]
+            worst = max(logp[a] - logq[a] for a in range(table.num_tokens))
+            if cap is None or log_pi - log_q + worst <= math.log(cap) or level == 0:
+                best = logq
+                break
+        assert best is not None
+        for a in range(table.num_tokens):
+            visit((*prefix, a), log_pi + logp[a], log_q + best[a])
+
+    visit((), 0.0, 0.0)
+    return law

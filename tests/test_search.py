@@ -1,0 +1,277 @@
+"""The search on tables that can be enumerated: what is claimed, summed over all leaves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.oracles import (
+    Table,
+    TableDecoder,
+    astar_order,
+    f_exact,
+    plackett_luce_pairs,
+    twisted_leaf_law,
+)
+from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
+from tinyzero_astar.rollout.heuristic import f_score, soft_value
+
+PLAIN = Guidance(strength=0.0)
+
+
+def leaves_of(rollouts, problem):
+    pairs = zip(rollouts.tokens[problem].tolist(), rollouts.length[problem].tolist(), strict=True)
+    return [tuple(tokens[:n]) for tokens, n in pairs if n > 0]
+
+
+def search(tables, num_draws=1, *, seed=0, decoder=None, **kwargs):
+    """Each table `num_draws` times, with seeds of their own."""
+    decoder = decoder or TableDecoder(tables)
+    prompts = [[i] for i in range(len(tables)) for _ in range(num_draws)]
+    seeds = torch.arange(len(prompts)) + 1_000_003 * seed
+    depth = max(t.depth for t in tables)
+    return astar_rollouts(decoder, prompts, seeds=seeds, max_search_depth=depth, **kwargs)
+
+
+@pytest.mark.parametrize("inverse_beta", [-2.0, 0.5, 3.0])
+def test_g_plus_h_is_the_log_mass_of_the_subtree(inverse_beta):
+    table = Table(3, 4, seed=1)
+    decoder = TableDecoder([table])
+    for prefix in [*table.log_prob, *table.reward]:
+        x = torch.tensor(decoder.success_logit(0, prefix), dtype=torch.float64)
+        h = soft_value(x, torch.tensor(inverse_beta, dtype=torch.float64))
+        f = f_score(torch.tensor(table.log_pi(prefix), dtype=torch.float64), h)
+        assert abs(float(f) - f_exact(table, prefix, inverse_beta)) < 1e-10
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("inverse_beta", [-1.5, 2.0])
+def test_best_first_returns_leaves_in_order_of_f_and_expands_no_more_than_it_must(seed, inverse_beta):
+    table = Table(3, 4, seed=seed)
+    guidance = Guidance(inverse_beta=inverse_beta)
+    for k in (1, 3, 7):
+        rollouts = search([table], mode="best_first", num_rollouts=k, beam_width=200, guidance=guidance)
+        expected, scores = astar_order(table, inverse_beta)
+        assert leaves_of(rollouts, 0) == expected[:k]
+        torch.testing.assert_close(rollouts.priority[0].tolist(), scores[:k])
+        must = sum(f_exact(table, s, inverse_beta) > scores[k - 1] for s in table.log_prob)
+        assert int(rollouts.stats.num_expanded[0]) == must
+        assert int(rollouts.stats.num_pruned[0]) == 0
+
+
+def test_best_first_width_one_without_value_is_greedy():
+    tables = [Table(4, 5, seed=s) for s in range(8)]
+    greedy = greedy_rollouts(TableDecoder(tables), [[i] for i in range(8)], 5)
+    for i, table in enumerate(tables):
+        prefix = ()
+        while not table.is_leaf(prefix):
+            row = table.log_prob[prefix]
+            prefix = (*prefix, row.index(max(row)))
+        assert leaves_of(greedy, i) == [prefix]
+
+
+def test_best_first_prunes_to_its_width_and_still_ends_with_leaves():
+    tables = [Table(4, 6, seed=s) for s in range(6)]
+    rollouts = search(tables, mode="best_first", num_rollouts=2, beam_width=3)
+    assert (rollouts.length > 0).all()
+    assert (rollouts.stats.num_pruned > 0).all()
+    assert (rollouts.stats.max_open <= 3).all()
+    assert (rollouts.stats.num_expanded <= 1 + 3 * 6).all()
+    assert (rollouts.priority[:, 0] >= rollouts.priority[:, 1]).all()
+
+
+@pytest.mark.parametrize("is_guided", [False, True])
+def test_gumbel_ordered_pairs_follow_plackett_luce(is_guided):
+    table, draws = Table(2, 3, seed=5, success=0.4), 20_000
+    decoder = TableDecoder([table])
+    guidance = Guidance(inverse_beta=2.0, cap=None, strength=float(is_guided))
+    rollouts = search(
+        [table], draws, decoder=decoder, mode="gumbel", num_rollouts=2, beam_width=3, guidance=guidance
+    )
+    law = twisted_leaf_law(table, decoder, 0, 2.0, None, float(is_guided))
+    expected = plackett_luce_pairs({y: math.exp(lq) for y, (_, lq) in law.items()})
+    counts = Counter(tuple(leaves_of(rollouts, i)) for i in range(draws))
+    assert set(counts) <= set(expected), "a duplicate or an impossible leaf"
+    chi2 = sum((counts[pair] - draws * p) ** 2 / (draws * p) for pair, p in expected.items())
+    degrees = len(expected) - 1
+    assert chi2 < degrees + 4 * math.sqrt(2 * degrees), f"chi2 {chi2:.1f} at {degrees} degrees of freedom"
+
+
+def test_gumbel_with_room_for_every_leaf_returns_them_all_with_weight_pi():
+    table = Table(3, 3, seed=2)
+    k = len(table.reward) + 2
+    rollouts = search([table], mode="gumbel", num_rollouts=k, beam_width=k + 1)
+    found = leaves_of(rollouts, 0)
+    assert sorted(found) == sorted(table.reward)
+    assert rollouts.kappa[0] == -math.inf
+    weights = rollouts.weight[0, : len(found)].tolist()
+    assert weights == pytest.approx([math.exp(table.log_pi(y)) for y in found], abs=1e-12)
+    assert rollouts.weight[0, len(found) :].tolist() == [0.0, 0.0]
+
+
+def test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise():
+    from tinyzero_astar.rollout.gumbel import fold, gumbel_noise, mix64, root_gumbel
+
+    table, k = Table(3, 4, seed=7), 4
+    decoder = TableDecoder([table])
+    for seed in range(50):
+        rollouts = search([table], seed=seed, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=PLAIN)
+        state = mix64(torch.tensor([1_000_003 * seed]))
+        open_list = [(float(root_gumbel(state)[0]), (), 0.0, state)]
+        closed: list[tuple[float, tuple[int, ...]]] = []
+        while len(closed) < k + 1:  # pop the largest G, whatever its depth
+            open_list.sort(key=lambda entry: -entry[0])
+            gumbel, prefix, phi, state = open_list.pop(0)
+            if table.is_leaf(prefix):
+                closed.append((gumbel, prefix))
+                continue
+            noise = gumbel_noise(state, table.num_tokens)[0].tolist()
+            g_a = [phi + table.log_prob[prefix][a] + noise[a] for a in range(table.num_tokens)]
+            for a in range(table.num_tokens):
+                z = max(g_a)
+                # -log(e^-T - e^-Z + e^-G): the plain form of the truncated Gumbel
+                mass = math.exp(-gumbel) - math.exp(-z) + math.exp(-g_a[a])
+                child_phi = phi + table.log_prob[prefix][a]
+                open_list.append((-math.log(mass), (*prefix, a), child_phi, fold(state, torch.tensor(a))))
+        assert leaves_of(rollouts, 0) == [y for _, y in closed[:k]]
+        assert rollouts.priority[0].tolist() == pytest.approx([g for g, _ in closed[:k]], abs=1e-9)
+        assert float(rollouts.kappa[0]) == pytest.approx(closed[k][0], abs=1e-9)
+    assert decoder is not None
+
+
+CASES = {  # (guidance, value noise)
+    "plain": (PLAIN, 0.0),
+    "exact value": (Guidance(inverse_beta="balanced", cap=None), 0.0),
+    "noisy value": (Guidance(inverse_beta=2.0, cap=None), 1.5),
+    "noisy value, budget": (Guidance(inverse_beta="balanced", cap=2.0), 3.0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_are_unbiased(case):
+    guidance, noise = CASES[case]
+    table, draws, k = Table(3, 3, seed=11, success=0.3), 50_000, 3
+    decoder = TableDecoder([table], value_noise=noise)
+    rollouts = search(
+        [table], draws, decoder=decoder, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=guidance
+    )
+    leaves = list(table.reward)
+    index = {y: i for i, y in enumerate(leaves)}
+    columns = torch.tensor([[index[y] for y in leaves_of(rollouts, i)] for i in range(draws)])
+    generator = torch.Generator().manual_seed(0)
+    functions = {
+        "one": [1.0 for _ in leaves],
+        "reward": [table.reward[y] for y in leaves],
+        "length": [float(len(y)) for y in leaves],
+        "random": torch.randn(len(leaves), generator=generator).tolist(),
+    }
+    for name, values in functions.items():
+        expected = sum(math.exp(table.log_pi(y)) * v for y, v in zip(leaves, values, strict=True))
+        estimate = (rollouts.weight * torch.tensor(values, dtype=torch.float64)[columns]).sum(1)
+        z = (estimate.mean() - expected) / (estimate.std() / math.sqrt(draws))
+        assert abs(float(z)) < 4, f"{name}: {float(estimate.mean()):.5f}, exact {expected:.5f}, z = {z:.1f}"
+
+
+def test_balanced_tilt_with_exact_value_succeeds_half_the_time():
+    table = Table(3, 4, seed=3, success=0.15)
+    decoder = TableDecoder([table])
+    p = table.success_probability(())
+    assert 0.05 < p < 0.4
+    law = twisted_leaf_law(table, decoder, 0, math.log((1 - p) / p), None)
+    assert sum(math.exp(lq) * table.reward[y] for y, (_, lq) in law.items()) == pytest.approx(0.5)
+    rollouts = search([table], 400, decoder=decoder, mode="gumbel", num_rollouts=1, beam_width=2,
+                      guidance=Guidance(cap=None))
+    log_weight = (rollouts.logp - rollouts.logq).sum(-1)[:, 0]
+    reward = torch.tensor([table.reward[leaves_of(rollouts, i)[0]] for i in range(400)])
+    exact = [2 * p if r else 2 * (1 - p) for r in reward.tolist()]
+    assert log_weight.exp().tolist() == pytest.approx(exact, abs=1e-9)
+    assert abs(float(reward.mean()) - 0.5) < 0.1
+    moment_q = sum(math.exp(2 * lp - lq) * (table.reward[y] - p) ** 2 for y, (lp, lq) in law.items())
+    moment_pi = sum(math.exp(lp) * (table.reward[y] - p) ** 2 for y, (lp, _) in law.items())
+    assert moment_q / moment_pi == pytest.approx(4 * p * (1 - p), abs=1e-12)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
+def test_budget_bounds_the_weight_of_every_leaf(noise):
+    table = Table(3, 5, seed=13, success=0.1)
+    decoder = TableDecoder([table], value_noise=noise)
+    k = len(table.reward)
+    rollouts = search([table], decoder=decoder, mode="gumbel", num_rollouts=k, beam_width=k + 1,
+                      guidance=Guidance(inverse_beta=3.0, cap=2.0))
+    found = leaves_of(rollouts, 0)
+    assert len(found) == k
+    log_weight = (rollouts.logp - rollouts.logq).sum(-1)[0]
+    assert float(log_weight.max()) <= math.log(2.0) + 1e-9
+    law = twisted_leaf_law(table, decoder, 0, 3.0, 2.0)
+    expected = [law[y][0] - law[y][1] for y in found]
+    assert log_weight.tolist() == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
+def test_problems_together_equal_one_by_one(mode):
+    tables = [Table(3, 4, seed=s, peak=0.7) for s in range(5)]
+    decoder = TableDecoder(tables, value_noise=1.0)
+    options = dict(mode=mode, num_rollouts=3, beam_width=4, max_search_depth=4)
+    seeds = torch.arange(5) * 17 + 3
+    together = astar_rollouts(decoder, [[i] for i in range(5)], seeds=seeds, **options)
+    for i in range(5):
+        alone = astar_rollouts(decoder, [[i]], seeds=seeds[i : i + 1], **options)
+        assert leaves_of(alone, 0) == leaves_of(together, i)
+        assert alone.priority[0].tolist() == together.priority[i].tolist()
+        assert alone.kappa[0] == together.kappa[i]
+        width = alone.tokens.shape[-1]
+        assert alone.logq[0].tolist() == together.logq[i, :, :width].tolist()
+        assert alone.stats.num_decoded_tokens[0] == together.stats.num_decoded_tokens[i]
+
+
+@pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
+def test_recorded_scores_belong_to_the_recorded_tokens(mode):
+    tables = [Table(4, 4, seed=s) for s in range(3)]
+    decoder = TableDecoder(tables, value_noise=0.5)
+    rollouts = search(tables, decoder=decoder, mode=mode, num_rollouts=5, beam_width=8)
+    for i, table in enumerate(tables):
+        for k, leaf in enumerate(leaves_of(rollouts, i)):
+            assert bool(rollouts.is_finished[i, k]) == (leaf[-1] == 0)
+            for t, token in enumerate(leaf):
+                assert float(rollouts.logp[i, k, t]) == pytest.approx(table.log_prob[leaf[:t]][token])
+                p = torch.sigmoid(torch.tensor(decoder.success_logit(i, leaf[:t]), dtype=torch.float64))
+                assert float(rollouts.value[i, k, t]) == pytest.approx(float(p))
+            assert (rollouts.logp[i, k, len(leaf) :] == 0).all()
+            assert (rollouts.tokens[i, k, len(leaf) :] == 0).all()
+
+
+def test_sample_draws_independently_from_the_policy():
+    table, draws = Table(2, 3, seed=4), 10_000
+    rollouts = search([table], draws, mode="sample", num_rollouts=2)
+    pairs = Counter(tuple(sorted(leaves_of(rollouts, i))) for i in range(draws))
+    p = {y: math.exp(table.log_pi(y)) for y in table.reward}
+    expected = {
+        (y, z): draws * p[y] * p[z] * (1 if y == z else 2)
+        for y, z in itertools.combinations_with_replacement(sorted(p), 2)
+    }
+    chi2 = sum((pairs[pair] - e) ** 2 / e for pair, e in expected.items())
+    degrees = len(expected) - 1
+    assert chi2 < degrees + 4 * math.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
+def test_nan_and_impossible_rows_are_named(mode):
+    table = Table(3, 2, seed=0)
+    decoder = TableDecoder([table])
+    table.log_prob[()] = [math.nan, -1.0, -1.0]
+    with pytest.raises(FloatingPointError, match="NaN"):
+        search([table], decoder=decoder, mode=mode, num_rollouts=1, beam_width=2)
+
+
+def test_arguments_are_checked():
+    table = Table(2, 2, seed=0)
+    with pytest.raises(ValueError, match=r"beam_width 4 must be at least num_rollouts \+ 1 = 5"):
+        search([table], mode="gumbel", num_rollouts=4, beam_width=4)
+    with pytest.raises(ValueError, match="seeds must be int64"):
+        astar_rollouts(TableDecoder([table]), [[0]], seeds=torch.zeros(1))
+    with pytest.raises(ValueError, match="cap 0.5"):
+        Guidance(cap=0.5)

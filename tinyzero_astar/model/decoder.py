@@ -1,0 +1,131 @@
+"""The search's `Decoder` on a Hugging Face causal language model, over a slot cache.
+
+Prompts are padded on the left, so that generated token j of every slot stands in the same column; masks and
+position ids hide the padding. Slots are mapped to physical rows, and when few slots are still extended those
+rows are moved to the front: finished prefixes stop costing anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.model.slot_cache import SlotCache
+
+_WORTH_MOVING = 0.8  # move rows once fewer than this share of the rows in front is extended
+
+
+class Network(Protocol):
+    """What the decoder needs of a policy."""
+
+    eos_id: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where its inputs live."""
+        ...
+
+    def hidden(
+        self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: SlotCache
+    ) -> Tensor:
+        """Last hidden states [N, Q, D]; the mask is boolean [N, 1, Q, L], True where a query sees a column."""
+        ...
+
+    def score(self, hidden: Tensor) -> StepOutput:
+        """Next-token logits and values at hidden states [N, D]."""
+        ...
+
+
+class SlotDecoder:
+    """Implements `interfaces.Decoder`; one object serves any number of searches, one at a time.
+
+    Args:
+        network: the policy with its value model.
+        max_new_tokens: most generated tokens that a slot will hold.
+    """
+
+    def __init__(self, network: Network, max_new_tokens: int) -> None:
+        self.eos_id = network.eos_id
+        self._network = network
+        self._max_new_tokens = max_new_tokens
+
+    @torch.no_grad()
+    def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
+        """See `interfaces.Decoder.start`."""
+        device = self._network.device
+        longest = max(len(p) for p in prompts)
+        num_slots = len(prompts) * slots_per_prompt
+        ids = torch.full((len(prompts), longest), self.eos_id, dtype=torch.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[longest - len(prompt) :] = torch.as_tensor(prompt)
+        padding = torch.tensor([longest - len(p) for p in prompts], device=device)
+
+        self._num_prompt_columns = longest
+        self._row_of_slot = torch.arange(num_slots, device=device)
+        self._num_filled = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row
+        self._padding = padding.repeat_interleave(slots_per_prompt)  # by row
+        # one column more than needed: rows that only keep others company write there
+        self._cache = SlotCache(num_slots, longest + self._max_new_tokens + 1)
+        self._cache.plan_prompts(torch.arange(len(prompts), device=device) * slots_per_prompt, longest)
+
+        column = torch.arange(longest, device=device)
+        is_seen = (column[None, :, None] >= column[None, None, :]) & (
+            (column[None, None, :] >= padding[:, None, None]) | torch.eye(longest, dtype=torch.bool, device=device)
+        )  # padding sees itself: a row that sees nothing would be NaN
+        position = (column[None] - padding[:, None]).clamp(min=0)
+        hidden = self._network.hidden(ids.to(device), position, is_seen[:, None], self._cache)
+        return self._network.score(hidden[:, -1])
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+        """See `interfaces.Decoder.step`."""
+        self._fork(source, length, target)
+        row = self._bring_to_front(target)
+        num_rows = int(row.max()) + 1
+        self._num_filled[row] = length
+        column = self._num_prompt_columns + self._num_filled[:num_rows]
+        last = int(column.max())
+        planned: Tensor | int = column
+        if bool((length == length[0]).all()) and last == self._num_prompt_columns + int(length[0]):
+            planned = last  # one column for all: whoever is shorter is not extended and loses nothing
+        self._cache.plan_tokens(num_rows, planned, last + 1)
+
+        ids = torch.full((num_rows,), self.eos_id, dtype=torch.int64, device=row.device)
+        ids[row] = tokens
+        visible = torch.arange(last + 1, device=row.device)
+        padding = self._padding[:num_rows, None]
+        is_seen = (visible >= padding) & (visible <= column[:, None])
+        position = (column - padding[:, 0])[:, None]
+        hidden = self._network.hidden(ids[:, None], position, is_seen[:, None, None], self._cache)
+        self._num_filled[row] = length + 1
+        return self._network.score(hidden[row, 0])
+
+    def _fork(self, source: Tensor, length: Tensor, target: Tensor) -> None:
+        is_fork = source != target
+        if bool(is_fork.any()):
+            num_columns = self._num_prompt_columns + int(length[is_fork].max())
+            rows = self._row_of_slot[source[is_fork]], self._row_of_slot[target[is_fork]]
+            self._cache.fork(*rows, num_columns)
+
+    def _bring_to_front(self, slots: Tensor) -> Tensor:
+        """Rows of `slots`; moved to the front when too many idle rows stand between them."""
+        row = self._row_of_slot[slots]
+        in_front = int(row.max()) + 1
+        if len(row) >= _WORTH_MOVING * in_front:
+            return row
+        is_active = torch.zeros(in_front, dtype=torch.bool, device=row.device)
+        is_active[row] = True
+        order = torch.cat([is_active.nonzero()[:, 0], (~is_active).nonzero()[:, 0]])
+        num_columns = self._num_prompt_columns + int(self._num_filled[:in_front].max())
+        self._cache.permute(order, num_columns)
+        for by_row in (self._num_filled, self._padding):
+            by_row[:in_front] = by_row[order]
+        new_row = torch.empty_like(order)
+        new_row[order] = torch.arange(in_front, device=row.device)
+        is_moved = self._row_of_slot < in_front
+        self._row_of_slot[is_moved] = new_row[self._row_of_slot[is_moved]]
+        return self._row_of_slot[slots]

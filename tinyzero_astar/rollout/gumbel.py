@@ -1,0 +1,85 @@
+"""Stateless noise and Gumbel arithmetic for sampling without replacement.
+
+Pure functions on tensors. Noise is a counter-based hash (splitmix64) of a prefix and a token, so a problem's
+rollouts depend on its seed alone: not on the batch, the rank, or any generator's state.
+
+Sources: Steele et al. 2014 (splitmix64); Kool et al. 2019, "Stochastic Beams and Where to Find Them", app. B
+(children conditioned on the parent's maximum) and eq. 8 (inclusion probabilities).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64; tensor arithmetic wraps modulo 2**64
+_MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
+_FOLD = 0x632BE59BD9B4E019
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical: int64's own shift drags the sign along
+
+
+def mix64(x: Tensor) -> Tensor:
+    """Splitmix64's finaliser: a bijection of int64 whose output bits look independent."""
+    x = x + _GOLDEN
+    x = (x ^ _shift_right(x, 30)) * _MULTIPLY_1
+    x = (x ^ _shift_right(x, 27)) * _MULTIPLY_2
+    return x ^ _shift_right(x, 31)
+
+
+def fold(state: Tensor, token: Tensor) -> Tensor:
+    """Hash state of a prefix extended by a token; int64, shapes broadcast."""
+    return mix64(state ^ mix64(token + _FOLD))
+
+
+def _to_gumbel(bits: Tensor) -> Tensor:
+    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1), both ends excluded
+    return -torch.log(-torch.log(uniform))
+
+
+def root_gumbel(state: Tensor) -> Tensor:
+    """One Gumbel(0) number for each hash state, float64; independent of `gumbel_noise` of that state."""
+    return _to_gumbel(mix64(state ^ _FOLD))
+
+
+def gumbel_noise(state: Tensor, num_tokens: int) -> Tensor:
+    """Independent Gumbel(0) noise of every next token, float64 [N, V].
+
+    Args:
+        state: int64 [N], hash state of each prefix.
+        num_tokens: V.
+    """
+    counter = torch.arange(1, num_tokens + 1, device=state.device) * _GOLDEN
+    return _to_gumbel(mix64(state[:, None] + counter))
+
+
+def truncated_gumbel(gumbel: Tensor, maximum: Tensor, bound: Tensor) -> Tensor:
+    """Gumbels conditioned on their maximum being `bound`, by a monotone map; docs/algorithm.md eq. 8.
+
+    v = T - G + log1p(-e^(G - Z));  G~ = T - max(0, v) - log1p(e^-|v|), with T the bound and Z the maximum.
+    Source: Kool et al. 2019, app. B.3. Where G == Z the result is the bound; -inf stays -inf.
+
+    Args:
+        gumbel: [..., C] perturbed log-masses G of siblings.
+        maximum: [..., 1] the largest G among *all* siblings, Z.
+        bound: [..., 1] the parent's value T.
+    """
+    gap = bound - gumbel + torch.log1p(-torch.exp(gumbel - maximum))
+    conditioned = bound - gap.clamp(min=0) - torch.log1p(torch.exp(-gap.abs()))
+    return torch.where(torch.isneginf(gumbel), gumbel, conditioned)
+
+
+def log_inclusion(log_q: Tensor, kappa: Tensor) -> Tensor:
+    """Natural log of the probability that a leaf is among the K best, given the threshold.
+
+    log q_kappa(y) = log(1 - exp(-e^(phi(y) - kappa))); 0 where kappa = -inf (every leaf was found).
+    Source: Kool et al. 2019, eq. 8; docs/algorithm.md eq. 6.
+
+    Args:
+        log_q: phi(y), log-probability of the leaf under the proposal.
+        kappa: the (K+1)-th largest perturbed log-mass, broadcastable.
+    """
+    return torch.log(-torch.expm1(-torch.exp(log_q - kappa)))

@@ -1,0 +1,351 @@
+"""Search in lock step: K rows per problem, all at the same depth ("sample" and "gumbel").
+
+The two modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the
+next step keeps. In "gumbel" every prefix carries G, the maximum of the Gumbel-perturbed log q over its leaves,
+so the K best prefixes of each depth are all that the K best leaves need (Kool et al. 2019), and a prefix once
+left out never comes back: the largest such G is kappa, the threshold of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
+from tinyzero_astar.rollout.gumbel import (
+    fold,
+    gumbel_noise,
+    log_inclusion,
+    mix64,
+    root_gumbel,
+    truncated_gumbel,
+)
+from tinyzero_astar.rollout.heuristic import (
+    Guidance,
+    f_score,
+    inverse_beta_of,
+    log_policy,
+    propose,
+    soft_value,
+)
+
+_NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no leaf at all
+
+
+@dataclass(frozen=True)
+class _Beam:
+    """K rows per problem; every tensor is [P, K]."""
+
+    priority: Tensor  # float64; -inf where there is no prefix
+    log_q: Tensor  # float64, phi of the prefix
+    log_pi: Tensor  # float64, g of the prefix
+    state: Tensor  # int64 hash of seed and prefix
+    slot: Tensor  # int64, decoder slot within the problem
+    row: Tensor  # int64, row of the latest StepOutput that evaluated the prefix
+    is_open: Tensor  # True where the prefix can be extended
+
+
+class _Choice(NamedTuple):
+    """The next K rows of every problem; [P, K] each."""
+
+    parent: Tensor  # row of the beam that each new row extends or carries on
+    token: Tensor  # the token it adds, or _NO_TOKEN
+    priority: Tensor
+    logp: Tensor
+    logq: Tensor
+
+
+class _Step(NamedTuple):
+    """What one step added; [P, K] each. Enough to read every leaf off backwards."""
+
+    parent: Tensor
+    token: Tensor
+    logp: Tensor
+    logq: Tensor
+    value: Tensor
+    child_logit: Tensor
+    priority: Tensor
+
+
+class Chooser(Protocol):
+    """Which K rows the next step keeps."""
+
+    def begin(self, root: StepOutput) -> _Beam:
+        """The beam that holds the prompts only."""
+        ...
+
+    def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
+        """The next rows, given log pi of every evaluated prefix [N, V]."""
+        ...
+
+    def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
+        """kappa [P] and the leaves' weights [P, K]."""
+        ...
+
+
+class Sampling:
+    """Independent draws by the Gumbel-max trick (or the mode itself, without noise)."""
+
+    def __init__(self, seeds: Tensor, num_rollouts: int, noise: bool = True) -> None:
+        self._seeds, self._num_rollouts, self._noise = seeds, num_rollouts, noise
+
+    def begin(self, root: StepOutput) -> _Beam:
+        device, shape = root.logits.device, (len(self._seeds), self._num_rollouts)
+        stream = torch.arange(self._num_rollouts, device=device)[None]
+        zero = torch.zeros(shape, dtype=torch.float64, device=device)
+        index = torch.zeros(shape, dtype=torch.int64, device=device)
+        return _Beam(
+            priority=zero,
+            log_q=zero,
+            log_pi=zero,
+            state=fold(mix64(self._seeds.to(device))[:, None], stream),
+            slot=index,
+            row=index + torch.arange(len(self._seeds), device=device)[:, None],
+            is_open=torch.ones(shape, dtype=torch.bool, device=device),
+        )
+
+    def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
+        rows = beam.row[beam.is_open]
+        perturbed = logp[rows]
+        if self._noise:
+            perturbed = perturbed + gumbel_noise(beam.state[beam.is_open], logp.shape[-1])
+        drawn = perturbed.argmax(-1)
+        token = torch.full_like(beam.row, _NO_TOKEN)
+        token[beam.is_open] = drawn
+        step_logp = torch.zeros_like(beam.log_pi)
+        step_logp[beam.is_open] = logp[rows, drawn].double()
+        parent = torch.arange(beam.row.shape[1], device=token.device).expand_as(token)
+        return _Choice(parent, token, beam.priority + step_logp, step_logp, step_logp)
+
+    def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
+        kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
+        return kappa, torch.full_like(beam.log_pi, 1.0 / self._num_rollouts)
+
+
+class WithoutReplacement:
+    """The K prefixes with the largest Gumbel-perturbed f; remembers the best one left out, kappa."""
+
+    def __init__(self, seeds: Tensor, num_rollouts: int, guidance: Guidance) -> None:
+        self._seeds, self._num_rollouts, self._guidance = seeds, num_rollouts, guidance
+
+    def begin(self, root: StepOutput) -> _Beam:
+        device, problems = root.logits.device, len(self._seeds)
+        shape = (problems, self._num_rollouts)
+        self._inverse_beta = inverse_beta_of(self._guidance, root.value_logit)
+        strength = torch.as_tensor(self._guidance.strength, dtype=root.logits.dtype, device=device)
+        self._strength = strength.expand(problems)
+        self._is_guided = bool((self._strength > 0).any())
+        self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
+        state = mix64(self._seeds.to(device))[:, None].expand(shape)
+        priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        priority[:, 0] = root_gumbel(state[:, 0])  # G(x) = 0 would bias eq. 6
+        zero = torch.zeros(shape, dtype=torch.float64, device=device)
+        index = torch.zeros(shape, dtype=torch.int64, device=device)
+        row = index + torch.arange(problems, device=device)[:, None]
+        return _Beam(priority, zero, zero, state, index, row, torch.isfinite(priority))
+
+    def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
+        problem, column = beam.is_open.nonzero(as_tuple=True)
+        rows = beam.row[problem, column]
+        logp = logp[rows]
+        logq = self._log_proposal(beam, output.child_logit[rows], logp, problem, column)
+        noise = gumbel_noise(beam.state[problem, column], logp.shape[-1])
+        perturbed = beam.log_q[problem, column][:, None] + logq + noise
+        best, token = perturbed.topk(min(self._num_rollouts + 1, logp.shape[-1]))
+        best = truncated_gumbel(best, best[:, :1], beam.priority[problem, column][:, None])
+
+        num_problems, num_columns = beam.row.shape
+        width = best.shape[1]
+        pool = best.new_full((num_problems, num_columns, width), -torch.inf)
+        pool[:, :, 0] = beam.priority  # leaves compete with what they are
+        pool[problem, column] = best
+        pool_token = torch.full_like(pool, _NO_TOKEN, dtype=torch.int64)
+        pool_token[problem, column] = token
+        priority, place = pool.flatten(1).topk(min(num_columns + 1, num_columns * width))
+        if priority.shape[1] > num_columns:
+            self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
+        priority, place = priority[:, :num_columns], place[:, :num_columns]
+
+        parent = place // width
+        chosen = pool_token.flatten(1).gather(1, place)
+        chosen = torch.where(torch.isneginf(priority), _NO_TOKEN, chosen)
+        is_extended = chosen != _NO_TOKEN
+        active = torch.zeros_like(beam.row)
+        active[problem, column] = torch.arange(len(rows), device=rows.device)
+        source = active.gather(1, parent)
+        step_logp = torch.where(is_extended, logp[source, chosen].double(), 0.0)
+        step_logq = torch.where(is_extended, logq[source, chosen].double(), 0.0)
+        return _Choice(parent, chosen, priority, step_logp, step_logq)
+
+    def _log_proposal(
+        self, beam: _Beam, child_logit: Tensor, logp: Tensor, problem: Tensor, column: Tensor
+    ) -> Tensor:
+        if not self._is_guided:
+            return logp
+        child_h = soft_value(child_logit, self._inverse_beta[problem][:, None])
+        log_weight = (beam.log_pi - beam.log_q)[problem, column].to(logp.dtype)
+        return propose(logp, child_h, log_weight, self._strength[problem], self._guidance.cap).logq
+
+    def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
+        weight = torch.exp(beam.log_pi - log_inclusion(beam.log_q, self._kappa[:, None]))
+        return self._kappa, torch.where(torch.isneginf(beam.priority), 0.0, weight)
+
+
+def lock_step(
+    chooser: Chooser,
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    num_rollouts: int,
+    max_search_depth: int,
+    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+    trace: list[TraceNode] | None = None,
+) -> Rollouts:
+    """Run `chooser` to the end of every leaf; `guidance` only scores the nodes of `trace`."""
+    output = decoder.start(prompts, num_rollouts)
+    beam = chooser.begin(output)
+    root_logit = output.value_logit
+    expanded = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
+    decoded, forks, max_open = torch.zeros_like(expanded), torch.zeros_like(expanded), torch.ones_like(expanded)
+    history: list[_Step] = []
+    for depth in range(1, max_search_depth + 1):
+        choice = chooser.choose(beam, output, log_policy(output.logits))
+        row = beam.row.gather(1, choice.parent)
+        history.append(
+            _Step(
+                choice.parent,
+                choice.token,
+                choice.logp,
+                choice.logq,
+                torch.sigmoid(output.value_logit.double())[row],
+                output.child_logit[row, choice.token.clamp(min=0)],
+                choice.priority,
+            )
+        )
+        beam = _extend(beam, choice, decoder.eos_id, is_last=depth == max_search_depth)
+        if not bool(beam.is_open.any()):
+            break
+        source = beam.slot
+        slot, num_forked = _assign_slots(source, beam.is_open)
+        problem, column = beam.is_open.nonzero(as_tuple=True)
+        base = problem * num_rollouts
+        output = decoder.step(
+            tokens=choice.token[problem, column],
+            source=base + source[problem, column],
+            length=torch.full_like(problem, depth - 1),
+            target=base + slot[problem, column],
+        )
+        row = torch.zeros_like(beam.row)
+        row[problem, column] = torch.arange(len(problem), device=row.device)
+        beam = replace(beam, slot=slot, row=row)
+        num_open = beam.is_open.sum(1)
+        expanded, decoded, forks = expanded + num_open, decoded + num_open, forks + num_forked
+        max_open = torch.maximum(max_open, num_open)
+    stats = SearchStats(expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded))
+    if trace is not None:
+        trace.extend(_trace(history, beam, root_logit, guidance, decoder.eos_id))
+    return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
+
+
+def _extend(beam: _Beam, choice: _Choice, eos_id: int, is_last: bool) -> _Beam:
+    """The beam after each row took its token; a depth-limited row is closed as a leaf."""
+    is_extended = choice.token != _NO_TOKEN
+    state = beam.state.gather(1, choice.parent)
+    return _Beam(
+        priority=choice.priority,
+        log_q=beam.log_q.gather(1, choice.parent) + choice.logq,
+        log_pi=beam.log_pi.gather(1, choice.parent) + choice.logp,
+        state=torch.where(is_extended, fold(state, choice.token), state),
+        slot=beam.slot.gather(1, choice.parent),
+        row=beam.row.gather(1, choice.parent),
+        is_open=is_extended & (choice.token != eos_id) & (not is_last),
+    )
+
+
+def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
+    """A slot of its own for every open row: the first row of a source stays, the others fork to free slots.
+
+    Args:
+        source: [P, K] slot where each row's prefix stands, in [0, K).
+        is_open: [P, K] rows that need a slot.
+
+    Returns:
+        The slots [P, K], distinct over a problem's open rows, and the number of forks [P].
+    """
+    num_slots = source.shape[1]
+    same = (source[:, :, None] == source[:, None, :]) & is_open[:, :, None] & is_open[:, None, :]
+    is_fork = same.tril(-1).any(2)
+    num_owners = torch.zeros_like(source).scatter_add(1, source, is_open.long())
+    free = (num_owners > 0).to(torch.int8).argsort(dim=1, stable=True)  # free slots first, in order
+    rank = (is_fork.cumsum(1) - 1).clamp(min=0)
+    slot = torch.where(is_fork, free.gather(1, rank.clamp(max=num_slots - 1)), source)
+    return slot, is_fork.sum(1)
+
+
+def _read_leaves(
+    history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: int, stats: SearchStats
+) -> Rollouts:
+    """Every row's tokens, read backwards along the parents, best priority first."""
+    order = beam.priority.argsort(dim=1, descending=True, stable=True)
+    row = order
+    steps: list[_Step] = []
+    for step in reversed(history):
+        steps.append(_Step(*(field.gather(1, row) for field in step)))
+        row = step.parent.gather(1, row)
+    tokens, logp, logq, value = (
+        torch.stack([getattr(s, name) for s in reversed(steps)], -1) for name in ("token", "logp", "logq", "value")
+    )
+    is_token = tokens != _NO_TOKEN
+    tokens = torch.where(is_token, tokens, eos_id)
+    length = is_token.sum(-1)
+    kappa, weight = chooser.weight(beam)
+    last = tokens.gather(-1, (length - 1).clamp(min=0)[..., None])[..., 0]
+    return Rollouts(
+        tokens=tokens,
+        length=length,
+        is_finished=(length > 0) & (last == eos_id),
+        logp=torch.where(is_token, logp, 0.0),
+        logq=torch.where(is_token, logq, 0.0),
+        value=torch.where(is_token, value, 0.0),
+        priority=beam.priority.gather(1, order),
+        kappa=kappa,
+        weight=weight.gather(1, order),
+        stats=stats,
+    )
+
+
+def _trace(
+    history: list[_Step], beam: _Beam, root_logit: Tensor, guidance: Guidance, eos_id: int
+) -> list[TraceNode]:
+    """The kept prefixes of every problem as nodes, parents before children."""
+    inverse_beta = inverse_beta_of(guidance, root_logit)
+    root_h = soft_value(root_logit, inverse_beta)
+    nodes: list[TraceNode] = []
+    for problem in range(len(root_logit)):
+        root = TraceNode(problem, 0, -1, _NO_TOKEN, 0, 0.0, float(root_h[problem]), 0.0, 0.0, "expanded")
+        nodes.append(replace(root, f=root.g + root.h))
+        at_row = [nodes[-1]] * beam.row.shape[1]
+        num_nodes = 1
+        for depth, step in enumerate(history, start=1):
+            child_h = soft_value(step.child_logit[problem], inverse_beta[problem])
+            next_row = []
+            for k, parent in enumerate(at_row[j] for j in step.parent[problem].tolist()):
+                token = int(step.token[problem, k])
+                if token == _NO_TOKEN:
+                    next_row.append(parent)
+                    continue
+                g, h = parent.g + float(step.logp[problem, k]), float(child_h[k])
+                f = float(f_score(torch.tensor(g), torch.tensor(h)))
+                is_leaf = token == eos_id or depth == len(history)
+                status: Literal["leaf", "expanded"] = "leaf" if is_leaf else "expanded"
+                priority = float(step.priority[problem, k])
+                nodes.append(
+                    TraceNode(problem, num_nodes, parent.node, token, depth, g, h, f, priority, status)
+                )
+                next_row.append(nodes[-1])
+                num_nodes += 1
+            at_row = next_row
+    return nodes
