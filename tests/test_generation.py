@@ -192,6 +192,10 @@ def test_train_problems_never_change() -> None:
     assert [p.text for p in _task(seed=0, num_problems=100).train_problems(0, 4)] == [
         "34*47", "68*88", "47*16", "26*55",
     ]  # fmt: skip
+    # The last two problems of an epoch of 50, then the next epoch.
+    assert [p.text for p in _task(seed=0).train_problems(2, 24)[:6]] == [
+        "11*43", "34*47", "36*28", "39*18", "65*36", "14*14",
+    ]  # fmt: skip
     wide = Multiplication(1, 6, 100, 7, "compact")
     assert [p.text for p in wide.train_problems(0, 3)] == [
         "473259*98", "698193*51118", "734501*6948",

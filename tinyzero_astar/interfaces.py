@@ -10,9 +10,9 @@ D hidden width, N rows of one decoder call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class Rollouts:
 
     tokens: Tensor  # [P, K, T] int64, generated tokens only (eos included), padded with eos_id
     length: Tensor  # [P, K] int64, 0 where there is no k-th leaf
-    is_finished: Tensor  # [P, K] True where the leaf ended with eos, False where the depth limit cut it
+    is_finished: Tensor  # [P, K] True where eos ended the leaf, False where the depth limit cut it
     logp: Tensor  # [P, K, T] log pi of each token (0 after length)
     logq: Tensor  # [P, K, T] log q of each token under the search's proposal (0 after length)
     value: Tensor  # [P, K, T] p(s) before each token (0 after length)
@@ -129,3 +129,38 @@ class TraceNode:
     f: float  # g + h
     priority: float  # what the search ordered by: G (gumbel), f (best_first), g (sample)
     status: Literal["expanded", "leaf", "open"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rollouts of one iteration as the update sees them; rows are completions, problem by problem."""
+
+    ids: Tensor  # [B, L] prompt and completion, padded on the right
+    prompt_length: Tensor  # [B]
+    tokens: Tensor  # [B, T] the completions
+    is_token: Tensor  # [B, T] True at generated tokens
+    problem: Tensor  # [B] index of the problem within the iteration
+    weight: Tensor  # [B] inclusion weights; sum to about 1 per problem
+    accuracy: Tensor  # [B] accuracy reward, 0 or 1
+    format: Tensor  # [B] format reward, 0 or 1
+    reward: Tensor  # [B] what the policy is trained on, a weighted sum of the two
+    logp_sampler: Tensor  # [B, T] log pi as the search recorded it
+    logp_old: Tensor  # [B, T] log pi by the trainer's own forward, before any update
+    value: Tensor  # [B, T] V of the prefix before each token, in units of reward
+    advantage: Tensor  # [B, T]
+
+
+class Algorithm(Protocol):
+    """What turns rewarded rollouts into a loss."""
+
+    def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """Fill in weights and advantages, without gradients; returns what is worth logging."""
+        ...
+
+    def loss(self, batch: Batch, logp: Tensor) -> Tensor:
+        """The loss of a micro-batch as a sum; `logp` [B, T] carries the gradient."""
+        ...
+
+    def count(self, batch: Batch) -> float:
+        """What the summed loss is divided by, over the whole optimizer batch."""
+        ...

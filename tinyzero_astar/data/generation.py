@@ -168,7 +168,7 @@ class Multiplication:
         """
         order = self._shuffled(epoch)
         num_before = epoch * self.num_problems % count  # places that the batch has filled already
-        if num_before == 0 or self.num_problems < 2 * count:
+        if num_before == 0:
             return order
         before = set(self._shuffled(epoch - 1)[-num_before:])
         return sorted(order[:-count], key=before.__contains__) + order[-count:]  # stable

@@ -1,0 +1,346 @@
+"""Typed configuration and its presets; the one place where values and their ranges are stated.
+
+A preset is a complete run. `python train.py --config local --search.beam-width 12` starts from preset `local` and
+changes one field. Checks that concern more than one field stand in `check`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base model."""
+
+    model_name: str = "embedded"
+    """Name of a Hugging Face causal language model, a folder, or "embedded": the base in the package."""
+    max_seq_length: int = 128
+    """Tokens of prompt and completion together."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the language model's weights and activations; the value model is always float32."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Multiplication problems."""
+
+    min_digits: int = 2
+    """Fewest digits of an operand."""
+    max_digits: int = 2
+    """Most digits of an operand."""
+    num_problems: int = 2000
+    """Size of the training set."""
+    template: Literal["conversation", "compact"] = "compact"
+    """How a question is worded: `conversation` for real base models, `compact` for the embedded one."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Weights of the two rewards."""
+
+    accuracy: float = 1.0
+    """For the right integer in a well-formed completion."""
+    format: float = 0.1
+    """For a well-formed completion."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How training rollouts are found."""
+
+    mode: Literal["sample", "gumbel", "best_first"] = "gumbel"
+    """gumbel: A* without replacement, exact weights; sample: independent; best_first: literal A*, biased."""
+    num_rollouts_per_problem: int = 8
+    """K, leaves per problem."""
+    beam_width: int = 12
+    """Size of a problem's open list; gumbel needs K + 1 and is lossless from there on."""
+    max_search_depth: int = 80
+    """Most generated tokens; a longer completion is cut and earns nothing."""
+    guidance_strength: float = 0.0
+    """Upper end of tau, 0 to 1: how much the value model bends the proposal; 0 searches the policy itself."""
+    inverse_beta: float | Literal["balanced"] = "balanced"
+    """1/beta of the heuristic, nats per unit of success; balanced: half of the proposal succeeds."""
+    max_inverse_beta: float = 3.0
+    """Bound on |1/beta| when balanced."""
+    weight_cap: float | None = 2.0
+    """Bound on policy over proposal for every leaf; None: no bound."""
+    unguided_fraction: float = 0.1
+    """Share of problems that are searched without guidance, always."""
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The value model: the search's heuristic and the update's baseline."""
+
+    hidden_size: int = 128
+    """Width of its MLP."""
+    learning_rate: float = 3e-3
+    """Constant."""
+    update_frequency: int = 1
+    """It is trained in every that many policy updates."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The policy update."""
+
+    num_iterations: int = 30
+    """Iterations of search and update."""
+    problems_per_iteration: int = 32
+    """Problems searched per iteration."""
+    batch_size: int = 16
+    """Problems per optimizer step."""
+    num_epochs: int = 1
+    """Passes over an iteration's rollouts."""
+    learning_rate: float = 6e-4
+    """Peak; decays linearly to 0."""
+    warmup_iterations: int = 1
+    """Linear warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's, on matrices."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    clip_low: float = 0.2
+    """The ratio is clipped below 1 minus this."""
+    clip_high: float = 0.28
+    """The ratio is clipped above 1 plus this."""
+    gae_lambda: float = 1.0
+    """Lambda of the generalized advantage; 1 is reward minus value."""
+    advantage_floor: float = 0.2
+    """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
+    micro_batch_tokens: int = 16384
+    """Padded tokens per forward and backward."""
+    ratio_tolerance: float = 1e-4
+    """Alarm when the sampler's and the trainer's probabilities differ by more, as a ratio minus 1."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation on held-out problems."""
+
+    eval_frequency: int = 10
+    """Every that many iterations, besides the start and the end."""
+    num_problems: int = 500
+    """Held-out problems."""
+    num_samples: int = 4
+    """Sampled completions per problem; pass@k is reported up to this k."""
+    max_rows: int = 512
+    """Sequences decoded at once."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about a run that is not about learning."""
+
+    seed: int = 0
+    """Of problems' order and search noise; equal seeds give equal runs."""
+    num_threads: int = 0
+    """CPU threads of PyTorch; 0: all cores, but one when the machine is already busy."""
+    checkpoint_frequency: int = 50
+    """Every that many iterations, besides the end."""
+    sample_frequency: int = 5
+    """Completions are shown every that many iterations."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+_LOCAL = Config(
+    model=ModelConfig(model_name="Qwen/Qwen2.5-1.5B", max_seq_length=512, dtype="bfloat16"),
+    data=DataConfig(min_digits=2, max_digits=2, num_problems=100, template="conversation"),
+    search=SearchConfig(num_rollouts_per_problem=4, beam_width=8, max_search_depth=200),
+    value=ValueConfig(hidden_size=512, learning_rate=1e-4, update_frequency=1),
+    train=TrainConfig(
+        num_iterations=20,
+        problems_per_iteration=16,
+        batch_size=4,
+        learning_rate=1e-5,
+        warmup_iterations=2,
+        ratio_tolerance=0.1,
+    ),
+    eval=EvalConfig(eval_frequency=5, num_problems=100, num_samples=4, max_rows=128),
+    run=RunConfig(checkpoint_frequency=10),
+)
+
+_TRAINING = Config(
+    model=ModelConfig(model_name="Qwen/Qwen2.5-3B", max_seq_length=512, dtype="bfloat16"),
+    data=DataConfig(min_digits=2, max_digits=3, num_problems=1000, template="conversation"),
+    search=SearchConfig(num_rollouts_per_problem=4, beam_width=8, max_search_depth=200),
+    value=ValueConfig(hidden_size=512, learning_rate=1e-4, update_frequency=5),
+    train=TrainConfig(
+        num_iterations=100,
+        problems_per_iteration=32,
+        batch_size=4,
+        learning_rate=1e-5,
+        warmup_iterations=5,
+        ratio_tolerance=0.1,
+    ),
+    eval=EvalConfig(eval_frequency=10, num_problems=500, num_samples=4, max_rows=256),
+    run=RunConfig(checkpoint_frequency=20),
+)
+
+PRESETS = {"tiny": Config(), "local": _LOCAL, "training": _TRAINING}
+
+
+def check(config: Config) -> None:
+    """Refuse values outside their range, one clear sentence for the first.
+
+    Raises:
+        ValueError: names the field, its value and the remedy.
+    """
+    _check_ranges(config)
+    search, train = config.search, config.train
+    if search.mode == "gumbel" and search.beam_width < search.num_rollouts_per_problem + 1:
+        raise ValueError(
+            f"beam_width {search.beam_width} must be at least num_rollouts_per_problem + 1 ="
+            f" {search.num_rollouts_per_problem + 1}: the best prefix left out is the threshold of the weights"
+        )
+    if config.data.min_digits > config.data.max_digits:
+        raise ValueError(
+            f"min_digits {config.data.min_digits} must not exceed max_digits {config.data.max_digits}"
+        )
+    if train.batch_size > train.problems_per_iteration:
+        raise ValueError(
+            f"batch_size {train.batch_size} must not exceed problems_per_iteration"
+            f" {train.problems_per_iteration}: an optimizer step uses problems of one iteration"
+        )
+    if train.problems_per_iteration > config.data.num_problems:
+        raise ValueError(
+            f"problems_per_iteration {train.problems_per_iteration} must not exceed num_problems"
+            f" {config.data.num_problems}: no problem twice in an iteration"
+        )
+    if search.mode == "best_first" and isinstance(search.inverse_beta, float) and search.inverse_beta < 0:
+        raise ValueError(
+            f"inverse_beta {search.inverse_beta} must not be negative with mode best_first: it would look for"
+            " the most probable failures"
+        )
+
+
+_RANGES: dict[str, tuple[float, float]] = {  # inclusive
+    "model.max_seq_length": (8, 1 << 20),
+    "data.min_digits": (1, 6),
+    "data.max_digits": (1, 6),
+    "data.num_problems": (1, 10**7),
+    "reward.accuracy": (1e-6, 1e6),
+    "reward.format": (0, 1e6),
+    "search.num_rollouts_per_problem": (1, 1024),
+    "search.beam_width": (1, 4096),
+    "search.max_search_depth": (1, 1 << 20),
+    "search.guidance_strength": (0, 1),
+    "search.inverse_beta": (-20, 20),
+    "search.max_inverse_beta": (0, 20),
+    "search.weight_cap": (1 + 1e-6, 1e6),
+    "search.unguided_fraction": (0, 1),
+    "value.hidden_size": (1, 1 << 16),
+    "value.learning_rate": (0, 1),
+    "value.update_frequency": (1, 10**6),
+    "train.num_iterations": (0, 10**7),
+    "train.problems_per_iteration": (1, 10**6),
+    "train.batch_size": (1, 10**6),
+    "train.num_epochs": (1, 100),
+    "train.learning_rate": (0, 1),
+    "train.warmup_iterations": (0, 10**7),
+    "train.weight_decay": (0, 10),
+    "train.max_grad_norm": (1e-6, 1e6),
+    "train.clip_low": (1e-6, 1 - 1e-6),
+    "train.clip_high": (1e-6, 100),
+    "train.gae_lambda": (0, 1),
+    "train.advantage_floor": (1e-6, 1e6),
+    "train.micro_batch_tokens": (1, 1 << 30),
+    "train.ratio_tolerance": (0, 1e6),
+    "eval.eval_frequency": (1, 10**7),
+    "eval.num_problems": (1, 10**6),
+    "eval.num_samples": (1, 1024),
+    "eval.max_rows": (1, 1 << 20),
+    "run.seed": (0, 2**62),
+    "run.num_threads": (0, 1024),
+    "run.checkpoint_frequency": (1, 10**7),
+    "run.sample_frequency": (1, 10**7),
+}
+
+
+def _check_ranges(config: Config) -> None:
+    for name, (low, high) in _RANGES.items():
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
+        if isinstance(value, (int, float)) and not low <= value <= high:
+            raise ValueError(f"{name} {value} is out of range: it must lie between {low:g} and {high:g}")
+
+
+def to_json(config: Config) -> str:
+    """The resolved configuration as indented JSON."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(path: Path) -> Config:
+    """A configuration saved by `to_json`.
+
+    Raises:
+        ValueError: the file is missing, is no JSON, or holds unknown or wrong fields.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: it should hold the configuration of a run") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a checkpoint") from None
+    return from_dict(data, str(path))
+
+
+def from_dict(data: Any, source: str) -> Config:
+    """A configuration from nested dictionaries; `source` names where they came from.
+
+    Raises:
+        ValueError: a field is unknown, of the wrong type, or out of range.
+    """
+    config: Config = _build(Config, data, source)
+    check(config)
+    return config
+
+
+def _build(kind: type, data: Any, source: str) -> Any:
+    known = typing.get_type_hints(kind)
+    if not isinstance(data, dict) or set(data) - set(known):
+        unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else data
+        raise ValueError(f"{source}: {unknown} is not a field of {kind.__name__}; this version knows {sorted(known)}")
+    values = {}
+    for key, value in data.items():
+        wanted = known[key]
+        if dataclasses.is_dataclass(wanted):
+            values[key] = _build(typing.cast(type, wanted), value, source)
+        elif _fits(value, wanted):
+            values[key] = value
+        else:
+            raise ValueError(f"{source}: {key} is {value!r}, which is not of type {wanted}")
+    return kind(**values)
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal:
+        return value in choices
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, wanted)

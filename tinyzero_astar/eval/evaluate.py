@@ -1,0 +1,120 @@
+"""Evaluation on held-out problems: greedy accuracy, sampled pass@k, format, each with a 95 % interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.interfaces import Problem
+from tinyzero_astar.rollout.astar_search import Guidance
+from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+
+_Z95 = 1.959963984540054
+_EVAL_ITERATION = 1 << 40  # the noise of evaluations, apart from that of any training iteration
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share of held-out problems with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:5.1f} %  [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson(value: float, count: int) -> Estimate:
+    """Wilson's score interval at 95 % for a share of `count` independent problems.
+
+    For an average of per-problem shares it is conservative: a variable in [0, 1] of mean p has at most the
+    variance p (1 - p) of a coin. Source: Wilson 1927.
+    """
+    z2 = _Z95**2
+    centre = (value + z2 / (2 * count)) / (1 + z2 / count)
+    half = _Z95 * math.sqrt(value * (1 - value) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+    return Estimate(value, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
+    """Unbiased probability that one of k samples is correct: 1 - C(n - c, k) / C(n, k), per problem.
+
+    Source: Chen et al. 2021, eq. 1.
+
+    Args:
+        num_correct: [P] correct among the samples, c.
+        num_samples: n >= k.
+        k: samples allowed.
+    """
+    misses = [math.comb(num_samples - int(c), k) / math.comb(num_samples, k) for c in num_correct]
+    return 1.0 - torch.tensor(misses, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; `estimates` by the names of docs/metrics.md."""
+
+    estimates: dict[str, Estimate]
+    mean_length: float
+    num_problems: int
+    greedy: list[RewardedRollouts]
+
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers for the log, intervals included."""
+        flat: dict[str, float] = {"eval/num_problems": self.num_problems, "eval/mean_length": self.mean_length}
+        for name, estimate in self.estimates.items():
+            flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        return flat
+
+
+def evaluate(
+    generator: Generator,
+    problems: Sequence[Problem],
+    settings: SearchSettings,
+    *,
+    num_samples: int,
+    max_rows: int,
+) -> Evaluation:
+    """Greedy and sampled completions of every problem, judged.
+
+    Args:
+        generator: of the policy to evaluate.
+        problems: held out.
+        settings: for the depth limit; sampling is always independent, whatever the training mode.
+        num_samples: sampled completions per problem.
+        max_rows: sequences decoded at once.
+    """
+    sampling = replace(settings, mode="sample", num_rollouts=num_samples, guidance=Guidance(strength=0.0))
+    greedy = [
+        generator.greedy(chunk, settings.max_search_depth) for chunk in _chunks(problems, max_rows)
+    ]
+    sampled = [
+        generator.generate(chunk, sampling, seed=0, iteration=_EVAL_ITERATION)
+        for chunk in _chunks(problems, max(1, max_rows // num_samples))
+    ]
+    count = len(problems)
+
+    def share(values: Tensor) -> Estimate:
+        return wilson(float(values.mean()), count)
+
+    num_correct = torch.cat([s.accuracy.sum(1) for s in sampled])
+    estimates = {
+        "eval/greedy_accuracy": share(torch.cat([g.accuracy[:, 0] for g in greedy])),
+        "eval/greedy_format": share(torch.cat([g.format[:, 0] for g in greedy])),
+        "eval/sampled_format": share(torch.cat([s.format.mean(1) for s in sampled])),
+    }
+    k = 1
+    while k <= num_samples:
+        estimates[f"eval/pass_at_{k}"] = share(pass_at_k(num_correct, num_samples, k))
+        k *= 2
+    length = torch.cat([s.rollouts.length.double().mean(1) for s in sampled]).mean()
+    return Evaluation(estimates, float(length), count, greedy)
+
+
+def _chunks(problems: Sequence[Problem], size: int) -> list[Sequence[Problem]]:
+    return [problems[i : i + size] for i in range(0, len(problems), size)]

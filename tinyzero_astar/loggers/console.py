@@ -1,0 +1,79 @@
+"""What a person sees: one line per iteration, a progress bar with the time left, tables, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+_MAX_SAMPLE_CHARACTERS = 600
+
+
+class ConsoleLogger:
+    """Writes to the terminal; plain lines when the output is no terminal."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One line; brackets in it are not markup."""
+        self.console.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        """One line that stands out."""
+        self.console.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+    def start(self, num_iterations: int, done: int) -> None:
+        """Show a progress bar until `stop`."""
+        if not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("iterations, left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._progress.add_task("training", total=num_iterations, completed=done)
+        self._progress.start()
+
+    def stop(self) -> None:
+        """Remove the progress bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
+        """The one line of an iteration."""
+        m = metrics
+        self.console.print(
+            f"iteration [bold]{number:4d}[/]"
+            f"  rollouts [bold]{100 * m['rollout/accuracy']:5.1f} %[/] right"
+            f"  policy {100 * m['rollout/policy_accuracy']:5.1f} % (Σŵ {m['weight/sum']:.2f})"
+            f"  loss {m['train/policy_loss']:+.3f} value {m['train/value_loss']:.3f}"
+            f"  {int(m['search/num_decoded_tokens']):,} tokens"
+            f"  {int(m['search/num_expanded']):,} expanded"
+            f"  {m['time/iteration_s']:.1f} s"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=number)
+
+    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """A small two-column table."""
+        table = Table(title=escape(title), show_header=False, title_justify="left", title_style="bold")
+        for name, value in rows:
+            table.add_row(escape(name), escape(value))
+        self.console.print(table)
+
+    def sample(self, question: str, completion: str, verdict: str) -> None:
+        """One completion with what the verifier said."""
+        shown = completion[:_MAX_SAMPLE_CHARACTERS]
+        rest = len(completion) - len(shown)
+        text = " ⏎ ".join(shown.splitlines()) + (f" … ({rest} more characters)" if rest else "")
+        self.console.print(f"  [cyan]{escape(question)}[/]  {escape(text)}  [dim]({escape(verdict)})[/]")

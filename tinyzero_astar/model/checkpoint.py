@@ -1,0 +1,107 @@
+"""Checkpoints: `checkpoint_iter_<N>/`, a Hugging Face folder with what resuming needs beside it.
+
+model.safetensors, config.json and the tokenizer load with plain `from_pretrained`. trainer.safetensors holds the
+value model, both optimizers and PyTorch's random state; trainer.json the iteration, the count of updates and the
+run's configuration. Search noise and problem order are functions of seed and iteration, so they need no state.
+No pickle anywhere. A checkpoint appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from tinyzero_astar.model.model import Policy
+
+_TENSORS, _STATE = "trainer.safetensors", "trainer.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    state: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint, replacing an older one of the same name only when the new one is complete."""
+    partial = folder.with_name(folder.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    policy.language_model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    tensors = {f"value_model.{k}": v for k, v in policy.value_model.state_dict().items()}
+    tensors["random_state"] = torch.get_rng_state()
+    for name, optimizer in optimizers.items():
+        for index, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}.{slot}": value for slot, value in slots.items()}
+    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
+    (partial / _STATE).write_text(json.dumps(dict(state), indent=2))
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def load_trainer(
+    folder: Path, policy: Policy, optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Load value model, optimizers and random state in place; returns the saved state.
+
+    Without optimizers (evaluation) only the value model is loaded.
+
+    Raises:
+        ValueError: a file is missing, damaged, or of another shape.
+    """
+    state = read_state(folder)
+    try:
+        tensors = load_file(folder / _TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"checkpoint {folder}: {_TENSORS} cannot be read ({error}); use another one") from None
+    value = {k.removeprefix("value_model."): v for k, v in tensors.items() if k.startswith("value_model.")}
+    try:
+        policy.value_model.load_state_dict(value)
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {folder}: its value model does not fit ({str(error).splitlines()[-1].strip()});"
+            " use the configuration that it was saved with"
+        ) from None
+    for name, optimizer in optimizers.items():
+        _load_optimizer(optimizer, name, tensors)
+    if optimizers:
+        torch.set_rng_state(tensors["random_state"])
+    return state
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint: iteration, num_updates, config.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        state = json.loads((folder / _STATE).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"checkpoint {folder}: {_STATE} cannot be read ({error}); use another one") from None
+    if not isinstance(state, dict) or not {"iteration", "num_updates", "config"} <= set(state):
+        raise ValueError(f"checkpoint {folder}: {_STATE} lacks iteration, num_updates or config; use another one")
+    return state
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, name: str, tensors: dict[str, Tensor]) -> None:
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith(f"{name}."):
+            index, slot = key.removeprefix(f"{name}.").split(".")
+            slots.setdefault(int(index), {})[slot] = value
+    blank = optimizer.state_dict()
+    optimizer.load_state_dict({"state": slots, "param_groups": blank["param_groups"]})

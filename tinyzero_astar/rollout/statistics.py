@@ -1,0 +1,71 @@
+"""What a batch of rollouts looks like from outside: diversity, weights, cost. Pure functions on `Rollouts`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.interfaces import Rollouts
+
+
+def unique_fraction(rollouts: Rollouts) -> float:
+    """Distinct leaves over leaves, averaged over problems; 1 for sampling without replacement."""
+    tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
+    shares = []
+    for row, length in zip(tokens, rollouts.length, strict=True):
+        found = row[length > 0]
+        shares.append(len(torch.unique(found, dim=0)) / max(1, len(found)))
+    return sum(shares) / len(shares)
+
+
+def shared_prefix_fraction(rollouts: Rollouts) -> float:
+    """Length of the common prefix of two leaves of a problem over the shorter's length, averaged over pairs."""
+    tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
+    same = (tokens[:, :, None] == tokens[:, None, :]) & rollouts.is_token[:, :, None]  # [P, K, K, T]
+    common = same.long().cumprod(-1).sum(-1)
+    shorter = torch.minimum(rollouts.length[:, :, None], rollouts.length[:, None, :])
+    is_pair = (shorter > 0) & ~torch.eye(shorter.shape[1], dtype=torch.bool, device=shorter.device)
+    if not bool(is_pair.any()):
+        return 0.0
+    return float((common / shorter.clamp(min=1))[is_pair].mean())
+
+
+def effective_sample_size(weight: Tensor) -> Tensor:
+    """(sum w)^2 / sum w^2 of every problem, in [1, K]; [P]."""
+    return weight.sum(1).square() / weight.square().sum(1).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def rollout_metrics(rollouts: Rollouts, weight: Tensor, accuracy: Tensor) -> dict[str, float]:
+    """Everything that is logged of a search; names as in docs/metrics.md.
+
+    Args:
+        rollouts: of P problems.
+        weight: [P, K] the weights that the update uses.
+        accuracy: [P, K] 1 where the leaf is correct.
+    """
+    has_leaf = rollouts.length > 0
+    num_leaves = has_leaf.sum().clamp(min=1)
+    stats = rollouts.stats
+    num_tokens = int(stats.num_decoded_tokens.sum())
+    estimate = (weight * accuracy).sum(1)
+    is_mixed = (accuracy * has_leaf).amax(1) != torch.where(has_leaf, accuracy, 1.0).amin(1)
+    return {
+        "rollout/accuracy": float((accuracy * has_leaf).sum() / num_leaves),
+        "rollout/policy_accuracy": float(estimate.mean()),
+        "rollout/policy_accuracy_stderr": float(estimate.std() / len(estimate) ** 0.5) if len(estimate) > 1 else 0.0,
+        "rollout/mixed_fraction": float(is_mixed.double().mean()),
+        "rollout/length": float(rollouts.length.sum() / num_leaves),
+        "rollout/finished_fraction": float(rollouts.is_finished.sum() / num_leaves),
+        "rollout/unique_fraction": unique_fraction(rollouts),
+        "rollout/shared_prefix_fraction": shared_prefix_fraction(rollouts),
+        "weight/sum": float(weight.sum(1).mean()),
+        "weight/max": float(weight.max()),
+        "weight/effective_sample_size": float(effective_sample_size(weight).mean()),
+        "search/num_expanded": int(stats.num_expanded.sum()),
+        "search/num_forks": int(stats.num_forks.sum()),
+        "search/num_decoded_tokens": num_tokens,
+        "search/max_open": int(stats.max_open.max()),
+        "search/num_open_final": int(stats.num_open_final.sum()),
+        "search/num_pruned": int(stats.num_pruned.sum()),
+        "search/tokens_per_leaf": num_tokens / int(num_leaves),
+    }

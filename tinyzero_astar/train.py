@@ -1,0 +1,110 @@
+"""The command line: options in, one of training, resuming or evaluating out.
+
+PyTorch is imported only after the options were understood, so that `--help` and mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tinyzero_astar.config import PRESETS, Config, check, from_json
+from tinyzero_astar.run_folder import CONFIG, latest_checkpoint, resolve_checkpoint
+
+USAGE_ERROR = 2
+
+
+@dataclass(frozen=True)
+class Command(Config):
+    """Teach a base model verifiable arithmetic by reinforcement learning on searched rollouts.
+
+    Without options: preset tiny, the embedded base model, on a CPU, in a minute or two.
+    """
+
+    config: Literal["tiny", "local", "training"] = "tiny"
+    """Preset that the other options change."""
+    output_dir: Path | None = None
+    """Folder of the run; default: runs/PRESET-NNN."""
+    resume: Path | None = None
+    """Folder of a run to continue, with its own configuration."""
+    eval_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Evaluate and stop."""
+    checkpoint: Path | None = None
+    """Checkpoint folder to evaluate (with --eval-only); NAME.pt also means the folder NAME."""
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The command of an argument list, the preset's values filled in and checked.
+
+    Raises:
+        ValueError: a value is out of range, or options contradict each other.
+        SystemExit: an option is unknown or of the wrong type (status 2), or --help was asked for (0).
+    """
+    preset = PRESETS.get(_preset_name(argv), PRESETS["tiny"])
+    default = Command(**{f.name: getattr(preset, f.name) for f in fields(Config)})
+    command = tyro.cli(Command, prog="train.py", args=list(argv), default=default)
+    check(command)
+    if command.checkpoint is not None and not command.eval_only:
+        raise ValueError(
+            f"--checkpoint {command.checkpoint} goes with --eval-only; to continue a run use --resume RUN"
+        )
+    if command.resume is not None:
+        if command.eval_only:
+            raise ValueError("--resume and --eval-only exclude each other; evaluate with --checkpoint")
+        if _config_of(command) != preset or command.output_dir is not None:
+            raise ValueError(
+                f"--resume {command.resume} continues with the run's own configuration: leave other options out"
+            )
+    return command
+
+
+def _preset_name(argv: Sequence[str]) -> str:
+    for position, word in enumerate(argv):
+        if word == "--config" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return "tiny"
+
+
+def _config_of(command: Command) -> Config:
+    return Config(**{f.name: getattr(command, f.name) for f in fields(Config)})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    try:
+        command = parse(sys.argv[1:] if argv is None else argv)
+        if command.eval_only and command.checkpoint is not None:
+            checkpoint = resolve_checkpoint(command.checkpoint, command.config)
+        elif command.resume is not None:
+            checkpoint = latest_checkpoint(command.resume)
+            config = from_json(command.resume / CONFIG)
+    except ValueError as error:
+        return _refuse(error)
+
+    from tinyzero_astar import trainer  # PyTorch and transformers: seconds
+
+    try:
+        if command.eval_only:
+            source = checkpoint if command.checkpoint is not None else None
+            session, folder = trainer.open_evaluation(_config_of(command), source, command)
+        elif command.resume is not None:
+            session = trainer.open_run(config, command.resume, checkpoint)
+        else:
+            session = trainer.start_run(_config_of(command), command.config, command.output_dir)
+    except ValueError as error:
+        return _refuse(error)
+    if command.eval_only:
+        return trainer.evaluate_only(session, folder)
+    return trainer.train(session)
+
+
+def _refuse(error: ValueError) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return USAGE_ERROR

@@ -1,0 +1,345 @@
+"""The training loop and what a run consists of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from tinyzero_astar.config import Config, from_dict, to_json
+from tinyzero_astar.data.generation import Multiplication, overlap
+from tinyzero_astar.eval.evaluate import Evaluation, evaluate
+from tinyzero_astar.interfaces import Problem
+from tinyzero_astar.loggers.console import ConsoleLogger
+from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
+from tinyzero_astar.model.model import Policy, load_language_model
+from tinyzero_astar.rollout.astar_search import Guidance
+from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings, make_batch
+from tinyzero_astar.rollout.statistics import rollout_metrics
+from tinyzero_astar.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    SAMPLES,
+    append_jsonl,
+    keep_iterations,
+    new_run_folder,
+)
+from tinyzero_astar.training.astar_po import AStarPO
+from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.training.update import Updater, UpdateSettings
+
+_NUM_SHOWN = 3  # completions on the console
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that a run works with, ready to go."""
+
+    config: Config
+    folder: Path
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    task: Multiplication
+    held_out: list[Problem]
+    generator: Generator
+    search: SearchSettings
+    updater: Updater
+    console: ConsoleLogger
+    first_iteration: int  # iterations already trained
+
+
+def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
+    """A new run in a folder of its own.
+
+    Raises:
+        ValueError: the folder, the model or the problems cannot be had.
+    """
+    session = _build(config, Path(), config.model.model_name, ConsoleLogger(), 0)
+    folder = new_run_folder(preset, output_dir)
+    (folder / CONFIG).write_text(to_json(config) + "\n")
+    session.console.say(to_json(config))
+    session.console.say(f"run folder: {folder}")
+    return dataclasses.replace(session, folder=folder)
+
+
+def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
+    """A run to be continued from one of its checkpoints.
+
+    Raises:
+        ValueError: the checkpoint is damaged or does not fit.
+    """
+    iteration = int(read_state(checkpoint)["iteration"])
+    session = _build(config, folder, str(checkpoint), ConsoleLogger(), iteration)
+    state = load_trainer(checkpoint, session.policy, _optimizers(session.updater))
+    session.updater.num_updates = int(state["num_updates"])
+    for name in (METRICS, SAMPLES):
+        keep_iterations(folder / name, iteration)
+    session.console.say(f"continuing {folder} after iteration {iteration}")
+    return session
+
+
+def open_evaluation(config: Config, checkpoint: Path | None, command: Config) -> tuple[Session, Path]:
+    """A session that only evaluates: a checkpoint with its own configuration, or the base model.
+
+    The command line decides how much is evaluated (its `eval` section), the checkpoint everything else.
+
+    Raises:
+        ValueError: the checkpoint or the model cannot be had.
+    """
+    console = ConsoleLogger()
+    if checkpoint is None:
+        folder = new_run_folder("evaluation", None)
+        return _build(config, folder, config.model.model_name, console, 0), folder
+    state = read_state(checkpoint)
+    config = dataclasses.replace(from_dict(state["config"], f"checkpoint {checkpoint}"), eval=command.eval)
+    session = _build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
+    load_trainer(checkpoint, session.policy, {})
+    console.say(f"evaluating {checkpoint}")
+    return session, checkpoint
+
+
+def _build(
+    config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int
+) -> Session:
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(config.run.seed)
+    threads = choose_num_threads(config.run.num_threads)
+    torch.set_num_threads(threads)
+    weights = RewardWeights(config.reward.accuracy, config.reward.format)
+    data, search, train = config.data, config.search, config.train
+    task = Multiplication(
+        data.min_digits, data.max_digits, data.num_problems, seed=config.run.seed, template=data.template
+    )
+    held_out = task.held_out_problems(config.eval.num_problems)
+    training_set = task.train_problems(0, data.num_problems)
+    console.say(
+        f"{len(training_set):,} training problems, {len(held_out):,} held out,"
+        f" {overlap(training_set, held_out)} operand pairs on both sides"
+    )
+    dtype = getattr(torch, config.model.dtype)
+    language_model, tokenizer = load_language_model(model_source, dtype)
+    policy = Policy(language_model, tokenizer.eos_token_id, config.value.hidden_size)
+    console.say(
+        f"model {config.model.model_name}: {language_model.num_parameters():,} parameters, {config.model.dtype},"
+        f" on {policy.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
+    )
+    if search.mode == "best_first":
+        console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
+    algorithm = AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
+    settings = UpdateSettings(
+        num_iterations=train.num_iterations,
+        warmup_iterations=train.warmup_iterations,
+        learning_rate=train.learning_rate,
+        value_learning_rate=config.value.learning_rate,
+        value_update_frequency=config.value.update_frequency,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        batch_size=train.batch_size,
+        num_epochs=train.num_epochs,
+        micro_batch_tokens=train.micro_batch_tokens,
+        reward_weights=weights,
+    )
+    guidance = Guidance(
+        inverse_beta=search.inverse_beta,
+        max_inverse_beta=search.max_inverse_beta,
+        cap=search.weight_cap,
+        strength=search.guidance_strength,
+    )
+    return Session(
+        config=config,
+        folder=folder,
+        policy=policy,
+        tokenizer=tokenizer,
+        task=task,
+        held_out=held_out,
+        generator=Generator(policy, tokenizer, task, weights, config.model.max_seq_length),
+        search=SearchSettings(
+            mode=search.mode,
+            num_rollouts=search.num_rollouts_per_problem,
+            beam_width=search.beam_width,
+            max_search_depth=search.max_search_depth,
+            guidance=guidance,
+            unguided_fraction=search.unguided_fraction,
+        ),
+        updater=Updater(policy, algorithm, settings),
+        console=console,
+        first_iteration=first_iteration,
+    )
+
+
+def choose_num_threads(wanted: int) -> int:
+    """CPU threads: as wanted; for 0 all cores, but one when the machine is busy.
+
+    Threads that wait for each other by spinning are many times slower when another program holds a core.
+    """
+    if wanted > 0:
+        return wanted
+    cores = os.cpu_count() or 1
+    is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.7 * cores
+    return 1 if is_busy else cores
+
+
+def train(session: Session) -> int:
+    """The main loop: problems, rollouts, rewards, batch, update, log, evaluate, checkpoint."""
+    config, console = session.config, session.console
+    last, done = config.train.num_iterations, session.first_iteration
+    began = time.perf_counter()
+    if done == 0:
+        _log(session, 0, _evaluate(session, 0).metrics())
+    console.start(last, done)
+    with _interruption() as interrupted:
+        for iteration in range(done, last):
+            try:
+                metrics, rewarded = _iterate(session, iteration)
+            except FloatingPointError as error:
+                console.stop()
+                console.say(f"error: iteration {iteration + 1}: {error}; the last checkpoint is untouched")
+                return 1
+            done = iteration + 1
+            console.iteration(done, metrics)
+            if _is_due(done, config.run.sample_frequency, last):
+                _show_samples(session, done, rewarded)
+            if _is_due(done, config.eval.eval_frequency, last) and not interrupted:
+                metrics = metrics | _evaluate(session, done).metrics()
+            _log(session, done, metrics)
+            if _is_due(done, config.run.checkpoint_frequency, last) or interrupted:
+                _save(session, done)
+            if interrupted:
+                break
+    console.stop()
+    if done < last:
+        console.say(f"stopped after iteration {done}; continue with: python train.py --resume {session.folder}")
+        return INTERRUPTED
+    console.say(f"{last - session.first_iteration} iterations in {time.perf_counter() - began:.0f} s")
+    console.say(f"evaluate again: python train.py --eval-only --checkpoint {_checkpoint(session, done)}")
+    return 0
+
+
+def evaluate_only(session: Session, folder: Path) -> int:
+    """Print the evaluation's table and save it as evaluation.json in `folder`."""
+    evaluation = _evaluate(session, session.first_iteration)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation.metrics(), indent=2) + "\n")
+    session.console.say(f"saved to {folder / 'evaluation.json'}")
+    return 0
+
+
+def _iterate(session: Session, iteration: int) -> tuple[dict[str, float], RewardedRollouts]:
+    config, began = session.config, time.perf_counter()
+    problems = session.task.train_problems(iteration, config.train.problems_per_iteration)
+    rewarded = session.generator.generate(
+        problems, session.search, seed=config.run.seed, iteration=iteration
+    )
+    searched = time.perf_counter()
+    batch = make_batch(rewarded, session.policy.eos_id)
+    metrics = session.updater.update(batch, iteration)
+    ended = time.perf_counter()
+    if metrics["audit/ratio_error"] > config.train.ratio_tolerance:
+        session.console.warn(
+            f"sampler and trainer disagree: a token's probability differs by a factor of"
+            f" {1 + metrics['audit/ratio_error']:.4f} at unchanged weights"
+        )
+    metrics |= rollout_metrics(rewarded.rollouts, rewarded.weight, rewarded.accuracy)
+    metrics |= {
+        "rollout/format": float(rewarded.format.mean()),
+        "rollout/reward": float(rewarded.reward.mean()),
+        "time/search_s": searched - began,
+        "time/update_s": ended - searched,
+        "time/iteration_s": ended - began,
+    }
+    return metrics, rewarded
+
+
+def _evaluate(session: Session, iteration: int) -> Evaluation:
+    began = time.perf_counter()
+    settings = session.config.eval
+    evaluation = evaluate(
+        session.generator,
+        session.held_out,
+        session.search,
+        num_samples=settings.num_samples,
+        max_rows=settings.max_rows,
+    )
+    rows = [(name.removeprefix("eval/"), str(e)) for name, e in evaluation.estimates.items()]
+    rows.append(("time", f"{time.perf_counter() - began:.1f} s"))
+    title = f"iteration {iteration}: {evaluation.num_problems} held-out problems, value and 95 % interval"
+    session.console.table(title, rows)
+    return evaluation
+
+
+def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) -> None:
+    for i, problem in enumerate(rewarded.problems):
+        for k, (text, verdict) in enumerate(zip(rewarded.texts[i], rewarded.verdicts[i], strict=True)):
+            append_jsonl(
+                session.folder / SAMPLES,
+                {
+                    "iteration": iteration,
+                    "problem": problem.text,
+                    "answer": problem.answer,
+                    "completion": text,
+                    "accuracy": verdict.accuracy,
+                    "format": verdict.format,
+                    "reason": str(verdict.reason),
+                    "weight": float(rewarded.weight[i, k]),
+                    "priority": float(rewarded.rollouts.priority[i, k]),
+                },
+            )
+    for i in range(min(_NUM_SHOWN, len(rewarded.problems))):
+        verdict = rewarded.verdicts[i][0]
+        session.console.sample(rewarded.problems[i].text, rewarded.texts[i][0], str(verdict.reason))
+
+
+def _log(session: Session, iteration: int, metrics: Mapping[str, float]) -> None:
+    append_jsonl(session.folder / METRICS, {"iteration": iteration, **metrics})
+
+
+def _checkpoint(session: Session, iteration: int) -> Path:
+    return session.folder / CHECKPOINTS / f"checkpoint_iter_{iteration}"
+
+
+def _save(session: Session, iteration: int) -> None:
+    state = {
+        "iteration": iteration,
+        "num_updates": session.updater.num_updates,
+        "config": dataclasses.asdict(session.config),
+    }
+    folder = _checkpoint(session, iteration)
+    save_checkpoint(folder, session.policy, session.tokenizer, _optimizers(session.updater), state)
+
+
+def _optimizers(updater: Updater) -> dict[str, torch.optim.Optimizer]:
+    return {"policy_optimizer": updater.policy_optimizer, "value_optimizer": updater.value_optimizer}
+
+
+def _is_due(done: int, frequency: int, last: int) -> bool:
+    return done % frequency == 0 or done == last
+
+
+@contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """A list that is non-empty once Ctrl-C was pressed; a second press stops at once."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+        print("\nfinishing this iteration, then saving; press Ctrl-C again to stop at once", flush=True)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,59 @@
+"""A*PO, the searching kind: PPO's clipped loss on searched rollouts with exact inclusion weights.
+
+The behaviour policy enters through the weights alone; the ratio is between the trained policy and the policy
+before the update. The baseline is the critic, not a group mean: leaves drawn without replacement are not
+independent. Equations 10 to 12 of docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.training.advantages import generalized_advantage, scale_by_rms
+from tinyzero_astar.training.losses import clipped_surrogate
+
+
+@dataclass(frozen=True)
+class AStarPO:
+    """Implements `interfaces.Algorithm`."""
+
+    clip_low: float
+    clip_high: float
+    gae_lambda: float
+    advantage_floor: float
+
+    def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """GAE on the critic, scaled by one root mean square for the whole batch."""
+        raw = generalized_advantage(batch.reward, batch.value, batch.is_token, lam=self.gae_lambda)
+        advantage, rms = scale_by_rms(raw, batch.weight, batch.is_token, floor=self.advantage_floor)
+        metrics = {
+            "advantage/mean": _weighted_mean(raw, batch),
+            "advantage/rms": float(rms),
+            "advantage/max": float(raw.max()),
+            "advantage/min": float(raw.min()),
+        }
+        return replace(batch, advantage=advantage), metrics
+
+    def loss(self, batch: Batch, logp: Tensor) -> Tensor:
+        """Negative clipped objective, summed."""
+        return clipped_surrogate(
+            logp,
+            batch.logp_old,
+            batch.advantage,
+            batch.weight,
+            batch.is_token,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+        )
+
+    def count(self, batch: Batch) -> float:
+        """Problems in the batch: the weights of one problem sum to 1 on average."""
+        return float(batch.problem.unique().numel())
+
+
+def _weighted_mean(x: Tensor, batch: Batch) -> float:
+    mass = batch.weight[:, None] * batch.is_token
+    return float((mass * x).sum() / mass.sum().clamp(min=1e-12))

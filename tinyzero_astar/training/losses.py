@@ -1,0 +1,58 @@
+"""Losses as sums over a micro-batch; the caller divides once, by one global count. Pure functions on tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clipped_surrogate(
+    logp: Tensor,
+    logp_old: Tensor,
+    advantage: Tensor,
+    weight: Tensor,
+    is_token: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """Negative PPO objective, weighted per completion, summed over tokens; docs/algorithm.md eq. 10.
+
+    -sum_i w_i sum_t min(r_t A_t, clamp(r_t, 1 - low, 1 + high) A_t), r_t = exp(logp_t - logp_old_t).
+    Source: Schulman et al. 2017, eq. 7; weights as in decoupled PPO (Hilton et al. 2022): the behaviour policy
+    enters through w alone, never through r.
+
+    Args:
+        logp: [B, T] log-probabilities under the policy being trained.
+        logp_old: [B, T] under the policy before the update, temperature 1; carries no gradient.
+        advantage: [B, T] constant.
+        weight: [B] inclusion weights, constant.
+        is_token: [B, T] True where a token contributes.
+        clip_low: in (0, 1).
+        clip_high: > 0.
+
+    Raises:
+        ValueError: a clip is out of range.
+    """
+    if not 0.0 < clip_low < 1.0 or not clip_high > 0.0:
+        raise ValueError(f"clip_low must lie in (0, 1) and clip_high be positive, got {clip_low}, {clip_high}")
+    ratio = torch.exp(torch.where(is_token, logp - logp_old.detach(), 0.0))
+    advantage = advantage.detach()
+    objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    return -(weight.detach()[:, None] * torch.where(is_token, objective, 0.0)).sum()
+
+
+def weighted_brier(logit: Tensor, outcome: Tensor, weight: Tensor, is_token: Tensor) -> Tensor:
+    """Squared error of a predicted probability, weighted per completion, summed over tokens.
+
+    sum_i w_i sum_t (sigmoid(x_it) - R_i)^2; docs/algorithm.md eq. 13. With inclusion weights its minimiser is
+    success under the policy; without them it would be success under the proposal.
+
+    Args:
+        logit: [B, T] predictions at visited prefixes.
+        outcome: [B] in [0, 1].
+        weight: [B] constant.
+        is_token: [B, T] True where a prefix counts.
+    """
+    error = (torch.sigmoid(logit) - outcome[:, None]).square()
+    return (weight.detach()[:, None] * torch.where(is_token, error, 0.0)).sum()

@@ -1,0 +1,174 @@
+"""One iteration's update: score, prepare, then gradient steps over micro-batches.
+
+Losses are sums; each optimizer step divides them once by one count over its whole batch, so the gradient does not
+depend on how rows are cut into micro-batches. The policy and the value model are clipped and stepped apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.interfaces import Algorithm, Batch
+from tinyzero_astar.model.model import Policy, TokenScores
+from tinyzero_astar.training.losses import weighted_brier
+from tinyzero_astar.training.optimizer import clip_gradients, make_optimizer, schedule, set_learning_rate
+from tinyzero_astar.training.reward import RewardWeights
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What the update needs besides policy and algorithm; units as in config.py."""
+
+    num_iterations: int
+    warmup_iterations: int
+    learning_rate: float
+    value_learning_rate: float
+    value_update_frequency: int
+    weight_decay: float
+    max_grad_norm: float
+    batch_size: int
+    num_epochs: int
+    micro_batch_tokens: int
+    reward_weights: RewardWeights
+
+
+class Updater:
+    """Owns the optimizers; everything else comes in through `update`."""
+
+    def __init__(self, policy: Policy, algorithm: Algorithm, settings: UpdateSettings) -> None:
+        self.policy, self.settings = policy, settings
+        self._algorithm = algorithm
+        self.policy_optimizer = make_optimizer(
+            policy.language_model, settings.learning_rate, settings.weight_decay
+        )
+        self.value_optimizer = make_optimizer(policy.value_model, settings.value_learning_rate, 0.0)
+        self.num_updates = 0  # optimizer steps of the policy so far
+
+    def update(self, batch: Batch, iteration: int) -> dict[str, float]:
+        """Train on one iteration's rollouts; returns metrics named as in docs/metrics.md.
+
+        Raises:
+            FloatingPointError: a loss or gradient is not finite; nothing has been changed by that step.
+        """
+        batch, metrics = self._score(batch)
+        batch, prepared = self._algorithm.prepare(batch)
+        rate = self.settings.learning_rate * schedule(
+            iteration, self.settings.num_iterations, self.settings.warmup_iterations
+        )
+        set_learning_rate(self.policy_optimizer, rate)
+        steps = [
+            self._step(select_rows(batch, rows))
+            for _ in range(self.settings.num_epochs)
+            for rows in _problem_groups(batch.problem, self.settings.batch_size)
+        ]
+        totals = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
+        metrics |= prepared | totals
+        return metrics | {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
+
+    @torch.no_grad()
+    def _score(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """Fill in logp_old and V by the trainer's own forward, and audit the sampler against it."""
+        logp, value, entropy = (torch.zeros_like(batch.logp_sampler) for _ in range(3))
+        weights = self.settings.reward_weights
+        for rows in micro_batches(batch, self.settings.micro_batch_tokens):
+            part = select_rows(batch, rows)
+            scores = self.policy.token_scores(part.ids, part.prompt_length, part.tokens)
+            width = part.tokens.shape[1]
+            promise = weights.accuracy * torch.sigmoid(scores.value_logit)
+            promise = promise + weights.format * torch.sigmoid(scores.format_logit)
+            logp[rows, :width] = torch.where(part.is_token, scores.logp, 0.0)
+            value[rows, :width] = torch.where(part.is_token, promise, 0.0)
+            entropy[rows, :width] = torch.where(part.is_token, scores.entropy, 0.0)
+        gap = (logp - batch.logp_sampler).abs()
+        mass = batch.weight[:, None] * batch.is_token
+        metrics = {
+            "audit/ratio_error": float(torch.expm1(gap).max()),
+            "policy/entropy": float((mass * entropy).sum() / mass.sum().clamp(min=1e-12)),
+        }
+        return replace(batch, logp_old=logp, value=value), metrics
+
+    def _step(self, batch: Batch) -> dict[str, float]:
+        """One optimizer step of the policy and, when it is due, of the value model."""
+        is_value_due = self.num_updates % self.settings.value_update_frequency == 0
+        count = max(self._algorithm.count(batch), 1.0)
+        num_tokens = max(float((batch.weight[:, None] * batch.is_token).sum()), 1e-6)
+        sums = dict.fromkeys(("policy", "value", "ratio", "clipped"), 0.0)
+        for rows in micro_batches(batch, self.settings.micro_batch_tokens):
+            part = select_rows(batch, rows)
+            scores = self.policy.token_scores(part.ids, part.prompt_length, part.tokens)
+            policy_loss = self._algorithm.loss(part, scores.logp)
+            value_loss = _value_loss(part, scores)
+            loss = policy_loss / count
+            if is_value_due:
+                loss = loss + value_loss / num_tokens
+            if not math.isfinite(float(loss)):
+                raise FloatingPointError(f"the loss is {float(loss)}: stopped before the optimizer step")
+            loss.backward()
+            sums["policy"] += float(policy_loss)
+            sums["value"] += float(value_loss)
+            with torch.no_grad():
+                shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
+                sums["ratio"] += float(torch.expm1(shift).abs().sum())
+        norm = clip_gradients(self.policy.language_model.parameters(), self.settings.max_grad_norm)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}: stopped before the optimizer step")
+        self.policy_optimizer.step()
+        self.policy_optimizer.zero_grad()
+        if is_value_due:
+            clip_gradients(self.policy.value_model.parameters(), self.settings.max_grad_norm)
+            self.value_optimizer.step()
+        self.value_optimizer.zero_grad()
+        self.num_updates += 1
+        return {
+            "train/policy_loss": sums["policy"] / count,
+            "train/value_loss": sums["value"] / num_tokens,
+            "train/ratio_deviation": sums["ratio"] / max(int(batch.is_token.sum()), 1),
+            "train/grad_norm": norm,
+        }
+
+
+def _value_loss(batch: Batch, scores: TokenScores) -> Tensor:
+    """Squared errors at every visited prefix and at its taken child, for both rewards."""
+    terms = (
+        (scores.value_logit, batch.accuracy),
+        (scores.child_logit, batch.accuracy),
+        (scores.format_logit, batch.format),
+    )
+    return torch.stack([weighted_brier(x, y, batch.weight, batch.is_token) for x, y in terms]).sum()
+
+
+def _problem_groups(problem: Tensor, size: int) -> Iterator[Tensor]:
+    """Row indices of `size` problems each, in order; the last group may be smaller."""
+    for chunk in problem.unique().split(size):
+        yield torch.isin(problem, chunk).nonzero()[:, 0]
+
+
+def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
+    """Row indices of similar length, so that padded rows * length stays within `max_tokens` (or one row)."""
+    length = (batch.prompt_length + batch.is_token.sum(1)).tolist()
+    order = sorted(range(len(length)), key=lambda row: length[row])
+    group: list[int] = []
+    for row in order:  # ascending: the newest row is the longest
+        if group and (len(group) + 1) * length[row] > max_tokens:
+            yield torch.tensor(group, device=batch.ids.device)
+            group = []
+        group.append(row)
+    yield torch.tensor(group, device=batch.ids.device)
+
+
+def select_rows(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a batch, cut to their longest completion."""
+    width = int(batch.is_token[rows].sum(1).max())
+    total = int((batch.prompt_length[rows] + batch.is_token[rows].sum(1)).max())
+    chosen = {f.name: getattr(batch, f.name)[rows] for f in fields(Batch)}
+    for name, x in chosen.items():
+        if name == "ids":
+            chosen[name] = x[:, :total]
+        elif x.ndim == 2:
+            chosen[name] = x[:, :width]
+    return Batch(**chosen)
