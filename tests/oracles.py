@@ -178,3 +178,23 @@ def twisted_leaf_law(
 
     visit((), 0.0, 0.0)
     return law
+
+
+def gae_oracle(reward: float, values: list[float], lam: float) -> list[float]:
+    """A_t = sum_l lam^l delta_{t+l}, the double sum as it stands."""
+    n = len(values)
+    after = [*values[1:], 0.0]
+    r = [0.0] * (n - 1) + [reward]
+    delta = [r[t] + after[t] - values[t] for t in range(n)]
+    return [sum(lam**i * delta[t + i] for i in range(n - t)) for t in range(n)]
+
+
+def clipped_oracle(logp, logp_old, advantage, weight, length, clip_low, clip_high) -> float:
+    """-sum_i w_i sum_t min(r A, clip(r) A), token by token."""
+    total = 0.0
+    for i in range(len(logp)):
+        for t in range(length[i]):
+            ratio = math.exp(logp[i][t] - logp_old[i][t])
+            clipped = min(max(ratio, 1 - clip_low), 1 + clip_high)
+            total -= weight[i] * min(ratio * advantage[i][t], clipped * advantage[i][t])
+    return total

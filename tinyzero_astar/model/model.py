@@ -127,7 +127,7 @@ class Policy(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.language_model.get_output_embeddings()(hidden)
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _chunked_logp(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         size = max(1, _CHUNK_ELEMENTS // self.vocab_size)

@@ -97,7 +97,7 @@ class Updater:
         is_value_due = self.num_updates % self.settings.value_update_frequency == 0
         count = max(self._algorithm.count(batch), 1.0)
         num_tokens = max(float((batch.weight[:, None] * batch.is_token).sum()), 1e-6)
-        sums = dict.fromkeys(("policy", "value", "ratio", "clipped"), 0.0)
+        sums = dict.fromkeys(("policy", "value", "ratio"), 0.0)
         for rows in micro_batches(batch, self.settings.micro_batch_tokens):
             part = select_rows(batch, rows)
             scores = self.policy.token_scores(part.ids, part.prompt_length, part.tokens)
@@ -106,11 +106,11 @@ class Updater:
             loss = policy_loss / count
             if is_value_due:
                 loss = loss + value_loss / num_tokens
-            if not math.isfinite(float(loss)):
-                raise FloatingPointError(f"the loss is {float(loss)}: stopped before the optimizer step")
+            if not math.isfinite(loss.item()):
+                raise FloatingPointError(f"the loss is {loss.item()}: stopped before the optimizer step")
             loss.backward()
-            sums["policy"] += float(policy_loss)
-            sums["value"] += float(value_loss)
+            sums["policy"] += policy_loss.item()
+            sums["value"] += value_loss.item()
             with torch.no_grad():
                 shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
                 sums["ratio"] += float(torch.expm1(shift).abs().sum())

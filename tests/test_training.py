@@ -1,0 +1,234 @@
+"""Advantages, losses and the update against loops and identities."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from tests.oracles import clipped_oracle, gae_oracle
+from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.training.advantages import generalized_advantage, scale_by_rms
+from tinyzero_astar.training.astar_po import AStarPO
+from tinyzero_astar.training.losses import clipped_surrogate, weighted_brier
+from tinyzero_astar.training.optimizer import schedule
+from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.training.update import Updater, UpdateSettings, micro_batches, select_rows
+
+LENGTHS = [4, 1, 3]
+
+
+def ragged(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    is_token = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
+    x = torch.randn(6, 3, 4, generator=generator, dtype=torch.float64)
+    return is_token, x
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.95, 1.0])
+def test_gae_equals_the_double_sum(lam):
+    is_token, x = ragged()
+    reward = torch.tensor([1.0, 0.1, -0.4], dtype=torch.float64)
+    got = generalized_advantage(reward, x[0], is_token, lam=lam)
+    for i, n in enumerate(LENGTHS):
+        assert got[i, :n].tolist() == pytest.approx(gae_oracle(float(reward[i]), x[0, i, :n].tolist(), lam))
+        assert got[i, n:].tolist() == [0.0] * (4 - n)
+
+
+def test_gae_limits():
+    is_token, x = ragged()
+    reward = torch.tensor([1.0, 0.1, -0.4], dtype=torch.float64)
+    whole = generalized_advantage(reward, x[0], is_token, lam=1.0)
+    torch.testing.assert_close(whole, torch.where(is_token, reward[:, None] - x[0], 0.0))
+    with pytest.raises(ValueError, match="lam"):
+        generalized_advantage(reward, x[0], is_token, lam=1.5)
+
+
+def test_rms_scale_keeps_direction_and_respects_its_floor():
+    is_token, x = ragged()
+    weight = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
+    scaled, rms = scale_by_rms(x[0], weight, is_token, floor=0.2)
+    cells = [(i, t) for i, n in enumerate(LENGTHS) for t in range(n)]
+    top = sum(float(weight[i]) * float(x[0, i, t]) ** 2 for i, t in cells)
+    bottom = sum(float(weight[i]) for i, _ in cells)
+    assert float(rms) == pytest.approx(math.sqrt(top / bottom))
+    torch.testing.assert_close(scaled * rms, x[0])
+    tiny, small = scale_by_rms(x[0] * 1e-3, weight, is_token, floor=0.2)
+    assert float(small) < 0.2
+    torch.testing.assert_close(tiny, x[0] * 1e-3 / 0.2)
+
+
+def test_clipped_surrogate_equals_the_token_loop_and_its_gradient_the_policy_gradient():
+    is_token, x = ragged(1)
+    weight = torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64)
+    options = {"clip_low": 0.2, "clip_high": 0.28}
+    got = clipped_surrogate(x[0], x[1], x[2], weight, is_token, **options)
+    rows = (x[0].tolist(), x[1].tolist(), x[2].tolist(), weight.tolist(), LENGTHS)
+    assert float(got) == pytest.approx(clipped_oracle(*rows, 0.2, 0.28))
+    logp = x[0].clone().requires_grad_()
+    clipped_surrogate(logp, x[0], x[2], weight, is_token, **options).backward()
+    torch.testing.assert_close(logp.grad, torch.where(is_token, -weight[:, None] * x[2], 0.0))
+
+
+def test_weighted_brier_equals_its_sum():
+    is_token, x = ragged(2)
+    outcome = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    weight = torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64)
+    want = sum(
+        float(weight[i]) * (1 / (1 + math.exp(-float(x[0, i, t]))) - float(outcome[i])) ** 2
+        for i, n in enumerate(LENGTHS)
+        for t in range(n)
+    )
+    assert float(weighted_brier(x[0], outcome, weight, is_token)) == pytest.approx(want)
+
+
+def test_schedule_warms_up_and_decays_to_the_end():
+    factors = [schedule(i, 10, 2) for i in range(10)]
+    assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert factors[-1] == pytest.approx(1 / 8)
+    assert all(a > b for a, b in zip(factors[2:], factors[3:], strict=False))
+    assert schedule(0, 1, 5) == pytest.approx(1 / 6)  # a run shorter than its warm-up
+
+
+# ------------------------------------------------------------------------------------------------ the update
+
+
+def make_policy(seed=0):
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
+    )
+    return Policy(Qwen2ForCausalLM(config), 0, value_hidden_size=8).double()
+
+
+def make_rows(policy, seed=0, num_problems=4, num_leaves=3):
+    generator = torch.Generator().manual_seed(seed)
+    rows = num_problems * num_leaves
+    prompt_length = torch.tensor([2, 4, 3, 5])[:num_problems].repeat_interleave(num_leaves)
+    length = torch.randint(1, 7, (rows,), generator=generator)
+    tokens = torch.randint(1, 20, (rows, 6), generator=generator)
+    is_token = torch.arange(6) < length[:, None]
+    ids = torch.zeros(rows, 11, dtype=torch.int64)
+    for r in range(rows):
+        n, m = int(prompt_length[r]), int(length[r])
+        ids[r, :n] = torch.randint(1, 20, (n,), generator=generator)
+        ids[r, n : n + m] = tokens[r, :m]
+    accuracy = torch.randint(0, 2, (rows,), generator=generator).double()
+    form = torch.randint(0, 2, (rows,), generator=generator).double()
+    empty = torch.zeros(rows, 6, dtype=torch.float64)
+    batch = Batch(
+        ids, prompt_length, tokens, is_token, torch.arange(num_problems).repeat_interleave(num_leaves),
+        torch.rand(rows, generator=generator).double(), accuracy, form, accuracy + 0.1 * form, empty, empty, empty,
+        empty,
+    )
+    with torch.no_grad():
+        logp = policy.token_scores(ids, prompt_length, tokens).logp
+    return dataclasses.replace(batch, logp_sampler=torch.where(is_token, logp, 0.0))
+
+
+def make_updater(policy, **changes):
+    settings = UpdateSettings(
+        num_iterations=10, warmup_iterations=0, learning_rate=1e-2, value_learning_rate=1e-2,
+        value_update_frequency=1, weight_decay=0.0, max_grad_norm=1e9, batch_size=4, num_epochs=1,
+        micro_batch_tokens=10_000, reward_weights=RewardWeights(),
+    )
+    algorithm = AStarPO(clip_low=0.2, clip_high=0.28, gae_lambda=1.0, advantage_floor=0.2)
+    return Updater(policy, algorithm, dataclasses.replace(settings, **changes))
+
+
+def weights_after(changes, iterations=2):
+    policy = make_policy()
+    batch = make_rows(policy)
+    updater = make_updater(policy, **changes)
+    for iteration in range(iterations):
+        metrics = updater.update(batch, iteration)
+    return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics
+
+
+@torch.no_grad()
+def test_token_scores_equal_a_forward_per_row():
+    policy = make_policy()
+    batch = make_rows(policy)
+    scores = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens)
+    for r in range(len(batch.ids)):
+        n, m = int(batch.prompt_length[r]), int(batch.is_token[r].sum())
+        hidden = policy.language_model.model(input_ids=batch.ids[r : r + 1, : n + m]).last_hidden_state[0]
+        logits = hidden @ policy.language_model.get_output_embeddings().weight.T
+        logp = torch.log_softmax(logits.float(), -1)
+        for t in range(m):
+            assert float(scores.logp[r, t]) == pytest.approx(float(logp[n - 1 + t, batch.tokens[r, t]]), abs=1e-5)
+            row = logp[n - 1 + t].double()
+            assert float(scores.entropy[r, t]) == pytest.approx(float(-(row.exp() * row).sum()), abs=1e-5)
+            p = policy.value_model(hidden[n - 1 + t]).accuracy
+            assert float(scores.value_logit[r, t]) == pytest.approx(float(p), abs=1e-9)
+
+
+def test_micro_batches_do_not_change_the_update():
+    whole, _ = weights_after({})
+    for size in (8, 25):
+        cut, _ = weights_after({"micro_batch_tokens": size})
+        torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
+
+
+def test_micro_batches_hold_every_row_once_within_budget():
+    batch = make_rows(make_policy())
+    groups = list(micro_batches(batch, 20))
+    assert sorted(torch.cat(groups).tolist()) == list(range(12))
+    for rows in groups:
+        part = select_rows(batch, rows)
+        assert len(rows) == 1 or part.ids.numel() <= 20
+
+
+def test_batch_size_counts_problems_per_optimizer_step():
+    _, metrics = weights_after({"batch_size": 2}, iterations=3)
+    assert metrics["train/num_updates"] == 3 * 2
+    _, metrics = weights_after({"batch_size": 3, "num_epochs": 2}, iterations=1)
+    assert metrics["train/num_updates"] == 2 * 2
+
+
+def test_value_model_is_trained_every_update_frequency_updates():
+    policy = make_policy()
+    batch, updater = make_rows(policy), make_updater(policy, value_update_frequency=3)
+    changed = []
+    for iteration in range(6):
+        before = [p.clone() for p in policy.value_model.parameters()]
+        updater.update(batch, iteration)
+        pairs = zip(before, policy.value_model.parameters(), strict=True)
+        changed.append(any(not torch.equal(a, b) for a, b in pairs))
+    assert changed == [True, False, False, True, False, False]
+
+
+def test_ratio_audit_is_zero_when_sampler_and_trainer_agree_and_seen_when_not():
+    policy = make_policy()
+    batch = make_rows(policy)
+    assert make_updater(policy).update(batch, 0)["audit/ratio_error"] < 1e-6
+    policy = make_policy()
+    batch = make_rows(policy)
+    wrong = dataclasses.replace(batch, logp_sampler=batch.logp_sampler - 0.1 * batch.is_token)
+    assert make_updater(policy).update(wrong, 0)["audit/ratio_error"] == pytest.approx(math.expm1(0.1), abs=1e-5)
+
+
+def test_update_raises_what_was_rewarded():
+    policy = make_policy()
+    batch = make_rows(policy)
+    updater = make_updater(policy, learning_rate=3e-3)
+    for iteration in range(5):
+        updater.update(batch, iteration)
+    after = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp
+    gain = torch.where(batch.is_token, after - batch.logp_sampler, 0.0).sum(1) * batch.weight
+    assert float(gain[batch.accuracy == 1].sum()) > 0 > float(gain[batch.accuracy == 0].sum())
+
+
+def test_non_finite_loss_stops_before_the_step():
+    policy = make_policy()
+    batch = make_rows(policy)
+    before = [p.clone() for p in policy.parameters()]
+    bad = dataclasses.replace(batch, reward=batch.reward * math.inf)
+    with pytest.raises(FloatingPointError, match="before the optimizer step"):
+        make_updater(policy).update(bad, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
