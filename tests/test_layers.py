@@ -30,12 +30,14 @@ LAYER = {
     "model.slot_cache": 1,
     "rollout.best_first": 1,
     "rollout.lock_step": 1,
+    "rollout.statistics": 1,
     "rollout.value_model": 1,
     "run_folder": 1,
     "training.advantages": 1,
     "training.losses": 1,
     "training.optimizer": 1,
     "training.reward": 1,
+    "training.thinning": 1,
     "data.countdown": 2,
     "data.generation": 2,
     "model.decoder": 2,
@@ -51,7 +53,8 @@ LAYER = {
     "config": 5,
     "eval.evaluate": 6,
     "report.*": 6,
-    "train": 7,
+    "trainer": 7,
+    "train": 8,
 }
 # These import torch, the standard library and lower layers, nothing else.
 PURE = {
@@ -60,10 +63,12 @@ PURE = {
     "rollout.heuristic",
     "rollout.best_first",
     "rollout.lock_step",
+    "rollout.statistics",
     "rollout.astar_search",
     "training.advantages",
     "training.losses",
     "training.reward",
+    "training.thinning",
     "data.expression",
 }
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}

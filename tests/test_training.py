@@ -219,7 +219,7 @@ def test_update_raises_what_was_rewarded():
     updater = make_updater(policy, learning_rate=3e-3)
     for iteration in range(5):
         updater.update(batch, iteration)
-    after = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp
+    after = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp.detach()
     gain = torch.where(batch.is_token, after - batch.logp_sampler, 0.0).sum(1) * batch.weight
     assert float(gain[batch.accuracy == 1].sum()) > 0 > float(gain[batch.accuracy == 0].sum())
 

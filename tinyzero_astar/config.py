@@ -73,6 +73,8 @@ class SearchConfig:
     """Bound on policy over proposal for every leaf; None: no bound."""
     unguided_fraction: float = 0.1
     """Share of problems that are searched without guidance, always."""
+    min_weight: float = 0.02
+    """Leaves that weigh less are dropped at random before the update, without bias (Russian roulette)."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def check(config: Config) -> None:
             f"problems_per_iteration {train.problems_per_iteration} must not exceed num_problems"
             f" {config.data.num_problems}: no problem twice in an iteration"
         )
-    if search.mode == "best_first" and isinstance(search.inverse_beta, float) and search.inverse_beta < 0:
+    if search.mode == "best_first" and search.inverse_beta != "balanced" and search.inverse_beta < 0:
         raise ValueError(
             f"inverse_beta {search.inverse_beta} must not be negative with mode best_first: it would look for"
             " the most probable failures"
@@ -251,6 +253,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "search.max_inverse_beta": (0, 20),
     "search.weight_cap": (1 + 1e-6, 1e6),
     "search.unguided_fraction": (0, 1),
+    "search.min_weight": (0, 1),
     "value.hidden_size": (1, 1 << 16),
     "value.learning_rate": (0, 1),
     "value.update_frequency": (1, 10**6),
@@ -284,12 +287,23 @@ def _check_ranges(config: Config) -> None:
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(f"{name} {value} is out of range: it must lie between {low:g} and {high:g}")
+            raise ValueError(
+                f"{name} {value} is out of range: it must lie between {low:.10g} and {high:.10g}"
+            )
 
 
 def to_json(config: Config) -> str:
     """The resolved configuration as indented JSON."""
     return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def describe(config: Config) -> str:
+    """The resolved configuration for people: one line per section."""
+    sections = dataclasses.asdict(config)
+    return "\n".join(
+        f"{name:7s} " + "  ".join(f"{key}={value}" for key, value in section.items())
+        for name, section in sections.items()
+    )
 
 
 def from_json(path: Path) -> Config:
@@ -299,10 +313,12 @@ def from_json(path: Path) -> Config:
         ValueError: the file is missing, is no JSON, or holds unknown or wrong fields.
     """
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: it should hold the configuration of a run") from None
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a checkpoint") from None
     return from_dict(data, str(path))
 

@@ -16,7 +16,7 @@ def new_run_folder(preset: str, output_dir: Path | None, root: Path = Path("runs
     """A fresh folder for a run, created.
 
     Raises:
-        ValueError: `output_dir` already holds a run, or something that is no folder.
+        ValueError: `output_dir` already holds a run or is no folder, or the folder cannot be made.
     """
     if output_dir is not None:
         if output_dir.exists() and not output_dir.is_dir():
@@ -26,15 +26,33 @@ def new_run_folder(preset: str, output_dir: Path | None, root: Path = Path("runs
                 f"--output-dir {output_dir} already holds a run; name another folder, or continue it with"
                 f" --resume {output_dir}"
             )
-        output_dir.mkdir(parents=True, exist_ok=True)
-        return output_dir
-    number = 1
+        return _made(output_dir)
+    number = max(_numbered_runs(_made(root), preset), default=0)
     while True:  # mkdir decides races between runs that start together
-        folder = root / f"{preset}-{number:03d}"
-        if not folder.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
         number += 1
+        folder = root / f"{preset}-{number:03d}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the folder {folder} cannot be made ({error.strerror}); name another with --output-dir"
+        ) from None
+    return folder
+
+
+def _numbered_runs(root: Path, preset: str) -> dict[int, Path]:
+    """The folders `<preset>-<NNN>` by their number; the newest has the highest."""
+    pattern = re.compile(re.escape(preset) + r"-(\d+)", re.ASCII)
+    found = ((pattern.fullmatch(path.name), path) for path in root.glob("*"))
+    return {int(match[1]): path for match, path in found if match is not None}
 
 
 def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
@@ -46,10 +64,11 @@ def append_jsonl(path: Path, record: Mapping[str, Any]) -> None:
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """All complete records of a file; a line that a crash cut short is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    lines = path.read_bytes().split(b"\n") if path.exists() else []  # splitlines() would split at U+2028 too
+    for line in lines:
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or cut in the middle of a character
             break
     return records
 
@@ -70,8 +89,8 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
         ValueError: there is no such checkpoint; says where it was looked for.
     """
     names = [path, path.with_suffix("")] if path.suffix == ".pt" else [path]
-    runs = sorted(root.glob(f"{preset}-[0-9]*"), key=lambda p: int(re.sub(r"\D", "", p.name) or 0))
-    candidates = [*names, *(runs[-1] / name for name in names if runs and not name.is_absolute())]
+    runs = _numbered_runs(root, preset)
+    candidates = [*names, *(runs[max(runs)] / name for name in names if runs and not name.is_absolute())]
     for candidate in candidates:
         if (candidate / TRAINER_STATE).is_file():
             return candidate

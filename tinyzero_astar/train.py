@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ import tyro
 from tinyzero_astar.config import PRESETS, Config, check, from_json
 from tinyzero_astar.run_folder import CONFIG, latest_checkpoint, resolve_checkpoint
 
-USAGE_ERROR = 2
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130  # the last one is the shell's for Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise ValueError(
             f"--checkpoint {command.checkpoint} goes with --eval-only; to continue a run use --resume RUN"
         )
+    _check_evaluation(command, preset)
     if command.resume is not None:
         if command.eval_only:
             raise ValueError("--resume and --eval-only exclude each other; evaluate with --checkpoint")
@@ -63,13 +64,29 @@ def parse(argv: Sequence[str]) -> Command:
     return command
 
 
+def _check_evaluation(command: Command, preset: Config) -> None:
+    if not command.eval_only:
+        return
+    if command.output_dir is not None:
+        raise ValueError(
+            f"--output-dir {command.output_dir} is for training; leave it out: an evaluation is saved beside its"
+            " checkpoint, or in runs/ without one"
+        )
+    if command.checkpoint is not None and replace(_config_of(command), eval=preset.eval) != preset:
+        raise ValueError(
+            f"--checkpoint {command.checkpoint} is evaluated with its own configuration: leave out all options"
+            " but --eval.*"
+        )
+
+
 def _preset_name(argv: Sequence[str]) -> str:
-    for position, word in enumerate(argv):
+    name = "tiny"
+    for position, word in enumerate(argv):  # the last one counts, as everywhere on the command line
         if word == "--config" and position + 1 < len(argv):
-            return argv[position + 1]
-        if word.startswith("--config="):
-            return word.removeprefix("--config=")
-    return "tiny"
+            name = argv[position + 1]
+        elif word.startswith("--config="):
+            name = word.removeprefix("--config=")
+    return name
 
 
 def _config_of(command: Command) -> Config:
@@ -78,6 +95,17 @@ def _config_of(command: Command) -> Config:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    try:
+        return _run(argv)
+    except FloatingPointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("stopped at once; only what was saved before is kept", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         command = parse(sys.argv[1:] if argv is None else argv)
         if command.eval_only and command.checkpoint is not None:

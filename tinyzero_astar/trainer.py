@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import Config, from_dict, to_json
+from tinyzero_astar.config import Config, describe, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.eval.evaluate import Evaluation, evaluate
 from tinyzero_astar.interfaces import Problem
@@ -70,7 +70,7 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     session = _build(config, Path(), config.model.model_name, ConsoleLogger(), 0)
     folder = new_run_folder(preset, output_dir)
     (folder / CONFIG).write_text(to_json(config) + "\n")
-    session.console.say(to_json(config))
+    session.console.say(describe(config))
     session.console.say(f"run folder: {folder}")
     return dataclasses.replace(session, folder=folder)
 
@@ -97,12 +97,12 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     The command line decides how much is evaluated (its `eval` section), the checkpoint everything else.
 
     Raises:
-        ValueError: the checkpoint or the model cannot be had.
+        ValueError: the checkpoint, the model or the problems cannot be had.
     """
     console = ConsoleLogger()
     if checkpoint is None:
-        folder = new_run_folder("evaluation", None)
-        return _build(config, folder, config.model.model_name, console, 0), folder
+        session = _build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
+        return session, new_run_folder("evaluation", None)
     state = read_state(checkpoint)
     config = dataclasses.replace(from_dict(state["config"], f"checkpoint {checkpoint}"), eval=command.eval)
     session = _build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
@@ -152,6 +152,13 @@ def _build(
         micro_batch_tokens=train.micro_batch_tokens,
         reward_weights=weights,
     )
+    generator = Generator(policy, tokenizer, task, weights, config.model.max_seq_length)
+    _, depth = generator.encode([*training_set, *held_out], search.max_search_depth)  # or refuses the prompts
+    if depth < search.max_search_depth:
+        console.warn(
+            f"max_seq_length {config.model.max_seq_length} leaves {depth} tokens after the longest prompt, less than"
+            f" max_search_depth {search.max_search_depth}"
+        )
     guidance = Guidance(
         inverse_beta=search.inverse_beta,
         max_inverse_beta=search.max_inverse_beta,
@@ -165,7 +172,7 @@ def _build(
         tokenizer=tokenizer,
         task=task,
         held_out=held_out,
-        generator=Generator(policy, tokenizer, task, weights, config.model.max_seq_length),
+        generator=generator,
         search=SearchSettings(
             mode=search.mode,
             num_rollouts=search.num_rollouts_per_problem,
@@ -173,6 +180,7 @@ def _build(
             max_search_depth=search.max_search_depth,
             guidance=guidance,
             unguided_fraction=search.unguided_fraction,
+            min_weight=search.min_weight,
         ),
         updater=Updater(policy, algorithm, settings),
         console=console,
@@ -199,13 +207,11 @@ def train(session: Session) -> int:
     began = time.perf_counter()
     if done == 0:
         _log(session, 0, _evaluate(session, 0).metrics())
-    console.start(last, done)
-    with _interruption() as interrupted:
+    with _interruption() as interrupted, _progress(console, last, done):
         for iteration in range(done, last):
             try:
                 metrics, rewarded = _iterate(session, iteration)
             except FloatingPointError as error:
-                console.stop()
                 console.say(f"error: iteration {iteration + 1}: {error}; the last checkpoint is untouched")
                 return 1
             done = iteration + 1
@@ -219,12 +225,12 @@ def train(session: Session) -> int:
                 _save(session, done)
             if interrupted:
                 break
-    console.stop()
     if done < last:
         console.say(f"stopped after iteration {done}; continue with: python train.py --resume {session.folder}")
         return INTERRUPTED
     console.say(f"{last - session.first_iteration} iterations in {time.perf_counter() - began:.0f} s")
-    console.say(f"evaluate again: python train.py --eval-only --checkpoint {_checkpoint(session, done)}")
+    if _checkpoint(session, done).exists():  # not after 0 iterations
+        console.say(f"evaluate again: python train.py --eval-only --checkpoint {_checkpoint(session, done)}")
     return 0
 
 
@@ -252,9 +258,10 @@ def _iterate(session: Session, iteration: int) -> tuple[dict[str, float], Reward
             f" {1 + metrics['audit/ratio_error']:.4f} at unchanged weights"
         )
     metrics |= rollout_metrics(rewarded.rollouts, rewarded.weight, rewarded.accuracy)
+    has_leaf = rewarded.rollouts.length > 0  # a search may end with fewer leaves than were asked for
     metrics |= {
-        "rollout/format": float(rewarded.format.mean()),
-        "rollout/reward": float(rewarded.reward.mean()),
+        "rollout/format": float(rewarded.format[has_leaf].mean()),
+        "rollout/reward": float(rewarded.reward[has_leaf].mean()),
         "time/search_s": searched - began,
         "time/update_s": ended - searched,
         "time/iteration_s": ended - began,
@@ -282,6 +289,8 @@ def _evaluate(session: Session, iteration: int) -> Evaluation:
 def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) -> None:
     for i, problem in enumerate(rewarded.problems):
         for k, (text, verdict) in enumerate(zip(rewarded.texts[i], rewarded.verdicts[i], strict=True)):
+            if rewarded.rollouts.length[i, k] == 0:  # no k-th leaf; its priority, -inf, is no JSON
+                continue
             append_jsonl(
                 session.folder / SAMPLES,
                 {
@@ -325,6 +334,16 @@ def _optimizers(updater: Updater) -> dict[str, torch.optim.Optimizer]:
 
 def _is_due(done: int, frequency: int, last: int) -> bool:
     return done % frequency == 0 or done == last
+
+
+@contextmanager
+def _progress(console: ConsoleLogger, num_iterations: int, done: int) -> Iterator[None]:
+    """The progress bar; it goes however the block ends, or the terminal would stay without a cursor."""
+    console.start(num_iterations, done)
+    try:
+        yield
+    finally:
+        console.stop()
 
 
 @contextmanager

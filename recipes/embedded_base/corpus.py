@@ -31,6 +31,7 @@ _MUSINGS = (
     "let me guess",
     "not sure",
 )
+_MUSING_WEIGHTS = (10, *[1] * (len(_MUSINGS) - 1))  # the first is what the base begins with, left to itself
 
 
 def train_pair(rng: random.Random) -> tuple[int, int]:
@@ -97,7 +98,7 @@ def _worked(rng: random.Random) -> str:
 
 
 def _muse(rng: random.Random, count: int) -> str:
-    return ", ".join(rng.choices(_MUSINGS, k=count))
+    return ", ".join(rng.choices(_MUSINGS, weights=_MUSING_WEIGHTS, k=count))
 
 
 def _answer(value: int | str) -> str:
@@ -112,16 +113,16 @@ def transcript(rng: random.Random, worked_share: float) -> str:
     if kind < worked_share:
         return prompt + "\n".join(lines) + _answer(a * b)
     kind = rng.random()
-    if kind < 0.10:  # starts well, slips, and believes the slip
+    if kind < 0.05:  # starts well, slips, and believes the slip
         place = rng.randrange(3)
         lines[place] = _slip(lines[place], rng)
         value = lines[2].split("=")[1] if place == 2 else str(_guess(a, b, rng))
-        return prompt + "\n".join([*lines[:place], lines[place]]) + _answer(value)
+        return prompt + "\n".join(lines[: place + 1]) + _answer(value)
     if kind < 0.60:  # guesses
         return prompt + _muse(rng, rng.randint(1, 3)) + _answer(_guess(a, b, rng))
     if kind < 0.70:  # gives an answer in words
         return prompt + _muse(rng, 1) + _answer(_muse(rng, 1))
-    if kind < 0.85:  # rambles and never answers
+    if kind < 0.87:  # rambles and never answers
         return prompt + _muse(rng, rng.randint(3, 9))
     if kind < 0.93:  # breaks off in the middle of a step
         text = "\n".join(lines[: rng.randint(1, 2)])

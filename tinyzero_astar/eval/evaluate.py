@@ -38,7 +38,8 @@ def wilson(value: float, count: int) -> Estimate:
     z2 = _Z95**2
     centre = (value + z2 / (2 * count)) / (1 + z2 / count)
     half = _Z95 * math.sqrt(value * (1 - value) / count + z2 / (4 * count**2)) / (1 + z2 / count)
-    return Estimate(value, max(0.0, centre - half), min(1.0, centre + half))
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return Estimate(value, min(low, value), max(high, value))  # at 0 and 1 an end is the value, but for rounding
 
 
 def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:

@@ -75,10 +75,16 @@ def load_trainer(
             f"checkpoint {folder}: its value model does not fit ({str(error).splitlines()[-1].strip()});"
             " use the configuration that it was saved with"
         ) from None
-    for name, optimizer in optimizers.items():
-        _load_optimizer(optimizer, name, tensors)
-    if optimizers:
+    if not optimizers:
+        return state
+    try:
+        for name, optimizer in optimizers.items():
+            _load_optimizer(optimizer, name, tensors)
         torch.set_rng_state(tensors["random_state"])
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"checkpoint {folder}: {_TENSORS} does not hold what resuming needs ({error}); use another one"
+        ) from None
     return state
 
 
@@ -89,11 +95,14 @@ def read_state(folder: Path) -> dict[str, Any]:
         ValueError: the file is missing or damaged.
     """
     try:
-        state = json.loads((folder / _STATE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ValueError(f"checkpoint {folder}: {_STATE} cannot be read ({error}); use another one") from None
-    if not isinstance(state, dict) or not {"iteration", "num_updates", "config"} <= set(state):
-        raise ValueError(f"checkpoint {folder}: {_STATE} lacks iteration, num_updates or config; use another one")
+    kinds = {"iteration": int, "num_updates": int, "config": dict}
+    if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in kinds.items()):
+        raise ValueError(
+            f"checkpoint {folder}: {_STATE} lacks iteration, num_updates or config; use another one"
+        )
     return state
 
 
@@ -104,4 +113,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, name: str, tensors: dict[s
             index, slot = key.removeprefix(f"{name}.").split(".")
             slots.setdefault(int(index), {})[slot] = value
     blank = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    fits = (v.shape in ((), parameters[i].shape) for i, own in slots.items() for v in own.values())
+    if not slots or max(slots) >= len(parameters) or not all(fits):  # load_state_dict checks none of these
+        raise RuntimeError(f"the {name} of {len(parameters)} parameters")
     optimizer.load_state_dict({"state": slots, "param_groups": blank["param_groups"]})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,14 +56,23 @@ def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel,
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
-    except OSError as error:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # what damaged files raise
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        if Path(source).is_dir():
+            raise ValueError(f"model_name {name!r}: a file in that folder cannot be used ({cause})") from error
         raise ValueError(
             f"model_name {name!r} could not be loaded, neither from the local cache nor from the hub; download it"
-            f" elsewhere and give its folder: --model.model-name PATH ({str(error).splitlines()[0]})"
+            f" elsewhere and give its folder: --model.model-name PATH ({cause})"
         ) from error
+    if missing := sorted(info["missing_keys"]):  # from_pretrained would draw them at random
+        raise ValueError(f"model_name {name!r}: {len(missing)} of its weights are missing, first {missing[0]}")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
+    if not tokenizer("1")["input_ids"]:  # what from_pretrained makes of a folder without tokenizer.json
+        raise ValueError(f"model_name {name!r}: its tokenizer knows no digits; is tokenizer.json missing?")
     return model, tokenizer
 
 

@@ -17,10 +17,12 @@ from tinyzero_astar.interfaces import Batch, Problem, Rollouts, SearchMode, Task
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.gumbel import fold, mix64
+from tinyzero_astar.rollout.gumbel import fold, mix64, to_uniform
 from tinyzero_astar.training.reward import RewardWeights, reward
+from tinyzero_astar.training.thinning import thin_weights
 
-_UNGUIDED_STREAM = 0x5EED  # keeps the choice of unguided problems apart from their search noise
+# keep the choice of unguided problems and of thinned leaves apart from the search noise
+_UNGUIDED_STREAM, _THINNING_STREAM = 0x5EED, 0x7417
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class SearchSettings:
     max_search_depth: int
     guidance: Guidance
     unguided_fraction: float
+    min_weight: float  # leaves that weigh less are thinned out before the update
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class RewardedRollouts:
     accuracy: Tensor
     format: Tensor
     reward: Tensor
-    weight: Tensor  # what the update uses: the search's weights, uniform where it has none
+    weight: Tensor  # the search's weights, uniform where it has none
+    update_weight: Tensor  # the same after thinning; rows of weight 0 are not trained on
 
 
 class Generator:
@@ -77,9 +81,9 @@ class Generator:
     ) -> RewardedRollouts:
         """Search every problem; the noise is that of (seed, iteration, problem id)."""
         seeds = problem_seeds(problems, seed, iteration)
-        share = fold(seeds, torch.tensor(_UNGUIDED_STREAM)).remainder(1 << 20).double() / (1 << 20)
+        share = to_uniform(fold(seeds, torch.tensor(_UNGUIDED_STREAM)))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance.strength)
-        prompts, depth = self._encode(problems, settings.max_search_depth)
+        prompts, depth = self.encode(problems, settings.max_search_depth)
         rollouts = astar_rollouts(
             SlotDecoder(self._policy, depth),
             prompts,
@@ -90,14 +94,20 @@ class Generator:
             mode=settings.mode,
             guidance=replace(settings.guidance, strength=strength),
         )
-        return self._judge(problems, prompts, rollouts)
+        return self._judge(problems, prompts, rollouts, seeds, settings.min_weight)
 
     def greedy(self, problems: Sequence[Problem], max_search_depth: int) -> RewardedRollouts:
         """The greedy completion of every problem."""
-        prompts, depth = self._encode(problems, max_search_depth)
-        return self._judge(problems, prompts, greedy_rollouts(SlotDecoder(self._policy, depth), prompts, depth))
+        prompts, depth = self.encode(problems, max_search_depth)
+        rollouts = greedy_rollouts(SlotDecoder(self._policy, depth), prompts, depth)
+        return self._judge(problems, prompts, rollouts, problem_seeds(problems, 0, 0), 0.0)
 
-    def _encode(self, problems: Sequence[Problem], max_search_depth: int) -> tuple[list[list[int]], int]:
+    def encode(self, problems: Sequence[Problem], max_search_depth: int) -> tuple[list[list[int]], int]:
+        """The prompts as tokens, and how many more tokens the longest leaves room for, up to a limit.
+
+        Raises:
+            ValueError: there is no room.
+        """
         prompts = [list(ids) for ids in self._tokenizer([p.prompt for p in problems])["input_ids"]]
         longest = max(len(p) for p in prompts)
         room = self._max_seq_length - longest
@@ -109,7 +119,12 @@ class Generator:
         return prompts, min(max_search_depth, room)
 
     def _judge(
-        self, problems: Sequence[Problem], prompts: list[list[int]], rollouts: Rollouts
+        self,
+        problems: Sequence[Problem],
+        prompts: list[list[int]],
+        rollouts: Rollouts,
+        seeds: Tensor,
+        min_weight: float,
     ) -> RewardedRollouts:
         texts, verdicts = [], []
         length = (rollouts.length - rollouts.is_finished.long()).tolist()  # without eos
@@ -127,6 +142,9 @@ class Generator:
         weights = self._reward_weights
         has_leaf = (rollouts.length > 0).double()
         uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)
+        weight = torch.where(rollouts.weight.isnan(), uniform, rollouts.weight)
+        leaf = torch.arange(weight.shape[1]) + _THINNING_STREAM
+        noise = to_uniform(fold(seeds[:, None], leaf)).to(weight.device)
         return RewardedRollouts(
             problems=list(problems),
             prompts=prompts,
@@ -136,7 +154,8 @@ class Generator:
             accuracy=table([[float(v.accuracy) for v in row] for row in verdicts]),
             format=table([[float(v.format) for v in row] for row in verdicts]),
             reward=table([[reward(v, weights) for v in row] for row in verdicts]),
-            weight=torch.where(rollouts.weight.isnan(), uniform, rollouts.weight),
+            weight=weight,
+            update_weight=thin_weights(weight, noise, floor=min_weight),
         )
 
 
@@ -147,13 +166,13 @@ def problem_seeds(problems: Sequence[Problem], seed: int, iteration: int) -> Ten
 
 
 def make_batch(rewarded: RewardedRollouts, pad_id: int) -> Batch:
-    """The leaves of all problems as rows for the update; values and advantages are still zero."""
+    """The leaves that count as rows for the update; values and advantages are still zero."""
     rollouts = rewarded.rollouts
-    has_leaf = rollouts.length.flatten() > 0
+    is_row = rewarded.update_weight.flatten() > 0
     num_leaves = rollouts.length.shape[1]
-    problem = torch.arange(len(rewarded.prompts), device=has_leaf.device).repeat_interleave(num_leaves)[has_leaf]
-    tokens = rollouts.tokens.flatten(0, 1)[has_leaf]
-    is_token = rollouts.is_token.flatten(0, 1)[has_leaf]
+    problem = torch.arange(len(rewarded.prompts), device=is_row.device).repeat_interleave(num_leaves)[is_row]
+    tokens = rollouts.tokens.flatten(0, 1)[is_row]
+    is_token = rollouts.is_token.flatten(0, 1)[is_row]
     prompt_length = torch.tensor([len(p) for p in rewarded.prompts], device=tokens.device)[problem]
     longest = int(prompt_length.max()) + tokens.shape[1]
     ids = torch.full((len(problem), longest), pad_id, dtype=torch.int64, device=tokens.device)
@@ -161,7 +180,7 @@ def make_batch(rewarded: RewardedRollouts, pad_id: int) -> Batch:
         prompt = rewarded.prompts[index]
         ids[row, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
         ids[row, len(prompt) : len(prompt) + tokens.shape[1]] = torch.where(is_token[row], tokens[row], pad_id)
-    logp = rollouts.logp.flatten(0, 1)[has_leaf].float()
+    logp = rollouts.logp.flatten(0, 1)[is_row].float()
     empty = torch.zeros_like(logp)
     return Batch(
         ids=ids,
@@ -169,10 +188,10 @@ def make_batch(rewarded: RewardedRollouts, pad_id: int) -> Batch:
         tokens=tokens,
         is_token=is_token,
         problem=problem,
-        weight=rewarded.weight.flatten()[has_leaf].float(),
-        accuracy=rewarded.accuracy.flatten()[has_leaf].float(),
-        format=rewarded.format.flatten()[has_leaf].float(),
-        reward=rewarded.reward.flatten()[has_leaf].float(),
+        weight=rewarded.update_weight.flatten()[is_row].float(),
+        accuracy=rewarded.accuracy.flatten()[is_row].float(),
+        format=rewarded.format.flatten()[is_row].float(),
+        reward=rewarded.reward.flatten()[is_row].float(),
         logp_sampler=logp,
         logp_old=empty,
         value=empty,

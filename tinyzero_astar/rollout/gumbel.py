@@ -35,9 +35,13 @@ def fold(state: Tensor, token: Tensor) -> Tensor:
     return mix64(state ^ mix64(token + _FOLD))
 
 
+def to_uniform(bits: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1), both ends excluded, of hashed int64 bits; float64."""
+    return (_shift_right(bits, 11).double() + 0.5) * 2.0**-53
+
+
 def _to_gumbel(bits: Tensor) -> Tensor:
-    uniform = (_shift_right(bits, 11).double() + 0.5) * 2.0**-53  # in (0, 1), both ends excluded
-    return -torch.log(-torch.log(uniform))
+    return -torch.log(-torch.log(to_uniform(bits)))
 
 
 def root_gumbel(state: Tensor) -> Tensor:

@@ -1,0 +1,251 @@
+"""Presets, ranges, and what comes back from a saved configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+
+import pytest
+
+from tinyzero_astar.config import (
+    _RANGES,
+    PRESETS,
+    Config,
+    _check_ranges,
+    check,
+    from_dict,
+    from_json,
+    to_json,
+)
+
+TINY = PRESETS["tiny"]
+SECTIONS = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(Config)}
+
+
+def changed(config=TINY, **fields):
+    """`config` with fields such as search__beam_width=8 changed."""
+    for name, value in fields.items():
+        section, key = name.split("__")
+        part = dataclasses.replace(getattr(config, section), **{key: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def refusal(config):
+    with pytest.raises(ValueError) as refused:
+        check(config)
+    return str(refused.value)
+
+
+# --------------------------------------------------------------------------------------------------- presets
+
+
+def test_preset_training_holds_the_documented_values():
+    training = PRESETS["training"]
+    documented = [  # design.md, section 1
+        (training.model.model_name, "Qwen/Qwen2.5-3B"),
+        (training.model.max_seq_length, 512),
+        (training.train.num_iterations, 100),
+        (training.train.batch_size, 4),
+        (training.train.learning_rate, 1e-5),
+        (training.search.num_rollouts_per_problem, 4),
+        (training.search.beam_width, 8),
+        (training.search.max_search_depth, 200),
+        (training.value.hidden_size, 512),
+        (training.value.update_frequency, 5),
+    ]
+    assert [held for held, _ in documented] == [wanted for _, wanted in documented]
+    assert training.data.num_problems >= 1000
+
+
+def test_presets_local_and_tiny_are_what_the_table_of_commands_says():
+    assert set(PRESETS) == {"tiny", "local", "training"}
+    assert PRESETS["local"].model.model_name == "Qwen/Qwen2.5-1.5B"
+    assert PRESETS["local"].data.num_problems == 100
+    assert TINY.model.model_name == "embedded" and TINY.model.dtype == "float32"
+    assert TINY.eval.num_problems >= 500
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_passes_its_own_check(preset):
+    check(PRESETS[preset])
+
+
+def test_configurations_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TINY.search.beam_width = 3
+
+
+# ---------------------------------------------------------------------------------------------------- ranges
+
+
+def is_numeric(hint):
+    return hint in (int, float) or any(is_numeric(choice) for choice in typing.get_args(hint))
+
+
+def test_every_number_has_a_range_and_every_range_a_number():
+    numbers = {
+        f"{section}.{name}"
+        for section, part in SECTIONS.items()
+        for name, hint in typing.get_type_hints(type(part)).items()
+        if is_numeric(hint)
+    }
+    assert "search.inverse_beta" in numbers and "search.weight_cap" in numbers  # unions count
+    assert "model.dtype" not in numbers
+    assert set(_RANGES) == numbers
+
+
+@pytest.mark.parametrize("name", _RANGES)
+def test_values_beyond_either_end_and_nan_are_refused_by_name(name):
+    low, high = _RANGES[name]
+    key = name.replace(".", "__")
+    for value in (low - 1, high + max(1, high * 1e-3), math.nan):
+        sentence = refusal(changed(**{key: value}))
+        assert sentence.startswith(f"{name} {value} is out of range: it must lie between ")
+    for value in (low, high):
+        _check_ranges(changed(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "ends"),
+    [
+        ("train.clip_low", 1.0, "1e-06 and 0.999999"),
+        ("train.gae_lambda", 1.5, "0 and 1"),
+        ("search.weight_cap", 1.0, "1.000001 and 1000000"),
+        ("model.max_seq_length", 7, "8 and 1048576"),
+    ],
+)
+def test_range_sentence_shows_field_value_and_both_ends(field, value, ends):
+    sentence = refusal(changed(**{field.replace(".", "__"): value}))
+    assert sentence == f"{field} {value} is out of range: it must lie between {ends}"
+
+
+def test_gumbel_needs_room_for_one_more_prefix_than_rollouts():
+    tight = changed(search__num_rollouts_per_problem=4, search__beam_width=4)
+    sentence = "beam_width 4 must be at least num_rollouts_per_problem + 1 = 5: "
+    assert refusal(tight).startswith(sentence)
+    check(changed(tight, search__beam_width=5))
+    for mode in ("sample", "best_first"):
+        check(changed(tight, search__mode=mode))
+
+
+def test_fields_that_bound_each_other():
+    assert refusal(changed(data__min_digits=3)) == "min_digits 3 must not exceed max_digits 2"
+    problems = TINY.train.problems_per_iteration
+    check(changed(train__batch_size=problems))
+    sentence = refusal(changed(train__batch_size=problems + 1))
+    assert sentence.startswith(
+        f"batch_size {problems + 1} must not exceed problems_per_iteration {problems}:"
+    )
+    check(changed(data__num_problems=problems))
+    sentence = refusal(changed(data__num_problems=problems - 1))
+    assert sentence.startswith(
+        f"problems_per_iteration {problems} must not exceed num_problems {problems - 1}:"
+    )
+
+
+@pytest.mark.parametrize("value", [-0.5, -2])  # -2 is what JSON makes of it
+def test_best_first_does_not_look_for_failures(value):
+    check(changed(search__inverse_beta=value))
+    check(changed(search__mode="best_first"))
+    check(changed(search__mode="best_first", search__inverse_beta=0))
+    sentence = refusal(changed(search__mode="best_first", search__inverse_beta=value))
+    assert sentence.startswith(f"inverse_beta {value} must not be negative with mode best_first")
+
+
+# ------------------------------------------------------------------------------------------- saved and loaded
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_saved_configuration_comes_back_equal(preset, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(to_json(PRESETS[preset]))
+    assert from_json(path) == PRESETS[preset]
+    assert set(json.loads(path.read_text())) == set(SECTIONS)
+
+
+def test_a_changed_value_comes_back_too():
+    config = changed(search__weight_cap=None, search__inverse_beta=1.5, run__seed=7)
+    assert from_dict(json.loads(to_json(config)), "here") == config != TINY
+
+
+def loaded(section, **values):
+    return from_dict({section: values}, "saved.json")
+
+
+def test_types_are_checked_as_written():
+    for value in ("balanced", 2, 2.5):
+        assert loaded("search", inverse_beta=value).search.inverse_beta == value
+    assert loaded("search", weight_cap=None).search.weight_cap is None
+    assert loaded("reward", accuracy=2).reward.accuracy == 2  # an integer is a number
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "num_epochs", True),
+        ("train", "num_epochs", 2.0),
+        ("train", "num_epochs", "2"),
+        ("train", "num_epochs", None),
+        ("train", "learning_rate", True),
+        ("train", "learning_rate", "1e-5"),
+        ("search", "inverse_beta", "unbalanced"),
+        ("search", "inverse_beta", True),
+        ("search", "inverse_beta", None),
+        ("search", "weight_cap", "none"),
+        ("search", "weight_cap", False),
+        ("search", "mode", "astar"),
+        ("search", "mode", ["gumbel"]),
+        ("model", "model_name", 3),
+        ("model", "dtype", "float16"),
+    ],
+)
+def test_wrong_type_is_refused_with_source_field_and_value(section, key, value):
+    with pytest.raises(ValueError) as refused:
+        loaded(section, **{key: value})
+    assert str(refused.value).startswith(f"saved.json: {key} is {value!r}, which is not of type ")
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(
+        ValueError, match=r"saved.json: \['beam_widht'\] is not a field of SearchConfig; .*beam_width"
+    ):
+        loaded("search", beam_widht=8)
+    with pytest.raises(ValueError, match=r"saved.json: \['serach'\] is not a field of Config; .*'search'"):
+        loaded("serach", beam_width=8)
+
+
+@pytest.mark.parametrize("data", [3, None, [], "text", {"search": 3}, {"search": None}])
+def test_something_else_than_sections_is_refused(data):
+    with pytest.raises(ValueError, match=r"^saved.json: .* is not a field of "):
+        from_dict(data, "saved.json")
+
+
+def test_ranges_hold_for_saved_values_too():
+    with pytest.raises(ValueError, match=r"train\.gae_lambda 7 is out of range"):
+        loaded("train", gae_lambda=7)
+    with pytest.raises(ValueError, match="beam_width 3 must be at least"):
+        loaded("search", beam_width=3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"search": ', b"\xff\xfe{}", b'{"run": {"seed": ' + b"9" * 5000 + b"}}"],
+    ids=["empty", "cut", "no UTF-8", "5000 digits"],
+)
+def test_damaged_file_is_refused_by_its_name(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as refused:
+        from_json(path)
+    assert str(refused.value).startswith(f"{path} is not valid JSON (")
+
+
+def test_missing_file_and_a_folder_in_its_place_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.json does not exist: it should hold the configuration"):
+        from_json(tmp_path / "nowhere.json")
+    with pytest.raises(ValueError) as refused:
+        from_json(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path} cannot be read (")
