@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back exactly, loads elsewhere, holds no pickle, and never half-written."""
+"""Checkpoints: what was saved comes back exactly, loads elsewhere, and damage is a sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyzero_astar.model import checkpoint as module
@@ -88,7 +87,7 @@ def change_tensors(saved, change):
     save_file(tensors, saved / "trainer.safetensors")
 
 
-# ------------------------------------------------------------------------------------------------ what comes back
+# -------------------------------------------------------------------------------------------- what comes back
 
 
 def test_training_goes_on_as_if_never_interrupted(trained, tmp_path):
@@ -154,7 +153,7 @@ def test_a_checkpoint_holds_text_and_safetensors_only(saved):
             path.read_text(encoding="utf-8")
 
 
-# --------------------------------------------------------------------------------------------- how it is written
+# ------------------------------------------------------------------------------------------ how it is written
 
 
 def test_a_checkpoint_has_its_name_only_when_complete(trained, saved, monkeypatch):
@@ -182,7 +181,7 @@ def test_an_older_checkpoint_of_the_same_name_is_replaced_whole(trained, saved):
     assert not (saved / "stray.txt").exists()
 
 
-# ------------------------------------------------------------------------------------------------ what is refused
+# -------------------------------------------------------------------------------------------- what is refused
 
 
 def refusal(folder, source=None, **options):

@@ -43,7 +43,7 @@ def refusal(argv, capsys):
     return err.removeprefix("error: ").rstrip("\n")
 
 
-# ------------------------------------------------------------------------------------------ what is understood
+# ----------------------------------------------------------------------------------------- what is understood
 
 
 def test_no_argument_means_preset_tiny():
@@ -97,7 +97,7 @@ def test_documented_commands_are_understood():
     assert parse(words("--eval-only --checkpoint c --eval.num-problems 7")).eval.num_problems == 7
 
 
-# ---------------------------------------------------------------------------------------- what the parser refuses
+# ------------------------------------------------------------------------------------ what the parser refuses
 
 
 def test_a_typo_is_answered_with_the_nearest_name(capsys):
@@ -121,7 +121,7 @@ def test_wrong_values_and_stray_words_exit_with_2(line, capsys):
     assert status == 2 and words(line)[-1] in err
 
 
-# ------------------------------------------------------------------------------------------- what main refuses
+# ------------------------------------------------------------------------------------------ what main refuses
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,12 @@ def test_a_run_with_a_damaged_configuration_is_not_continued(capsys, elsewhere):
 
 def test_prompts_that_do_not_fit_are_refused_before_the_run_begins(capsys, elsewhere, tiny_base):
     for also in ([], ["--eval-only"]):
-        argv = [*words("--data.template conversation --model.max-seq-length 20"), "--model.model-name", str(tiny_base), *also]
+        argv = [
+            *words("--data.template conversation --model.max-seq-length 20"),
+            "--model.model-name",
+            str(tiny_base),
+            *also,
+        ]
         assert refusal(argv, capsys).startswith("max_seq_length 20 leaves no room after a prompt of ")
     assert list(elsewhere.iterdir()) == []
 
@@ -199,7 +204,7 @@ def test_a_damaged_model_is_refused(capsys, elsewhere, tiny_base):
     assert not (elsewhere / "runs").exists()
 
 
-# --------------------------------------------------------------------------------------------- how fast it answers
+# ---------------------------------------------------------------------------------------- how fast it answers
 
 
 @pytest.mark.parametrize(

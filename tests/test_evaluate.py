@@ -75,7 +75,7 @@ def test_pass_at_k_grows_with_k_and_with_successes():
     assert table[-1].tolist() == [0.0] + [1.0] * 8  # all samples: one success is enough
 
 
-# ------------------------------------------------------------------------------------------- what is counted
+# -------------------------------------------------------------------------------------------- what is counted
 
 GREEDY_RIGHT = [1, 0, 0, 1, 0]  # by problem
 SAMPLED_RIGHT = [4, 0, 1, 2, 0]  # of 4 samples

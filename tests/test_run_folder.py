@@ -25,7 +25,7 @@ def make_checkpoint(folder: Path) -> Path:
     return folder
 
 
-# --------------------------------------------------------------------------------------------------- folders
+# ---------------------------------------------------------------------------------------------------- folders
 
 
 def test_runs_are_numbered_per_preset(tmp_path):
@@ -86,7 +86,7 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     assert file.read_text() == "mine"
 
 
-# --------------------------------------------------------------------------------------------------- records
+# ---------------------------------------------------------------------------------------------------- records
 
 
 def test_records_come_back_in_order_one_line_each(tmp_path):
@@ -136,7 +136,7 @@ def test_keep_iterations_drops_later_records_and_the_cut_line(tmp_path):
     assert [r["iteration"] for r in read_jsonl(path)] == [0, 1, 1, 2, 3]
 
 
-# ----------------------------------------------------------------------------------------------- checkpoints
+# ------------------------------------------------------------------------------------------------ checkpoints
 
 NAME = Path("checkpoints/checkpoint_iter_100")
 FORMS = [NAME, NAME.with_name(NAME.name + ".pt")]

@@ -92,6 +92,7 @@ class SearchStats:
     max_open: Tensor  # largest number of open (unexpanded, kept) prefixes at any time
     num_open_final: Tensor  # open prefixes still kept when the search ended
     num_pruned: Tensor  # open prefixes dropped for lack of room or by the depth cap (best_first)
+    num_capped: Tensor  # expanded prefixes at which the budget lowered the guidance (gumbel)
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,11 +23,14 @@ from tinyzero_astar.config import Config, describe, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.eval.evaluate import Evaluation, evaluate
 from tinyzero_astar.interfaces import Problem
+from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
 from tinyzero_astar.model.model import Policy, load_language_model
 from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings, make_batch
+from tinyzero_astar.rollout.heuristic import inverse_beta_of
+from tinyzero_astar.rollout.quality import heuristic_quality
 from tinyzero_astar.rollout.statistics import rollout_metrics
 from tinyzero_astar.run_folder import (
     CHECKPOINTS,
@@ -35,12 +40,14 @@ from tinyzero_astar.run_folder import (
     append_jsonl,
     keep_iterations,
     new_run_folder,
+    read_jsonl,
 )
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
 _NUM_SHOWN = 3  # completions on the console
+_UNGUIDED = Guidance(strength=0.0)
 INTERRUPTED = 130
 
 
@@ -59,6 +66,7 @@ class Session:
     updater: Updater
     console: ConsoleLogger
     first_iteration: int  # iterations already trained
+    history: list[dict[str, Any]]  # metrics of the iterations trained so far, for gate and alarms
 
 
 def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
@@ -72,7 +80,7 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     (folder / CONFIG).write_text(to_json(config) + "\n")
     session.console.say(describe(config))
     session.console.say(f"run folder: {folder}")
-    return dataclasses.replace(session, folder=folder)
+    return replace(session, folder=folder)
 
 
 def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
@@ -87,6 +95,7 @@ def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
     session.updater.num_updates = int(state["num_updates"])
     for name in (METRICS, SAMPLES):
         keep_iterations(folder / name, iteration)
+    session.history.extend(r for r in read_jsonl(folder / METRICS) if r["iteration"] > 0)
     session.console.say(f"continuing {folder} after iteration {iteration}")
     return session
 
@@ -104,7 +113,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
         session = _build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
         return session, new_run_folder("evaluation", None)
     state = read_state(checkpoint)
-    config = dataclasses.replace(from_dict(state["config"], f"checkpoint {checkpoint}"), eval=command.eval)
+    config = replace(from_dict(state["config"], f"checkpoint {checkpoint}"), eval=command.eval)
     session = _build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     load_trainer(checkpoint, session.policy, {})
     console.say(f"evaluating {checkpoint}")
@@ -185,6 +194,7 @@ def _build(
         updater=Updater(policy, algorithm, settings),
         console=console,
         first_iteration=first_iteration,
+        history=[],
     )
 
 
@@ -216,6 +226,8 @@ def train(session: Session) -> int:
                 return 1
             done = iteration + 1
             console.iteration(done, metrics)
+            metrics["alarms"] = _sound_alarms(session, metrics)
+            session.history.append(metrics)
             if _is_due(done, config.run.sample_frequency, last):
                 _show_samples(session, done, rewarded)
             if _is_due(done, config.eval.eval_frequency, last) and not interrupted:
@@ -242,24 +254,26 @@ def evaluate_only(session: Session, folder: Path) -> int:
     return 0
 
 
-def _iterate(session: Session, iteration: int) -> tuple[dict[str, float], RewardedRollouts]:
+def _iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
     config, began = session.config, time.perf_counter()
+    is_open, reason = guidance_gate(session.history)
+    search = session.search if is_open else replace(session.search, guidance=_UNGUIDED)
     problems = session.task.train_problems(iteration, config.train.problems_per_iteration)
-    rewarded = session.generator.generate(
-        problems, session.search, seed=config.run.seed, iteration=iteration
-    )
+    rewarded = session.generator.generate(problems, search, seed=config.run.seed, iteration=iteration)
     searched = time.perf_counter()
     batch = make_batch(rewarded, session.policy.eos_id)
     metrics = session.updater.update(batch, iteration)
     ended = time.perf_counter()
-    if metrics["audit/ratio_error"] > config.train.ratio_tolerance:
-        session.console.warn(
-            f"sampler and trainer disagree: a token's probability differs by a factor of"
-            f" {1 + metrics['audit/ratio_error']:.4f} at unchanged weights"
-        )
-    metrics |= rollout_metrics(rewarded.rollouts, rewarded.weight, rewarded.accuracy)
-    has_leaf = rewarded.rollouts.length > 0  # a search may end with fewer leaves than were asked for
+    rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
+    inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
+    metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward)
+    metrics |= heuristic_quality(rollouts, accuracy, weight, inverse_beta)
+    has_leaf = rollouts.length > 0  # a search may end with fewer leaves than were asked for
     metrics |= {
+        "guidance/is_open": float(is_open),
+        "guidance/reason": reason,
+        "train/num_rows": float(len(batch.ids)),
+        "train/num_tokens": float(batch.is_token.sum() + batch.prompt_length.sum()),
         "rollout/format": float(rewarded.format[has_leaf].mean()),
         "rollout/reward": float(rewarded.reward[has_leaf].mean()),
         "time/search_s": searched - began,
@@ -310,8 +324,21 @@ def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) 
         session.console.sample(rewarded.problems[i].text, rewarded.texts[i][0], str(verdict.reason))
 
 
-def _log(session: Session, iteration: int, metrics: Mapping[str, float]) -> None:
-    append_jsonl(session.folder / METRICS, {"iteration": iteration, **metrics})
+def _sound_alarms(session: Session, metrics: Mapping[str, Any]) -> list[str]:
+    """Say what has just become wrong, once, and return the names of everything that is wrong now."""
+    tolerance = session.config.train.ratio_tolerance
+    before = session.history[-1].get("alarms", []) if session.history else []
+    alarms = active_alarms([*session.history, metrics], tolerance)
+    for name, text in alarms.items():
+        if name not in before:
+            session.console.warn(text)
+    return sorted(alarms)
+
+
+def _log(session: Session, iteration: int, metrics: Mapping[str, Any]) -> None:
+    """JSON has no nan: what could not be measured is null."""
+    known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+    append_jsonl(session.folder / METRICS, {"iteration": iteration, **known})
 
 
 def _checkpoint(session: Session, iteration: int) -> Path:

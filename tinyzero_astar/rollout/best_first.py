@@ -223,6 +223,7 @@ def _read_leaves(search: _Search, eos_id: int) -> Rollouts:
         max_open=search.max_open,
         num_open_final=torch.isfinite(search.open.f).sum(1),
         num_pruned=search.pruned,
+        num_capped=torch.zeros_like(search.pruned),
     )
     return Rollouts(
         tokens=tokens,

@@ -74,6 +74,8 @@ class _Step(NamedTuple):
 class Chooser(Protocol):
     """Which K rows the next step keeps."""
 
+    num_capped: Tensor  # [P] see `SearchStats`
+
     def begin(self, root: StepOutput) -> _Beam:
         """The beam that holds the prompts only."""
         ...
@@ -95,6 +97,7 @@ class Sampling:
 
     def begin(self, root: StepOutput) -> _Beam:
         device, shape = root.logits.device, (len(self._seeds), self._num_rollouts)
+        self.num_capped = torch.zeros(shape[0], dtype=torch.int64, device=device)
         stream = torch.arange(self._num_rollouts, device=device)[None]
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -139,6 +142,7 @@ class WithoutReplacement:
         strength = torch.as_tensor(self._guidance.strength, dtype=root.logits.dtype, device=device)
         self._strength = strength.expand(problems)
         self._is_guided = bool((self._strength > 0).any())
+        self.num_capped = torch.zeros(problems, dtype=torch.int64, device=device)
         self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
         state = mix64(self._seeds.to(device))[:, None].expand(shape)
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
@@ -188,7 +192,10 @@ class WithoutReplacement:
             return logp
         child_h = soft_value(child_logit, self._inverse_beta[problem][:, None])
         log_weight = (beam.log_pi - beam.log_q)[problem, column].to(logp.dtype)
-        return propose(logp, child_h, log_weight, self._strength[problem], self._guidance.cap).logq
+        strength = self._strength[problem]
+        proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
+        self.num_capped.index_add_(0, problem, (proposal.tau < strength).long())
+        return proposal.logq
 
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
         weight = torch.exp(beam.log_pi - log_inclusion(beam.log_q, self._kappa[:, None]))
@@ -244,7 +251,7 @@ def lock_step(
         num_open = beam.is_open.sum(1)
         expanded, decoded, forks = expanded + num_open, decoded + num_open, forks + num_forked
         max_open = torch.maximum(max_open, num_open)
-    stats = SearchStats(expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded))
+    stats = SearchStats(expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded), chooser.num_capped)
     if trace is not None:
         trace.extend(_trace(history, beam, root_logit, guidance, decoder.eos_id))
     return _read_leaves(history, beam, chooser, decoder.eos_id, stats)

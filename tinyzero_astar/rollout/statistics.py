@@ -35,13 +35,31 @@ def effective_sample_size(weight: Tensor) -> Tensor:
     return weight.sum(1).square() / weight.square().sum(1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-def rollout_metrics(rollouts: Rollouts, weight: Tensor, accuracy: Tensor) -> dict[str, float]:
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's correlation; nan when either is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float((x * y).sum()) / scale if scale > 1e-12 else float("nan")
+
+
+def variance_ratio(rollouts: Rollouts, weight: Tensor, accuracy: Tensor) -> float:
+    """rho = sum w^2 (R - p)^2 / sum w (R - p)^2 with p the root value: below 1 beats on-policy sampling.
+
+    For K independent samples weighted 1/K it is 1/K, so it is multiplied by K; nan when every R equals its p.
+    """
+    error = (accuracy - rollouts.value[..., 0]).square()
+    on_policy = float((weight * error).sum())
+    return weight.shape[1] * float((weight.square() * error).sum()) / on_policy if on_policy > 0 else float("nan")
+
+
+def rollout_metrics(rollouts: Rollouts, weight: Tensor, accuracy: Tensor, reward: Tensor) -> dict[str, float]:
     """Everything that is logged of a search; names as in docs/metrics.md.
 
     Args:
         rollouts: of P problems.
-        weight: [P, K] the weights that the update uses.
+        weight: [P, K] the search's weights, uniform where it has none.
         accuracy: [P, K] 1 where the leaf is correct.
+        reward: [P, K] in units of reward.
     """
     has_leaf = rollouts.length > 0
     num_leaves = has_leaf.sum().clamp(min=1)
@@ -60,6 +78,10 @@ def rollout_metrics(rollouts: Rollouts, weight: Tensor, accuracy: Tensor) -> dic
         "rollout/shared_prefix_fraction": shared_prefix_fraction(rollouts),
         "weight/sum": float(weight.sum(1).mean()),
         "weight/max": float(weight.max()),
+        "weight/variance_ratio": variance_ratio(rollouts, weight, accuracy),
+        "weight/capped_fraction": float((stats.num_capped > 0).double().mean()),
+        "reward/length_correlation": correlation(reward[has_leaf], rollouts.length[has_leaf].double()),
+        "reward/accuracy_correlation": correlation(reward[has_leaf], accuracy[has_leaf]),
         "weight/effective_sample_size": float(effective_sample_size(weight).mean()),
         "search/num_expanded": int(stats.num_expanded.sum()),
         "search/num_forks": int(stats.num_forks.sum()),

@@ -29,11 +29,12 @@ class AStarPO:
         """GAE on the critic, scaled by one root mean square for the whole batch."""
         raw = generalized_advantage(batch.reward, batch.value, batch.is_token, lam=self.gae_lambda)
         advantage, rms = scale_by_rms(raw, batch.weight, batch.is_token, floor=self.advantage_floor)
+        tokens = raw[batch.is_token]
         metrics = {
             "advantage/mean": _weighted_mean(raw, batch),
             "advantage/rms": float(rms),
-            "advantage/max": float(raw.max()),
-            "advantage/min": float(raw.min()),
+            "advantage/max": float(tokens.max()),
+            "advantage/min": float(tokens.min()),
         }
         return replace(batch, advantage=advantage), metrics
 

@@ -1,0 +1,76 @@
+"""Every alarm is triggered once by what it is about and stays silent on a healthy run."""
+
+from __future__ import annotations
+
+import pytest
+
+from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
+
+HEALTHY = {
+    "value/sibling_accuracy": 0.7,
+    "value/auc_depth_1": 0.6, "value/auc_depth_2": 0.7, "value/auc_depth_3": 0.8, "value/auc_depth_4": 0.9,
+    "rollout/mixed_fraction": 0.5,
+    "rollout/policy_accuracy": 0.3,
+    "audit/ratio_error": 1e-5,
+    "policy/entropy": 0.5,
+    "weight/sum": 1.0,
+    "reward/length_correlation": 0.1,
+    "reward/accuracy_correlation": 0.9,
+}
+
+
+def history(count=25, **changes):
+    renamed = {key.replace("__", "/"): value for key, value in changes.items()}
+    return [HEALTHY | renamed for _ in range(count)]
+
+
+def test_a_healthy_run_is_silent():
+    assert active_alarms(history(), 1e-4) == {}
+    assert active_alarms([], 1e-4) == {}
+
+
+CASES = {
+    "value_ranks_by_chance": ({"value__sibling_accuracy": 0.49}, "no better than chance for 20 iterations"),
+    "no_gradient": ({"rollout__mixed_fraction": 0.07}, "93 % of the problems agree"),
+    "ratio": ({"audit__ratio_error": 2e-4}, "off by 0.0002 (tolerance 0.0001)"),
+    "entropy_collapse": ({"policy__entropy": 0.01}, "collapsed to 0.010 nats at 30 % accuracy"),
+    "weight_drift": ({"weight__sum": 0.9}, "sum to 0.90 instead of 1"),
+    "length_hacking": (
+        {"reward__length_correlation": -0.97, "reward__accuracy_correlation": 0.11},
+        "correlation -0.97) more than correctness (+0.11)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_alarm_is_triggered_alone_and_says_why(name):
+    changes, text = CASES[name]
+    alarms = active_alarms(history(**changes), 1e-4)
+    assert list(alarms) == [name]
+    assert text in alarms[name] and "\n" not in alarms[name]
+
+
+def test_alarms_wait_for_enough_evidence():
+    assert active_alarms(history(19, value__sibling_accuracy=0.4), 1e-4) == {}
+    assert active_alarms(history(4, rollout__mixed_fraction=0.0), 1e-4) == {}
+    assert active_alarms(history(30, policy__entropy=0.01, rollout__policy_accuracy=0.95), 1e-4) == {}  # mastered
+    noisy = [HEALTHY | {"weight/sum": 1.0 + (0.5 if i % 2 else -0.44)} for i in range(20)]
+    assert active_alarms(noisy, 1e-4) == {}  # a mean of 1.03 is within its own noise
+
+
+def test_unmeasured_iterations_do_not_count():
+    rows = history(20, value__sibling_accuracy=0.4)
+    rows[5] = rows[5] | {"value/sibling_accuracy": None}
+    assert active_alarms(rows, 1e-4) == {}
+    rows[6] = rows[6] | {"value/sibling_accuracy": float("nan")}
+    assert "value_ranks_by_chance" in active_alarms(rows + history(2, value__sibling_accuracy=0.4), 1e-4)
+
+
+def test_gate_opens_only_when_both_measures_rank():
+    assert guidance_gate(history(3)) == (True, "AUC 0.75 (bound 0.6), sibling ranking 0.70 (bound 0.55)")
+    assert not guidance_gate(history(3, value__sibling_accuracy=0.54))[0]
+    low = {f"value__auc_depth_{q}": 0.55 for q in (1, 2, 3, 4)}
+    assert not guidance_gate(history(3, **low))[0]
+    is_open, reason = guidance_gate(history(2))
+    assert not is_open and "fewer than 3 iterations" in reason
+    assert not guidance_gate(history(1) + history(3, value__sibling_accuracy=0.5))[0]  # it closes again

@@ -1,0 +1,372 @@
+"""Whole runs on a tiny random model: records, interruption, continuing, evaluation.
+
+The random model never answers a question, so a hash of the text replaces the verifier: rewards then vary and
+depend on every token, and whatever differs between two runs shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinyzero_astar import trainer
+from tinyzero_astar.config import Config, from_json
+from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.interfaces import Verdict
+from tinyzero_astar.run_folder import CONFIG
+from tinyzero_astar.train import main, parse
+from tinyzero_astar.training.astar_po import AStarPO
+
+EVAL = "--eval.num-problems 24 --eval.num-samples 4 --eval.eval-frequency 4 --eval.max-rows 40"
+OPTIONS = (
+    "--train.num-iterations 4 --train.problems-per-iteration 4 --train.batch-size 2"
+    " --train.learning-rate 0.05 --data.num-problems 12 --search.num-rollouts-per-problem 3"
+    " --search.beam-width 4 --search.max-search-depth 8 --search.guidance-strength 1"
+    " --value.hidden-size 8 --value.update-frequency 3"
+    f" --run.num-threads 1 --run.checkpoint-frequency 2 --run.sample-frequency 1 {EVAL}"
+)
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
+
+
+def judge(self, problem, completion, is_finished):
+    number = zlib.crc32(f"{problem.text} {completion}".encode())
+    is_right = number % 3 == 0
+    return Verdict(is_right, is_right or number % 2 == 0, None, "by a hash")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def judged_by_a_hash_and_guided_early():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Multiplication, "verify", judge)
+        # the real gate needs more iterations than these runs have
+        patch.setattr(trainer, "guidance_gate", lambda history: (len(history) >= 2, "early"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_not_ignored():
+    """As it would be in a job that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def options(tiny_base):
+    return ["--model.model-name", str(tiny_base), *OPTIONS.split()]
+
+
+@pytest.fixture(scope="module")
+def session(tiny_base, tmp_path_factory):
+    """A run of four iterations, finished."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    command = parse(["--model.model-name", str(tiny_base), *OPTIONS.split()])
+    config = Config(**{f.name: getattr(command, f.name) for f in dataclasses.fields(Config)})
+    session = trainer.start_run(config, "tiny", folder)
+    assert trainer.train(session) == 0
+    return session
+
+
+def strict(line):
+    """JSON without the NaN and Infinity that only Python reads."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} in {line}")
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def records(folder, name="metrics.jsonl"):
+    return [strict(line) for line in (folder / name).read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def timeless(folder):
+    return [{k: v for k, v in r.items() if not k.startswith("time/")} for r in records(folder)]
+
+
+def checkpoint(folder, iteration):
+    return folder / "checkpoints" / f"checkpoint_iter_{iteration}"
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def assert_same_run(got, want, iteration=4):
+    for name in ("model.safetensors", "trainer.safetensors"):
+        ours, theirs = (load_file(checkpoint(folder, iteration) / name) for folder in (got, want))
+        assert ours.keys() == theirs.keys()
+        assert [k for k in theirs if not torch.equal(ours[k], theirs[k])] == []
+    assert timeless(got) == timeless(want)
+    assert records(got, "samples.jsonl") == records(want, "samples.jsonl")
+
+
+def press_ctrl_c(monkeypatch, iteration, times=1):
+    """SIGINT while the given iteration, counted from 0, is searching."""
+    iterate = trainer._iterate
+
+    def interrupted(session, i):
+        for _ in range(times if i == iteration else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+        return iterate(session, i)
+
+    monkeypatch.setattr(trainer, "_iterate", interrupted)
+
+
+# ---------------------------------------------------------------------------------------------------- records
+
+
+def test_there_is_one_record_per_iteration(session):
+    found = records(session.folder)
+    assert [r["iteration"] for r in found] == [0, 1, 2, 3, 4]
+    assert [any(name.startswith("eval/") for name in r) for r in found] == [True, False, False, False, True]
+    assert [("train/policy_loss" in r) for r in found] == [False, True, True, True, True]
+    assert found[1].keys() == found[3].keys() and found[4].keys() == found[0].keys() | found[1].keys()
+    numbers = ("train/policy_loss", "train/value_loss", "rollout/accuracy", "weight/sum", "advantage/rms")
+    assert all(isinstance(r[name], float) for r in found[1:] for name in numbers)
+    assert len({r["rollout/reward"] for r in found[1:]}) > 1  # else the comparisons below would be empty
+    assert [r["guidance/is_open"] for r in found[1:]] == [0, 0, 1, 1]
+
+
+def test_samples_show_every_leaf_and_what_the_verifier_said(session):
+    found = records(session.folder, "samples.jsonl")
+    by_iteration = [sum(r["iteration"] == i for r in found) for i in range(5)]
+    assert by_iteration == [0, 12, 12, 12, 12]
+    for sample in found:
+        verdict = judge(None, type("P", (), {"text": sample["problem"]}), sample["completion"], True)
+        assert (sample["accuracy"], sample["format"]) == (verdict.accuracy, verdict.format)
+        a, b = sample["problem"].split("*")
+        assert sample["answer"] == int(a) * int(b)
+    shares = {r["iteration"]: r["rollout/accuracy"] for r in records(session.folder)[1:]}
+    for iteration, share in shares.items():
+        right = [s["accuracy"] for s in found if s["iteration"] == iteration]
+        assert share == pytest.approx(sum(right) / len(right))
+
+
+def test_configuration_is_saved_and_shown(session, capsys, options, tmp_path):
+    assert from_json(session.folder / CONFIG) == session.config
+    assert main([*options, "--output-dir", str(tmp_path / "r"), "--train.num-iterations", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "max_search_depth" in out and "0 operand pairs on both sides" in out
+    assert f"run folder: {tmp_path / 'r'}" in out.replace("\n", "")
+    assert "--checkpoint" not in out  # there is none after no iterations
+    assert [r["iteration"] for r in records(tmp_path / "r")] == [0]
+
+
+def test_leaves_that_do_not_exist_are_not_shown(options, tmp_path):
+    folder = tmp_path / "r"  # one token of 320: fewer leaves than asked for
+    few = "--search.num-rollouts-per-problem 330 --search.beam-width 331 --search.max-search-depth 1"
+    argv = [*options, *few.split(), "--train.num-iterations", "1", "--output-dir", str(folder)]
+    assert main(argv) == 0
+    assert len(records(folder, "samples.jsonl")) == 4 * 320
+    [_, record] = records(folder)
+    shown = records(folder, "samples.jsonl")
+    assert record["rollout/format"] == pytest.approx(sum(s["format"] for s in shown) / len(shown))
+    reward = sum(s["accuracy"] + 0.1 * s["format"] for s in shown) / len(shown)
+    assert record["rollout/reward"] == pytest.approx(reward)
+
+
+def documented():
+    """The first column of the tables in docs/metrics.md; <k> is a number, [_low|_high] may follow or not."""
+    names = re.findall(r"^(?:\| )?`([a-z]+/[^`]+|alarms)`", DOCUMENT.read_text(encoding="utf-8"), re.M)
+    assert len(names) == len(set(names)) > 40
+    return [name.replace("\\", "") for name in names]
+
+
+def is_named(written, name):
+    number, interval = re.escape("<k>"), re.escape("[_low|_high]")
+    pattern = re.escape(name).replace(number, r"[0-9]+").replace(interval, "(_low|_high)?")
+    return re.fullmatch(pattern, written) is not None
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_written(session):
+    written = {name for r in records(session.folder) for name in r} - {"iteration"}
+    names = documented()
+    assert [w for w in sorted(written) if not any(is_named(w, name) for name in names)] == []
+    assert [name for name in names if not any(is_named(w, name) for w in written)] == []
+
+
+# -------------------------------------------------------------------------------- interruption and continuing
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_the_resumed_run_equals_an_uninterrupted_one(
+    session, options, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "r"
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, iteration=2)
+        assert main([*options, "--output-dir", str(folder)]) == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    out = capsys.readouterr().out
+    assert f"stopped after iteration 3; continue with: python train.py --resume {folder}\n" in out
+    assert [r["iteration"] for r in records(folder)] == [0, 1, 2, 3]
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "checkpoint_iter_2",
+        "checkpoint_iter_3",
+    ]
+
+    assert main(["--resume", str(folder)]) == 0
+    assert f"continuing {folder} after iteration 3" in capsys.readouterr().out
+    assert_same_run(folder, session.folder)
+    assert read(checkpoint(folder, 4) / "trainer.json") == read(
+        checkpoint(session.folder, 4) / "trainer.json"
+    )
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_after_a_crash_the_run_goes_on_from_its_last_checkpoint(session, tmp_path, monkeypatch):
+    folder = tmp_path / "crashed"
+    shutil.copytree(session.folder, folder)
+    checkpoint(folder, 4).rename(checkpoint(folder, 4).with_suffix(".partial"))  # died while it saved
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 5, "train/')
+    iterate, seen = trainer._iterate, []
+
+    def watched(session, iteration):
+        seen.append([r["iteration"] for r in records(folder)])
+        return iterate(session, iteration)
+
+    monkeypatch.setattr(trainer, "_iterate", watched)
+    assert main(["--resume", str(folder)]) == 0
+    assert seen == [[0, 1, 2], [0, 1, 2, 3]]  # records 3, 4 and the cut one were dropped first
+    assert_same_run(folder, session.folder)
+
+
+def test_a_finished_run_may_be_resumed_and_stays_as_it_is(session, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(session.folder, folder)
+    before = contents(folder)
+    assert main(["--resume", str(folder)]) == 0
+    assert contents(folder) == before
+
+
+def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypatch):
+    press_ctrl_c(monkeypatch, iteration=2, times=2)
+    assert main([*options, "--output-dir", str(tmp_path / "r")]) == 130
+    assert capsys.readouterr().err == "stopped at once; only what was saved before is kept\n"
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["checkpoint_iter_2"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "_evaluate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert main([*options, "--output-dir", str(tmp_path / "r")]) == 130
+    assert capsys.readouterr().err.startswith("stopped at once")
+
+
+def test_the_progress_bar_goes_however_the_run_ends():
+    class Console:
+        def start(self, num_iterations, done):
+            self.shown = (num_iterations, done)
+
+        def stop(self):
+            self.shown = None
+
+    console = Console()
+    with pytest.raises(KeyboardInterrupt), trainer._progress(console, 4, 2):
+        assert console.shown == (4, 2)
+        raise KeyboardInterrupt
+    assert console.shown is None
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    session, options, tmp_path, capsys, monkeypatch
+):
+    loss, num_calls = AStarPO.loss, []
+
+    def broken(self, batch, logp):
+        num_calls.append(1)
+        return loss(self, batch, logp) * (math.nan if len(num_calls) > 2 * 2 else 1.0)
+
+    monkeypatch.setattr(AStarPO, "loss", broken)
+    folder = tmp_path / "r"
+    assert main([*options, "--output-dir", str(folder)]) == 1
+    out = capsys.readouterr().out
+    sentence = (
+        "error: iteration 3: the loss is nan: stopped before the optimizer step; the last checkpoint is"
+    )
+    assert sentence in out and "Traceback" not in out
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint_iter_2"]
+    assert contents(checkpoint(folder, 2)) == contents(checkpoint(session.folder, 2))
+    assert [r["iteration"] for r in records(folder)] == [0, 1, 2]
+
+
+def test_a_model_that_yields_nan_is_a_sentence_even_in_an_evaluation(session, tmp_path, capsys):
+    held = tmp_path / "checkpoint_iter_4"
+    shutil.copytree(checkpoint(session.folder, 4), held)
+    weights = load_file(held / "model.safetensors")
+    weights["model.norm.weight"].fill_(math.nan)
+    save_file(weights, held / "model.safetensors", metadata={"format": "pt"})
+    assert main(["--eval-only", "--checkpoint", str(held), *EVAL.split()]) == 1
+    assert capsys.readouterr().err.startswith("error: the decoder returned NaN logits")
+
+
+# ------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_a_checkpoint_is_evaluated_to_the_numbers_of_its_run(session, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "r"
+    shutil.copytree(session.folder, folder)
+    monkeypatch.chdir(folder)
+    assert main(["--eval-only", "--checkpoint", "checkpoints/checkpoint_iter_4.pt", *EVAL.split()]) == 0
+    out = capsys.readouterr().out
+    found = read(checkpoint(folder, 4) / "evaluation.json")
+    first, last = (records(folder)[i] for i in (0, -1))
+    assert found == {name: x for name, x in last.items() if name.startswith("eval/")}
+    assert 0 < found["eval/pass_at_1"] < 1 and found["eval/pass_at_1"] != first["eval/pass_at_1"]
+    assert "iteration 4: 24 held-out problems" in out
+    for name in ("greedy_accuracy", "pass_at_1", "pass_at_4", "sampled_format"):
+        row = next(line for line in out.splitlines() if name in line)
+        assert f"{100 * found[f'eval/{name}']:.1f} %" in row
+        assert f"[{100 * found[f'eval/{name}_low']:.1f}, {100 * found[f'eval/{name}_high']:.1f}]" in row
+
+
+def test_the_base_model_is_evaluated_without_a_checkpoint(session, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*options, "--eval-only"]) == 0
+    first = records(session.folder)[0]
+    assert contents(tmp_path).keys() == {Path("runs/evaluation-001/evaluation.json")}
+    found = read(tmp_path / "runs/evaluation-001/evaluation.json")
+    assert found == {name: x for name, x in first.items() if name.startswith("eval/")}
+
+
+@pytest.mark.parametrize(
+    "argv", [["--resume", "."], ["--eval-only", "--checkpoint", "checkpoints/checkpoint_iter_4"]]
+)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("trainer.json", -9),
+        ("trainer.safetensors", None),
+        ("trainer.safetensors", -9),
+        ("model.safetensors", -9),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(session, argv, name, size, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "r"
+    shutil.copytree(session.folder, folder)
+    monkeypatch.chdir(folder)
+    path = checkpoint(folder, 4) / name
+    if size is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:size])
+    before = contents(folder)
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "checkpoint_iter_4" in err
+    assert contents(folder) == before

@@ -1,0 +1,146 @@
+"""How good the heuristic is on rollouts that it has not been trained on. Pure functions on tensors.
+
+Measured on an iteration's own rollouts, before the value model is updated with them. Equations of docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.interfaces import Rollouts
+from tinyzero_astar.rollout.heuristic import soft_value
+
+NUM_BINS = 10
+_EPS = 1e-6  # of the logit of a recorded probability
+
+
+def weighted_auc(score: Tensor, outcome: Tensor, weight: Tensor) -> float:
+    """P(score of a success > score of a failure), ties count half; nan without both kinds.
+
+    Args:
+        score: [N] any real numbers.
+        outcome: [N] 0 or 1.
+        weight: [N] >= 0.
+    """
+    levels, level = torch.unique(score, return_inverse=True)
+    success = torch.zeros(len(levels), dtype=weight.dtype).index_add(0, level, weight * outcome)
+    failure = torch.zeros(len(levels), dtype=weight.dtype).index_add(0, level, weight * (1 - outcome))
+    below = failure.cumsum(0) - failure
+    pairs = float(success.sum() * failure.sum())
+    return float((success * (below + 0.5 * failure)).sum()) / pairs if pairs > 0 else float("nan")
+
+
+def explained_variance(value: Tensor, outcome: Tensor, weight: Tensor) -> float:
+    """1 - Var(R - V) / Var(R), weighted; 0 for a constant V, 1 when V knows the outcome, nan if all R agree."""
+    mass = weight / weight.sum()
+
+    def variance(x: Tensor) -> float:
+        return float((mass * (x - (mass * x).sum()).square()).sum())
+
+    total = variance(outcome)
+    return 1.0 - variance(outcome - value) / total if total > 1e-12 else float("nan")
+
+
+def calibration(value: Tensor, outcome: Tensor, weight: Tensor) -> tuple[float, list[list[float]]]:
+    """Expected calibration error over ten equal bins of V, and [mean V, mean R, share] of each filled bin.
+
+    Source: Naeini et al. 2015, with weights.
+    """
+    place = (value * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+    total = weight.sum()
+    error, bins = 0.0, []
+    for index in place.unique().tolist():
+        mass = weight * (place == index)
+        share = float(mass.sum() / total)
+        if share > 0:
+            predicted, observed = float((mass * value).sum() / mass.sum()), float((mass * outcome).sum() / mass.sum())
+            error += share * abs(predicted - observed)
+            bins.append([round(predicted, 4), round(observed, 4), round(share, 4)])
+    return error, bins
+
+
+def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> tuple[float, int]:
+    """How often the value prefers the successful side of a fork, and the number of pairs; ties count half.
+
+    A pair is a successful and a failed leaf of one problem; their fork is where they part, and the two children
+    there are compared. Chance is 0.5; nan without a pair. Children that end a leaf have no value and are left out.
+
+    Args:
+        rollouts: P problems, K leaves each.
+        accuracy: [P, K] 1 where the leaf is correct.
+    """
+    tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
+    same = (tokens[:, :, None] == tokens[:, None, :]) & rollouts.is_token[:, :, None]
+    child = same.long().cumprod(-1).sum(-1) + 1  # [P, K, K] where the value of the child stands
+    length = rollouts.length
+    success, failure = accuracy[:, :, None] > 0.5, accuracy[:, None, :] < 0.5
+    is_pair = success & failure & (child < length[:, :, None]) & (child < length[:, None, :])
+    index = child.clamp(max=tokens.shape[-1] - 1)
+    value = rollouts.value[:, :, None].expand(-1, -1, index.shape[2], -1)
+    mine = value.gather(-1, index[..., None])[..., 0]
+    other = value.transpose(1, 2).gather(-1, index[..., None])[..., 0]
+    points = torch.where(mine > other, 1.0, torch.where(mine == other, 0.5, 0.0))[is_pair]
+    return (float(points.mean()), len(points)) if len(points) else (float("nan"), 0)
+
+
+def admissibility(
+    rollouts: Rollouts, accuracy: Tensor, weight: Tensor, inverse_beta: Tensor
+) -> tuple[float, float]:
+    """Share of visited prefixes with h below a completion that was found, and the mean overestimate in nats.
+
+    h(s) must not be less than log pi(y|s) + R(y)/beta of any completion y (P2 of docs/algorithm.md). The found
+    leaf bounds the unknown maximum from below: the share misses some violations, the overestimate is at most as
+    large as stated.
+
+    Args:
+        rollouts: P problems, K leaves each.
+        accuracy: [P, K].
+        weight: [P, K].
+        inverse_beta: [P].
+    """
+    to_go = rollouts.logp.flip(-1).cumsum(-1).flip(-1)  # log pi of the rest, from before each token
+    found = to_go + (accuracy * inverse_beta[:, None])[..., None]
+    probability = rollouts.value.clamp(_EPS, 1 - _EPS)
+    h = soft_value(torch.logit(probability), inverse_beta[:, None, None])
+    mass = weight[..., None] * rollouts.is_token
+    total = mass.sum().clamp(min=1e-12)
+    gap = h - found
+    return float((mass * (gap < -1e-3)).sum() / total), float((mass * gap.clamp(min=0)).sum() / total)
+
+
+def heuristic_quality(
+    rollouts: Rollouts, accuracy: Tensor, weight: Tensor, inverse_beta: Tensor
+) -> dict[str, float | list[list[float]]]:
+    """All of the above under the names of docs/metrics.md.
+
+    Args:
+        rollouts: P problems, K leaves each, with the values that the search recorded.
+        accuracy: [P, K].
+        weight: [P, K] inclusion weights: they make every average one over the policy's own completions.
+        inverse_beta: [P] 1/beta of each problem.
+    """
+    is_token = rollouts.is_token
+    position = torch.arange(is_token.shape[-1]) / rollouts.length.clamp(min=1)[..., None]
+    value = rollouts.value[is_token]
+    outcome = accuracy[..., None].expand_as(rollouts.value)[is_token]
+    mass = weight[..., None].expand_as(rollouts.value)[is_token]
+    has_leaf = rollouts.length > 0
+    error, bins = calibration(value, outcome, mass)
+    ranking, num_pairs = sibling_ranking(rollouts, accuracy)
+    inadmissible, overestimate = admissibility(rollouts, accuracy, weight, inverse_beta)
+    result: dict[str, float | list[list[float]]] = {
+        "value/explained_variance": explained_variance(value, outcome, mass),
+        "value/brier": float((mass * (value - outcome).square()).sum() / mass.sum()),
+        "value/calibration_error": error,
+        "value/calibration_bins": bins,
+        "value/auc_root": weighted_auc(rollouts.value[..., 0][has_leaf], accuracy[has_leaf], weight[has_leaf]),
+        "value/sibling_accuracy": ranking,
+        "value/sibling_pairs": num_pairs,
+        "heuristic/inadmissible_fraction": inadmissible,
+        "heuristic/overestimate_nats": overestimate,
+    }
+    for quarter in range(4):
+        inside = ((position >= quarter / 4) & (position < (quarter + 1) / 4))[is_token]
+        result[f"value/auc_depth_{quarter + 1}"] = weighted_auc(value[inside], outcome[inside], mass[inside])
+    return result
