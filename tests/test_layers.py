@@ -53,9 +53,11 @@ LAYER = {
     "training.update": 4,
     "config": 5,
     "eval.evaluate": 6,
+    "eval.test_time": 7,
     "report.*": 6,
-    "trainer": 7,
-    "train": 8,
+    "solve": 7,
+    "trainer": 8,
+    "train": 9,
 }
 # These import torch, the standard library and lower layers, nothing else.
 PURE = {

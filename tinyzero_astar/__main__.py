@@ -1,6 +1,11 @@
-"""`python -m tinyzero_astar` is `python train.py`."""
+"""`python -m tinyzero_astar solve "37*84"`; without a sub-command it is `python train.py`."""
 
+import sys
+
+from tinyzero_astar.solve import solve_main
 from tinyzero_astar.train import main
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["solve"]:
+        raise SystemExit(solve_main(sys.argv[2:]))
     raise SystemExit(main())

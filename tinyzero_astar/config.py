@@ -135,6 +135,10 @@ class EvalConfig:
     """Sampled completions per problem; pass@k is reported up to this k."""
     max_rows: int = 512
     """Sequences decoded at once."""
+    search: Literal["greedy", "best_first"] = "greedy"
+    """best_first: also decode by A*, and compare it with other ways at the same number of decoded tokens."""
+    beam_width: int = 8
+    """Open list of that A*."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class RunConfig:
 
     seed: int = 0
     """Of problems' order and search noise; equal seeds give equal runs."""
-    num_threads: int = 0
+    num_threads: int = 1
     """CPU threads of PyTorch; 0: all cores, but one when the machine is already busy."""
     checkpoint_frequency: int = 50
     """Every that many iterations, besides the end."""
@@ -180,7 +184,7 @@ _LOCAL = Config(
         ratio_tolerance=0.1,
     ),
     eval=EvalConfig(eval_frequency=5, num_problems=100, num_samples=4, max_rows=128),
-    run=RunConfig(checkpoint_frequency=10),
+    run=RunConfig(checkpoint_frequency=10, num_threads=0),
 )
 
 _TRAINING = Config(
@@ -198,7 +202,7 @@ _TRAINING = Config(
         ratio_tolerance=0.1,
     ),
     eval=EvalConfig(eval_frequency=10, num_problems=500, num_samples=4, max_rows=256),
-    run=RunConfig(checkpoint_frequency=20),
+    run=RunConfig(checkpoint_frequency=20, num_threads=0),
 )
 
 PRESETS = {"tiny": Config(), "local": _LOCAL, "training": _TRAINING}
@@ -275,6 +279,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "eval.num_problems": (1, 10**6),
     "eval.num_samples": (1, 1024),
     "eval.max_rows": (1, 1 << 20),
+    "eval.beam_width": (1, 4096),
     "run.seed": (0, 2**62),
     "run.num_threads": (0, 1024),
     "run.checkpoint_frequency": (1, 10**7),

@@ -72,10 +72,10 @@ def _check_evaluation(command: Command, preset: Config) -> None:
             f"--output-dir {command.output_dir} is for training; leave it out: an evaluation is saved beside its"
             " checkpoint, or in runs/ without one"
         )
-    if command.checkpoint is not None and replace(_config_of(command), eval=preset.eval) != preset:
+    if command.checkpoint is not None and replace(_config_of(command), eval=preset.eval, run=preset.run) != preset:
         raise ValueError(
             f"--checkpoint {command.checkpoint} is evaluated with its own configuration: leave out all options"
-            " but --eval.*"
+            " but --eval.* and --run.num-threads"
         )
 
 

@@ -21,7 +21,8 @@ from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.config import Config, describe, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
-from tinyzero_astar.eval.evaluate import Evaluation, evaluate
+from tinyzero_astar.eval.evaluate import evaluate
+from tinyzero_astar.eval.test_time import compare
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
 from tinyzero_astar.loggers.console import ConsoleLogger
@@ -113,7 +114,9 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
         session = _build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
         return session, new_run_folder("evaluation", None)
     state = read_state(checkpoint)
-    config = replace(from_dict(state["config"], f"checkpoint {checkpoint}"), eval=command.eval)
+    saved = from_dict(state["config"], f"checkpoint {checkpoint}")
+    run = replace(saved.run, num_threads=command.run.num_threads)
+    config = replace(saved, eval=command.eval, run=run)
     session = _build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     load_trainer(checkpoint, session.policy, {})
     console.say(f"evaluating {checkpoint}")
@@ -206,7 +209,7 @@ def choose_num_threads(wanted: int) -> int:
     if wanted > 0:
         return wanted
     cores = os.cpu_count() or 1
-    is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.7 * cores
+    is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * cores
     return 1 if is_busy else cores
 
 
@@ -216,7 +219,7 @@ def train(session: Session) -> int:
     last, done = config.train.num_iterations, session.first_iteration
     began = time.perf_counter()
     if done == 0:
-        _log(session, 0, _evaluate(session, 0).metrics())
+        _log(session, 0, _evaluate(session, 0))
     with _interruption() as interrupted, _progress(console, last, done):
         for iteration in range(done, last):
             try:
@@ -231,7 +234,7 @@ def train(session: Session) -> int:
             if _is_due(done, config.run.sample_frequency, last):
                 _show_samples(session, done, rewarded)
             if _is_due(done, config.eval.eval_frequency, last) and not interrupted:
-                metrics = metrics | _evaluate(session, done).metrics()
+                metrics = metrics | _evaluate(session, done)
             _log(session, done, metrics)
             if _is_due(done, config.run.checkpoint_frequency, last) or interrupted:
                 _save(session, done)
@@ -248,8 +251,8 @@ def train(session: Session) -> int:
 
 def evaluate_only(session: Session, folder: Path) -> int:
     """Print the evaluation's table and save it as evaluation.json in `folder`."""
-    evaluation = _evaluate(session, session.first_iteration)
-    (folder / "evaluation.json").write_text(json.dumps(evaluation.metrics(), indent=2) + "\n")
+    measured = _finite(_evaluate(session, session.first_iteration))
+    (folder / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
     session.console.say(f"saved to {folder / 'evaluation.json'}")
     return 0
 
@@ -283,7 +286,7 @@ def _iterate(session: Session, iteration: int) -> tuple[dict[str, Any], Rewarded
     return metrics, rewarded
 
 
-def _evaluate(session: Session, iteration: int) -> Evaluation:
+def _evaluate(session: Session, iteration: int) -> dict[str, float]:
     began = time.perf_counter()
     settings = session.config.eval
     evaluation = evaluate(
@@ -297,7 +300,37 @@ def _evaluate(session: Session, iteration: int) -> Evaluation:
     rows.append(("time", f"{time.perf_counter() - began:.1f} s"))
     title = f"iteration {iteration}: {evaluation.num_problems} held-out problems, value and 95 % interval"
     session.console.table(title, rows)
-    return evaluation
+    return evaluation.metrics() | _compare_decoding(session)
+
+
+def _compare_decoding(session: Session) -> dict[str, float]:
+    """A* at test time against other ways of decoding, when `eval.search` asks for it."""
+    settings = session.config.eval
+    if settings.search != "best_first":
+        return {}
+    arms = compare(
+        session.policy,
+        session.tokenizer,
+        session.task,
+        session.generator,
+        session.held_out,
+        session.search,
+        beam_width=settings.beam_width,
+        max_rows=settings.max_rows,
+    )
+    rows = [(a.name, f"{a.accuracy}  {a.tokens:.1f} tokens, {a.expanded:.1f} expanded, {a.forks:.1f} forks") for a in arms]
+    session.console.table("decoding, per problem", rows)
+    flat: dict[str, float] = {}
+    for name, arm in zip(("greedy", "best_first", "best_of_n", "beam_search"), arms, strict=True):
+        flat |= {
+            f"decode/{name}_accuracy": arm.accuracy.value,
+            f"decode/{name}_accuracy_low": arm.accuracy.low,
+            f"decode/{name}_accuracy_high": arm.accuracy.high,
+            f"decode/{name}_tokens": arm.tokens,
+            f"decode/{name}_expanded": arm.expanded,
+            f"decode/{name}_forks": arm.forks,
+        }
+    return flat
 
 
 def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) -> None:
@@ -336,9 +369,12 @@ def _sound_alarms(session: Session, metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _log(session: Session, iteration: int, metrics: Mapping[str, Any]) -> None:
+    append_jsonl(session.folder / METRICS, {"iteration": iteration, **_finite(metrics)})
+
+
+def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has no nan: what could not be measured is null."""
-    known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-    append_jsonl(session.folder / METRICS, {"iteration": iteration, **known})
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
 
 
 def _checkpoint(session: Session, iteration: int) -> Path:

@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("tinyzero_astar/assets/embedded_base"))
     parser.add_argument("--tokens", type=int, default=11_000_000)
-    parser.add_argument("--worked-share", type=float, default=0.06, help="share of transcripts worked out right")
+    parser.add_argument("--worked-share", type=float, default=0.036, help="share of transcripts worked out right")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -1,0 +1,158 @@
+"""A* at test time against what else could be done with the same number of decoded tokens.
+
+Arms: greedy; best_first, the literal A* with the value model; best of N samples, chosen by value; beam search as
+Hugging Face implements it. N and the number of beams are chosen so that their decoded tokens come closest to
+those of best_first, and the tokens that each arm really used are reported beside its accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tinyzero_astar.eval.evaluate import Estimate, wilson
+from tinyzero_astar.interfaces import Problem, Task
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.rollout.astar_search import Guidance
+from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+
+DECODING_INVERSE_BETA = 3.0  # the search prefers success, whatever the root's value says
+_SEED, _ITERATION = 0, 1 << 41  # noise apart from that of training and of other evaluations
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of decoding, on all problems."""
+
+    name: str
+    accuracy: Estimate
+    tokens: float  # decoded per problem
+    expanded: float  # prefixes whose children were scored, per problem; nan where not counted
+    forks: float  # per problem; nan where not counted
+
+
+def compare(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    generator: Generator,
+    problems: Sequence[Problem],
+    settings: SearchSettings,
+    *,
+    beam_width: int,
+    max_rows: int,
+) -> list[Arm]:
+    """Decode every problem in every way.
+
+    Args:
+        policy: with its value model.
+        tokenizer: of the policy.
+        task: verifies.
+        generator: of the policy.
+        problems: held out.
+        settings: for the depth limit.
+        beam_width: of best_first.
+        max_rows: sequences decoded at once.
+    """
+    count = len(problems)
+    chunks = [problems[i : i + max_rows] for i in range(0, count, max_rows)]
+    greedy = [generator.greedy(chunk, settings.max_search_depth) for chunk in chunks]
+    literal = replace(
+        settings,
+        mode="best_first",
+        num_rollouts=1,
+        beam_width=beam_width,
+        guidance=Guidance(inverse_beta=DECODING_INVERSE_BETA, cap=None),
+        unguided_fraction=0.0,
+    )
+    rows = max(1, max_rows // beam_width)
+    searched = [
+        generator.generate(problems[i : i + rows], literal, seed=_SEED, iteration=_ITERATION)
+        for i in range(0, count, rows)
+    ]
+    budget = _tokens(searched, count)
+    length = _tokens(greedy, count)
+    width = max(1, round(budget / length))
+    sampled = _sample(generator, problems, settings, width, max_rows)
+    chosen = torch.cat([_best_by_value(s) for s in sampled])
+    beams, beam_tokens = _beam_search(policy, tokenizer, task, problems, settings, width, max_rows)
+    nan = float("nan")
+    return [
+        _arm("greedy", torch.cat([g.accuracy[:, 0] for g in greedy]), greedy),
+        _arm(f"best_first, width {beam_width}", torch.cat([s.accuracy[:, 0] for s in searched]), searched),
+        _arm(f"best of {width} samples by value", chosen, sampled),
+        Arm(f"beam search, {width} beams", wilson(float(beams.mean()), count), beam_tokens / count, nan, nan),
+    ]
+
+
+def _tokens(parts: Sequence[RewardedRollouts], count: int) -> float:
+    return float(sum(int(p.rollouts.stats.num_decoded_tokens.sum()) for p in parts)) / count
+
+
+def _arm(name: str, correct: torch.Tensor, parts: Sequence[RewardedRollouts]) -> Arm:
+    count = len(correct)
+    expanded, forks = (
+        sum(int(getattr(p.rollouts.stats, field).sum()) for p in parts) / count
+        for field in ("num_expanded", "num_forks")
+    )
+    return Arm(name, wilson(float(correct.mean()), count), _tokens(parts, count), expanded, forks)
+
+
+def _sample(
+    generator: Generator, problems: Sequence[Problem], settings: SearchSettings, width: int, max_rows: int
+) -> list[RewardedRollouts]:
+    plain = replace(settings, mode="sample", num_rollouts=width, guidance=Guidance(strength=0.0))
+    rows = max(1, max_rows // width)
+    return [
+        generator.generate(problems[i : i + rows], plain, seed=_SEED, iteration=_ITERATION)
+        for i in range(0, len(problems), rows)
+    ]
+
+
+def _best_by_value(sampled: RewardedRollouts) -> torch.Tensor:
+    """Whether the sample whose last prefix has the highest value is right, [P]; unfinished ones come last."""
+    rollouts = sampled.rollouts
+    last = (rollouts.length - 1).clamp(min=0)[..., None]
+    value = rollouts.value.gather(-1, last)[..., 0] + rollouts.is_finished.double()
+    return sampled.accuracy.gather(1, value.argmax(1, keepdim=True))[:, 0]
+
+
+@torch.no_grad()
+def _beam_search(
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    problems: Sequence[Problem],
+    settings: SearchSettings,
+    num_beams: int,
+    max_rows: int,
+) -> tuple[torch.Tensor, float]:
+    """Accuracy per problem and the tokens decoded by all beams until their best hypothesis ended."""
+    correct: list[float] = []
+    num_tokens = 0.0
+    rows = max(1, max_rows // num_beams)
+    for i in range(0, len(problems), rows):
+        chunk = problems[i : i + rows]
+        inputs = tokenizer([p.prompt for p in chunk], return_tensors="pt", padding=True, padding_side="left")
+        inputs = inputs.to(policy.device)
+        output = policy.language_model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            do_sample=False,
+            num_beams=num_beams,
+            # the plain sum of log-probabilities, like the search's g
+            **({"length_penalty": 0.0} if num_beams > 1 else {}),
+            max_new_tokens=settings.max_search_depth,
+            pad_token_id=policy.eos_id,
+        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        for problem, row in zip(chunk, new.tolist(), strict=True):
+            is_finished = policy.eos_id in row
+            length = row.index(policy.eos_id) if is_finished else len(row)
+            num_tokens += num_beams * (length + is_finished)
+            verdict = task.verify(problem, tokenizer.decode(row[:length]), is_finished)
+            correct.append(float(verdict.accuracy))
+    return torch.tensor(correct, dtype=torch.float64), num_tokens
