@@ -30,59 +30,59 @@ from tinyzero_astar.training.update import Updater, UpdateSettings
 ROWS = 128
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--depth", type=int, default=80)
-    parser.add_argument("--num-rollouts", type=int, default=8)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    config = PRESETS["tiny"]
-    model, tokenizer = load_language_model(args.model, torch.float32)
-    model.eval()
-    policy = Policy(model, tokenizer.eos_token_id, config.value.hidden_size)
-    torch.nn.init.normal_(policy.value_model.up.weight, std=0.1)  # a value model that has something to say
-    task = Multiplication(2, 2, 2000, seed=0, template="compact")
-    generator = Generator(policy, tokenizer, task, RewardWeights(), 512)
-    problems = task.train_problems(0, ROWS // args.num_rollouts)
-    plain = SearchSettings("sample", args.num_rollouts, args.num_rollouts + 1, args.depth, Guidance(strength=0.0), 0.0, 0.0)
-    guided = Guidance(inverse_beta=2.0)
-    modes = {
-        "sample": plain,
-        "gumbel": dataclasses.replace(plain, mode="gumbel"),
-        "gumbel_guided": dataclasses.replace(plain, mode="gumbel", guidance=guided),
-        "best_first": dataclasses.replace(plain, mode="best_first"),
-    }
+class Bench:
+    """One model, one set of problems, every way of decoding; each method returns (tokens, seconds)."""
 
-    def search(settings: SearchSettings, round_: int) -> tuple[int, float]:
+    def __init__(self, model_name: str, num_rollouts: int, depth: int) -> None:
+        self.model_name, self.num_rollouts, self.depth = model_name, num_rollouts, depth
+        self.model, self.tokenizer = load_language_model(model_name, torch.float32)
+        self.model.eval()
+        self.config = PRESETS["tiny"]
+        self.policy = Policy(self.model, self.tokenizer.eos_token_id, self.config.value.hidden_size)
+        torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.1)  # a value model with something to say
+        task = Multiplication(2, 2, 2000, seed=0, template="compact")
+        self.generator = Generator(self.policy, self.tokenizer, task, RewardWeights(), 512)
+        self.problems = task.train_problems(0, ROWS // num_rollouts)
+        plain = SearchSettings("sample", num_rollouts, num_rollouts + 1, depth, Guidance(strength=0.0), 0.0, 0.0)
+        self.modes = {
+            "sample": plain,
+            "gumbel": dataclasses.replace(plain, mode="gumbel"),
+            "gumbel_guided": dataclasses.replace(plain, mode="gumbel", guidance=Guidance(inverse_beta=2.0)),
+            "best_first": dataclasses.replace(plain, mode="best_first"),
+        }
+
+    def run(self, name: str, round_: int) -> tuple[int, float]:
+        if name == "generate":
+            return self.generate(round_)
+        return self.update() if name == "update" else self.search(self.modes[name], round_)
+
+    def search(self, settings: SearchSettings, round_: int) -> tuple[int, float]:
         began = time.perf_counter()
-        rewarded = generator.generate(problems, settings, seed=0, iteration=round_)
+        rewarded = self.generator.generate(self.problems, settings, seed=0, iteration=round_)
         return int(rewarded.rollouts.stats.num_decoded_tokens.sum()), time.perf_counter() - began
 
-    def generate(round_: int) -> tuple[int, float]:
+    def generate(self, round_: int) -> tuple[int, float]:
         torch.manual_seed(round_)
-        inputs = tokenizer([p.prompt for p in problems for _ in range(args.num_rollouts)], return_tensors="pt")
+        texts = [p.prompt for p in self.problems for _ in range(self.num_rollouts)]
+        inputs = self.tokenizer(texts, return_tensors="pt")
         began = time.perf_counter()
         with torch.no_grad():
-            output = model.generate(
-                **inputs, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=args.depth
+            output = self.model.generate(
+                **inputs, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=self.depth
             )
         new = output[:, inputs["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(new)
+        self.tokenizer.batch_decode(new)  # the search decodes its texts within the measured time too
         elapsed = time.perf_counter() - began
-        is_end = new == tokenizer.eos_token_id
-        before = is_end.long().cumsum(1) - is_end.long()
-        assert len(texts) == ROWS
-        return int((before == 0).sum()), elapsed
+        is_end = new == self.tokenizer.eos_token_id
+        num_before = is_end.long().cumsum(1) - is_end.long()
+        return int((num_before == 0).sum()), elapsed
 
-    def update() -> tuple[int, float]:
-        rewarded = generator.generate(problems, modes["gumbel"], seed=0, iteration=0)
-        batch = make_batch(rewarded, policy.eos_id)
-        copy = Policy(load_language_model(args.model, torch.float32)[0], policy.eos_id, config.value.hidden_size)
-        train = config.train
+    def update(self) -> tuple[int, float]:
+        rewarded = self.generator.generate(self.problems, self.modes["gumbel"], seed=0, iteration=0)
+        batch = make_batch(rewarded, self.policy.eos_id)
+        model = load_language_model(self.model_name, torch.float32)[0]
+        copy = Policy(model, self.policy.eos_id, self.config.value.hidden_size)
+        train = self.config.train
         settings = UpdateSettings(
             num_iterations=1,
             warmup_iterations=0,
@@ -102,26 +102,40 @@ def main() -> None:
         updater.update(batch, 0)
         return int(batch.is_token.sum() + batch.prompt_length.sum()), time.perf_counter() - began
 
-    speed: dict[str, list[float]] = {name: [] for name in [*modes, "generate", "update"]}
+
+def spread(values: list[float], digits: int | None = None) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--depth", type=int, default=80)
+    parser.add_argument("--num-rollouts", type=int, default=8)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    bench = Bench(args.model, args.num_rollouts, args.depth)
+    speed: dict[str, list[float]] = {name: [] for name in [*bench.modes, "generate", "update"]}
     for round_ in range(args.rounds + 1):
-        for name in speed:
-            if name == "generate":
-                tokens, seconds = generate(round_)
-            elif name == "update":
-                tokens, seconds = update()
-            else:
-                tokens, seconds = search(modes[name], round_)
+        for name, values in speed.items():
+            tokens, seconds = bench.run(name, round_)
             if round_ > 0:  # the first round warms up
-                speed[name].append(tokens / seconds)
+                values.append(tokens / seconds)
 
     def ratio(a: str, b: str) -> dict[str, float]:
-        pairs = [x / y for x, y in zip(speed[a], speed[b], strict=True)]
-        return {"median": round(statistics.median(pairs), 3), "min": round(min(pairs), 3), "max": round(max(pairs), 3)}
+        return spread([x / y for x, y in zip(speed[a], speed[b], strict=True)], 3)
 
     result = {
         "what": "tokens per second; ratios are of paired rounds",
         "model": args.model,
-        "parameters": model.num_parameters(),
+        "parameters": bench.model.num_parameters(),
         "rows": ROWS,
         "num_rollouts": args.num_rollouts,
         "depth": args.depth,
@@ -130,10 +144,7 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": platform.machine(),
-        "tokens_per_s": {
-            name: {"median": round(statistics.median(x)), "min": round(min(x)), "max": round(max(x))}
-            for name, x in speed.items()
-        },
+        "tokens_per_s": {name: spread(x) for name, x in speed.items()},
         "speedup_of_sample_over_generate": ratio("sample", "generate"),
         "cost_per_token_of_gumbel_over_sample": ratio("sample", "gumbel"),
         "cost_per_token_of_guided_over_sample": ratio("sample", "gumbel_guided"),

@@ -60,10 +60,7 @@ class Table:
     def log_partition(self, prefix: Prefix, inverse_beta: float) -> float:
         """log sum over leaves below s of pi(y|s) e^(R/beta): eq. 2 summed directly."""
         return math.log(
-            sum(
-                math.exp(self.log_pi(y, len(prefix)) + self.reward[y] * inverse_beta)
-                for y in self.leaves(prefix)
-            )
+            sum(math.exp(self.log_pi(y, len(prefix)) + self.reward[y] * inverse_beta) for y in self.leaves(prefix))
         )
 
 
@@ -183,9 +180,7 @@ def policy_gradient(table: Table) -> dict[Prefix, list[float]]:
     for s, logp in table.log_prob.items():
         p = table.success_probability(s)
         reach = math.exp(table.log_pi(s))
-        gradient[s] = [
-            reach * math.exp(lp) * (table.success_probability((*s, a)) - p) for a, lp in enumerate(logp)
-        ]
+        gradient[s] = [reach * math.exp(lp) * (table.success_probability((*s, a)) - p) for a, lp in enumerate(logp)]
     return gradient
 
 

@@ -8,7 +8,10 @@ from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
 
 HEALTHY = {
     "value/sibling_accuracy": 0.7,
-    "value/auc_depth_1": 0.6, "value/auc_depth_2": 0.7, "value/auc_depth_3": 0.8, "value/auc_depth_4": 0.9,
+    "value/auc_depth_1": 0.6,
+    "value/auc_depth_2": 0.7,
+    "value/auc_depth_3": 0.8,
+    "value/auc_depth_4": 0.9,
     "rollout/mixed_fraction": 0.5,
     "rollout/policy_accuracy": 0.3,
     "audit/ratio_error": 1e-5,

@@ -19,8 +19,14 @@ ATOL = 1e-5
 def policy():
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
     )
     policy = Policy(Qwen2ForCausalLM(config).eval(), EOS, value_hidden_size=16)
     for p in policy.value_model.parameters():  # zero-initialised outputs would hide a mix-up of rows
@@ -71,17 +77,21 @@ def test_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
     ]
     for rows in plan:
         output, prefixes = step(decoder, content, rows)
-        full = [
-            [*PROMPTS[target // 3], *prefix] for (_, _, _, target), prefix in zip(rows, prefixes, strict=True)
-        ]
+        full = [[*PROMPTS[target // 3], *prefix] for (_, _, _, target), prefix in zip(rows, prefixes, strict=True)]
         assert_equals_full_forward(policy, output, full)
 
 
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
 def test_recorded_scores_equal_one_full_forward(policy, mode):
     rollouts = astar_rollouts(
-        SlotDecoder(policy, 10), PROMPTS, seeds=torch.arange(4), num_rollouts=3, beam_width=5,
-        max_search_depth=10, mode=mode, guidance=Guidance(inverse_beta=1.0, cap=None),
+        SlotDecoder(policy, 10),
+        PROMPTS,
+        seeds=torch.arange(4),
+        num_rollouts=3,
+        beam_width=5,
+        max_search_depth=10,
+        mode=mode,
+        guidance=Guidance(inverse_beta=1.0, cap=None),
     )
     assert (rollouts.length > 0).all() and len(rollouts.length.unique()) > 1
     for i, prompt in enumerate(PROMPTS):

@@ -32,8 +32,13 @@ def searched(noise, num_problems=12, k=6, seed=0):
     tables = [Table(3, 4, seed=s, success=0.4) for s in range(num_problems)]
     decoder = TableDecoder(tables, value_noise=noise)
     rollouts = astar_rollouts(
-        decoder, [[i] for i in range(num_problems)], seeds=torch.arange(num_problems) + 100 * seed,
-        num_rollouts=k, beam_width=k + 1, max_search_depth=4, guidance=Guidance(strength=0.0),
+        decoder,
+        [[i] for i in range(num_problems)],
+        seeds=torch.arange(num_problems) + 100 * seed,
+        num_rollouts=k,
+        beam_width=k + 1,
+        max_search_depth=4,
+        guidance=Guidance(strength=0.0),
     )
     accuracy = torch.zeros(rollouts.length.shape, dtype=torch.float64)
     for i, table in enumerate(tables):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -90,7 +91,7 @@ def test_schedule_warms_up_and_decays_to_the_end():
     factors = [schedule(i, 10, 2) for i in range(10)]
     assert factors[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
     assert factors[-1] == pytest.approx(1 / 8)
-    assert all(a > b for a, b in zip(factors[2:], factors[3:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(factors[2:]))
     assert schedule(0, 1, 5) == pytest.approx(1 / 6)  # a run shorter than its warm-up
 
 
@@ -100,8 +101,14 @@ def test_schedule_warms_up_and_decays_to_the_end():
 def make_policy(seed=0):
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=20, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=64, initializer_range=0.3,
+        vocab_size=20,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.3,
     )
     return Policy(Qwen2ForCausalLM(config), 0, value_hidden_size=8).double()
 
@@ -122,8 +129,18 @@ def make_rows(policy, seed=0, num_problems=4, num_leaves=3):
     form = torch.randint(0, 2, (rows,), generator=generator).double()
     empty = torch.zeros(rows, 6, dtype=torch.float64)
     batch = Batch(
-        ids, prompt_length, tokens, is_token, torch.arange(num_problems).repeat_interleave(num_leaves),
-        torch.rand(rows, generator=generator).double(), accuracy, form, accuracy + 0.1 * form, empty, empty, empty,
+        ids,
+        prompt_length,
+        tokens,
+        is_token,
+        torch.arange(num_problems).repeat_interleave(num_leaves),
+        torch.rand(rows, generator=generator).double(),
+        accuracy,
+        form,
+        accuracy + 0.1 * form,
+        empty,
+        empty,
+        empty,
         empty,
     )
     with torch.no_grad():
@@ -133,9 +150,17 @@ def make_rows(policy, seed=0, num_problems=4, num_leaves=3):
 
 def make_updater(policy, **changes):
     settings = UpdateSettings(
-        num_iterations=10, warmup_iterations=0, learning_rate=1e-2, value_learning_rate=1e-2,
-        value_update_frequency=1, weight_decay=0.0, max_grad_norm=1e9, batch_size=4, num_epochs=1,
-        micro_batch_tokens=10_000, reward_weights=RewardWeights(),
+        num_iterations=10,
+        warmup_iterations=0,
+        learning_rate=1e-2,
+        value_learning_rate=1e-2,
+        value_update_frequency=1,
+        weight_decay=0.0,
+        max_grad_norm=1e9,
+        batch_size=4,
+        num_epochs=1,
+        micro_batch_tokens=10_000,
+        reward_weights=RewardWeights(),
     )
     algorithm = AStarPO(clip_low=0.2, clip_high=0.28, gae_lambda=1.0, advantage_floor=0.2)
     return Updater(policy, algorithm, dataclasses.replace(settings, **changes))

@@ -222,9 +222,7 @@ def check(config: Config) -> None:
             f" {search.num_rollouts_per_problem + 1}: the best prefix left out is the threshold of the weights"
         )
     if config.data.min_digits > config.data.max_digits:
-        raise ValueError(
-            f"min_digits {config.data.min_digits} must not exceed max_digits {config.data.max_digits}"
-        )
+        raise ValueError(f"min_digits {config.data.min_digits} must not exceed max_digits {config.data.max_digits}")
     if train.batch_size > train.problems_per_iteration:
         raise ValueError(
             f"batch_size {train.batch_size} must not exceed problems_per_iteration"
@@ -292,9 +290,7 @@ def _check_ranges(config: Config) -> None:
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(
-                f"{name} {value} is out of range: it must lie between {low:.10g} and {high:.10g}"
-            )
+            raise ValueError(f"{name} {value} is out of range: it must lie between {low:.10g} and {high:.10g}")
 
 
 def to_json(config: Config) -> str:

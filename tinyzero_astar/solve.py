@@ -81,7 +81,8 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     from tinyzero_astar.model.checkpoint import load_trainer, read_state
     from tinyzero_astar.model.decoder import SlotDecoder
     from tinyzero_astar.model.model import Policy, load_language_model
-    from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
+    from tinyzero_astar.rollout.astar_search import astar_rollouts
+    from tinyzero_astar.rollout.heuristic import Guidance
     from tinyzero_astar.training.reward import verify_integer
 
     transformers_logging.disable_progress_bar()

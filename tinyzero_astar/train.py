@@ -50,9 +50,7 @@ def parse(argv: Sequence[str]) -> Command:
     command = tyro.cli(Command, prog="train.py", args=list(argv), default=default)
     check(command)
     if command.checkpoint is not None and not command.eval_only:
-        raise ValueError(
-            f"--checkpoint {command.checkpoint} goes with --eval-only; to continue a run use --resume RUN"
-        )
+        raise ValueError(f"--checkpoint {command.checkpoint} goes with --eval-only; to continue a run use --resume RUN")
     _check_evaluation(command, preset)
     if command.resume is not None:
         if command.eval_only:

@@ -28,9 +28,8 @@ from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
 from tinyzero_astar.model.model import Policy, load_language_model
-from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings, make_batch
-from tinyzero_astar.rollout.heuristic import inverse_beta_of
+from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of
 from tinyzero_astar.rollout.quality import heuristic_quality
 from tinyzero_astar.rollout.statistics import rollout_metrics
 from tinyzero_astar.run_folder import (
@@ -123,9 +122,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     return session, checkpoint
 
 
-def _build(
-    config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int
-) -> Session:
+def _build(config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int) -> Session:
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.run.seed)
     threads = choose_num_threads(config.run.num_threads)
@@ -265,7 +262,7 @@ def _iterate(session: Session, iteration: int) -> tuple[dict[str, Any], Rewarded
     rewarded = session.generator.generate(problems, search, seed=config.run.seed, iteration=iteration)
     searched = time.perf_counter()
     batch = make_batch(rewarded, session.policy.eos_id)
-    metrics = session.updater.update(batch, iteration)
+    metrics: dict[str, Any] = dict(session.updater.update(batch, iteration))
     ended = time.perf_counter()
     rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
     inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
@@ -318,7 +315,9 @@ def _compare_decoding(session: Session) -> dict[str, float]:
         beam_width=settings.beam_width,
         max_rows=settings.max_rows,
     )
-    rows = [(a.name, f"{a.accuracy}  {a.tokens:.1f} tokens, {a.expanded:.1f} expanded, {a.forks:.1f} forks") for a in arms]
+    rows = [
+        (a.name, f"{a.accuracy}  {a.tokens:.1f} tokens, {a.expanded:.1f} expanded, {a.forks:.1f} forks") for a in arms
+    ]
     session.console.table("decoding, per problem", rows)
     flat: dict[str, float] = {}
     for name, arm in zip(("greedy", "best_first", "best_of_n", "beam_search"), arms, strict=True):

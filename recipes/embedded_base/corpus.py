@@ -77,8 +77,7 @@ def _sums(rng: random.Random) -> str:
 
 def _facts(rng: random.Random) -> str:
     return "\n".join(
-        f"{a}*{d}={a * d}"
-        for a, d in ((rng.randint(10, 99), rng.randint(0, 9)) for _ in range(rng.randint(2, 6)))
+        f"{a}*{d}={a * d}" for a, d in ((rng.randint(10, 99), rng.randint(0, 9)) for _ in range(rng.randint(2, 6)))
     )
 
 
@@ -153,9 +152,7 @@ def held_out_leaks(text: str) -> list[tuple[int, int]]:
     A pair counts when it is written as a product, in either order (`a*b`, `a x b`, `a times b`), or when both
     operands and their product stand anywhere in the document, in whatever form.
     """
-    pairs = {
-        (int(a), int(b)) for a, b in re.findall(r"(?<!\d)(\d\d)\s*(?:[*x×]|times)\s*\(?(\d\d)(?!\d)", text)
-    }
+    pairs = {(int(a), int(b)) for a, b in re.findall(r"(?<!\d)(\d\d)\s*(?:[*x×]|times)\s*\(?(\d\d)(?!\d)", text)}
     numbers = {int(n) for n in re.findall(r"\d+", text)}
     operands = sorted(n for n in numbers if 10 <= n <= 99)
     pairs |= {(a, b) for a, b in combinations_with_replacement(operands, 2) if a * b in numbers}

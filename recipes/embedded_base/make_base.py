@@ -53,9 +53,7 @@ def make_tokenizer(vocab_size: int, seed: int, worked_share: float) -> PreTraine
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
 
-def rows(
-    tokenizer: PreTrainedTokenizerFast, seed: int, worked_share: float, length: int
-) -> Iterator[list[int]]:
+def rows(tokenizer: PreTrainedTokenizerFast, seed: int, worked_share: float, length: int) -> Iterator[list[int]]:
     """Rows of `length` tokens that start where a document starts; the last document is cut."""
     source = documents(seed, worked_share)
     while True:
@@ -95,7 +93,9 @@ def train(model: Qwen2ForCausalLM, batches: Iterator[Tensor], steps: int, peak_l
         tokens += ids.numel()
         if step % 50 == 0 or step == steps - 1:
             rate = tokens / (time.time() - began)
-            print(f"step {step:5d}/{steps}  loss {loss.item():.4f}  tokens {tokens:,}  {rate:,.0f} tokens/s", flush=True)
+            print(
+                f"step {step:5d}/{steps}  loss {loss.item():.4f}  tokens {tokens:,}  {rate:,.0f} tokens/s", flush=True
+            )
 
 
 def main() -> None:

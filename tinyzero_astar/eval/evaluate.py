@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Problem
-from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+from tinyzero_astar.rollout.heuristic import Guidance
 
 _Z95 = 1.959963984540054
 _EVAL_ITERATION = 1 << 40  # the noise of evaluations, apart from that of any training iteration
@@ -91,9 +91,7 @@ def evaluate(
         max_rows: sequences decoded at once.
     """
     sampling = replace(settings, mode="sample", num_rollouts=num_samples, guidance=Guidance(strength=0.0))
-    greedy = [
-        generator.greedy(chunk, settings.max_search_depth) for chunk in _chunks(problems, max_rows)
-    ]
+    greedy = [generator.greedy(chunk, settings.max_search_depth) for chunk in _chunks(problems, max_rows)]
     sampled = [
         generator.generate(chunk, sampling, seed=0, iteration=_EVAL_ITERATION)
         for chunk in _chunks(problems, max(1, max_rows // num_samples))

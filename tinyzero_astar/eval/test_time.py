@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from tinyzero_astar.eval.evaluate import Estimate, wilson
 from tinyzero_astar.interfaces import Problem, Task
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+from tinyzero_astar.rollout.heuristic import Guidance
 
 DECODING_INVERSE_BETA = 3.0  # the search prefers success, whatever the root's value says
 _SEED, _ITERATION = 0, 1 << 41  # noise apart from that of training and of other evaluations

@@ -90,10 +90,7 @@ def _length_hacking(history: History) -> str | None:
     length = _recent(history, "reward/length_correlation", _SHORT)
     correct = _recent(history, "reward/accuracy_correlation", _SHORT)
     if len(length) == _SHORT and len(correct) == _SHORT and abs(_mean(length)) > max(0.5, abs(_mean(correct))):
-        return (
-            f"reward follows length (correlation {_mean(length):+.2f}) more than correctness"
-            f" ({_mean(correct):+.2f})"
-        )
+        return f"reward follows length (correlation {_mean(length):+.2f}) more than correctness ({_mean(correct):+.2f})"
     return None
 
 

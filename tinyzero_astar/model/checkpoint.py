@@ -52,9 +52,7 @@ def save_checkpoint(
     os.replace(partial, folder)
 
 
-def load_trainer(
-    folder: Path, policy: Policy, optimizers: Mapping[str, torch.optim.Optimizer]
-) -> dict[str, Any]:
+def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
     """Load value model, optimizers and random state in place; returns the saved state.
 
     Without optimizers (evaluation) only the value model is loaded.
@@ -100,9 +98,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {folder}: {_STATE} cannot be read ({error}); use another one") from None
     kinds = {"iteration": int, "num_updates": int, "config": dict}
     if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in kinds.items()):
-        raise ValueError(
-            f"checkpoint {folder}: {_STATE} lacks iteration, num_updates or config; use another one"
-        )
+        raise ValueError(f"checkpoint {folder}: {_STATE} lacks iteration, num_updates or config; use another one")
     return state
 
 

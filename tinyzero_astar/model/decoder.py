@@ -29,9 +29,7 @@ class Network(Protocol):
         """Where its inputs live."""
         ...
 
-    def hidden(
-        self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: SlotCache
-    ) -> Tensor:
+    def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: SlotCache) -> Tensor:
         """Last hidden states [N, Q, D]; the mask is boolean [N, 1, Q, L], True where a query sees a column."""
         ...
 

@@ -96,7 +96,8 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the language model's weights live."""
-        return self.language_model.get_input_embeddings().weight.device
+        weight: Tensor = self.language_model.get_input_embeddings().weight
+        return weight.device
 
     def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor:
         """Last hidden states [N, Q, D]; see `model.decoder.Network.hidden`. A mask of None means causal."""

@@ -44,23 +44,23 @@ class SlotCache(Cache):
             self._rows, self._columns = torch.arange(num_rows, device=columns.device), columns
         self._visible = visible
 
-    def update(  # type: ignore[override]
+    def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write one layer's new keys and values [N, H, Q, D] as planned; returns what its queries may see."""
         if layer_idx == len(self._keys):
-            _, heads, _, width = key_states.shape
+            heads = key_states.shape[1]
             for buffers, states in ((self._keys, key_states), (self._values, value_states)):
                 buffers.append(states.new_zeros(self.num_rows, heads, self.num_columns, states.shape[-1]))
-        buffers = (self._keys[layer_idx], self._values[layer_idx])
-        for buffer, states in zip(buffers, (key_states, value_states), strict=True):
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        for buffer, states in zip((keys, values), (key_states, value_states), strict=True):
             if isinstance(self._columns, slice):
                 buffer[self._rows, :, self._columns] = states
             else:
                 buffer[self._rows, :, self._columns] = states[:, :, 0]
         if self._visible == 0:
             return key_states, value_states
-        return buffers[0][self._rows, :, : self._visible], buffers[1][self._rows, :, : self._visible]
+        return keys[self._rows, :, : self._visible], values[self._rows, :, : self._visible]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that are visible to the planned forward."""

@@ -71,9 +71,7 @@ def astar_rollouts(
         )
     if mode in ("sample", "gumbel"):
         chooser = (
-            Sampling(seeds, num_rollouts)
-            if mode == "sample"
-            else WithoutReplacement(seeds, num_rollouts, guidance)
+            Sampling(seeds, num_rollouts) if mode == "sample" else WithoutReplacement(seeds, num_rollouts, guidance)
         )
         return lock_step(chooser, decoder, prompts, num_rollouts, max_search_depth, guidance, trace)
     if mode == "best_first":

@@ -48,9 +48,7 @@ class _Entries:
     def merge(self, problem: Tensor, new: _Entries) -> Tensor:
         """Keep the best C of these and `new` [N, C'] for the given problems; returns how many fell out."""
         capacity = self.f.shape[1]
-        joined = [
-            torch.cat([old[problem], x], 1) for old, x in zip(self.fields(), new.fields(), strict=True)
-        ]
+        joined = [torch.cat([old[problem], x], 1) for old, x in zip(self.fields(), new.fields(), strict=True)]
         order = joined[0].argsort(dim=1, descending=True, stable=True)[:, :capacity]
         num_before = torch.isfinite(joined[0]).sum(1)
         for old, x in zip(self.fields(), joined, strict=True):
@@ -74,9 +72,7 @@ class _Tree:
 class _Search:
     """The state of one call; `expand` and `pop` alternate."""
 
-    def __init__(
-        self, root: StepOutput, num_rollouts: int, width: int, max_depth: int, guidance: Guidance
-    ) -> None:
+    def __init__(self, root: StepOutput, num_rollouts: int, width: int, max_depth: int, guidance: Guidance) -> None:
         problems, like = len(root.value_logit), root.logits
         self.width, self.max_depth = width, max_depth
         self.inverse_beta = inverse_beta_of(guidance, root.value_logit.double())
@@ -89,9 +85,7 @@ class _Search:
         self.expanded, self.forks, self.pruned, self.max_open = zero, zero, zero, zero
         self.tree = _Tree()
 
-    def expand(
-        self, problem: Tensor, output: StepOutput, popped: _Entries, slot: Tensor, eos_id: int
-    ) -> None:
+    def expand(self, problem: Tensor, output: StepOutput, popped: _Entries, slot: Tensor, eos_id: int) -> None:
         """Score the children of the popped prefixes ([N] each) and put them where they belong."""
         node = len(self.tree.parent)
         self._record(problem, output, popped)
@@ -153,9 +147,7 @@ class _Search:
     def _free_slot(self, problem: Tensor, wanted: Tensor) -> Tensor:
         """The wanted slot if no open prefix stands on it, else the first slot without one."""
         is_live = torch.isfinite(self.open.f[problem])
-        is_taken = torch.zeros_like(is_live, dtype=torch.int64).scatter_add(
-            1, self.open.slot[problem], is_live.long()
-        )
+        is_taken = torch.zeros_like(is_live, dtype=torch.int64).scatter_add(1, self.open.slot[problem], is_live.long())
         # `width` slots and at most `width - 1` open prefixes after a pop: one is always free
         first_free = is_taken.argmin(1)
         return torch.where(is_taken.gather(1, wanted[:, None])[:, 0] > 0, first_free, wanted)
@@ -202,9 +194,7 @@ def _read_leaves(search: _Search, eos_id: int) -> Rollouts:
     tokens = torch.full(shape, eos_id, dtype=torch.int64, device=length.device)
     logp = torch.zeros(shape, dtype=torch.float64, device=length.device)
     value = torch.zeros_like(logp)
-    parent, token, node_logp, node_value = (
-        torch.stack(x, 1) for x in (tree.parent, tree.token, tree.logp, tree.value)
-    )
+    parent, token, node_logp, node_value = (torch.stack(x, 1) for x in (tree.parent, tree.token, tree.logp, tree.value))
     node, last, last_logp = leaves.node, leaves.token, leaves.logp
     for back in range(longest):
         position = length - 1 - back

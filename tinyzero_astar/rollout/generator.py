@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from tinyzero_astar.interfaces import Batch, Problem, Rollouts, SearchMode, Task, Verdict
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
+from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.gumbel import fold, mix64, to_uniform
+from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.reward import RewardWeights, reward
 from tinyzero_astar.training.thinning import thin_weights
 

@@ -118,7 +118,5 @@ def log_policy(logits: Tensor) -> Tensor:
     """
     logp = torch.log_softmax(logits, -1)
     if not bool(torch.isfinite(logp.amax(-1)).all()):
-        raise FloatingPointError(
-            "the decoder returned NaN logits, or a prefix without any possible next token"
-        )
+        raise FloatingPointError("the decoder returned NaN logits, or a prefix without any possible next token")
     return logp

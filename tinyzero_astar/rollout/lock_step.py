@@ -185,9 +185,7 @@ class WithoutReplacement:
         step_logq = torch.where(is_extended, logq[source, chosen].double(), 0.0)
         return _Choice(parent, chosen, priority, step_logp, step_logq)
 
-    def _log_proposal(
-        self, beam: _Beam, child_logit: Tensor, logp: Tensor, problem: Tensor, column: Tensor
-    ) -> Tensor:
+    def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor, problem: Tensor, column: Tensor) -> Tensor:
         if not self._is_guided:
             return logp
         child_h = soft_value(child_logit, self._inverse_beta[problem][:, None])
@@ -251,7 +249,9 @@ def lock_step(
         num_open = beam.is_open.sum(1)
         expanded, decoded, forks = expanded + num_open, decoded + num_open, forks + num_forked
         max_open = torch.maximum(max_open, num_open)
-    stats = SearchStats(expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded), chooser.num_capped)
+    stats = SearchStats(
+        expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded), chooser.num_capped
+    )
     if trace is not None:
         trace.extend(_trace(history, beam, root_logit, guidance, decoder.eos_id))
     return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
@@ -292,9 +292,7 @@ def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     return slot, is_fork.sum(1)
 
 
-def _read_leaves(
-    history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: int, stats: SearchStats
-) -> Rollouts:
+def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: int, stats: SearchStats) -> Rollouts:
     """Every row's tokens, read backwards along the parents, best priority first."""
     order = beam.priority.argsort(dim=1, descending=True, stable=True)
     row = order
@@ -324,9 +322,7 @@ def _read_leaves(
     )
 
 
-def _trace(
-    history: list[_Step], beam: _Beam, root_logit: Tensor, guidance: Guidance, eos_id: int
-) -> list[TraceNode]:
+def _trace(history: list[_Step], beam: _Beam, root_logit: Tensor, guidance: Guidance, eos_id: int) -> list[TraceNode]:
     """The kept prefixes of every problem as nodes, parents before children."""
     inverse_beta = inverse_beta_of(guidance, root_logit)
     root_h = soft_value(root_logit, inverse_beta)
@@ -349,9 +345,7 @@ def _trace(
                 is_leaf = token == eos_id or depth == len(history)
                 status: Literal["leaf", "expanded"] = "leaf" if is_leaf else "expanded"
                 priority = float(step.priority[problem, k])
-                nodes.append(
-                    TraceNode(problem, num_nodes, parent.node, token, depth, g, h, f, priority, status)
-                )
+                nodes.append(TraceNode(problem, num_nodes, parent.node, token, depth, g, h, f, priority, status))
                 next_row.append(nodes[-1])
                 num_nodes += 1
             at_row = next_row

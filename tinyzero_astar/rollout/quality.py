@@ -84,9 +84,7 @@ def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> tuple[float, int]:
     return (float(points.mean()), len(points)) if len(points) else (float("nan"), 0)
 
 
-def admissibility(
-    rollouts: Rollouts, accuracy: Tensor, weight: Tensor, inverse_beta: Tensor
-) -> tuple[float, float]:
+def admissibility(rollouts: Rollouts, accuracy: Tensor, weight: Tensor, inverse_beta: Tensor) -> tuple[float, float]:
     """Share of visited prefixes with h below a completion that was found, and the mean overestimate in nats.
 
     h(s) must not be less than log pi(y|s) + R(y)/beta of any completion y (P2 of docs/algorithm.md). The found

@@ -59,7 +59,8 @@ class ValueModel(nn.Module):
     def child_logit_of(self, hidden: Tensor, accuracy: Tensor, token: Tensor) -> Tensor:
         """Accuracy logits of one child each, [...], without scoring the whole vocabulary."""
         features = silu(self.down(self._detached(hidden)))
-        return accuracy + (features * self.up(token)).sum(-1)
+        child: Tensor = accuracy + (features * self.up(token)).sum(-1)
+        return child
 
     def _detached(self, hidden: Tensor) -> Tensor:
         return hidden.detach().to(self.trunk.weight.dtype)

@@ -43,9 +43,7 @@ class Updater:
     def __init__(self, policy: Policy, algorithm: Algorithm, settings: UpdateSettings) -> None:
         self.policy, self.settings = policy, settings
         self._algorithm = algorithm
-        self.policy_optimizer = make_optimizer(
-            policy.language_model, settings.learning_rate, settings.weight_decay
-        )
+        self.policy_optimizer = make_optimizer(policy.language_model, settings.learning_rate, settings.weight_decay)
         self.value_optimizer = make_optimizer(policy.value_model, settings.value_learning_rate, 0.0)
         self.num_updates = 0  # optimizer steps of the policy so far
 
