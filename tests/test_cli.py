@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinyzero_astar.config import PRESETS, to_json
 from tinyzero_astar.run_folder import CONFIG
@@ -18,9 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """Every test starts in an empty folder."""
+    """Every test starts in an empty folder, and leaves PyTorch's threads as they were."""
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 def words(line):
@@ -73,9 +76,7 @@ def test_the_last_of_several_presets_counts_with_its_values():
         assert command.config == "training" and command.model == PRESETS["training"].model
 
 
-@pytest.mark.parametrize(
-    "option", ["--search.beam-width 9", "--search.beam_width 9", "--search.beam-width=9"]
-)
+@pytest.mark.parametrize("option", ["--search.beam-width 9", "--search.beam_width 9", "--search.beam-width=9"])
 def test_fields_are_options_with_dash_or_underscore(option):
     for argv in (["--config", "training", *words(option)], [*words(option), "--config", "training"]):
         command = parse(argv)
@@ -240,7 +241,5 @@ def test_help_and_mistakes_do_not_wait_for_torch(argv, status, elsewhere):
 
 def test_the_launcher_passes_the_status_on(elsewhere):
     for argv, status in ((["--help"], 0), (["--train.gae-lambda", "2"], 2)):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *argv], capture_output=True, timeout=60
-        )
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], capture_output=True, timeout=60)
         assert done.returncode == status

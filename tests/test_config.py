@@ -136,14 +136,10 @@ def test_fields_that_bound_each_other():
     problems = TINY.train.problems_per_iteration
     check(changed(train__batch_size=problems))
     sentence = refusal(changed(train__batch_size=problems + 1))
-    assert sentence.startswith(
-        f"batch_size {problems + 1} must not exceed problems_per_iteration {problems}:"
-    )
+    assert sentence.startswith(f"batch_size {problems + 1} must not exceed problems_per_iteration {problems}:")
     check(changed(data__num_problems=problems))
     sentence = refusal(changed(data__num_problems=problems - 1))
-    assert sentence.startswith(
-        f"problems_per_iteration {problems} must not exceed num_problems {problems - 1}:"
-    )
+    assert sentence.startswith(f"problems_per_iteration {problems} must not exceed num_problems {problems - 1}:")
 
 
 @pytest.mark.parametrize("value", [-0.5, -2])  # -2 is what JSON makes of it
@@ -209,9 +205,7 @@ def test_wrong_type_is_refused_with_source_field_and_value(section, key, value):
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(
-        ValueError, match=r"saved.json: \['beam_widht'\] is not a field of SearchConfig; .*beam_width"
-    ):
+    with pytest.raises(ValueError, match=r"saved.json: \['beam_widht'\] is not a field of SearchConfig; .*beam_width"):
         loaded("search", beam_widht=8)
     with pytest.raises(ValueError, match=r"saved.json: \['serach'\] is not a field of Config; .*'search'"):
         loaded("serach", beam_width=8)

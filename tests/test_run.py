@@ -28,13 +28,13 @@ from tinyzero_astar.run_folder import CONFIG
 from tinyzero_astar.train import main, parse
 from tinyzero_astar.training.astar_po import AStarPO
 
-EVAL = "--eval.num-problems 24 --eval.num-samples 4 --eval.eval-frequency 4 --eval.max-rows 40"
+EVAL = "--run.num-threads 1 --eval.num-problems 24 --eval.num-samples 4 --eval.eval-frequency 4 --eval.max-rows 40"
 OPTIONS = (
     "--train.num-iterations 4 --train.problems-per-iteration 4 --train.batch-size 2"
     " --train.learning-rate 0.05 --data.num-problems 12 --search.num-rollouts-per-problem 3"
     " --search.beam-width 4 --search.max-search-depth 8 --search.guidance-strength 1"
     " --value.hidden-size 8 --value.update-frequency 3"
-    f" --run.num-threads 1 --run.checkpoint-frequency 2 --run.sample-frequency 1 {EVAL}"
+    f" --run.checkpoint-frequency 2 --run.sample-frequency 1 {EVAL}"
 )
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 
@@ -219,9 +219,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_resumed_run_equals_an_uninterrupted_
     assert main(["--resume", str(folder)]) == 0
     assert f"continuing {folder} after iteration 3" in capsys.readouterr().out
     assert_same_run(folder, session.folder)
-    assert read(checkpoint(folder, 4) / "trainer.json") == read(
-        checkpoint(session.folder, 4) / "trainer.json"
-    )
+    assert read(checkpoint(folder, 4) / "trainer.json") == read(checkpoint(session.folder, 4) / "trainer.json")
 
 
 def read(path):
@@ -254,9 +252,16 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(session, tmp_path):
     assert contents(folder) == before
 
 
+def status_of(argv):
+    try:
+        return main(argv)
+    except KeyboardInterrupt:  # would end the whole session of tests
+        return "KeyboardInterrupt"
+
+
 def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypatch):
     press_ctrl_c(monkeypatch, iteration=2, times=2)
-    assert main([*options, "--output-dir", str(tmp_path / "r")]) == 130
+    assert status_of([*options, "--output-dir", str(tmp_path / "r")]) == 130
     assert capsys.readouterr().err == "stopped at once; only what was saved before is kept\n"
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["checkpoint_iter_2"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -264,7 +269,7 @@ def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypa
 
 def test_ctrl_c_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trainer, "_evaluate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    assert main([*options, "--output-dir", str(tmp_path / "r")]) == 130
+    assert status_of([*options, "--output-dir", str(tmp_path / "r")]) == 130
     assert capsys.readouterr().err.startswith("stopped at once")
 
 
@@ -296,9 +301,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     folder = tmp_path / "r"
     assert main([*options, "--output-dir", str(folder)]) == 1
     out = capsys.readouterr().out
-    sentence = (
-        "error: iteration 3: the loss is nan: stopped before the optimizer step; the last checkpoint is"
-    )
+    sentence = "error: iteration 3: the loss is nan: stopped before the optimizer step; the last checkpoint is"
     assert sentence in out and "Traceback" not in out
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint_iter_2"]
     assert contents(checkpoint(folder, 2)) == contents(checkpoint(session.folder, 2))
@@ -335,6 +338,15 @@ def test_a_checkpoint_is_evaluated_to_the_numbers_of_its_run(session, tmp_path, 
         assert f"[{100 * found[f'eval/{name}_low']:.1f}, {100 * found[f'eval/{name}_high']:.1f}]" in row
 
 
+def test_the_command_line_decides_how_much_is_evaluated(session, tmp_path):
+    held = tmp_path / "c"
+    shutil.copytree(checkpoint(session.folder, 4), held)
+    few = "--run.num-threads 1 --eval.num-problems 5 --eval.num-samples 2"
+    assert main(["--eval-only", "--checkpoint", str(held), *few.split()]) == 0
+    found = read(held / "evaluation.json")
+    assert found["eval/num_problems"] == 5 and "eval/pass_at_2" in found and "eval/pass_at_4" not in found
+
+
 def test_the_base_model_is_evaluated_without_a_checkpoint(session, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([*options, "--eval-only"]) == 0
@@ -344,9 +356,7 @@ def test_the_base_model_is_evaluated_without_a_checkpoint(session, options, tmp_
     assert found == {name: x for name, x in first.items() if name.startswith("eval/")}
 
 
-@pytest.mark.parametrize(
-    "argv", [["--resume", "."], ["--eval-only", "--checkpoint", "checkpoints/checkpoint_iter_4"]]
-)
+@pytest.mark.parametrize("argv", [["--resume", "."], ["--eval-only", "--checkpoint", "checkpoints/checkpoint_iter_4"]])
 @pytest.mark.parametrize(
     ("name", "size"),
     [
@@ -366,7 +376,7 @@ def test_a_damaged_checkpoint_is_one_sentence(session, argv, name, size, tmp_pat
     else:
         path.write_bytes(path.read_bytes()[:size])
     before = contents(folder)
-    assert main(argv) == 2
+    assert main([*argv, *(["--run.num-threads", "1"] if "--eval-only" in argv else [])]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and "checkpoint_iter_4" in err
     assert contents(folder) == before

@@ -68,9 +68,7 @@ def test_output_dir_that_holds_a_run_is_refused_with_the_remedy(tmp_path):
     (tmp_path / CONFIG).write_text("{}")
     with pytest.raises(ValueError) as refused:
         new_run_folder("tiny", tmp_path)
-    sentence = (
-        f"--output-dir {tmp_path} already holds a run; name another folder, or continue it with --resume"
-    )
+    sentence = f"--output-dir {tmp_path} already holds a run; name another folder, or continue it with --resume"
     assert str(refused.value) == f"{sentence} {tmp_path}"
     assert [p.name for p in tmp_path.iterdir()] == [CONFIG]
 
@@ -129,9 +127,7 @@ def test_keep_iterations_drops_later_records_and_the_cut_line(tmp_path):
     with path.open("a") as file:
         file.write('{"iteration": 1, "x')
     keep_iterations(path, 2)
-    assert path.read_text(encoding="utf-8") == "".join(
-        f'{{"iteration": {i}, "x": "é"}}\n' for i in (0, 1, 1, 2)
-    )
+    assert path.read_text(encoding="utf-8") == "".join(f'{{"iteration": {i}, "x": "é"}}\n' for i in (0, 1, 1, 2))
     append_jsonl(path, {"iteration": 3})
     assert [r["iteration"] for r in read_jsonl(path)] == [0, 1, 1, 2, 3]
 

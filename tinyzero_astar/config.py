@@ -24,7 +24,9 @@ class ModelConfig:
     max_seq_length: int = 128
     """Tokens of prompt and completion together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the language model's weights and activations; the value model is always float32."""
+    """Of the language model's weights and activations; the value model and all optimizer state are float32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
 
 
 @dataclass(frozen=True)

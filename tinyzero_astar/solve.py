@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -35,6 +35,8 @@ class Solve:
     """Size of the open list."""
     inverse_beta: float = 3.0
     """1/beta, nats per unit of success: how much the value counts beside the log-probability."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
     max_nodes: int = 60
     """Most nodes drawn; the best by f are kept, with the path to the answer."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -80,7 +82,8 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     from tinyzero_astar.data.generation import TEMPLATES
     from tinyzero_astar.model.checkpoint import load_trainer, read_state
     from tinyzero_astar.model.decoder import SlotDecoder
-    from tinyzero_astar.model.model import Policy, load_language_model
+    from tinyzero_astar.model.loading import choose_device
+    from tinyzero_astar.model.model import load_policy
     from tinyzero_astar.rollout.astar_search import astar_rollouts
     from tinyzero_astar.rollout.heuristic import Guidance
     from tinyzero_astar.training.reward import verify_integer
@@ -91,8 +94,14 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     if folder is not None:
         config = from_dict(read_state(folder)["config"], f"checkpoint {folder}")
     source = config.model.model_name if folder is None else str(folder)
-    model, tokenizer = load_language_model(source, getattr(torch, config.model.dtype))
-    policy = Policy(model, tokenizer.eos_token_id, config.value.hidden_size)
+    policy, tokenizer = load_policy(
+        source,
+        dtype=getattr(torch, config.model.dtype),
+        device=choose_device(options.device),
+        value_hidden_size=config.value.hidden_size,
+        max_length=config.model.max_seq_length,
+        say=lambda text: print(text, file=sys.stderr),  # stdout may be JSON
+    )
     if folder is not None:
         load_trainer(folder, policy, {})
     a, b = operands

@@ -55,9 +55,10 @@ def parse(argv: Sequence[str]) -> Command:
     if command.resume is not None:
         if command.eval_only:
             raise ValueError("--resume and --eval-only exclude each other; evaluate with --checkpoint")
-        if _config_of(command) != preset or command.output_dir is not None:
+        if _on_any_device(_config_of(command)) != preset or command.output_dir is not None:
             raise ValueError(
-                f"--resume {command.resume} continues with the run's own configuration: leave other options out"
+                f"--resume {command.resume} continues with the run's own configuration: leave out all options but"
+                " --model.device"
             )
     return command
 
@@ -70,10 +71,11 @@ def _check_evaluation(command: Command, preset: Config) -> None:
             f"--output-dir {command.output_dir} is for training; leave it out: an evaluation is saved beside its"
             " checkpoint, or in runs/ without one"
         )
-    if command.checkpoint is not None and replace(_config_of(command), eval=preset.eval, run=preset.run) != preset:
+    others = replace(_on_any_device(_config_of(command)), eval=preset.eval, run=preset.run)
+    if command.checkpoint is not None and others != preset:
         raise ValueError(
             f"--checkpoint {command.checkpoint} is evaluated with its own configuration: leave out all options"
-            " but --eval.* and --run.num-threads"
+            " but --eval.*, --run.num-threads and --model.device"
         )
 
 
@@ -89,6 +91,11 @@ def _preset_name(argv: Sequence[str]) -> str:
 
 def _config_of(command: Command) -> Config:
     return Config(**{f.name: getattr(command, f.name) for f in fields(Config)})
+
+
+def _on_any_device(config: Config) -> Config:
+    """The machine is not part of what a run or a checkpoint is."""
+    return replace(config, model=replace(config.model, device="auto"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +118,8 @@ def _run(argv: Sequence[str] | None) -> int:
         elif command.resume is not None:
             checkpoint = latest_checkpoint(command.resume)
             config = from_json(command.resume / CONFIG)
+            if command.model.device != "auto":
+                config = replace(config, model=replace(config.model, device=command.model.device))
     except ValueError as error:
         return _refuse(error)
 

@@ -27,7 +27,8 @@ from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
-from tinyzero_astar.model.model import Policy, load_language_model
+from tinyzero_astar.model.loading import choose_device
+from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings, make_batch
 from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of
 from tinyzero_astar.rollout.quality import heuristic_quality
@@ -115,7 +116,8 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     state = read_state(checkpoint)
     saved = from_dict(state["config"], f"checkpoint {checkpoint}")
     run = replace(saved.run, num_threads=command.run.num_threads)
-    config = replace(saved, eval=command.eval, run=run)
+    model = replace(saved.model, device=command.model.device)  # this machine need not be the one that trained it
+    config = replace(saved, eval=command.eval, run=run, model=model)
     session = _build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     load_trainer(checkpoint, session.policy, {})
     console.say(f"evaluating {checkpoint}")
@@ -138,11 +140,16 @@ def _build(config: Config, folder: Path, model_source: str, console: ConsoleLogg
         f"{len(training_set):,} training problems, {len(held_out):,} held out,"
         f" {overlap(training_set, held_out)} operand pairs on both sides"
     )
-    dtype = getattr(torch, config.model.dtype)
-    language_model, tokenizer = load_language_model(model_source, dtype)
-    policy = Policy(language_model, tokenizer.eos_token_id, config.value.hidden_size)
+    policy, tokenizer = load_policy(
+        model_source,
+        dtype=getattr(torch, config.model.dtype),
+        device=choose_device(config.model.device),
+        value_hidden_size=config.value.hidden_size,
+        max_length=config.model.max_seq_length,
+        say=console.say,
+    )
     console.say(
-        f"model {config.model.model_name}: {language_model.num_parameters():,} parameters, {config.model.dtype},"
+        f"model {config.model.model_name}: {policy.language_model.num_parameters():,} parameters, {config.model.dtype},"
         f" on {policy.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
     )
     if search.mode == "best_first":

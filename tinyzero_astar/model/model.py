@@ -1,28 +1,27 @@
 """The policy: a Hugging Face causal language model with a value model on its last hidden state.
 
-The embedded base model, a folder, or a name all load through the same call. Safetensors only, and never code
-from a checkpoint. Token log-probabilities are computed in chunks of positions, so that a full [B, T, V] float32
+Token log-probabilities are computed in chunks of positions, so that a full [B, T, V] float32
 tensor never exists; with gradients each chunk is recomputed in the backward pass.
 """
 
 from __future__ import annotations
 
-import os
-from importlib import resources
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.model.architecture import SUPPORTED
+from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.rollout.value_model import ValueModel
 
-EMBEDDED = "embedded"  # the name of the base model that comes with the package
 _CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary per chunk: 64 MiB of float32 logits
+# of the logits' standard deviation: what rounding explains; mistakes are off by several
+_DECODING_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.5}
 
 
 class TokenScores(NamedTuple):
@@ -33,47 +32,6 @@ class TokenScores(NamedTuple):
     value_logit: Tensor  # accuracy, of the prefix before the token
     format_logit: Tensor
     child_logit: Tensor  # accuracy, of the prefix with the token
-
-
-def resolve_model(name: str) -> str:
-    """The folder of the embedded base for "embedded", else the name as it is."""
-    if name == EMBEDDED:
-        return str(resources.files("tinyzero_astar") / "assets" / "embedded_base")
-    return name
-
-
-def load_language_model(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, from the package, a folder, or the hub.
-
-    Raises:
-        ValueError: nothing can be loaded under that name; says what was looked for and where.
-    """
-    source = resolve_model(name)
-    if not (Path(source) / "config.json").is_file() and (os.sep in name or name.startswith(".")):
-        raise ValueError(
-            f"model_name {name!r}: no folder with a config.json there; give the name of a Hugging Face model"
-            f" or a folder that holds config.json, model.safetensors and the tokenizer"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # what damaged files raise
-        cause = (str(error).splitlines() or [type(error).__name__])[0]
-        if Path(source).is_dir():
-            raise ValueError(f"model_name {name!r}: a file in that folder cannot be used ({cause})") from error
-        raise ValueError(
-            f"model_name {name!r} could not be loaded, neither from the local cache nor from the hub; download it"
-            f" elsewhere and give its folder: --model.model-name PATH ({cause})"
-        ) from error
-    if missing := sorted(info["missing_keys"]):  # from_pretrained would draw them at random
-        raise ValueError(f"model_name {name!r}: {len(missing)} of its weights are missing, first {missing[0]}")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
-    if not tokenizer("1")["input_ids"]:  # what from_pretrained makes of a folder without tokenizer.json
-        raise ValueError(f"model_name {name!r}: its tokenizer knows no digits; is tokenizer.json missing?")
-    return model, tokenizer
 
 
 class Policy(nn.Module):
@@ -91,6 +49,7 @@ class Policy(nn.Module):
         self.eos_id = eos_id
         config = language_model.config.get_text_config()
         self.vocab_size = language_model.get_output_embeddings().weight.shape[0]
+        self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2's
         self.value_model = ValueModel(config.hidden_size, value_hidden_size, self.vocab_size)
 
     @property
@@ -138,7 +97,8 @@ class Policy(nn.Module):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.language_model.get_output_embeddings()(hidden)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _chunked_logp(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         size = max(1, _CHUNK_ELEMENTS // self.vocab_size)
@@ -154,3 +114,71 @@ class Policy(nn.Module):
         with torch.no_grad():
             entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
         return logp.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def load_policy(
+    name: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    value_hidden_size: int,
+    max_length: int,
+    say: Say = print,
+) -> tuple[Policy, PreTrainedTokenizerBase]:
+    """A policy with a fresh value model, on a device, tested to decode right; and its tokenizer.
+
+    Args:
+        name: "embedded", a folder, or a name on the hub.
+        dtype: of the language model; the value model is float32.
+        device: see `choose_device`.
+        value_hidden_size: width of the value model's MLP.
+        max_length: tokens of the longest sequence.
+        say: told of every download before it begins.
+
+    Raises:
+        ValueError: nothing usable under that name; one sentence says why.
+    """
+    language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
+    policy = Policy(language_model, tokenizer.eos_token_id, value_hidden_size).to(device)
+    try:
+        check_decoding(policy)
+    except ValueError as error:
+        raise ValueError(f"model_name {name!r}: {error}") from error
+    return policy, tokenizer
+
+
+@torch.no_grad()
+def check_decoding(policy: Policy) -> None:
+    """Compare a few forks through the slot cache with the language model's own full forward and head.
+
+    Catches what no config tells: positions read off the mask, attention to later tokens, scaled logits.
+
+    Raises:
+        ValueError: they differ, or the slot cache cannot be used at all.
+    """
+    name = type(policy.language_model).__name__
+    ids = [n % policy.vocab_size for n in range(2, 10)]
+    one, two, (a, b, c) = ids[:3], ids[3:5], ids[5:]
+    rows = [  # two steps; token, source slot, generated tokens kept, target slot
+        [(a, 0, 0, 1), (b, 2, 0, 2)],
+        [(c, 1, 1, 1), (c, 2, 0, 3)],
+    ]
+    try:
+        decoder = SlotDecoder(policy, 3)
+        decoder.start([one, two], 2)
+        decoded = torch.cat([decoder.step(*torch.tensor(step, device=policy.device).T).logits for step in rows])
+        full = torch.cat([_own_logits(policy, ids) for ids in ([*one, a], [*two, b], [*one, a, c], [*two, c])])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # what misfits raise
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{name} cannot be decoded through the slot cache ({cause}); {SUPPORTED}") from error
+    gap = float(((decoded - full).abs().amax(-1) / full.std(-1)).max())
+    if gap > _DECODING_TOLERANCE[policy.language_model.dtype]:  # a NaN passes: the search will say where it is
+        raise ValueError(
+            f"{name} scores tokens differently through the slot cache than in its own forward (logits are off by"
+            f" {gap:.1g} of their standard deviation); {SUPPORTED}"
+        )
+
+
+def _own_logits(policy: Policy, ids: list[int]) -> Tensor:
+    logits: Tensor = policy.language_model(torch.tensor([ids], device=policy.device), use_cache=False).logits
+    return logits[:, -1].float()

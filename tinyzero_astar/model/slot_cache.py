@@ -29,6 +29,11 @@ class SlotCache(Cache):
         self._columns: Tensor | slice = slice(0)
         self._visible = 0
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all buffers: rows x columns x layers x heads x head_dim x 2 x bytes of a number."""
+        return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values))
+
     def plan_prompts(self, rows: Tensor, length: int) -> None:
         """The next forward fills columns [0, length) of `rows` [P] and attends to nothing else."""
         self._rows, self._columns, self._visible = rows, slice(0, length), 0

@@ -93,21 +93,20 @@ def propose(
     shift = torch.where(is_possible, child_h, -torch.inf).amax(-1, keepdim=True)
     gain = torch.where(is_possible, child_h - shift, 0.0)  # <= 0; a constant per row cancels in q
     if cap is None:
-        tau = strength
-    else:
-        factor = torch.exp(gain * (strength[:, None] / _LEVELS))
-        power = torch.exp(logp)  # pi * factor**level, level = 0
-        allowed = torch.zeros_like(strength)
-        is_allowed = torch.ones_like(strength, dtype=torch.bool)
-        lowest = gain.amin(-1)
-        for level in range(1, _LEVELS + 1):
-            power = power * factor
-            tau_level = strength * (level / _LEVELS)
-            worst = torch.log(power.sum(-1)) - tau_level * lowest  # max over a of log pi - log q
-            is_allowed = is_allowed & (log_weight + worst <= math.log(cap))
-            allowed = torch.where(is_allowed, tau_level, allowed)
-        tau = allowed
-    return Proposal(torch.log_softmax(f_score(logp, gain, tau[:, None]), -1), tau)
+        return Proposal(torch.log_softmax(f_score(logp, gain, strength[:, None]), -1), strength)
+    lowest = gain.amin(-1)
+    factor = torch.exp(gain * (strength[:, None] / _LEVELS))
+    mass = torch.exp(logp)  # pi * factor**level, its sum is the norm of q at that level
+    tau, log_norm = torch.zeros_like(strength), torch.zeros_like(strength)
+    is_allowed = torch.ones_like(strength, dtype=torch.bool)
+    for level in range(1, _LEVELS + 1):
+        mass = mass * factor
+        level_norm, level_tau = torch.log(mass.sum(-1)), strength * (level / _LEVELS)
+        worst = level_norm - level_tau * lowest  # max over a of log pi - log q
+        is_allowed = is_allowed & (log_weight + worst <= math.log(cap))
+        tau = torch.where(is_allowed, level_tau, tau)
+        log_norm = torch.where(is_allowed, level_norm, log_norm)
+    return Proposal(f_score(logp, gain, tau[:, None]) - log_norm[:, None], tau)
 
 
 def log_policy(logits: Tensor) -> Tensor:

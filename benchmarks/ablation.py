@@ -1,0 +1,147 @@
+"""What search, guidance and weights are worth at equal decoded tokens: `python -m benchmarks.ablation`.
+
+Arms on preset tiny, same problems, critic and loss: `sample` (independent rollouts), `gumbel` (without replacement,
+unguided), `guided` (gumbel with the gated value model), `guided_unweighted` (the same rollouts, uniform weights: the
+uncorrected way). Several seeds each. Held-out accuracy is measured every few iterations and read off, by linear
+interpolation, at common budgets of decoded training tokens; mean over seeds with a 95 % interval (Student's t).
+JSON out; finished runs are kept in the output folder and not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyzero_astar import trainer
+from tinyzero_astar.config import PRESETS, Config
+from tinyzero_astar.interfaces import Problem
+from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # two-sided, by number of seeds
+ARMS = ("sample", "gumbel", "guided", "guided_unweighted")
+
+
+class Unweighted(Generator):
+    """The same rollouts, all leaves counted alike."""
+
+    def generate(
+        self, problems: Sequence[Problem], settings: SearchSettings, *, seed: int, iteration: int
+    ) -> RewardedRollouts:
+        found = super().generate(problems, settings, seed=seed, iteration=iteration)
+        has_leaf = (found.rollouts.length > 0).double()
+        uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)
+        return replace(found, weight=uniform, update_weight=uniform)
+
+
+def configuration(arm: str, seed: int, iterations: int, model: str) -> Config:
+    tiny = PRESETS["tiny"]
+    mode = "sample" if arm == "sample" else "gumbel"
+    strength = 1.0 if arm.startswith("guided") else 0.0
+    return replace(
+        tiny,
+        model=replace(tiny.model, model_name=model),
+        search=replace(tiny.search, mode=mode, guidance_strength=strength),
+        train=replace(tiny.train, num_iterations=iterations),
+        eval=replace(tiny.eval, num_samples=1),
+        run=replace(tiny.run, seed=seed),
+    )
+
+
+def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One training run: held-out greedy accuracy after so many decoded tokens."""
+    file: Path = args.output / f"{arm}-{seed}.json"
+    if file.exists():
+        record: dict[str, Any] = json.loads(file.read_text())
+        return record
+    config = configuration(arm, seed, args.iterations, args.model)
+    session = trainer._build(config, args.output, args.model, trainer.ConsoleLogger(), 0)
+    if arm == "guided_unweighted":
+        generator = session.generator
+        session.generator.__class__ = Unweighted
+        assert isinstance(generator, Unweighted)
+    tokens, curve, opened = 0, [], 0
+    for iteration in range(args.iterations):
+        if iteration % args.every == 0:
+            curve.append((tokens, trainer._evaluate(session, iteration)["eval/greedy_accuracy"]))
+        metrics, _ = trainer._iterate(session, iteration)
+        session.history.append(metrics)
+        tokens += metrics["search/num_decoded_tokens"]
+        opened += int(metrics["guidance/is_open"])
+    curve.append((tokens, trainer._evaluate(session, args.iterations)["eval/greedy_accuracy"]))
+    record = {"arm": arm, "seed": seed, "curve": curve, "iterations_gate_open": opened}
+    file.write_text(json.dumps(record))
+    return record
+
+
+def accuracy_at(curve: Sequence[tuple[int, float]], budget: float) -> float:
+    """Linear interpolation between the two evaluations around a budget."""
+    for (t0, a0), (t1, a1) in itertools.pairwise(curve):
+        if t0 <= budget <= t1:
+            return a0 + (a1 - a0) * (budget - t0) / (t1 - t0)
+    raise ValueError(f"budget {budget} is outside the measured range")
+
+
+def summarise(values: Sequence[float]) -> dict[str, float]:
+    mean = statistics.mean(values)
+    half = T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=15)
+    parser.add_argument("--every", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    records = {arm: [] for arm in ARMS}
+    for seed in range(args.seeds):  # seed by seed: an interrupted study is still balanced
+        for arm in ARMS:
+            records[arm].append(run(arm, seed, args))
+    most = min(r["curve"][-1][0] for rows in records.values() for r in rows)
+    budgets = [round(most * share) for share in (0.25, 0.5, 0.75, 1.0)]
+    result = {
+        "what": "held-out greedy accuracy at equal decoded training tokens; mean and 95 % interval over seeds",
+        "seeds": args.seeds,
+        "iterations": args.iterations,
+        "budgets": budgets,
+        "arms": {
+            arm: [summarise([accuracy_at(r["curve"], b) for r in rows]) for b in budgets]
+            for arm, rows in records.items()
+        },
+        "guided_minus_gumbel": [
+            summarise(
+                [
+                    accuracy_at(a["curve"], b) - accuracy_at(c["curve"], b)
+                    for a, c in zip(records["guided"], records["gumbel"], strict=True)
+                ]
+            )
+            for b in budgets
+        ],
+        "gumbel_minus_sample": [
+            summarise(
+                [
+                    accuracy_at(a["curve"], b) - accuracy_at(c["curve"], b)
+                    for a, c in zip(records["gumbel"], records["sample"], strict=True)
+                ]
+            )
+            for b in budgets
+        ],
+        "iterations_gate_open": {arm: [r["iterations_gate_open"] for r in rows] for arm, rows in records.items()},
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
