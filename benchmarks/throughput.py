@@ -99,7 +99,7 @@ class Bench:
         algorithm = AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
         updater = Updater(copy, algorithm, settings)
         began = time.perf_counter()
-        updater.update(batch, 0)
+        updater.update(batch, len(self.problems), 0)
         return int(batch.is_token.sum() + batch.prompt_length.sum()), time.perf_counter() - began
 
 

@@ -335,8 +335,8 @@ class Shortcut:
     def loss(self, batch, logp):
         return self.wrong_loss(batch, logp)
 
-    def count(self, batch):
-        return ASTAR_PO.count(batch)
+    def count(self, batch, num_problems):
+        return ASTAR_PO.count(batch, num_problems)
 
 
 def q_as_old_policy(batch, logp):
@@ -365,7 +365,7 @@ def trained_gradient(policy, algorithm, batch):
     )
     seen = []
     policy.language_model.logits.register_hook(lambda gradient: seen.append(gradient.clone()))
-    Updater(policy, algorithm, settings).update(batch, 0)
+    Updater(policy, algorithm, settings).update(batch, int(batch.problem.max()) + 1, 0)
     assert len(seen) == 1
     return -seen[0]
 

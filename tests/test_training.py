@@ -171,7 +171,7 @@ def weights_after(changes, iterations=2):
     batch = make_rows(policy)
     updater = make_updater(policy, **changes)
     for iteration in range(iterations):
-        metrics = updater.update(batch, iteration)
+        metrics = updater.update(batch, 4, iteration)
     return torch.cat([p.detach().flatten() for p in policy.parameters()]), metrics
 
 
@@ -222,7 +222,7 @@ def test_value_model_is_trained_every_update_frequency_updates():
     changed = []
     for iteration in range(6):
         before = [p.clone() for p in policy.value_model.parameters()]
-        updater.update(batch, iteration)
+        updater.update(batch, 4, iteration)
         pairs = zip(before, policy.value_model.parameters(), strict=True)
         changed.append(any(not torch.equal(a, b) for a, b in pairs))
     assert changed == [True, False, False, True, False, False]
@@ -231,11 +231,11 @@ def test_value_model_is_trained_every_update_frequency_updates():
 def test_ratio_audit_is_zero_when_sampler_and_trainer_agree_and_seen_when_not():
     policy = make_policy()
     batch = make_rows(policy)
-    assert make_updater(policy).update(batch, 0)["audit/ratio_error"] < 1e-6
+    assert make_updater(policy).update(batch, 4, 0)["audit/ratio_error"] < 1e-6
     policy = make_policy()
     batch = make_rows(policy)
     wrong = dataclasses.replace(batch, logp_sampler=batch.logp_sampler - 0.1 * batch.is_token)
-    assert make_updater(policy).update(wrong, 0)["audit/ratio_error"] == pytest.approx(math.expm1(0.1), abs=1e-5)
+    assert make_updater(policy).update(wrong, 4, 0)["audit/ratio_error"] == pytest.approx(math.expm1(0.1), abs=1e-5)
 
 
 def test_update_raises_what_was_rewarded():
@@ -243,7 +243,7 @@ def test_update_raises_what_was_rewarded():
     batch = make_rows(policy)
     updater = make_updater(policy, learning_rate=3e-3)
     for iteration in range(5):
-        updater.update(batch, iteration)
+        updater.update(batch, 4, iteration)
     after = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp.detach()
     gain = torch.where(batch.is_token, after - batch.logp_sampler, 0.0).sum(1) * batch.weight
     assert float(gain[batch.accuracy == 1].sum()) > 0 > float(gain[batch.accuracy == 0].sum())
@@ -255,5 +255,5 @@ def test_non_finite_loss_stops_before_the_step():
     before = [p.clone() for p in policy.parameters()]
     bad = dataclasses.replace(batch, reward=batch.reward * math.inf)
     with pytest.raises(FloatingPointError, match="before the optimizer step"):
-        make_updater(policy).update(bad, 0)
+        make_updater(policy).update(bad, 4, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))

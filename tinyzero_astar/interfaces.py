@@ -162,6 +162,6 @@ class Algorithm(Protocol):
         """The loss of a micro-batch as a sum; `logp` [B, T] carries the gradient."""
         ...
 
-    def count(self, batch: Batch) -> float:
-        """What the summed loss is divided by, over the whole optimizer batch."""
+    def count(self, batch: Batch, num_problems: int) -> float:
+        """What the summed loss is divided by, over the whole optimizer batch of `num_problems` problems."""
         ...

@@ -193,7 +193,7 @@ def _build(config: Config, folder: Path, model_source: str, console: ConsoleLogg
             mode=search.mode,
             num_rollouts=search.num_rollouts_per_problem,
             beam_width=search.beam_width,
-            max_search_depth=search.max_search_depth,
+            max_search_depth=depth,  # one limit for the run: rollouts must not depend on their batch
             guidance=guidance,
             unguided_fraction=search.unguided_fraction,
             min_weight=search.min_weight,
@@ -237,7 +237,7 @@ def train(session: Session) -> int:
             session.history.append(metrics)
             if _is_due(done, config.run.sample_frequency, last):
                 _show_samples(session, done, rewarded)
-            if _is_due(done, config.eval.eval_frequency, last) and not interrupted:
+            if _is_due(done, config.eval.eval_frequency, last):  # also when interrupted: a resumed run won't repeat it
                 metrics = metrics | _evaluate(session, done)
             _log(session, done, metrics)
             if _is_due(done, config.run.checkpoint_frequency, last) or interrupted:
@@ -269,7 +269,7 @@ def _iterate(session: Session, iteration: int) -> tuple[dict[str, Any], Rewarded
     rewarded = session.generator.generate(problems, search, seed=config.run.seed, iteration=iteration)
     searched = time.perf_counter()
     batch = make_batch(rewarded, session.policy.eos_id)
-    metrics: dict[str, Any] = dict(session.updater.update(batch, iteration))
+    metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
     rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
     inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))

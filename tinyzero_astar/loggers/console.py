@@ -75,5 +75,6 @@ class ConsoleLogger:
         """One completion with what the verifier said."""
         shown = completion[:_MAX_SAMPLE_CHARACTERS]
         rest = len(completion) - len(shown)
-        text = " ⏎ ".join(shown.splitlines()) + (f" … ({rest} more characters)" if rest else "")
+        shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in shown)
+        text = " ⏎ ".join(shown.split("\n")) + (f" … ({rest} more characters)" if rest else "")
         self.console.print(f"  [cyan]{escape(question)}[/]  {escape(text)}  [dim]({escape(verdict)})[/]")

@@ -34,7 +34,7 @@ def check_architecture(config: PreTrainedConfig, max_length: int | None) -> None
 
 def architecture_name(config: PreTrainedConfig) -> str:
     """The class that config.json names, else the model type."""
-    return (config.architectures or [config.model_type])[0]
+    return str((config.architectures or [config.model_type])[0])
 
 
 def _classes(config: PreTrainedConfig) -> tuple[Any, ...]:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import HTTPError as HubError  # type: ignore[attr-defined]  # httpx's or httpx2's
 from safetensors import SafetensorError
 from transformers import (
     CONFIG_MAPPING,
@@ -139,7 +140,7 @@ def _download(name: str, max_length: int | None, say: Say) -> Path:
         if _CONFIG in wanted:
             say(f"downloading {_CONFIG} of {name} ({_total({_CONFIG: size[_CONFIG]})}) from {hub} to {cache}")
             folder = Path(hf_hub_download(name, _CONFIG)).parent
-    except (OSError, HTTPError) as error:
+    except (OSError, HubError) as error:
         raise _unreachable(name, error) from error
     if _CONFIG not in wanted or not any(n.endswith(".safetensors") for n in wanted):
         raise ValueError(
@@ -151,7 +152,7 @@ def _download(name: str, max_length: int | None, say: Say) -> Path:
     say(f"downloading {len(rest)} more files of {name} ({_total(rest)}) from {hub} to {cache}")
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (OSError, HTTPError) as error:
+    except (OSError, HubError) as error:
         raise _unreachable(name, error) from error
 
 

@@ -175,7 +175,7 @@ def make_batch(rewarded: RewardedRollouts, pad_id: int) -> Batch:
     tokens = rollouts.tokens.flatten(0, 1)[is_row]
     is_token = rollouts.is_token.flatten(0, 1)[is_row]
     prompt_length = torch.tensor([len(p) for p in rewarded.prompts], device=tokens.device)[problem]
-    longest = int(prompt_length.max()) + tokens.shape[1]
+    longest = max(len(p) for p in rewarded.prompts) + tokens.shape[1]
     ids = torch.full((len(problem), longest), pad_id, dtype=torch.int64, device=tokens.device)
     for row, index in enumerate(problem.tolist()):
         prompt = rewarded.prompts[index]

@@ -50,9 +50,9 @@ class AStarPO:
             clip_high=self.clip_high,
         )
 
-    def count(self, batch: Batch) -> float:
-        """Problems in the batch: the weights of one problem sum to 1 on average."""
-        return float(batch.problem.unique().numel())
+    def count(self, batch: Batch, num_problems: int) -> float:
+        """Problems that were searched, those without a row included: weights sum to 1 per problem on average."""
+        return float(num_problems)
 
 
 def _weighted_mean(x: Tensor, batch: Batch) -> float:

@@ -47,12 +47,19 @@ class Updater:
         self.value_optimizer = make_optimizer(policy.value_model, settings.value_learning_rate, 0.0)
         self.num_updates = 0  # optimizer steps of the policy so far
 
-    def update(self, batch: Batch, iteration: int) -> dict[str, float]:
+    def update(self, batch: Batch, num_problems: int, iteration: int) -> dict[str, float]:
         """Train on one iteration's rollouts; returns metrics named as in docs/metrics.md.
+
+        Args:
+            batch: the rows; a problem whose leaves were all thinned out has none.
+            num_problems: problems searched; `batch.problem` counts through them.
+            iteration: 0-based.
 
         Raises:
             FloatingPointError: a loss or gradient is not finite; nothing has been changed by that step.
         """
+        if len(batch.ids) == 0:  # every leaf was thinned out: nothing to learn from, and no step
+            return dict.fromkeys(("train/policy_loss", "train/value_loss"), math.nan)
         batch, metrics = self._score(batch)
         batch, prepared = self._algorithm.prepare(batch)
         rate = self.settings.learning_rate * schedule(
@@ -60,9 +67,9 @@ class Updater:
         )
         set_learning_rate(self.policy_optimizer, rate)
         steps = [
-            self._step(select_rows(batch, rows))
+            self._step(select_rows(batch, rows), count)
             for _ in range(self.settings.num_epochs)
-            for rows in _problem_groups(batch.problem, self.settings.batch_size)
+            for rows, count in _problem_groups(batch.problem, num_problems, self.settings.batch_size)
         ]
         totals = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
         metrics |= prepared | totals
@@ -90,10 +97,10 @@ class Updater:
         }
         return replace(batch, logp_old=logp, value=value), metrics
 
-    def _step(self, batch: Batch) -> dict[str, float]:
+    def _step(self, batch: Batch, num_problems: int) -> dict[str, float]:
         """One optimizer step of the policy and, when it is due, of the value model."""
         is_value_due = self.num_updates % self.settings.value_update_frequency == 0
-        count = max(self._algorithm.count(batch), 1.0)
+        count = max(self._algorithm.count(batch, num_problems), 1.0)
         num_tokens = max(float((batch.weight[:, None] * batch.is_token).sum()), 1e-6)
         sums = dict.fromkeys(("policy", "value", "ratio"), 0.0)
         for rows in micro_batches(batch, self.settings.micro_batch_tokens):
@@ -112,13 +119,17 @@ class Updater:
             with torch.no_grad():
                 shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
                 sums["ratio"] += float(torch.expm1(shift).abs().sum())
-        norm = clip_gradients(self.policy.language_model.parameters(), self.settings.max_grad_norm)
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm}: stopped before the optimizer step")
+        norm, value_norm = (
+            clip_gradients(module.parameters(), self.settings.max_grad_norm)
+            for module in (self.policy.language_model, self.policy.value_model)
+        )
+        if not math.isfinite(norm) or not math.isfinite(value_norm):
+            raise FloatingPointError(
+                f"the gradient's norm is {norm} (value model: {value_norm}): stopped before the optimizer step"
+            )
         self.policy_optimizer.step()
         self.policy_optimizer.zero_grad()
         if is_value_due:
-            clip_gradients(self.policy.value_model.parameters(), self.settings.max_grad_norm)
             self.value_optimizer.step()
         self.value_optimizer.zero_grad()
         self.num_updates += 1
@@ -140,10 +151,13 @@ def _value_loss(batch: Batch, scores: TokenScores) -> Tensor:
     return torch.stack([weighted_brier(x, y, batch.weight, batch.is_token) for x, y in terms]).sum()
 
 
-def _problem_groups(problem: Tensor, size: int) -> Iterator[Tensor]:
-    """Row indices of `size` problems each, in order; the last group may be smaller."""
-    for chunk in problem.unique().split(size):
-        yield torch.isin(problem, chunk).nonzero()[:, 0]
+def _problem_groups(problem: Tensor, num_problems: int, size: int) -> Iterator[tuple[Tensor, int]]:
+    """Row indices of `size` problems each, in order, and how many problems; groups without rows are left out."""
+    for first in range(0, num_problems, size):
+        last = min(first + size, num_problems)
+        rows = ((problem >= first) & (problem < last)).nonzero()[:, 0]
+        if len(rows):
+            yield rows, last - first
 
 
 def micro_batches(batch: Batch, max_tokens: int) -> Iterator[Tensor]:
