@@ -24,6 +24,7 @@ from tinyzero_astar import trainer
 from tinyzero_astar.config import PRESETS, Config
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+from tinyzero_astar.training.reward import RewardWeights
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # two-sided, by number of seeds
 ARMS = ("sample", "gumbel", "guided", "guided_unweighted")
@@ -62,20 +63,20 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(file.read_text())
         return record
     config = configuration(arm, seed, args.iterations, args.model)
-    session = trainer._build(config, args.output, args.model, trainer.ConsoleLogger(), 0)
+    session = trainer.build(config, args.output, args.model, trainer.ConsoleLogger(), 0)
     if arm == "guided_unweighted":
-        generator = session.generator
-        session.generator.__class__ = Unweighted
-        assert isinstance(generator, Unweighted)
+        weights = RewardWeights(config.reward.accuracy, config.reward.format)
+        generator = Unweighted(session.policy, session.tokenizer, session.task, weights, config.model.max_seq_length)
+        session = replace(session, generator=generator)
     tokens, curve, opened = 0, [], 0
     for iteration in range(args.iterations):
         if iteration % args.every == 0:
-            curve.append((tokens, trainer._evaluate(session, iteration)["eval/greedy_accuracy"]))
-        metrics, _ = trainer._iterate(session, iteration)
+            curve.append((tokens, trainer.measure(session, iteration)["eval/greedy_accuracy"]))
+        metrics, _ = trainer.iterate(session, iteration)
         session.history.append(metrics)
         tokens += metrics["search/num_decoded_tokens"]
         opened += int(metrics["guidance/is_open"])
-    curve.append((tokens, trainer._evaluate(session, args.iterations)["eval/greedy_accuracy"]))
+    curve.append((tokens, trainer.measure(session, args.iterations)["eval/greedy_accuracy"]))
     record = {"arm": arm, "seed": seed, "curve": curve, "iterations_gate_open": opened}
     file.write_text(json.dumps(record))
     return record

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
-from tinyzero_astar.rollout.gumbel import fold, log_inclusion, mix64, root_gumbel, to_uniform
+from tinyzero_astar.rollout.gumbel import fold, gumbel_noise, log_inclusion, mix64, root_gumbel
 from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of, log_policy, propose, soft_value
 
 
@@ -81,7 +81,7 @@ class _Dives:
     def receive(self, problem: Tensor, output: StepOutput) -> None:
         """The dives of these problems now have everything to draw from."""
         dive = self.dive
-        logp = log_policy(output.logits)
+        logp = log_policy(output)
         rows = logp[:, None]
         if self.is_guided:
             child_h = soft_value(output.child_logit, self.inverse_beta[problem, None])
@@ -99,11 +99,8 @@ class _Dives:
         dive = self.dive
         logq = dive.rows[problem, 0].double()
         noise = fold(dive.state[problem], -1 - dive.num_taken[problem])  # children hash their tokens, which are >= 0
-        mass = torch.softmax(logq, -1).cumsum(-1)  # conditioned on a token not taken
-        token = torch.searchsorted(mass, (to_uniform(noise) * mass[:, -1])[:, None], right=True)
-        token = token.clamp(max=logq.shape[1] - 1)
-        rest_mass = torch.logsumexp(logq.scatter(1, token, -torch.inf), -1)  # of q, not conditioned
-        token = token[:, 0]
+        token = (logq + gumbel_noise(noise, logq.shape[1])).argmax(-1)  # q conditioned on a token not taken
+        rest_mass = torch.logsumexp(logq.scatter(1, token[:, None], -torch.inf), -1)  # of q, not conditioned
         step_logq, step_logp = (dive.rows[problem, r, token].double() for r in (0, -1))
 
         dive.rows[problem, 0, token] = -torch.inf

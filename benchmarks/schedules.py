@@ -28,11 +28,12 @@ from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Rollouts, StepOutput
 from tinyzero_astar.model.checkpoint import load_trainer, read_state
 from tinyzero_astar.model.decoder import SlotDecoder
-from tinyzero_astar.model.model import Policy, load_language_model
+from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 
 SCHEDULES = ("gumbel", "dive", "best_first", "sample")
 NUM_LEAVES, DEPTHS = (4, 8, 16), (64, 200)
+MAX_LENGTH = 256  # prompt and completion
 SEED = 0
 
 
@@ -165,11 +166,12 @@ def markdown(rows: list[Row]) -> str:
 
 
 def load(name: str, is_checkpoint: bool) -> tuple[Policy, PreTrainedTokenizerBase]:
-    model, tokenizer = load_language_model(name, torch.float32)
     width = PRESETS["tiny"].value.hidden_size
     if is_checkpoint:
         width = read_state(Path(name))["config"]["value"]["hidden_size"]
-    policy = Policy(model.eval(), tokenizer.eos_token_id, width)
+    policy, tokenizer = load_policy(
+        name, dtype=torch.float32, device=torch.device("cpu"), value_hidden_size=width, max_length=MAX_LENGTH
+    )
     if is_checkpoint:
         load_trainer(Path(name), policy, {})
     return policy, tokenizer

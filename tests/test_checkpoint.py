@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tinyzero_astar.model import checkpoint as module
 from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
 from tinyzero_astar.model.model import Policy, load_language_model
-from tinyzero_astar.training.optimizer import make_optimizer
+from tinyzero_astar.training.optimizer import MasterAdamW
 
 STATE = {"iteration": 3, "num_updates": 6, "config": {"run": {"seed": 0}}}
 IDS = torch.tensor([[18, 9, 19, 28, 5, 40], [7, 8, 200, 310, 12, 3]])
@@ -27,8 +27,8 @@ class Trained:
         language_model, self.tokenizer = load_language_model(str(source), torch.float32)
         self.policy = Policy(language_model, self.tokenizer.eos_token_id, value_hidden_size)
         self.optimizers = {
-            "policy_optimizer": make_optimizer(self.policy.language_model, 1e-2, 0.1),
-            "value_optimizer": make_optimizer(self.policy.value_model, 1e-2, 0.0),
+            "policy_optimizer": MasterAdamW(self.policy.language_model, 1e-2, 0.1),
+            "value_optimizer": MasterAdamW(self.policy.value_model, 1e-2, 0.0),
         }
         for _ in range(num_steps):
             self.step()

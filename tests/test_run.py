@@ -114,14 +114,14 @@ def assert_same_run(got, want, iteration=4):
 
 def press_ctrl_c(monkeypatch, iteration, times=1):
     """SIGINT while the given iteration, counted from 0, is searching."""
-    iterate = trainer._iterate
+    original = trainer.iterate
 
     def interrupted(session, i):
         for _ in range(times if i == iteration else 0):
             os.kill(os.getpid(), signal.SIGINT)
-        return iterate(session, i)
+        return original(session, i)
 
-    monkeypatch.setattr(trainer, "_iterate", interrupted)
+    monkeypatch.setattr(trainer, "iterate", interrupted)
 
 
 # ---------------------------------------------------------------------------------------------------- records
@@ -232,13 +232,13 @@ def test_after_a_crash_the_run_goes_on_from_its_last_checkpoint(session, tmp_pat
     checkpoint(folder, 4).rename(checkpoint(folder, 4).with_suffix(".partial"))  # died while it saved
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"iteration": 5, "train/')
-    iterate, seen = trainer._iterate, []
+    iterate, seen = trainer.iterate, []
 
     def watched(session, iteration):
         seen.append([r["iteration"] for r in records(folder)])
         return iterate(session, iteration)
 
-    monkeypatch.setattr(trainer, "_iterate", watched)
+    monkeypatch.setattr(trainer, "iterate", watched)
     assert main(["--resume", str(folder)]) == 0
     assert seen == [[0, 1, 2], [0, 1, 2, 3]]  # records 3, 4 and the cut one were dropped first
     assert_same_run(folder, session.folder)
@@ -268,7 +268,7 @@ def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypa
 
 
 def test_ctrl_c_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trainer, "_evaluate", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(trainer, "measure", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     assert status_of([*options, "--output-dir", str(tmp_path / "r")]) == 130
     assert capsys.readouterr().err.startswith("stopped at once")
 

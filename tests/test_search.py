@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.oracles import (
+    IndexedDecoder,
     Table,
     TableDecoder,
     astar_order,
@@ -87,7 +88,7 @@ def test_best_first_prunes_to_its_width_and_still_ends_with_leaves():
 @pytest.mark.parametrize("is_guided", [False, True])
 def test_gumbel_ordered_pairs_follow_plackett_luce(is_guided):
     table, draws = Table(2, 3, seed=5, success=0.4), 20_000
-    decoder = TableDecoder([table])
+    decoder = IndexedDecoder([table])
     guidance = Guidance(inverse_beta=2.0, cap=None, strength=float(is_guided))
     rollouts = search([table], draws, decoder=decoder, mode="gumbel", num_rollouts=2, beam_width=3, guidance=guidance)
     law = twisted_leaf_law(table, decoder, 0, 2.0, None, float(is_guided))
@@ -153,7 +154,7 @@ CASES = {  # (guidance, value noise)
 def test_weights_are_unbiased(case):
     guidance, noise = CASES[case]
     table, draws, k = Table(3, 3, seed=11, success=0.3), 50_000, 3
-    decoder = TableDecoder([table], value_noise=noise)
+    decoder = IndexedDecoder([table], value_noise=noise)
     rollouts = search(
         [table], draws, decoder=decoder, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=guidance
     )
@@ -251,7 +252,7 @@ def test_recorded_scores_belong_to_the_recorded_tokens(mode):
 
 def test_sample_draws_independently_from_the_policy():
     table, draws = Table(2, 3, seed=4), 10_000
-    rollouts = search([table], draws, mode="sample", num_rollouts=2)
+    rollouts = search([table], draws, decoder=IndexedDecoder([table]), mode="sample", num_rollouts=2)
     pairs = Counter(tuple(sorted(leaves_of(rollouts, i))) for i in range(draws))
     p = {y: math.exp(table.log_pi(y)) for y in table.reward}
     expected = {

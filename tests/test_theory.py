@@ -49,9 +49,7 @@ def search(decoder, draws=1, *, depth=None, **kwargs):
 
 
 def gumbel(decoder, draws, k, guidance, **kwargs):
-    return search(
-        decoder, draws, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=guidance, **kwargs
-    )
+    return search(decoder, draws, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=guidance, **kwargs)
 
 
 def leaves_of(rollouts, problem=0):
@@ -232,9 +230,7 @@ def test_normalising_within_a_group_and_dropping_duplicates_are_biased():
 
 def test_thinning_keeps_the_mean_and_adds_the_stated_variance():
     count, floor = 1000, 0.05
-    uniform = (
-        torch.arange(count, dtype=torch.float64) + 0.5
-    ) / count  # each outcome as often as it is probable
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # each outcome as often as it is probable
     for w in (0.0, 0.001, 0.02, 0.049, 0.05, 0.3, 2.0):
         thinned = thin_weights(torch.full((count,), w, dtype=torch.float64), uniform, floor=floor)
         assert float(thinned.mean()) == pytest.approx(w, abs=1e-8)
@@ -277,9 +273,7 @@ class TabularPolicy(nn.Module):
         self.decoder = decoder
         self.language_model, self.value_model = nn.Module(), nn.Module()
         self.language_model.logits = nn.Parameter(decoder.logits.nan_to_num(0.0))
-        self.value_model.logits = nn.Parameter(
-            torch.stack([value_logit, value_logit, torch.zeros_like(value_logit)])
-        )
+        self.value_model.logits = nn.Parameter(torch.stack([value_logit, value_logit, torch.zeros_like(value_logit)]))
 
     def token_scores(self, ids, prompt_length, tokens):
         root = torch.tensor([self.decoder.number[i, ()] for i in range(len(self.decoder.tables))])
@@ -637,7 +631,6 @@ def test_nan_logits_deep_in_the_tree_are_an_error(mode):
         search(decoder, 2, mode=mode, num_rollouts=2, beam_width=3)
 
 
-@pytest.mark.xfail(strict=True, reason="only logits are checked: a NaN value gives NaN weights in silence")
 @pytest.mark.parametrize("mode", ["gumbel", "best_first"])
 @pytest.mark.parametrize("prefix", [(), (2,)])
 def test_nan_values_are_an_error(mode, prefix):

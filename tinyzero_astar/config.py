@@ -103,7 +103,7 @@ class TrainConfig:
     """Problems per optimizer step."""
     num_epochs: int = 1
     """Passes over an iteration's rollouts."""
-    learning_rate: float = 6e-4
+    learning_rate: float = 3e-4
     """Peak; decays linearly to 0."""
     warmup_iterations: int = 1
     """Linear warm-up."""
@@ -129,7 +129,7 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation on held-out problems."""
 
-    eval_frequency: int = 10
+    eval_frequency: int = 5
     """Every that many iterations, besides the start and the end."""
     num_problems: int = 500
     """Held-out problems."""

@@ -44,6 +44,7 @@ from tinyzero_astar.run_folder import (
     read_jsonl,
 )
 from tinyzero_astar.training.astar_po import AStarPO
+from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
@@ -76,7 +77,7 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     Raises:
         ValueError: the folder, the model or the problems cannot be had.
     """
-    session = _build(config, Path(), config.model.model_name, ConsoleLogger(), 0)
+    session = build(config, Path(), config.model.model_name, ConsoleLogger(), 0)
     folder = new_run_folder(preset, output_dir)
     (folder / CONFIG).write_text(to_json(config) + "\n")
     session.console.say(describe(config))
@@ -91,7 +92,7 @@ def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
         ValueError: the checkpoint is damaged or does not fit.
     """
     iteration = int(read_state(checkpoint)["iteration"])
-    session = _build(config, folder, str(checkpoint), ConsoleLogger(), iteration)
+    session = build(config, folder, str(checkpoint), ConsoleLogger(), iteration)
     state = load_trainer(checkpoint, session.policy, _optimizers(session.updater))
     session.updater.num_updates = int(state["num_updates"])
     for name in (METRICS, SAMPLES):
@@ -111,20 +112,21 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     """
     console = ConsoleLogger()
     if checkpoint is None:
-        session = _build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
+        session = build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
         return session, new_run_folder("evaluation", None)
     state = read_state(checkpoint)
     saved = from_dict(state["config"], f"checkpoint {checkpoint}")
     run = replace(saved.run, num_threads=command.run.num_threads)
     model = replace(saved.model, device=command.model.device)  # this machine need not be the one that trained it
     config = replace(saved, eval=command.eval, run=run, model=model)
-    session = _build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
+    session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     load_trainer(checkpoint, session.policy, {})
     console.say(f"evaluating {checkpoint}")
     return session, checkpoint
 
 
-def _build(config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int) -> Session:
+def build(config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int) -> Session:
+    """Everything a run needs; `model_source` is the model name or a checkpoint folder."""
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.run.seed)
     threads = choose_num_threads(config.run.num_threads)
@@ -223,11 +225,11 @@ def train(session: Session) -> int:
     last, done = config.train.num_iterations, session.first_iteration
     began = time.perf_counter()
     if done == 0:
-        _log(session, 0, _evaluate(session, 0))
+        _log(session, 0, measure(session, 0))
     with _interruption() as interrupted, _progress(console, last, done):
         for iteration in range(done, last):
             try:
-                metrics, rewarded = _iterate(session, iteration)
+                metrics, rewarded = iterate(session, iteration)
             except FloatingPointError as error:
                 console.say(f"error: iteration {iteration + 1}: {error}; the last checkpoint is untouched")
                 return 1
@@ -238,7 +240,7 @@ def train(session: Session) -> int:
             if _is_due(done, config.run.sample_frequency, last):
                 _show_samples(session, done, rewarded)
             if _is_due(done, config.eval.eval_frequency, last):  # also when interrupted: a resumed run won't repeat it
-                metrics = metrics | _evaluate(session, done)
+                metrics = metrics | measure(session, done)
             _log(session, done, metrics)
             if _is_due(done, config.run.checkpoint_frequency, last) or interrupted:
                 _save(session, done)
@@ -255,13 +257,14 @@ def train(session: Session) -> int:
 
 def evaluate_only(session: Session, folder: Path) -> int:
     """Print the evaluation's table and save it as evaluation.json in `folder`."""
-    measured = _finite(_evaluate(session, session.first_iteration))
+    measured = _finite(measure(session, session.first_iteration))
     (folder / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
     session.console.say(f"saved to {folder / 'evaluation.json'}")
     return 0
 
 
-def _iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
+def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
+    """One iteration: search, update, and what there is to log of it."""
     config, began = session.config, time.perf_counter()
     is_open, reason = guidance_gate(session.history)
     search = session.search if is_open else replace(session.search, guidance=_UNGUIDED)
@@ -290,7 +293,8 @@ def _iterate(session: Session, iteration: int) -> tuple[dict[str, Any], Rewarded
     return metrics, rewarded
 
 
-def _evaluate(session: Session, iteration: int) -> dict[str, float]:
+def measure(session: Session, iteration: int) -> dict[str, float]:
+    """Evaluate on the held-out problems and print the table; metrics by name."""
     began = time.perf_counter()
     settings = session.config.eval
     evaluation = evaluate(
@@ -397,7 +401,7 @@ def _save(session: Session, iteration: int) -> None:
     save_checkpoint(folder, session.policy, session.tokenizer, _optimizers(session.updater), state)
 
 
-def _optimizers(updater: Updater) -> dict[str, torch.optim.Optimizer]:
+def _optimizers(updater: Updater) -> dict[str, MasterAdamW]:
     return {"policy_optimizer": updater.policy_optimizer, "value_optimizer": updater.value_optimizer}
 
 

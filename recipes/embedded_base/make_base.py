@@ -132,9 +132,8 @@ def main() -> None:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(args.output, safe_serialization=True)
     tokenizer.save_pretrained(args.output)
-    (args.output / "recipe.json").write_text(
-        json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}, indent=1)
-    )
+    recipe = {name: getattr(args, name) for name in ("tokens", "worked_share", "seed")}
+    (args.output / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
 
 
 if __name__ == "__main__":

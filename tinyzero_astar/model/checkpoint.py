@@ -1,9 +1,10 @@
 """Checkpoints: `checkpoint_iter_<N>/`, a Hugging Face folder with what resuming needs beside it.
 
 model.safetensors, config.json and the tokenizer load with plain `from_pretrained`. trainer.safetensors holds the
-value model, both optimizers and PyTorch's random state; trainer.json the iteration, the count of updates and the
-run's configuration. Search noise and problem order are functions of seed and iteration, so they need no state.
-No pickle anywhere. A checkpoint appears under its name only when it is complete.
+value model, both optimizers (with the float32 master weights of a bfloat16 model) and PyTorch's random state;
+trainer.json the iteration, the count of updates and the run's configuration. Search noise and problem order are
+functions of seed and iteration, so they need no state. No pickle anywhere. A checkpoint appears under its name only
+when it is complete.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tinyzero_astar.model.model import Policy
+from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", "trainer.json"
 
@@ -30,7 +32,7 @@ def save_checkpoint(
     folder: Path,
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
-    optimizers: Mapping[str, torch.optim.Optimizer],
+    optimizers: Mapping[str, MasterAdamW],
     state: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint, replacing an older one of the same name only when the new one is complete."""
@@ -52,7 +54,7 @@ def save_checkpoint(
     os.replace(partial, folder)
 
 
-def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, Any]:
+def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAdamW]) -> dict[str, Any]:
     """Load value model, optimizers and random state in place; returns the saved state.
 
     Without optimizers (evaluation) only the value model is loaded.
@@ -102,14 +104,14 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, name: str, tensors: dict[str, Tensor]) -> None:
+def _load_optimizer(optimizer: MasterAdamW, name: str, tensors: dict[str, Tensor]) -> None:
     slots: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(f"{name}."):
             index, slot = key.removeprefix(f"{name}.").split(".")
             slots.setdefault(int(index), {})[slot] = value
     blank = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = optimizer.parameters
     fits = (v.shape in ((), parameters[i].shape) for i, own in slots.items() for v in own.values())
     if not slots or max(slots) >= len(parameters) or not all(fits):  # load_state_dict checks none of these
         raise RuntimeError(f"the {name} of {len(parameters)} parameters")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
-from tinyzero_astar.rollout.heuristic import Guidance, f_score, inverse_beta_of, log_policy, soft_value
+from tinyzero_astar.rollout.heuristic import Guidance, child_heuristic, f_score, inverse_beta_of, log_policy, soft_value
 
 
 @dataclass
@@ -89,8 +89,8 @@ class _Search:
         """Score the children of the popped prefixes ([N] each) and put them where they belong."""
         node = len(self.tree.parent)
         self._record(problem, output, popped)
-        logp = log_policy(output.logits).double()
-        h = soft_value(output.child_logit.double(), self.inverse_beta[problem, None])
+        logp = log_policy(output).double()
+        h = child_heuristic(output.child_logit.double(), self.inverse_beta[problem, None])
         g = popped.g[:, None] + logp
         f = f_score(g, h, self.strength[problem, None])
         f = torch.where(torch.isfinite(logp), f, -torch.inf)

@@ -3,8 +3,8 @@
 Pure functions on tensors. Noise is a counter-based hash (splitmix64) of a prefix and a token, so a problem's
 rollouts depend on its seed alone: not on the batch, the rank, or any generator's state.
 
-Sources: Steele et al. 2014 (splitmix64); Kool et al. 2019, "Stochastic Beams and Where to Find Them", app. B
-(children conditioned on the parent's maximum) and eq. 8 (inclusion probabilities).
+Sources: Steele et al. 2014 (splitmix64); Kool et al. 2019, "Stochastic Beams and Where to Find Them"
+(children conditioned on the parent's maximum; inclusion probabilities from a threshold).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def truncated_gumbel(gumbel: Tensor, maximum: Tensor, bound: Tensor) -> Tensor:
     """Gumbels conditioned on their maximum being `bound`, by a monotone map; docs/algorithm.md eq. 8.
 
     v = T - G + log1p(-e^(G - Z));  G~ = T - max(0, v) - log1p(e^-|v|), with T the bound and Z the maximum.
-    Source: Kool et al. 2019, app. B.3. Where G == Z the result is the bound; -inf stays -inf.
+    Source: Kool et al. 2019, appendix. Where G == Z the result is the bound; -inf stays -inf.
 
     Args:
         gumbel: [..., C] perturbed log-masses G of siblings.
@@ -80,7 +80,7 @@ def log_inclusion(log_q: Tensor, kappa: Tensor) -> Tensor:
     """Natural log of the probability that a leaf is among the K best, given the threshold.
 
     log q_kappa(y) = log(1 - exp(-e^(phi(y) - kappa))); 0 where kappa = -inf (every leaf was found).
-    Source: Kool et al. 2019, eq. 8; docs/algorithm.md eq. 6.
+    Source: Kool et al. 2019; Duffield et al. 2007 (priority sampling); docs/algorithm.md eq. 6.
 
     Args:
         log_q: phi(y), log-probability of the leaf under the proposal.

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from tinyzero_astar.interfaces import StepOutput
+
 _LEVELS = 4  # the budget chooses among strengths 0, 1/4, 1/2, 3/4, 1
 _softplus = partial(softplus, threshold=50.0)  # the default, 20, is off by 2e-9
 
@@ -109,13 +111,27 @@ def propose(
     return Proposal(f_score(logp, gain, tau[:, None]) - log_norm[:, None], tau)
 
 
-def log_policy(logits: Tensor) -> Tensor:
+def log_policy(output: StepOutput) -> Tensor:
     """log pi(a|s) at temperature 1, [N, V].
 
     Raises:
-        FloatingPointError: a row holds NaN, +inf, or no finite logit at all.
+        FloatingPointError: a row of logits holds NaN, +inf, or nothing finite, or a value is not finite.
     """
-    logp = torch.log_softmax(logits, -1)
+    logp = torch.log_softmax(output.logits, -1)
     if not bool(torch.isfinite(logp.amax(-1)).all()):
         raise FloatingPointError("the decoder returned NaN logits, or a prefix without any possible next token")
+    if not bool(torch.isfinite(output.value_logit).all()):
+        raise FloatingPointError("the decoder returned a value that is NaN or infinite")
     return logp
+
+
+def child_heuristic(child_logit: Tensor, inverse_beta: Tensor) -> Tensor:
+    """h(sa) of every child, [N, V]; see `soft_value`.
+
+    Raises:
+        FloatingPointError: a child's value is NaN or infinite.
+    """
+    h = soft_value(child_logit, inverse_beta)
+    if not bool(torch.isfinite(h.sum())):
+        raise FloatingPointError("the decoder returned a child's value that is NaN or infinite")
+    return h

@@ -26,6 +26,7 @@ from tinyzero_astar.rollout.gumbel import (
 )
 from tinyzero_astar.rollout.heuristic import (
     Guidance,
+    child_heuristic,
     f_score,
     inverse_beta_of,
     log_policy,
@@ -188,7 +189,7 @@ class WithoutReplacement:
     def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor, problem: Tensor, column: Tensor) -> Tensor:
         if not self._is_guided:
             return logp
-        child_h = soft_value(child_logit, self._inverse_beta[problem][:, None])
+        child_h = child_heuristic(child_logit, self._inverse_beta[problem][:, None])
         log_weight = (beam.log_pi - beam.log_q)[problem, column].to(logp.dtype)
         strength = self._strength[problem]
         proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
@@ -212,12 +213,12 @@ def lock_step(
     """Run `chooser` to the end of every leaf; `guidance` only scores the nodes of `trace`."""
     output = decoder.start(prompts, num_rollouts)
     beam = chooser.begin(output)
-    root_logit = output.value_logit
+    root_logit, root_priority = output.value_logit, beam.priority[:, 0]
     expanded = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
     decoded, forks, max_open = torch.zeros_like(expanded), torch.zeros_like(expanded), torch.ones_like(expanded)
     history: list[_Step] = []
     for depth in range(1, max_search_depth + 1):
-        choice = chooser.choose(beam, output, log_policy(output.logits))
+        choice = chooser.choose(beam, output, log_policy(output))
         row = beam.row.gather(1, choice.parent)
         history.append(
             _Step(
@@ -253,7 +254,7 @@ def lock_step(
         expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded), chooser.num_capped
     )
     if trace is not None:
-        trace.extend(_trace(history, beam, root_logit, guidance, decoder.eos_id))
+        trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_id))
     return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
 
 
@@ -322,15 +323,18 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
     )
 
 
-def _trace(history: list[_Step], beam: _Beam, root_logit: Tensor, guidance: Guidance, eos_id: int) -> list[TraceNode]:
+def _trace(
+    history: list[_Step], root_priority: Tensor, root_logit: Tensor, guidance: Guidance, eos_id: int
+) -> list[TraceNode]:
     """The kept prefixes of every problem as nodes, parents before children."""
     inverse_beta = inverse_beta_of(guidance, root_logit)
     root_h = soft_value(root_logit, inverse_beta)
     nodes: list[TraceNode] = []
     for problem in range(len(root_logit)):
-        root = TraceNode(problem, 0, -1, _NO_TOKEN, 0, 0.0, float(root_h[problem]), 0.0, 0.0, "expanded")
-        nodes.append(replace(root, f=root.g + root.h))
-        at_row = [nodes[-1]] * beam.row.shape[1]
+        h = float(root_h[problem])
+        priority = float(root_priority[problem])
+        nodes.append(TraceNode(problem, 0, -1, _NO_TOKEN, 0, 0.0, h, h, priority, "expanded"))
+        at_row = [nodes[-1]] * history[0].token.shape[1]
         num_nodes = 1
         for depth, step in enumerate(history, start=1):
             child_h = soft_value(step.child_logit[problem], inverse_beta[problem])
@@ -341,7 +345,7 @@ def _trace(history: list[_Step], beam: _Beam, root_logit: Tensor, guidance: Guid
                     next_row.append(parent)
                     continue
                 g, h = parent.g + float(step.logp[problem, k]), float(child_h[k])
-                f = float(f_score(torch.tensor(g), torch.tensor(h)))
+                f = float(f_score(torch.tensor(g, dtype=torch.float64), torch.tensor(h, dtype=torch.float64)))
                 is_leaf = token == eos_id or depth == len(history)
                 status: Literal["leaf", "expanded"] = "leaf" if is_leaf else "expanded"
                 priority = float(step.priority[problem, k])

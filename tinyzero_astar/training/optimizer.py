@@ -1,21 +1,108 @@
-"""AdamW for the policy and the value model, and the learning-rate schedule."""
+"""AdamW for the policy and the value model, with master weights where they are needed, and the learning rate.
+
+bfloat16 has 8 significant bits: a step of less than 1/512 of a weight, and nearly every step of a fine-tuning is,
+would be rounded away. So bfloat16 weights are rounded copies of float32 master weights, and it is those that AdamW
+steps. Gradients are added up in float32 too, and each bfloat16 one is freed as soon as it was added.
+
+Bytes per parameter beside the weight itself (2): master 4, moments 8, gradient 4. With float32: moments 8, gradient 4.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+_FULL = (torch.float32, torch.float64)
+_MASTER = "master"  # slot of a parameter's optimizer state
 
-def make_optimizer(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; matrices decay, vectors do not."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+
+class MasterAdamW:
+    """AdamW over the trainable parameters of a module; matrices decay, vectors do not.
+
+    float32 parameters are stepped in place, exactly as by `torch.optim.AdamW`.
+
+    Args:
+        module: whose parameters; each stays where it is and what dtype it is.
+        learning_rate: of all parameters.
+        weight_decay: of matrices.
+    """
+
+    def __init__(self, module: nn.Module, learning_rate: float, weight_decay: float) -> None:
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        # what AdamW steps and what carries the gradients, in the module's order
+        self.stepped: list[Tensor] = [p if p.dtype in _FULL else p.detach().float() for p in trainable]
+        groups = [
+            {"params": [p for p in self.stepped if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in self.stepped if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
+        order = {id(p): index for index, p in enumerate(self.parameters)}
+        self._weight_of: dict[int, Tensor] = {}  # index of a master weight among `parameters` -> its rounded copy
+        for weight, stepped in zip(trainable, self.stepped, strict=True):
+            if stepped is not weight:
+                self._weight_of[order[id(stepped)]] = weight
+                weight.register_post_accumulate_grad_hook(_moves_gradient_to(stepped))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """What AdamW steps, in the order of its state."""
+        return [p for group in self.adamw.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of AdamW; bfloat16 weights then follow their masters."""
+        for weight in self._weight_of.values():
+            assert weight.grad is None, "a gradient did not reach its master weight: was the module copied or sharded?"
+        self.adamw.step()
+        parameters = self.parameters
+        for index, weight in self._weight_of.items():
+            weight.copy_(parameters[index])
+
+    def zero_grad(self) -> None:
+        """Free all gradients."""
+        self.adamw.zero_grad()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The same rate for every parameter."""
+        for group in self.adamw.param_groups:
+            group["lr"] = learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """AdamW's, with the master weights among the slots of each parameter."""
+        found = self.adamw.state_dict()
+        slots = {index: dict(own) for index, own in found["state"].items()}
+        parameters = self.parameters
+        for index in self._weight_of:
+            slots.setdefault(index, {})[_MASTER] = parameters[index]
+        return {**found, "state": slots}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave.
+
+        Raises:
+            KeyError: a master weight is missing.
+        """
+        slots = {index: dict(own) for index, own in state["state"].items()}
+        parameters = self.parameters
+        for index, weight in self._weight_of.items():
+            parameters[index].copy_(slots[index].pop(_MASTER))
+            weight.copy_(parameters[index])
+        self.adamw.load_state_dict({**state, "state": {index: own for index, own in slots.items() if own}})
+
+
+def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
+    """A hook that adds a parameter's gradient to that of its master and frees it."""
+
+    def move(weight: Tensor) -> None:
+        assert weight.grad is not None
+        master.grad = weight.grad.float() if master.grad is None else master.grad.add_(weight.grad)
+        weight.grad = None
+
+    return move
 
 
 def schedule(iteration: int, num_iterations: int, warmup_iterations: int) -> float:
@@ -29,12 +116,6 @@ def schedule(iteration: int, num_iterations: int, warmup_iterations: int) -> flo
     if iteration < warmup_iterations:
         return (iteration + 1) / (warmup_iterations + 1)
     return (num_iterations - iteration) / max(1, num_iterations - warmup_iterations)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """The same rate for every group."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tinyzero_astar.interfaces import Algorithm, Batch
 from tinyzero_astar.model.model import Policy, TokenScores
 from tinyzero_astar.training.losses import weighted_brier
-from tinyzero_astar.training.optimizer import clip_gradients, make_optimizer, schedule, set_learning_rate
+from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients, schedule
 from tinyzero_astar.training.reward import RewardWeights
 
 
@@ -43,8 +43,8 @@ class Updater:
     def __init__(self, policy: Policy, algorithm: Algorithm, settings: UpdateSettings) -> None:
         self.policy, self.settings = policy, settings
         self._algorithm = algorithm
-        self.policy_optimizer = make_optimizer(policy.language_model, settings.learning_rate, settings.weight_decay)
-        self.value_optimizer = make_optimizer(policy.value_model, settings.value_learning_rate, 0.0)
+        self.policy_optimizer = MasterAdamW(policy.language_model, settings.learning_rate, settings.weight_decay)
+        self.value_optimizer = MasterAdamW(policy.value_model, settings.value_learning_rate, 0.0)
         self.num_updates = 0  # optimizer steps of the policy so far
 
     def update(self, batch: Batch, num_problems: int, iteration: int) -> dict[str, float]:
@@ -65,7 +65,7 @@ class Updater:
         rate = self.settings.learning_rate * schedule(
             iteration, self.settings.num_iterations, self.settings.warmup_iterations
         )
-        set_learning_rate(self.policy_optimizer, rate)
+        self.policy_optimizer.set_learning_rate(rate)
         steps = [
             self._step(select_rows(batch, rows), count)
             for _ in range(self.settings.num_epochs)
@@ -120,8 +120,8 @@ class Updater:
                 shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
                 sums["ratio"] += float(torch.expm1(shift).abs().sum())
         norm, value_norm = (
-            clip_gradients(module.parameters(), self.settings.max_grad_norm)
-            for module in (self.policy.language_model, self.policy.value_model)
+            clip_gradients(optimizer.stepped, self.settings.max_grad_norm)
+            for optimizer in (self.policy_optimizer, self.value_optimizer)
         )
         if not math.isfinite(norm) or not math.isfinite(value_norm):
             raise FloatingPointError(
