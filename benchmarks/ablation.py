@@ -23,7 +23,9 @@ import torch
 from tinyzero_astar import trainer
 from tinyzero_astar.config import PRESETS, Config
 from tinyzero_astar.interfaces import Problem
+from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+from tinyzero_astar.session import build
 from tinyzero_astar.training.reward import RewardWeights
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # two-sided, by number of seeds
@@ -63,7 +65,7 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(file.read_text())
         return record
     config = configuration(arm, seed, args.iterations, args.model)
-    session = trainer.build(config, args.output, args.model, trainer.ConsoleLogger(), 0)
+    session = build(config, args.output, args.model, ConsoleLogger(), 0)
     if arm == "guided_unweighted":
         weights = RewardWeights(config.reward.accuracy, config.reward.format)
         generator = Unweighted(session.policy, session.tokenizer, session.task, weights, config.model.max_seq_length)

@@ -58,6 +58,7 @@ LAYER = {
     "eval.test_time": 7,
     "report.*": 6,
     "solve": 7,
+    "session": 7,
     "trainer": 8,
     "train": 9,
 }

@@ -232,8 +232,8 @@ def test_a_checkpoint_without_its_masters_is_refused(finished, tmp_path, capsys)
 def test_the_gap_between_sampler_and_trainer_is_logged_and_alarmed(tolerance, alarms, tiny_base, tmp_path, capsys):
     model = shutil.copytree(tiny_base, tmp_path / "model")  # its tokenizer; one layer of width 16 rounds too little
     torch.manual_seed(0)
-    config = Qwen2Config.from_pretrained(tiny_base, hidden_size=64, num_hidden_layers=2, initializer_range=0.3)
-    Qwen2ForCausalLM(Qwen2Config(**{**config.to_dict(), "layer_types": None})).save_pretrained(model)
+    wider = {"hidden_size": 64, "num_hidden_layers": 2, "layer_types": None}
+    Qwen2ForCausalLM(Qwen2Config(**Qwen2Config.from_pretrained(tiny_base).to_dict() | wider)).save_pretrained(model)
     argv = ["--model.model-name", str(model), *OPTIONS.split(), "--train.num-iterations", "1"]
     argv += ["--search.max-search-depth", "30"]
     assert main([*argv, "--train.ratio-tolerance", tolerance, "--output-dir", str(tmp_path / "r")]) == 0

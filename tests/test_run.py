@@ -25,6 +25,7 @@ from tinyzero_astar.config import Config, from_json
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.run_folder import CONFIG
+from tinyzero_astar.session import start_run
 from tinyzero_astar.train import main, parse
 from tinyzero_astar.training.astar_po import AStarPO
 
@@ -73,7 +74,7 @@ def session(tiny_base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "finished"
     command = parse(["--model.model-name", str(tiny_base), *OPTIONS.split()])
     config = Config(**{f.name: getattr(command, f.name) for f in dataclasses.fields(Config)})
-    session = trainer.start_run(config, "tiny", folder)
+    session = start_run(config, "tiny", folder)
     assert trainer.train(session) == 0
     return session
 

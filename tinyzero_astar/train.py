@@ -123,16 +123,17 @@ def _run(argv: Sequence[str] | None) -> int:
     except ValueError as error:
         return _refuse(error)
 
-    from tinyzero_astar import trainer  # PyTorch and transformers: seconds
+    from tinyzero_astar import session as sessions  # PyTorch and transformers: seconds
+    from tinyzero_astar import trainer
 
     try:
         if command.eval_only:
             source = checkpoint if command.checkpoint is not None else None
-            session, folder = trainer.open_evaluation(_config_of(command), source, command)
+            session, folder = sessions.open_evaluation(_config_of(command), source, command)
         elif command.resume is not None:
-            session = trainer.open_run(config, command.resume, checkpoint)
+            session = sessions.open_run(config, command.resume, checkpoint)
         else:
-            session = trainer.start_run(_config_of(command), command.config, command.output_dir)
+            session = sessions.start_run(_config_of(command), command.config, command.output_dir)
     except ValueError as error:
         return _refuse(error)
     if command.eval_only:

@@ -1,222 +1,41 @@
-"""The training loop and what a run consists of."""
+"""The training loop."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import Config, describe, from_dict, to_json
-from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.eval.test_time import compare
-from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
-from tinyzero_astar.model.loading import choose_device
-from tinyzero_astar.model.model import Policy, load_policy
-from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings, make_batch
+from tinyzero_astar.model.checkpoint import save_checkpoint
+from tinyzero_astar.rollout.generator import RewardedRollouts, make_batch
 from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of
 from tinyzero_astar.rollout.quality import heuristic_quality
 from tinyzero_astar.rollout.statistics import rollout_metrics
 from tinyzero_astar.run_folder import (
     CHECKPOINTS,
-    CONFIG,
     METRICS,
     SAMPLES,
     append_jsonl,
-    keep_iterations,
-    new_run_folder,
-    read_jsonl,
 )
-from tinyzero_astar.training.astar_po import AStarPO
-from tinyzero_astar.training.optimizer import MasterAdamW
-from tinyzero_astar.training.reward import RewardWeights
-from tinyzero_astar.training.update import Updater, UpdateSettings
+from tinyzero_astar.session import Session, optimizers
 
 _NUM_SHOWN = 3  # completions on the console
 _UNGUIDED = Guidance(strength=0.0)
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Session:
-    """Everything that a run works with, ready to go."""
-
-    config: Config
-    folder: Path
-    policy: Policy
-    tokenizer: PreTrainedTokenizerBase
-    task: Multiplication
-    held_out: list[Problem]
-    generator: Generator
-    search: SearchSettings
-    updater: Updater
-    console: ConsoleLogger
-    first_iteration: int  # iterations already trained
-    history: list[dict[str, Any]]  # metrics of the iterations trained so far, for gate and alarms
-
-
-def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
-    """A new run in a folder of its own.
-
-    Raises:
-        ValueError: the folder, the model or the problems cannot be had.
-    """
-    session = build(config, Path(), config.model.model_name, ConsoleLogger(), 0)
-    folder = new_run_folder(preset, output_dir)
-    (folder / CONFIG).write_text(to_json(config) + "\n")
-    session.console.say(describe(config))
-    session.console.say(f"run folder: {folder}")
-    return replace(session, folder=folder)
-
-
-def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
-    """A run to be continued from one of its checkpoints.
-
-    Raises:
-        ValueError: the checkpoint is damaged or does not fit.
-    """
-    iteration = int(read_state(checkpoint)["iteration"])
-    session = build(config, folder, str(checkpoint), ConsoleLogger(), iteration)
-    state = load_trainer(checkpoint, session.policy, _optimizers(session.updater))
-    session.updater.num_updates = int(state["num_updates"])
-    for name in (METRICS, SAMPLES):
-        keep_iterations(folder / name, iteration)
-    session.history.extend(r for r in read_jsonl(folder / METRICS) if r["iteration"] > 0)
-    session.console.say(f"continuing {folder} after iteration {iteration}")
-    return session
-
-
-def open_evaluation(config: Config, checkpoint: Path | None, command: Config) -> tuple[Session, Path]:
-    """A session that only evaluates: a checkpoint with its own configuration, or the base model.
-
-    The command line decides how much is evaluated (its `eval` section), the checkpoint everything else.
-
-    Raises:
-        ValueError: the checkpoint, the model or the problems cannot be had.
-    """
-    console = ConsoleLogger()
-    if checkpoint is None:
-        session = build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
-        return session, new_run_folder("evaluation", None)
-    state = read_state(checkpoint)
-    saved = from_dict(state["config"], f"checkpoint {checkpoint}")
-    run = replace(saved.run, num_threads=command.run.num_threads)
-    model = replace(saved.model, device=command.model.device)  # this machine need not be the one that trained it
-    config = replace(saved, eval=command.eval, run=run, model=model)
-    session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
-    load_trainer(checkpoint, session.policy, {})
-    console.say(f"evaluating {checkpoint}")
-    return session, checkpoint
-
-
-def build(config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int) -> Session:
-    """Everything a run needs; `model_source` is the model name or a checkpoint folder."""
-    transformers_logging.disable_progress_bar()
-    torch.manual_seed(config.run.seed)
-    threads = choose_num_threads(config.run.num_threads)
-    torch.set_num_threads(threads)
-    weights = RewardWeights(config.reward.accuracy, config.reward.format)
-    data, search, train = config.data, config.search, config.train
-    task = Multiplication(
-        data.min_digits, data.max_digits, data.num_problems, seed=config.run.seed, template=data.template
-    )
-    held_out = task.held_out_problems(config.eval.num_problems)
-    training_set = task.train_problems(0, data.num_problems)
-    console.say(
-        f"{len(training_set):,} training problems, {len(held_out):,} held out,"
-        f" {overlap(training_set, held_out)} operand pairs on both sides"
-    )
-    policy, tokenizer = load_policy(
-        model_source,
-        dtype=getattr(torch, config.model.dtype),
-        device=choose_device(config.model.device),
-        value_hidden_size=config.value.hidden_size,
-        max_length=config.model.max_seq_length,
-        say=console.say,
-    )
-    console.say(
-        f"model {config.model.model_name}: {policy.language_model.num_parameters():,} parameters, {config.model.dtype},"
-        f" on {policy.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
-    )
-    if search.mode == "best_first":
-        console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
-    algorithm = AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
-    settings = UpdateSettings(
-        num_iterations=train.num_iterations,
-        warmup_iterations=train.warmup_iterations,
-        learning_rate=train.learning_rate,
-        value_learning_rate=config.value.learning_rate,
-        value_update_frequency=config.value.update_frequency,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        batch_size=train.batch_size,
-        num_epochs=train.num_epochs,
-        micro_batch_tokens=train.micro_batch_tokens,
-        reward_weights=weights,
-    )
-    generator = Generator(policy, tokenizer, task, weights, config.model.max_seq_length)
-    _, depth = generator.encode([*training_set, *held_out], search.max_search_depth)  # or refuses the prompts
-    if depth < search.max_search_depth:
-        console.warn(
-            f"max_seq_length {config.model.max_seq_length} leaves {depth} tokens after the longest prompt, less than"
-            f" max_search_depth {search.max_search_depth}"
-        )
-    guidance = Guidance(
-        inverse_beta=search.inverse_beta,
-        max_inverse_beta=search.max_inverse_beta,
-        cap=search.weight_cap,
-        strength=search.guidance_strength,
-    )
-    return Session(
-        config=config,
-        folder=folder,
-        policy=policy,
-        tokenizer=tokenizer,
-        task=task,
-        held_out=held_out,
-        generator=generator,
-        search=SearchSettings(
-            mode=search.mode,
-            num_rollouts=search.num_rollouts_per_problem,
-            beam_width=search.beam_width,
-            max_search_depth=depth,  # one limit for the run: rollouts must not depend on their batch
-            guidance=guidance,
-            unguided_fraction=search.unguided_fraction,
-            min_weight=search.min_weight,
-        ),
-        updater=Updater(policy, algorithm, settings),
-        console=console,
-        first_iteration=first_iteration,
-        history=[],
-    )
-
-
-def choose_num_threads(wanted: int) -> int:
-    """CPU threads: as wanted; for 0 all cores, but one when the machine is busy.
-
-    Threads that wait for each other by spinning are many times slower when another program holds a core.
-    """
-    if wanted > 0:
-        return wanted
-    cores = os.cpu_count() or 1
-    is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * cores
-    return 1 if is_busy else cores
 
 
 def train(session: Session) -> int:
@@ -398,11 +217,7 @@ def _save(session: Session, iteration: int) -> None:
         "config": dataclasses.asdict(session.config),
     }
     folder = _checkpoint(session, iteration)
-    save_checkpoint(folder, session.policy, session.tokenizer, _optimizers(session.updater), state)
-
-
-def _optimizers(updater: Updater) -> dict[str, MasterAdamW]:
-    return {"policy_optimizer": updater.policy_optimizer, "value_optimizer": updater.value_optimizer}
+    save_checkpoint(folder, session.policy, session.tokenizer, optimizers(session.updater), state)
 
 
 def _is_due(done: int, frequency: int, last: int) -> bool:

@@ -1,0 +1,88 @@
+"""What every policy must pass: decoding through the slot cache gives the scores of one full forward."""
+
+from __future__ import annotations
+
+import torch
+
+from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
+
+PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
+ATOL = 1e-5
+
+
+def shake_value_model(policy):
+    """Zero-initialised outputs would hide a mix-up of rows."""
+    for p in policy.value_model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    return policy
+
+
+@torch.no_grad()
+def full_forward(policy, prefix):
+    """Scores after a prefix by the language model itself, without any cache and with its own head."""
+    output = policy.language_model(input_ids=torch.tensor([prefix]), use_cache=False, output_hidden_states=True)
+    scores = policy.score(output.hidden_states[-1][:, -1])
+    return scores._replace(logits=output.logits[:, -1])
+
+
+def assert_equals_full_forward(policy, output, prefixes):
+    for row, prefix in enumerate(prefixes):
+        for name, got, want in zip(output._fields, output, full_forward(policy, prefix), strict=True):
+            torch.testing.assert_close(
+                got[row], want[0], atol=ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
+            )
+
+
+def step(decoder, content, rows):
+    """Rows (token, source, length, target); `content` tracks generated tokens of every slot."""
+    output = decoder.step(*(torch.tensor(x) for x in zip(*rows, strict=True)))
+    held = {target: (*content[source][:length], token) for token, source, length, target in rows}
+    content.update(held)
+    return output, [held[target] for _, _, _, target in rows]
+
+
+def assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
+    decoder = SlotDecoder(policy, 12)
+    assert_equals_full_forward(policy, decoder.start(PROMPTS, 3), PROMPTS)
+    content = {3 * i: () for i in range(4)}
+    plan = [
+        [(5, 0, 0, 0), (6, 0, 0, 1), (7, 3, 0, 3), (8, 9, 0, 11)],  # a fork beside an extension
+        [(9, 0, 1, 1), (10, 1, 1, 0)],  # two slots swap their prefixes
+        [(11, 3, 1, 3)],  # one problem runs ahead
+        [(12, 3, 2, 3)],
+        [(13, 3, 1, 4), (14, 3, 3, 3), (15, 11, 1, 11)],  # fork from the middle, uneven lengths
+        [(16, 4, 2, 4), (17, 1, 2, 2), (18, 3, 4, 3), (19, 11, 2, 9)],
+        [(20, 3, 1, 3)],  # a slot goes back to an earlier prefix and on from there
+        [(21, 4, 3, 4), (22, 3, 2, 3), (1, 9, 3, 10)],
+    ]
+    for rows in plan:
+        output, prefixes = step(decoder, content, rows)
+        full = [[*PROMPTS[target // 3], *prefix] for (_, _, _, target), prefix in zip(rows, prefixes, strict=True)]
+        assert_equals_full_forward(policy, output, full)
+
+
+def assert_recorded_scores_equal_one_full_forward(policy, mode):
+    rollouts = astar_rollouts(
+        SlotDecoder(policy, 10),
+        PROMPTS,
+        seeds=torch.arange(4),
+        num_rollouts=3,
+        beam_width=5,
+        max_search_depth=10,
+        mode=mode,
+        guidance=Guidance(inverse_beta=1.0, cap=None),
+    )
+    assert (rollouts.length > 0).all()
+    for i, prompt in enumerate(PROMPTS):
+        for k in range(3):
+            n = int(rollouts.length[i, k])
+            tokens = rollouts.tokens[i, k, :n]
+            ids = torch.tensor([[*prompt, *tokens.tolist()]])
+            scores = policy.token_scores(ids, torch.tensor([len(prompt)]), tokens[None])
+            torch.testing.assert_close(rollouts.logp[i, k, :n].float(), scores.logp[0], atol=ATOL, rtol=1e-4)
+            value = torch.sigmoid(scores.value_logit[0])
+            torch.testing.assert_close(rollouts.value[i, k, :n].float(), value, atol=ATOL, rtol=1e-4)
+            own = policy.language_model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
+            torch.testing.assert_close(scores.logp[0], own.gather(-1, tokens[:, None])[:, 0], atol=ATOL, rtol=1e-4)
+    return rollouts
