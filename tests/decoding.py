@@ -8,7 +8,7 @@ from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
-ATOL = 1e-5
+ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32
 
 
 def shake_value_model(policy):

@@ -83,3 +83,21 @@ def test_value_loss_does_not_reach_the_policy(policy):
     assert all(p.grad is None for p in policy.language_model.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.value_model.parameters())
     policy.zero_grad()
+
+
+def test_bellman_residuals_telescope_to_the_weight(policy):
+    """log w(y) = sum_t [delta_t + h(s_t) - h(s_t a_t)] for the untempered twist, whatever h is (docs eq. 5)."""
+    prompt, completion = [3, 4, 5], [7, 9, 2, 11]
+    inverse_beta = torch.tensor(1.7)
+    ids = torch.tensor([[*prompt, *completion]])
+    delta = policy.bellman_residual(ids, len(prompt), len(completion), inverse_beta)
+    log_weight = expected = 0.0
+    for t, token in enumerate(completion):
+        output = full_forward(policy, [*prompt, *completion[:t]])
+        logp = torch.log_softmax(output.logits[0], -1)
+        child_h = torch.log1p(torch.sigmoid(output.child_logit[0]) * torch.expm1(inverse_beta))
+        own_h = torch.log1p(torch.sigmoid(output.value_logit[0]) * torch.expm1(inverse_beta))
+        log_weight += float(logp[token] - torch.log_softmax(logp + child_h, -1)[token])
+        expected += float(delta[t] + own_h - child_h[token])
+    assert expected == pytest.approx(log_weight, abs=1e-4)
+    assert float(delta.abs().sum()) > 0.01

@@ -34,6 +34,7 @@ from tinyzero_astar.run_folder import (
 from tinyzero_astar.session import Session, optimizers
 
 _NUM_SHOWN = 3  # completions on the console
+_NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual
 _UNGUIDED = Guidance(strength=0.0)
 INTERRUPTED = 130
 
@@ -90,13 +91,15 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     problems = session.task.train_problems(iteration, config.train.problems_per_iteration)
     rewarded = session.generator.generate(problems, search, seed=config.run.seed, iteration=iteration)
     searched = time.perf_counter()
+    rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
+    inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
+    residual = _bellman_residual(session, rewarded, inverse_beta)  # before the update, like all measures of h
     batch = make_batch(rewarded, session.policy.eos_id)
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
-    rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
-    inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
     metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward)
     metrics |= heuristic_quality(rollouts, accuracy, weight, inverse_beta)
+    metrics["heuristic/bellman_residual"] = residual
     has_leaf = rollouts.length > 0  # a search may end with fewer leaves than were asked for
     metrics |= {
         "guidance/is_open": float(is_open),
@@ -110,6 +113,19 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
         "time/iteration_s": ended - began,
     }
     return metrics, rewarded
+
+
+def _bellman_residual(session: Session, rewarded: RewardedRollouts, inverse_beta: Tensor) -> float:
+    """Mean |sum of residuals| over the best leaves of a few problems, nats; 0 for an exact heuristic."""
+    totals = []
+    for i, prompt in enumerate(rewarded.prompts[:_NUM_RESIDUALS]):
+        length = int(rewarded.rollouts.length[i, 0])
+        if length == 0:
+            continue
+        ids = torch.tensor([[*prompt, *rewarded.rollouts.tokens[i, 0, :length].tolist()]], device=session.policy.device)
+        delta = session.policy.bellman_residual(ids, len(prompt), length, inverse_beta[i].to(torch.float32))
+        totals.append(abs(float(delta.sum())))
+    return sum(totals) / len(totals) if totals else math.nan
 
 
 def measure(session: Session, iteration: int) -> dict[str, float]:

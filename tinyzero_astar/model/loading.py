@@ -46,7 +46,6 @@ _DAMAGE = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError),
     *(SafetensorError, StrictDataclassError),
 )
-_ELSEWHERE = "download it elsewhere and give its folder: --model.model-name PATH"
 
 
 def resolve_model(name: str) -> str:
@@ -181,14 +180,14 @@ def _unreachable(name: str, error: Exception) -> ValueError:
     """Which places were tried, and why the last one gave nothing."""
     hub = constants.ENDPOINT
     if isinstance(error, GatedRepoError):
-        why = f"{hub}/{name} asks for its licence to be accepted there; then log in with `hf auth login`"
+        why = f"{hub}/{name} asks for its licence to be accepted: do that there, then log in with `hf auth login`"
     elif isinstance(error, RepositoryNotFoundError):
-        why = f"{hub} has no public model of that name; correct it, or log in with `hf auth login` for a private one"
+        why = f"{hub} has no public model of that name: correct it, or log in with `hf auth login` for a private one"
     else:
-        why = f"the hub {hub} gave nothing ({_first_line(error)})"
+        why = f"the hub {hub} gave nothing ({_first_line(error)}): download it elsewhere"
     return ValueError(
         f"model_name {name!r}: no folder of that name here, not complete in the cache {constants.HF_HUB_CACHE}, and"
-        f" {why}; or {_ELSEWHERE}"
+        f" {why}; a folder is given as --model.model-name PATH"
     )
 
 

@@ -17,6 +17,7 @@ from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.architecture import SUPPORTED
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.loading import Say, load_language_model
+from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
 
 _CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary per chunk: 64 MiB of float32 logits
@@ -94,6 +95,25 @@ class Policy(nn.Module):
         child = self.value_model.child_logit_of(before, value.accuracy, tokens)
         shape = tokens.shape
         return TokenScores(logp.view(shape), entropy.view(shape), value.accuracy, value.format, child)
+
+    @torch.no_grad()
+    def bellman_residual(self, ids: Tensor, prompt_length: int, length: int, inverse_beta: Tensor) -> Tensor:
+        """delta_t = log sum_a pi(a|s_t) e^h(s_t a) - h(s_t) at every prefix of one completion, [length]; nats.
+
+        Zero everywhere for an exact h (P3 of docs/algorithm.md); their sum is what a weight drifts by.
+
+        Args:
+            ids: [1, L] prompt and completion.
+            prompt_length: tokens before the completion.
+            length: tokens of the completion.
+            inverse_beta: scalar, 1/beta of the problem.
+        """
+        position = torch.arange(ids.shape[1], device=ids.device)[None]
+        hidden = self.hidden(ids, position, None, None)[0, prompt_length - 1 : prompt_length - 1 + length]
+        output = self.score(hidden)
+        logp = torch.log_softmax(output.logits, -1)
+        flow = torch.logsumexp(f_score(logp, soft_value(output.child_logit, inverse_beta)), -1)
+        return flow - soft_value(output.value_logit, inverse_beta)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.language_model.get_output_embeddings()(hidden)
