@@ -11,6 +11,7 @@ from tests.decoding import (
     assert_equals_full_forward,
     assert_forks_swaps_and_uneven_lengths_equal_recomputation,
     assert_recorded_scores_equal_one_full_forward,
+    full_forward,
     shake_value_model,
 )
 from tinyzero_astar.model.decoder import SlotDecoder

@@ -57,11 +57,6 @@ SUPPORTED = {  # name -> model type, what differs from SHAPE
 MAX_LENGTH = 64
 
 
-@pytest.fixture
-def offline_and_unlogged(monkeypatch, tmp_path):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-
-
 def make_config(tiny_base, model_type, **different):
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     shape = {**SHAPE, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
@@ -98,7 +93,7 @@ def refusal(folder, max_length=MAX_LENGTH):
         load(folder, max_length=max_length)
     sentence = str(refused.value)
     assert "\n" not in sentence and sentence.startswith(f"model_name '{folder}'")
-    return sentence.removeprefix(f"model_name '{folder}'").removeprefix(": ")
+    return sentence.removeprefix(f"model_name '{folder}'").lstrip(": ")
 
 
 # ------------------------------------------------------------------------------------------- what is loaded
@@ -137,9 +132,7 @@ def test_a_checkpoint_in_several_files_is_loaded_and_a_missing_one_named(tiny_ba
     ours, theirs = (load(f)[0].language_model.state_dict() for f in (folder, whole))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     (folder / shards[-1]).unlink()
-    assert refusal(folder) == f"lacks 1 of its {len(shards)} weight files, first {shards[-1]}".removeprefix(" ") or (
-        refusal(folder).strip() == f"lacks 1 of its {len(shards)} weight files, first {shards[-1]}"
-    )
+    assert refusal(folder) == f"lacks 1 of its {len(shards)} weight files, first {shards[-1]}"
 
 
 # --------------------------------------------------------------------- what config.json alone decides
@@ -213,7 +206,7 @@ def test_a_window_is_allowed_from_the_length_of_the_longest_sequence(window, is_
     ids = torch.arange(1, 66)[None]
     logits = [p.language_model(ids).logits for p in (policy, free)]
     torch.testing.assert_close(logits[0][:, :64], logits[1][:, :64])
-    assert (logits[0] - logits[1])[:, 64].abs().max() > 0.1  # one token more and the window would be felt
+    assert (logits[0] - logits[1])[:, 64].abs().max() > 1e-3  # one token more and the window would be felt
     with pytest.raises(ValueError, match="has layers with a sliding window of 64 tokens; use a model with full"):
         load_language_model(str(folder), torch.float32)  # how long sequences get is not known
 
@@ -256,15 +249,16 @@ def test_code_in_a_checkpoint_of_a_known_architecture_is_not_run(tiny_base, tmp_
 
 
 @pytest.mark.parametrize(
-    ("model_type", "different"),
-    [("cohere", {"logit_scale": 0.25}), ("granite", {"logits_scaling": 8.0}), ("falcon", {"alibi": True})],
+    ("model_type", "different", "sentence"),
+    [
+        ("cohere", {"logit_scale": 0.25}, "CohereForCausalLM scores tokens differently through the slot cache than in"),
+        ("granite", {"logits_scaling": 8.0}, "GraniteForCausalLM scores tokens differently through the slot cache"),
+        ("falcon", {"alibi": True}, "FalconForCausalLM cannot be decoded through the slot cache (too many values"),
+    ],
 )
-def test_what_no_config_rule_knows_is_found_by_decoding(model_type, different, tiny_base, tmp_path):
+def test_what_no_config_rule_knows_is_found_by_decoding(model_type, different, sentence, tiny_base, tmp_path):
     folder = save_checkpoint(tmp_path / "model", tiny_base, make_config(tiny_base, model_type, **different))
-    sentence = refusal(folder)
-    assert "ForCausalLM scores tokens differently through the slot cache than in its own forward" in sentence or (
-        "ForCausalLM cannot be decoded through the slot cache" in sentence
-    )
+    assert refusal(folder).startswith(sentence)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -310,26 +304,25 @@ def test_truncated_weights_are_one_sentence(keep, folder):
 
 def test_a_folder_without_weights_or_tokenizer_says_what_it_lacks(folder):
     (folder / "model.safetensors").rename(folder / "kept")
-    assert refusal(folder).strip() == "lacks model.safetensors"
+    assert refusal(folder) == "lacks model.safetensors"
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    assert (
-        refusal(folder).strip().startswith("lacks model.safetensors: its pytorch_model.bin is a pickle, which can run")
-    )
+    assert refusal(folder).startswith("lacks model.safetensors: its pytorch_model.bin is a pickle,")
     (folder / "model.safetensors.index.json").write_text("{}")
     assert refusal(folder).startswith("a file in that folder cannot be used (")
     (folder / "kept").rename(folder / "model.safetensors")
     assert load(folder)
     (folder / "tokenizer.json").unlink()
-    assert refusal(folder).strip() == "lacks a tokenizer (tokenizer.json)"
+    assert refusal(folder) == "lacks a tokenizer (tokenizer.json)"
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tiny_base, tmp_path):
-    small = save_checkpoint(tmp_path / "small", tiny_base, make_config(tiny_base, "qwen2", vocab_size=300))
+    small = save_checkpoint(
+        tmp_path / "small", tiny_base, make_config(tiny_base, "qwen2", vocab_size=300, pad_token_id=0)
+    )
     assert refusal(small) == "its tokenizer has 320 tokens, the model 300; they do not belong together"
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    path.write_text(json.dumps({k: v for k, v in settings.items() if k != "eos_token"}))
-    assert refusal(folder).startswith("its tokenizer has no end-of-sequence token")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": None}))
+    assert refusal(folder) == "its tokenizer has no end-of-sequence token"
 
 
 def test_a_tokenizer_that_ends_every_prompt_is_refused(folder):
@@ -431,7 +424,7 @@ def test_a_download_is_announced_with_its_size_and_not_repeated(hub, folder, mon
     assert sorted(hub.requested) == sorted(wanted)
     rest = sum(wanted.values()) - wanted["config.json"]
     assert said == [
-        f"downloading config.json of mine/tiny ({wanted['config.json'] / 1000:.3g} kB) from {hub.address} to {cache}",
+        f"downloading config.json of mine/tiny ({wanted['config.json']} bytes) from {hub.address} to {cache}",
         f"downloading {len(wanted) - 1} more files of mine/tiny ({rest / 1000:.3g} kB) from {hub.address} to {cache}",
     ]
     theirs = AutoModelForCausalLM.from_pretrained(folder).state_dict()

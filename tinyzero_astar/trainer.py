@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.eval.test_time import compare

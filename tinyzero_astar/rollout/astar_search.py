@@ -25,6 +25,8 @@ from tinyzero_astar.rollout.best_first import best_first
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.rollout.lock_step import Sampling, WithoutReplacement, lock_step
 
+__all__ = ["Guidance", "astar_rollouts", "greedy_rollouts"]
+
 
 def astar_rollouts(
     decoder: Decoder,

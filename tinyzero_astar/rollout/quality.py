@@ -24,8 +24,8 @@ def weighted_auc(score: Tensor, outcome: Tensor, weight: Tensor) -> float:
         weight: [N] >= 0.
     """
     levels, level = torch.unique(score, return_inverse=True)
-    success = torch.zeros(len(levels), dtype=weight.dtype).index_add(0, level, weight * outcome)
-    failure = torch.zeros(len(levels), dtype=weight.dtype).index_add(0, level, weight * (1 - outcome))
+    success = weight.new_zeros(len(levels)).index_add(0, level, weight * outcome)
+    failure = weight.new_zeros(len(levels)).index_add(0, level, weight * (1 - outcome))
     below = failure.cumsum(0) - failure
     pairs = float(success.sum() * failure.sum())
     return float((success * (below + 0.5 * failure)).sum()) / pairs if pairs > 0 else float("nan")
@@ -119,7 +119,7 @@ def heuristic_quality(
         inverse_beta: [P] 1/beta of each problem.
     """
     is_token = rollouts.is_token
-    position = torch.arange(is_token.shape[-1]) / rollouts.length.clamp(min=1)[..., None]
+    position = torch.arange(is_token.shape[-1], device=is_token.device) / rollouts.length.clamp(min=1)[..., None]
     value = rollouts.value[is_token]
     outcome = accuracy[..., None].expand_as(rollouts.value)[is_token]
     mass = weight[..., None].expand_as(rollouts.value)[is_token]
