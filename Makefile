@@ -6,7 +6,7 @@ VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help train test check lint types base format clean
+.PHONY: help train test mutants check lint types base format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -17,6 +17,9 @@ train: $(STAMP)  ## train, then evaluate; ARGS="--config local" passes options o
 
 test: $(STAMP)  ## run the unit tests; ARGS="-k search" passes options on
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
+
+mutants: $(STAMP)  ## plant mistakes in a copy, see which test catches each; ARGS="-k sign" chooses
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m tests.mutants $(ARGS)
 
 check:  ## what CI runs: lint, types, tests
 	@$(MAKE) lint types

@@ -12,13 +12,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.oracles import clipped_oracle, gae_oracle
 from tinyzero_astar.interfaces import Batch
-from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.model import Policy, TokenScores
 from tinyzero_astar.training.advantages import generalized_advantage, scale_by_rms
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.losses import clipped_surrogate, weighted_brier
 from tinyzero_astar.training.optimizer import schedule
 from tinyzero_astar.training.reward import RewardWeights
-from tinyzero_astar.training.update import Updater, UpdateSettings, micro_batches, select_rows
+from tinyzero_astar.training.update import Updater, UpdateSettings, _value_loss, micro_batches, select_rows
 
 LENGTHS = [4, 1, 3]
 
@@ -247,6 +247,35 @@ def test_update_raises_what_was_rewarded():
     after = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp.detach()
     gain = torch.where(batch.is_token, after - batch.logp_sampler, 0.0).sum(1) * batch.weight
     assert float(gain[batch.accuracy == 1].sum()) > 0 > float(gain[batch.accuracy == 0].sum())
+
+
+def test_value_loss_pairs_every_logit_with_its_own_reward():
+    batch = make_rows(make_policy())
+    value, child, form = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    scores = TokenScores(value, value, value_logit=value, format_logit=form, child_logit=child)
+    want = sum(
+        float(batch.weight[r]) * (1 / (1 + math.exp(-float(logit[r, t]))) - float(outcome[r])) ** 2
+        for logit, outcome in ((value, batch.accuracy), (child, batch.accuracy), (form, batch.format))
+        for r in range(12)
+        for t in range(int(batch.is_token[r].sum()))
+    )
+    assert float(_value_loss(batch, scores)) == pytest.approx(want)
+
+
+@torch.no_grad()
+def test_the_baseline_is_the_reward_that_the_value_model_promises():
+    policy = make_policy()
+    for p in policy.value_model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    batch = make_rows(policy)
+    scored, _ = make_updater(policy, reward_weights=RewardWeights(accuracy=2.0, format=0.5))._score(batch)
+    for r in range(12):
+        n, m = int(batch.prompt_length[r]), int(batch.is_token[r].sum())
+        hidden = policy.language_model.model(input_ids=batch.ids[r : r + 1, : n + m]).last_hidden_state[0]
+        promise = policy.value_model(hidden[n - 1 : n - 1 + m])
+        want = 2.0 * torch.sigmoid(promise.accuracy) + 0.5 * torch.sigmoid(promise.format)
+        assert scored.value[r, :m].tolist() == pytest.approx(want.tolist(), abs=1e-6)
+        assert scored.value[r, m:].tolist() == [0.0] * (6 - m)
 
 
 def test_non_finite_loss_stops_before_the_step():

@@ -65,7 +65,7 @@ class SearchConfig:
     """Size of a problem's open list; gumbel needs K + 1 and is lossless from there on."""
     max_search_depth: int = 80
     """Most generated tokens; a longer completion is cut and earns nothing."""
-    guidance_strength: float = 0.0
+    guidance_strength: float = 1.0
     """Upper end of tau, 0 to 1: how much the value model bends the proposal; 0 searches the policy itself."""
     inverse_beta: float | Literal["balanced"] = "balanced"
     """1/beta of the heuristic, nats per unit of success; balanced: half of the proposal succeeds."""

@@ -53,7 +53,7 @@ def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
         k: samples allowed.
     """
     misses = [math.comb(num_samples - int(c), k) / math.comb(num_samples, k) for c in num_correct]
-    return 1.0 - torch.tensor(misses, dtype=torch.float64)
+    return 1.0 - torch.tensor(misses, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -155,4 +155,4 @@ def _beam_search(
             num_tokens += num_beams * (length + is_finished)
             verdict = task.verify(problem, tokenizer.decode(row[:length]), is_finished)
             correct.append(float(verdict.accuracy))
-    return torch.tensor(correct, dtype=torch.float64), num_tokens
+    return torch.tensor(correct, dtype=torch.float64, device="cpu"), num_tokens

@@ -57,9 +57,9 @@ class SlotDecoder:
         device = self._network.device
         longest = max(len(p) for p in prompts)
         num_slots = len(prompts) * slots_per_prompt
-        ids = torch.full((len(prompts), longest), self.eos_id, dtype=torch.int64)
+        ids = torch.full((len(prompts), longest), self.eos_id, dtype=torch.int64, device="cpu")
         for row, prompt in zip(ids, prompts, strict=True):
-            row[longest - len(prompt) :] = torch.as_tensor(prompt)
+            row[longest - len(prompt) :] = torch.tensor(prompt, device="cpu")
         padding = torch.tensor([longest - len(p) for p in prompts], device=device)
 
         self._num_prompt_columns = longest

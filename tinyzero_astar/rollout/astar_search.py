@@ -83,5 +83,5 @@ def astar_rollouts(
 
 def greedy_rollouts(decoder: Decoder, prompts: Sequence[Sequence[int]], max_search_depth: int) -> Rollouts:
     """The most probable next token at every prefix, one completion per prompt (K = 1)."""
-    seeds = torch.zeros(len(prompts), dtype=torch.int64)
+    seeds = torch.zeros(len(prompts), dtype=torch.int64, device="cpu")
     return lock_step(Sampling(seeds, 1, noise=False), decoder, prompts, 1, max_search_depth)

@@ -82,7 +82,7 @@ class Generator:
     ) -> RewardedRollouts:
         """Search every problem; the noise is that of (seed, iteration, problem id)."""
         seeds = problem_seeds(problems, seed, iteration)
-        share = to_uniform(fold(seeds, torch.tensor(_UNGUIDED_STREAM)))
+        share = to_uniform(fold(seeds, torch.tensor(_UNGUIDED_STREAM, device="cpu")))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance.strength)
         prompts, depth = self.encode(problems, settings.max_search_depth)
         rollouts = astar_rollouts(
@@ -144,7 +144,7 @@ class Generator:
         has_leaf = (rollouts.length > 0).double()
         uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)
         weight = torch.where(rollouts.weight.isnan(), uniform, rollouts.weight)
-        leaf = torch.arange(weight.shape[1]) + _THINNING_STREAM
+        leaf = torch.arange(weight.shape[1], device="cpu") + _THINNING_STREAM
         noise = to_uniform(fold(seeds[:, None], leaf)).to(weight.device)
         return RewardedRollouts(
             problems=list(problems),
@@ -161,9 +161,9 @@ class Generator:
 
 
 def problem_seeds(problems: Sequence[Problem], seed: int, iteration: int) -> Tensor:
-    """int64 [P]: a hash of the run's seed, the iteration and each problem's id."""
-    state = fold(mix64(torch.tensor(seed)), torch.tensor(iteration))
-    return fold(state, torch.tensor([p.id for p in problems]))
+    """int64 [P] on the CPU: a hash of the run's seed, the iteration and each problem's id."""
+    state = fold(mix64(torch.tensor(seed, device="cpu")), torch.tensor(iteration, device="cpu"))
+    return fold(state, torch.tensor([p.id for p in problems], device="cpu"))
 
 
 def make_batch(rewarded: RewardedRollouts, pad_id: int) -> Batch:

@@ -1,0 +1,497 @@
+"""Planted mistakes, and the test that must catch each: `make mutants`, or `python -m tests.mutants -k NAME`.
+
+Every entry changes one place of the package in a way that would void a claim of docs/algorithm.md. The runner
+copies package and tests to a temporary folder, shows that the named tests pass there, then plants one mistake at
+a time. A mistake counts as caught only if an assertion of a test fails, not if the changed code crashes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+TIME_LIMIT_S = 180  # per mistake: a quiet core needs about 5
+_COPIED = ("tinyzero_astar", "tests", "pyproject.toml")
+# what an assertion leaves in pytest's summary; any other exception is a crash
+_ASSERTED = re.compile(r"(assert |AssertionError|Failed: DID NOT RAISE)")
+
+
+class Mutant(NamedTuple):
+    """One mistake."""
+
+    name: str
+    meaning: str  # in plain words, for the table
+    file: str  # below tinyzero_astar/
+    old: str  # occurs exactly once in the file
+    new: str
+    tests: tuple[str, ...]  # node ids below tests/, the quickest that catch it
+
+
+class Outcome(NamedTuple):
+    """What became of a mistake."""
+
+    verdict: str  # "caught", "SURVIVED", "STALE" or "INVALID"
+    detail: str  # the first failing test, or what is wrong
+
+
+HEURISTIC = (
+    Mutant(
+        "h-sign",
+        "h(s) has the wrong sign",
+        "rollout/heuristic.py",
+        "return _softplus(success_logit + inverse_beta) - _softplus(success_logit)",
+        "return _softplus(success_logit) - _softplus(success_logit + inverse_beta)",
+        ("test_search.py::test_g_plus_h_is_the_log_mass_of_the_subtree",),
+    ),
+    Mutant(
+        "f-sign",
+        "f = g - h",
+        "rollout/heuristic.py",
+        "return g + strength * h",
+        "return g - strength * h",
+        ("test_search.py::test_best_first_returns_leaves_in_order_of_f_and_expands_no_more_than_it_must",),
+    ),
+    Mutant(
+        "balance-sign",
+        "the balanced tilt has the wrong sign",
+        "rollout/heuristic.py",
+        "return (-root_logit).clamp(-bound, bound)",
+        "return root_logit.clamp(-bound, bound)",
+        ("test_search.py::test_balanced_tilt_with_exact_value_succeeds_half_the_time",),
+    ),
+    Mutant(
+        "gain-sign",
+        "the proposal prefers the worse children",
+        "rollout/heuristic.py",
+        "torch.where(is_possible, child_h - shift, 0.0)",
+        "torch.where(is_possible, shift - child_h, 0.0)",
+        ("test_search.py::test_gumbel_ordered_pairs_follow_plackett_luce[True]",),
+    ),
+    Mutant(
+        "budget-side",
+        "the budget is compared with the wrong side",
+        "rollout/heuristic.py",
+        "(log_weight + worst <= math.log(cap))",
+        "(log_weight + worst >= math.log(cap))",
+        ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
+    ),
+    Mutant(
+        "budget-forgets",
+        "the budget forgets the prefix's own pi/q",
+        "rollout/heuristic.py",
+        "(log_weight + worst <= math.log(cap))",
+        "(worst <= math.log(cap))",
+        ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
+    ),
+    Mutant(
+        "budget-best-child",
+        "the budget looks at the best child, not at the worst",
+        "rollout/heuristic.py",
+        "lowest = gain.amin(-1)",
+        "lowest = gain.amax(-1)",
+        ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
+    ),
+)
+
+GUMBEL = (
+    Mutant(
+        "root-zero",
+        "G of the root is 0 instead of a Gumbel number",
+        "rollout/lock_step.py",
+        "root_gumbel(state[:, 0])",
+        "0.0",
+        ("test_search.py::test_weights_are_unbiased[plain]",),
+    ),
+    Mutant(
+        "kappa-kth",
+        "kappa is the K-th largest G, not the (K+1)-th",
+        "rollout/lock_step.py",
+        "torch.maximum(self._kappa, priority[:, num_columns])",
+        "torch.maximum(self._kappa, priority[:, num_columns - 1])",
+        ("test_search.py::test_weights_are_unbiased[plain]",),
+    ),
+    Mutant(
+        "kappa-last-step",
+        "kappa forgets the prefixes left out at earlier steps",
+        "rollout/lock_step.py",
+        "torch.maximum(self._kappa, priority[:, num_columns])",
+        "priority[:, num_columns]",
+        ("test_search.py::test_weights_are_unbiased[plain]",),
+    ),
+    Mutant(
+        "truncation-sign",
+        "a sign of the truncated Gumbel is wrong",
+        "rollout/gumbel.py",
+        "bound - gap.clamp(min=0) - torch.log1p(",
+        "bound - gap.clamp(min=0) + torch.log1p(",
+        ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
+    ),
+    Mutant(
+        "inclusion-sign",
+        "the inclusion probability takes kappa - phi for phi - kappa",
+        "rollout/gumbel.py",
+        "torch.exp(log_q - kappa)",
+        "torch.exp(kappa - log_q)",
+        ("test_search.py::test_weights_are_unbiased[plain]",),
+    ),
+    Mutant(
+        "numerator-q",
+        "the weights have q, not pi, in the numerator",
+        "rollout/lock_step.py",
+        "torch.exp(beam.log_pi - log_inclusion(",
+        "torch.exp(beam.log_q - log_inclusion(",
+        ("test_search.py::test_weights_are_unbiased[noisy value]",),
+    ),
+    Mutant(
+        "noise-everywhere-same",
+        "the noise does not depend on the prefix",
+        "rollout/lock_step.py",
+        "state=torch.where(is_extended, fold(state, choice.token), state),",
+        "state=state,",
+        ("test_search.py::test_gumbel_ordered_pairs_follow_plackett_luce[False]",),
+    ),
+    Mutant(
+        "noise-by-place",
+        "the noise depends on the place in the batch, not on the seed",
+        "rollout/lock_step.py",
+        "state = mix64(self._seeds.to(device))[:, None].expand(shape)",
+        "state = mix64(torch.arange(problems, device=device))[:, None].expand(shape)",
+        ("test_search.py::test_problems_together_equal_one_by_one[gumbel]",),
+    ),
+    Mutant(
+        "limit-drops-leaves",
+        "leaves that the depth limit cuts are dropped, and their mass is lost",
+        "rollout/lock_step.py",
+        "priority=choice.priority,",
+        "priority=torch.where(is_extended & (choice.token != eos_id) & is_last, -torch.inf, choice.priority),",
+        ("test_theory.py::test_the_depth_limit_loses_no_mass[plain]",),
+    ),
+    Mutant(
+        "logp-late",
+        "log pi is recorded one position late",
+        "rollout/lock_step.py",
+        "logp=torch.where(is_token, logp, 0.0),",
+        "logp=torch.where(is_token, logp.roll(1, -1), 0.0),",
+        ("test_search.py::test_recorded_scores_belong_to_the_recorded_tokens[gumbel]",),
+    ),
+    Mutant(
+        "fork-in-place",
+        "two rows that share a prefix write the same slot",
+        "rollout/lock_step.py",
+        "slot = torch.where(is_fork, free.gather(1, rank.clamp(max=num_slots - 1)), source)",
+        "slot = source",
+        ("test_search.py::test_problems_together_equal_one_by_one[gumbel]",),
+    ),
+)
+
+BEST_FIRST = (
+    Mutant(
+        "min-heap",
+        "best_first pops the smallest f",
+        "rollout/best_first.py",
+        "best, column = self.open.f.max(1)",
+        "best, column = torch.where(torch.isfinite(self.open.f), self.open.f, torch.inf).min(1)",
+        ("test_search.py::test_best_first_returns_leaves_in_order_of_f_and_expands_no_more_than_it_must",),
+    ),
+    Mutant(
+        "first-finished",
+        "best_first stops at the first K finished leaves",
+        "rollout/best_first.py",
+        "(torch.isfinite(self.leaves.f) & (self.leaves.f >= best[:, None]))",
+        "torch.isfinite(self.leaves.f)",
+        ("test_search.py::test_best_first_returns_leaves_in_order_of_f_and_expands_no_more_than_it_must",),
+    ),
+    Mutant(
+        "slot-still-needed",
+        "best_first overwrites a prefix that open siblings stand on",
+        "rollout/best_first.py",
+        "return torch.where(is_taken.gather(1, wanted[:, None])[:, 0] > 0, first_free, wanted)",
+        "return wanted",
+        ("test_search.py::test_recorded_scores_belong_to_the_recorded_tokens[best_first]",),
+    ),
+)
+
+FORKS = ("test_decoder.py::test_forks_swaps_and_uneven_lengths_equal_recomputation",)
+NETWORK = (
+    Mutant(
+        "fork-after-write",
+        "a fork copies what another fork of the same step has already overwritten",
+        "model/slot_cache.py",
+        "            buffer[target, :, :length] = buffer[source, :, :length]",
+        "            for one, other in zip(source.tolist(), target.tolist(), strict=True):\n"
+        "                buffer[other, :, :length] = buffer[one, :, :length]",
+        FORKS,
+    ),
+    Mutant(
+        "fork-wrong-row",
+        "a fork takes slots for rows of the cache",
+        "model/decoder.py",
+        "self._row_of_slot[source[is_fork]], self._row_of_slot[target[is_fork]]",
+        "source[is_fork], target[is_fork]",
+        FORKS,
+    ),
+    Mutant(
+        "padding-seen",
+        "a token attends to the padding of its prompt",
+        "model/decoder.py",
+        "is_seen = (visible >= padding) & (visible <= column[:, None])",
+        "is_seen = visible <= column[:, None]",
+        FORKS,
+    ),
+    Mutant(
+        "hidden-attached",
+        "the value loss moves the policy: the hidden state is not detached",
+        "rollout/value_model.py",
+        "hidden.detach()",
+        "hidden",
+        ("test_decoder.py::test_value_loss_does_not_reach_the_policy",),
+    ),
+    Mutant(
+        "trainer-late",
+        "the trainer scores tokens at the hidden state one position late",
+        "model/model.py",
+        "where = prompt_length[:, None] - 1 + torch.arange(",
+        "where = prompt_length[:, None] + torch.arange(",
+        ("test_training.py::test_token_scores_equal_a_forward_per_row",),
+    ),
+)
+
+GRADIENT = ("test_theory.py::test_the_training_loss_has_the_gradient_of_the_expected_reward[guided, noisy h]",)
+SURROGATE = (
+    "test_training.py::test_clipped_surrogate_equals_the_token_loop_and_its_gradient_the_policy_gradient",
+)  # fmt: skip
+REGRESSION = (
+    "test_theory.py::test_weighted_value_regression_learns_success_under_the_policy_and_unweighted_under_the_proposal",
+)
+TRAINING = (
+    Mutant(
+        "q-as-old-policy",
+        "the loss takes the proposal q for the old policy",
+        "training/astar_po.py",
+        "            batch.logp_old,\n",
+        "            batch.logp_sampler,\n",
+        GRADIENT,
+    ),
+    Mutant(
+        "q-as-old-policy-update",
+        "the update takes the proposal q for the old policy",
+        "training/update.py",
+        "replace(batch, logp_old=logp, value=value)",
+        "replace(batch, logp_old=batch.logp_sampler, value=value)",
+        GRADIENT,
+    ),
+    Mutant(
+        "token-level-weights",
+        "every token is weighed by its own pi/q, not the leaf by its inclusion",
+        "training/astar_po.py",
+        "            batch.advantage,\n            batch.weight,\n",
+        "            batch.advantage * (batch.logp_old - batch.logp_sampler).exp(),\n"
+        "            batch.weight.new_ones(len(batch.weight)),\n",
+        GRADIENT,
+    ),
+    Mutant(
+        "loss-unweighted",
+        "the loss ignores the weights",
+        "training/losses.py",
+        "return -(weight.detach()[:, None] * torch.where(is_token, objective, 0.0)).sum()",
+        "return -torch.where(is_token, objective, 0.0).sum()",
+        SURROGATE,
+    ),
+    Mutant(
+        "surrogate-sign",
+        "the loss rewards what it should punish",
+        "training/losses.py",
+        "return -(weight.detach()[:, None] * torch.where(is_token, objective, 0.0)).sum()",
+        "return (weight.detach()[:, None] * torch.where(is_token, objective, 0.0)).sum()",
+        SURROGATE,
+    ),
+    Mutant(
+        "surrogate-maximum",
+        "the clipped loss takes the maximum for the minimum",
+        "training/losses.py",
+        "objective = torch.minimum(",
+        "objective = torch.maximum(",
+        SURROGATE,
+    ),
+    Mutant(
+        "brier-unweighted",
+        "the value loss ignores the weights",
+        "training/losses.py",
+        "return (weight.detach()[:, None] * torch.where(is_token, error, 0.0)).sum()",
+        "return torch.where(is_token, error, 0.0).sum()",
+        ("test_training.py::test_weighted_brier_equals_its_sum",),
+    ),
+    Mutant(
+        "value-of-q",
+        "the update hands no weights to the value loss: V is success under q",
+        "training/update.py",
+        "weighted_brier(x, y, batch.weight, batch.is_token)",
+        "weighted_brier(x, y, torch.ones_like(batch.weight), batch.is_token)",
+        REGRESSION,
+    ),
+    Mutant(
+        "format-for-accuracy",
+        "the value model learns format where accuracy is meant, and the other way round",
+        "training/update.py",
+        "        (scores.value_logit, batch.accuracy),\n"
+        "        (scores.child_logit, batch.accuracy),\n"
+        "        (scores.format_logit, batch.format),\n",
+        "        (scores.value_logit, batch.format),\n"
+        "        (scores.child_logit, batch.format),\n"
+        "        (scores.format_logit, batch.accuracy),\n",
+        ("test_training.py::test_value_loss_pairs_every_logit_with_its_own_reward",),
+    ),
+    Mutant(
+        "promise-swapped",
+        "the baseline prices the probability of a right format as that of a right answer",
+        "training/update.py",
+        "weights.accuracy * torch.sigmoid(scores.value_logit)",
+        "weights.accuracy * torch.sigmoid(scores.format_logit)",
+        ("test_training.py::test_the_baseline_is_the_reward_that_the_value_model_promises",),
+    ),
+    Mutant(
+        "gae-sign",
+        "V of the prefix is added to the advantage, not taken off",
+        "training/advantages.py",
+        "torch.where(last, reward[:, None], after) - value",
+        "torch.where(last, reward[:, None], after) + value",
+        ("test_training.py::test_gae_equals_the_double_sum",),
+    ),
+    Mutant(
+        "rms-floor",
+        "advantages are divided by their rms however small it is",
+        "training/advantages.py",
+        "advantage / rms.clamp(min=floor)",
+        "advantage / rms",
+        ("test_training.py::test_rms_scale_keeps_direction_and_respects_its_floor",),
+    ),
+    Mutant(
+        "thinning-uncompensated",
+        "leaves that survive thinning are not weighed up",
+        "training/thinning.py",
+        "torch.where(uniform * floor < weight, floor, 0.0)",
+        "torch.where(uniform * floor < weight, weight, 0.0)",
+        ("test_theory.py::test_thinning_keeps_the_mean_and_adds_the_stated_variance",),
+    ),
+)
+
+MEASURES = (
+    Mutant(
+        "siblings-inverted",
+        "sibling ranking counts the pairs that are the wrong way round",
+        "rollout/quality.py",
+        "torch.where(mine > other, 1.0,",
+        "torch.where(mine < other, 1.0,",
+        ("test_quality.py::test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_value",),
+    ),
+)
+
+MUTANTS = (*HEURISTIC, *GUMBEL, *BEST_FIRST, *NETWORK, *TRAINING, *MEASURES)
+
+
+def planted(mutant: Mutant, source: str) -> str:
+    """The source with the mistake in it.
+
+    Raises:
+        ValueError: the place is not found, or not the only one.
+    """
+    count = source.count(mutant.old)
+    if count != 1:
+        raise ValueError(f"its old text occurs {count} times in {mutant.file}")
+    return source.replace(mutant.old, mutant.new)
+
+
+def judge(return_code: int, output: str) -> Outcome:
+    """What pytest's exit status and summary say about a mistake."""
+    if return_code == 0:
+        return Outcome("SURVIVED", "every test passes")
+    failed = re.search(r"^FAILED (\S.*?) - (.*)$", output, re.MULTILINE)
+    if return_code == 1 and failed and _ASSERTED.match(failed[2]):
+        return Outcome("caught", failed[1])
+    lines = [line for line in output.splitlines() if line.startswith(("E  ", "FAILED", "ERROR"))] or output.splitlines()
+    return Outcome("INVALID", f"no assertion failed (pytest ends with {return_code}): {' | '.join(lines[-3:])}")
+
+
+def run_tests(copy: Path, tests: Sequence[str], *options: str, time_limit_s: float) -> tuple[int, str]:
+    """Exit status and output of pytest in the copied tree."""
+    # no .pyc files: a mistake of the same length, planted within a second, would not be noticed
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *options]
+    result = subprocess.run(
+        [*command, *(f"tests/{test}" for test in tests)],
+        cwd=copy,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=time_limit_s,
+    )
+    return result.returncode, result.stdout
+
+
+def try_mutant(copy: Path, mutant: Mutant) -> Outcome:
+    """Plant one mistake in the copied tree, run its tests, take it out again."""
+    path = copy / "tinyzero_astar" / mutant.file
+    source = path.read_text(encoding="utf-8")
+    try:
+        changed = planted(mutant, source)
+        compile(changed, mutant.file, "exec")
+    except ValueError as error:
+        return Outcome("STALE", str(error))
+    except SyntaxError as error:
+        return Outcome("INVALID", f"the changed file does not compile: {error}")
+    try:
+        path.write_text(changed, encoding="utf-8")
+        return judge(*run_tests(copy, mutant.tests, "-x", time_limit_s=TIME_LIMIT_S))
+    except subprocess.TimeoutExpired:
+        return Outcome("INVALID", f"no end after {TIME_LIMIT_S} s")
+    finally:
+        path.write_text(source, encoding="utf-8")
+
+
+def main() -> int:
+    """Print a line per mistake; 0 if every one was caught."""
+    parser = argparse.ArgumentParser(description="Plant mistakes in a copy of the package and see the tests fail.")
+    parser.add_argument("-k", metavar="NAME", default="", help="only mistakes with this in their name")
+    chosen = [m for m in MUTANTS if m.name.find(parser.parse_args().k) >= 0]
+    if not chosen:
+        parser.error("no mistake has that in its name: " + ", ".join(m.name for m in MUTANTS))
+    names, meanings = (max(len(m[column]) for m in chosen) for column in (0, 1))
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Path(folder)
+        for name in _COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, copy)
+        tests = sorted({test for m in chosen for test in m.tests})
+        code, output = run_tests(copy, tests, time_limit_s=TIME_LIMIT_S * 5)
+        if code != 0:
+            print(output, "\nThe tests fail without any mistake planted: nothing was tried.", sep="")
+            return 1
+        print(f"without a mistake: {output.splitlines()[-1]}", flush=True)
+        outcomes = []
+        for m in chosen:
+            start = time.monotonic()
+            outcomes.append(try_mutant(copy, m))
+            verdict, detail = outcomes[-1]
+            said = f"caught by {detail}" if verdict == "caught" else f"{verdict}: {detail}"
+            print(f"{m.name:{names}}  {m.meaning:{meanings}}  {time.monotonic() - start:4.1f} s  {said}", flush=True)
+    num_caught = sum(outcome.verdict == "caught" for outcome in outcomes)
+    print(f"{num_caught} of {len(chosen)} mistakes caught in {time.monotonic() - begin:.0f} s")
+    return int(num_caught < len(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
