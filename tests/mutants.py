@@ -270,6 +270,7 @@ GRADIENT = ("test_theory.py::test_the_training_loss_has_the_gradient_of_the_expe
 SURROGATE = (
     "test_training.py::test_clipped_surrogate_equals_the_token_loop_and_its_gradient_the_policy_gradient",
 )  # fmt: skip
+BATCH = ("test_generator.py::test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights",)
 REGRESSION = (
     "test_theory.py::test_weighted_value_regression_learns_success_under_the_policy_and_unweighted_under_the_proposal",
 )
@@ -289,6 +290,22 @@ TRAINING = (
         "replace(batch, logp_old=logp, value=value)",
         "replace(batch, logp_old=batch.logp_sampler, value=value)",
         GRADIENT,
+    ),
+    Mutant(
+        "q-as-sampler",
+        "the batch hands the update log q for log pi",
+        "rollout/generator.py",
+        "logp = rollouts.logp.flatten(0, 1)",
+        "logp = rollouts.logq.flatten(0, 1)",
+        BATCH,
+    ),
+    Mutant(
+        "thinned-weights-lost",
+        "leaves that survive thinning are handed on with their old weights",
+        "rollout/generator.py",
+        "weight=rewarded.update_weight.flatten()",
+        "weight=rewarded.weight.flatten()",
+        BATCH,
     ),
     Mutant(
         "token-level-weights",
@@ -463,7 +480,8 @@ def main() -> int:
     """Print a line per mistake; 0 if every one was caught."""
     parser = argparse.ArgumentParser(description="Plant mistakes in a copy of the package and see the tests fail.")
     parser.add_argument("-k", metavar="NAME", default="", help="only mistakes with this in their name")
-    chosen = [m for m in MUTANTS if m.name.find(parser.parse_args().k) >= 0]
+    wanted = parser.parse_args().k
+    chosen = [m for m in MUTANTS if wanted in m.name]
     if not chosen:
         parser.error("no mistake has that in its name: " + ", ".join(m.name for m in MUTANTS))
     names, meanings = (max(len(m[column]) for m in chosen) for column in (0, 1))

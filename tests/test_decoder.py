@@ -13,6 +13,7 @@ from tests.decoding import (
     assert_recorded_scores_equal_one_full_forward,
     full_forward,
     shake_value_model,
+    step,
 )
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
@@ -44,6 +45,16 @@ def test_prompts_of_different_lengths_start_right(policy):
 
 def test_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
     assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
+
+
+def test_a_fork_to_the_last_slot_moves_to_the_front_with_all_it_holds(policy):
+    decoder, content = SlotDecoder(policy, 12), {0: ()}
+    decoder.start([PROMPTS[0]], 12)
+    for n in range(4):
+        step(decoder, content, [(5 + n, 0, n, 0)])
+    for rows in ([(9, 0, 4, 11)], [(10, 11, 5, 11), (11, 0, 4, 0)], [(12, 11, 3, 7)], [(13, 7, 4, 7), (14, 11, 6, 11)]):
+        output, prefixes = step(decoder, content, rows)
+        assert_equals_full_forward(policy, output, [[*PROMPTS[0], *prefix] for prefix in prefixes])
 
 
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])

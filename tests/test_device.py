@@ -6,6 +6,8 @@ on the CPU. A tensor made without `device=` then cannot be mixed with the others
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,12 +16,12 @@ import torch
 from tests.test_run import OPTIONS
 from tinyzero_astar import session as sessions
 from tinyzero_astar import trainer
-from tinyzero_astar.config import Config
+from tinyzero_astar.config import Config, to_json
 from tinyzero_astar.eval import test_time
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.rollout.quality import weighted_auc
 from tinyzero_astar.solve import solve_main
-from tinyzero_astar.train import parse
+from tinyzero_astar.train import main, parse
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,29 @@ def test_a_tensor_on_the_default_device_would_be_found():
         assert weighted_auc(*numbers) == 1
         with pytest.raises(RuntimeError):
             careless(*numbers)
+
+
+def test_a_run_made_on_a_gpu_goes_on_and_is_evaluated_on_a_machine_without_one(session, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = tmp_path / "r"
+    shutil.copytree(session.folder, run)
+    elsewhere = replace(session, folder=run, config=replace(session.config, model=on("cuda", session)))
+    (run / "config.json").write_text(to_json(elsewhere.config))
+    trainer._save(elsewhere, 3)
+    assert main(["--resume", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: device cuda: PyTorch ") and "use --model.device cpu, or install" in err
+    assert main(["--resume", str(run), "--model.device", "cpu"]) == 0
+    saved = json.loads((run / "checkpoints" / "checkpoint_iter_4" / "trainer.json").read_text())
+    assert saved["config"]["model"]["device"] == "cpu"
+    checkpoint = str(run / "checkpoints" / "checkpoint_iter_3")
+    argv = ["--eval-only", "--checkpoint", checkpoint, "--eval.num-problems", "4", "--run.num-threads", "1"]
+    assert main(argv) == 0 and main([*argv, "--model.device", "cpu"]) == 0
+    assert main([*argv, "--model.device", "cuda"]) == 2
+
+
+def on(device, session):
+    return replace(session.config.model, device=device)
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])

@@ -40,6 +40,7 @@ LAYER = {
     "data.countdown": 2,
     "data.generation": 2,
     "model.decoder": 2,
+    "model.fast_decode": 2,
     "rollout.best_first": 2,
     "rollout.lock_step": 2,
     "rollout.quality": 2,

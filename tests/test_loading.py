@@ -218,6 +218,7 @@ def test_a_window_is_allowed_from_the_length_of_the_longest_sequence(window, is_
         ({"model_type": "mine"}, "architecture 'mine' is unknown to the installed transformers, or its config.json"),
         ({"model_type": None}, "architecture None is unknown to the installed transformers"),
         ({"hidden_size": "wide"}, "a file in that folder cannot be used ("),
+        ({"vocab_size": 3}, "a file in that folder cannot be used ("),
         ({"num_attention_heads": 0}, "a file in that folder cannot be used ("),
         ({"layer_types": ["full_attention"]}, "a file in that folder cannot be used ("),
         ({"layer_types": ["full_attention", "sideways"]}, "a file in that folder cannot be used ("),
@@ -243,6 +244,19 @@ def test_code_in_a_checkpoint_of_a_known_architecture_is_not_run(tiny_base, tmp_
         path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto_map}))
     (folder / "mine.py").write_text("raise SystemExit('code from a checkpoint was run')")
     assert type(load(folder)[0].language_model) is Qwen2ForCausalLM
+
+
+def test_nobody_is_asked_whether_code_of_a_tokenizer_may_be_run(tiny_base, tmp_path, monkeypatch):
+    folder = save_checkpoint(tmp_path / "model", tiny_base, make_config(tiny_base, "qwen2"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tokenizer_class": "Mine"}))
+    own = {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": ["mine.Mine", None]}, "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "mine.py").write_text("raise SystemExit('code from a checkpoint was run')")
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    tokenizer = load(folder)[1]  # by tokenizer.json alone
+    assert asked == [] and tokenizer.decode(tokenizer("12*3")["input_ids"]) == "12*3"
 
 
 # ------------------------------------------------------------------------- what only the weights decide
@@ -286,6 +300,8 @@ def folder(tiny_base, tmp_path):
         ("config.json", b"\xff\xfe"),
         ("tokenizer.json", b"{"),
         ("tokenizer.json", b""),
+        ("tokenizer.json", b'{"version": "1.0", "added_tokens": [], "model": {"type": "Newer", "vocab": {}}}'),
+        ("tokenizer_config.json", b'{"model_max_length": "long"}'),
         ("model.safetensors", b""),
         ("model.safetensors", b"\xff" * 64),
     ],
@@ -478,7 +494,9 @@ def test_preset_local_without_a_network_says_what_was_looked_for_where_and_what_
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "../up", "with space/x", "", "~nobody/x", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["./nowhere", "/no/where", "a/b/c", "../up", "with space/x", "", "~nobody-of-that-name/x", "a\\b"]
+)
 def test_what_can_only_be_a_path_is_not_looked_for_on_the_hub(name, hub):
     with pytest.raises(ValueError, match=r"no folder with a config\.json there"):
         load_language_model(name, torch.float32)
@@ -506,7 +524,7 @@ def test_a_gpu_that_is_not_there_is_one_sentence(tiny_base, tmp_path, capsys, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--model.model-name", str(tiny_base), "--model.device", "cuda", "--run.num-threads", "1"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: device cuda: PyTorch ") and "--model.device auto" in err and err.count("\n") == 1
+    assert err.startswith("error: device cuda: PyTorch ") and "--model.device cpu" in err and err.count("\n") == 1
 
 
 def test_the_device_is_the_gpu_if_there_is_one(monkeypatch):

@@ -7,7 +7,7 @@ rows are moved to the front: finished prefixes stop costing anything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.slot_cache import SlotCache
 
-_WORTH_MOVING = 0.8  # move rows once fewer than this share of the rows in front is extended
+_WORTH_MOVING = 0.9  # move rows once fewer than this share of the rows in front is extended
+
+
+StepFn = Callable[[Tensor, Tensor, Tensor, SlotCache], Tensor]
 
 
 class Network(Protocol):
@@ -31,6 +34,10 @@ class Network(Protocol):
 
     def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: SlotCache) -> Tensor:
         """Last hidden states [N, Q, D]; the mask is boolean [N, 1, Q, L], True where a query sees a column."""
+        ...
+
+    def step_fn(self) -> StepFn:
+        """`hidden` for one token per row (Q = 1), valid while the weights stay as they are."""
         ...
 
     def score(self, hidden: Tensor) -> StepOutput:
@@ -62,8 +69,10 @@ class SlotDecoder:
             row[longest - len(prompt) :] = torch.tensor(prompt, device="cpu")
         padding = torch.tensor([longest - len(p) for p in prompts], device=device)
 
+        self._step_fn = self._network.step_fn()
         self._num_prompt_columns = longest
         self._row_of_slot = torch.arange(num_slots, device=device)
+        self._slot_of_row = torch.arange(num_slots, device=device)
         self._num_filled = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row
         self._padding = padding.repeat_interleave(slots_per_prompt)  # by row
         # one column more than needed: rows that only keep others company write there
@@ -98,7 +107,7 @@ class SlotDecoder:
         padding = self._padding[:num_rows, None]
         is_seen = (visible >= padding) & (visible <= column[:, None])
         position = (column - padding[:, 0])[:, None]
-        hidden = self._network.hidden(ids[:, None], position, is_seen[:, None, None], self._cache)
+        hidden = self._step_fn(ids[:, None], position, is_seen[:, None, None], self._cache)
         self._num_filled[row] = length + 1
         return self._network.score(hidden[row, 0])
 
@@ -108,22 +117,21 @@ class SlotDecoder:
             num_columns = self._num_prompt_columns + int(length[is_fork].max())
             rows = self._row_of_slot[source[is_fork]], self._row_of_slot[target[is_fork]]
             self._cache.fork(*rows, num_columns)
+            self._num_filled[rows[1]] = length[is_fork]
 
     def _bring_to_front(self, slots: Tensor) -> Tensor:
-        """Rows of `slots`; moved to the front when too many idle rows stand between them."""
+        """Rows of `slots`; those far back swap places with idle rows in front when there are enough of them."""
         row = self._row_of_slot[slots]
         in_front = int(row.max()) + 1
         if len(row) >= _WORTH_MOVING * in_front:
             return row
-        is_active = torch.zeros(in_front, dtype=torch.bool, device=row.device)
-        is_active[row] = True
-        order = torch.cat([is_active.nonzero()[:, 0], (~is_active).nonzero()[:, 0]])
-        num_columns = self._num_prompt_columns + int(self._num_filled[:in_front].max())
-        self._cache.permute(order, num_columns)
-        for by_row in (self._num_filled, self._padding):
-            by_row[:in_front] = by_row[order]
-        new_row = torch.empty_like(order)
-        new_row[order] = torch.arange(in_front, device=row.device)
-        is_moved = self._row_of_slot < in_front
-        self._row_of_slot[is_moved] = new_row[self._row_of_slot[is_moved]]
+        is_idle = torch.ones(len(row), dtype=torch.bool, device=row.device)
+        is_idle[row[row < len(row)]] = False
+        back, idle = row[row >= len(row)], is_idle.nonzero()[:, 0]  # as many of each
+        here, there = torch.cat([back, idle]), torch.cat([idle, back])
+        num_columns = self._num_prompt_columns + int(self._num_filled[here].max())
+        self._cache.fork(there, here, num_columns)
+        for by_row in (self._num_filled, self._padding, self._slot_of_row):
+            by_row[here] = by_row[there]
+        self._row_of_slot[self._slot_of_row[here]] = here
         return self._row_of_slot[slots]

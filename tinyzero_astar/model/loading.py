@@ -8,6 +8,7 @@ asking the hub; nothing is downloaded without saying what and how much.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -44,7 +45,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 # what damaged or foreign files raise in transformers, tokenizers and safetensors
 _DAMAGE = (
     *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError),
-    *(SafetensorError, StrictDataclassError),
+    *(AssertionError, SafetensorError, StrictDataclassError),
 )
 
 
@@ -64,8 +65,8 @@ def choose_device(wanted: str) -> torch.device:
     has_gpu = torch.cuda.is_available()
     if wanted == "cuda" and not has_gpu:
         raise ValueError(
-            f"device cuda: PyTorch {torch.__version__} finds no CUDA device on this machine; use --model.device auto"
-            " (or cpu), or install a driver and a CUDA build of PyTorch"
+            f"device cuda: PyTorch {torch.__version__} finds no CUDA device on this machine; use --model.device cpu,"
+            " or install a driver and a CUDA build of PyTorch"
         )
     return torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
 
@@ -91,29 +92,43 @@ def load_language_model(
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its table of missing weights; ours is a sentence
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            attn_implementation="sdpa",  # the decoder's masks are boolean; eager attention would add them
-            output_loading_info=True,
-        )
-    except _DAMAGE as error:
-        raise _unusable(name, folder, error) from error
+        with _DamageInOneSentence(name, folder):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            plain, special = (tokenizer("1", add_special_tokens=add)["input_ids"] for add in (False, True))
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                attn_implementation="sdpa",  # the decoder's masks are boolean; eager attention would add them
+                output_loading_info=True,
+            )
     finally:
         transformers_logging.set_verbosity(verbosity)
     if missing := sorted(info["missing_keys"]):  # from_pretrained would draw them at random
         raise ValueError(f"model_name {name!r}: {len(missing)} of its weights are missing, first {missing[0]}")
-    _check_tokenizer(name, tokenizer, model.get_output_embeddings().weight.shape[0])
+    num_rows = model.get_output_embeddings().weight.shape[0]
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
+    if not plain:
+        raise ValueError(f"model_name {name!r}: its tokenizer knows no digits; is it the right one?")
+    if len(tokenizer) > num_rows:
+        raise ValueError(
+            f"model_name {name!r}: its tokenizer has {len(tokenizer)} tokens, the model {num_rows}; they do not belong"
+            " together"
+        )
+    if special[-1] == tokenizer.eos_token_id:
+        raise ValueError(
+            f"model_name {name!r}: its tokenizer ends every text with {tokenizer.eos_token}, so that no prompt could be"
+            " continued; set add_eos_token to false in its tokenizer_config.json"
+        )
     return model, tokenizer
 
 
 def _find(name: str, max_length: int | None, say: Say) -> Path:
     """The folder that holds the model, downloaded if need be."""
-    folder = Path(resolve_model(name)).expanduser()
+    folder = Path(os.path.expanduser(resolve_model(name)))  # that of pathlib raises for an unknown user
     if (folder / _CONFIG).is_file():
         return folder
     if name == EMBEDDED:
@@ -193,13 +208,11 @@ def _unreachable(name: str, error: Exception) -> ValueError:
 
 def _check_config(name: str, folder: Path, max_length: int | None) -> None:
     """Refuse by config.json alone."""
-    try:
+    with _DamageInOneSentence(name, folder):
         raw = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         kind = raw.get("model_type")
         is_known = kind in CONFIG_MAPPING
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if is_known else None
-    except _DAMAGE as error:
-        raise _unusable(name, folder, error) from error
     if config is None:
         why = "and is not run: code from checkpoints never is" if "auto_map" in raw else "or its config.json is damaged"
         raise ValueError(
@@ -236,27 +249,20 @@ def _shards(index: Path) -> list[str]:
         return []
 
 
-def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
-    if not tokenizer("1", add_special_tokens=False)["input_ids"]:
-        raise ValueError(f"model_name {name!r}: its tokenizer knows no digits; is it the right one?")
-    if len(tokenizer) > num_rows:
-        raise ValueError(
-            f"model_name {name!r}: its tokenizer has {len(tokenizer)} tokens, the model {num_rows}; they do not belong"
-            " together"
-        )
-    if tokenizer("1")["input_ids"][-1] == tokenizer.eos_token_id:
-        raise ValueError(
-            f"model_name {name!r}: its tokenizer ends every text with {tokenizer.eos_token}, so that no prompt could be"
-            " continued; set add_eos_token to false in its tokenizer_config.json"
-        )
+class _DamageInOneSentence:
+    """Turns what damaged or foreign files raise into a ValueError that names the model."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self._name, self._where = name, "that folder" if str(folder) == name else str(folder)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # tokenizers, which is written in Rust, raises plain Exception, that very class, for all it does not know
+        if error is not None and (isinstance(error, _DAMAGE) or kind is Exception):
+            cause = _first_line(error)
+            raise ValueError(f"model_name {self._name!r}: a file in {self._where} cannot be used ({cause})") from error
 
 
-def _unusable(name: str, folder: Path, error: Exception) -> ValueError:
-    where = "that folder" if str(folder) == name else str(folder)
-    return ValueError(f"model_name {name!r}: a file in {where} cannot be used ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

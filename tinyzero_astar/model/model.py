@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.architecture import SUPPORTED
-from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.model.decoder import SlotDecoder, StepFn
+from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
@@ -70,6 +71,11 @@ class Policy(nn.Module):
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def step_fn(self) -> StepFn:
+        """What decodes one token per row during one search: the fast path where it is known to be equal."""
+        model = self.language_model
+        return FastDecode(model).hidden if is_supported(model) else self.hidden
 
     def score(self, hidden: Tensor) -> StepOutput:
         """Next-token logits and values at hidden states [N, D], in float32."""

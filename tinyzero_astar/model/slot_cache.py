@@ -75,8 +75,3 @@ class SlotCache(Cache):
         """Copy the first `length` columns of rows `source` to rows `target`; all reads precede all writes."""
         for buffer in (*self._keys, *self._values):
             buffer[target, :, :length] = buffer[source, :, :length]
-
-    def permute(self, order: Tensor, length: int) -> None:
-        """Row i becomes what row `order[i]` was, for i < len(order), in the first `length` columns."""
-        for buffer in (*self._keys, *self._values):
-            buffer[: len(order), :, :length] = buffer[order, :, :length]

@@ -34,6 +34,7 @@ from tinyzero_astar.rollout.heuristic import (
     soft_value,
 )
 
+_UNTRACED = torch.empty(0)
 _NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no leaf at all
 
 
@@ -68,7 +69,7 @@ class _Step(NamedTuple):
     logp: Tensor
     logq: Tensor
     value: Tensor
-    child_logit: Tensor
+    child_logit: Tensor  # of the new prefix; only for a trace
     priority: Tensor
 
 
@@ -114,7 +115,7 @@ class Sampling:
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
         rows = beam.row[beam.is_open]
-        perturbed = logp[rows]
+        perturbed = logp[rows] if len(rows) != len(logp) else logp  # at first all streams share the prompt's row
         if self._noise:
             perturbed = perturbed + gumbel_noise(beam.state[beam.is_open], logp.shape[-1])
         drawn = perturbed.argmax(-1)
@@ -155,9 +156,8 @@ class WithoutReplacement:
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
         problem, column = beam.is_open.nonzero(as_tuple=True)
-        rows = beam.row[problem, column]
-        logp = logp[rows]
-        logq = self._log_proposal(beam, output.child_logit[rows], logp, problem, column)
+        # the decoder was asked for the open rows in this order: row n of the output is (problem, column)[n]
+        logq = self._log_proposal(beam, output.child_logit, logp, problem, column)
         noise = gumbel_noise(beam.state[problem, column], logp.shape[-1])
         perturbed = beam.log_q[problem, column][:, None] + logq + noise
         best, token = perturbed.topk(min(self._num_rollouts + 1, logp.shape[-1]))
@@ -180,7 +180,7 @@ class WithoutReplacement:
         chosen = torch.where(torch.isneginf(priority), _NO_TOKEN, chosen)
         is_extended = chosen != _NO_TOKEN
         active = torch.zeros_like(beam.row)
-        active[problem, column] = torch.arange(len(rows), device=rows.device)
+        active[problem, column] = torch.arange(len(problem), device=problem.device)
         source = active.gather(1, parent)
         step_logp = torch.where(is_extended, logp[source, chosen].double(), 0.0)
         step_logq = torch.where(is_extended, logq[source, chosen].double(), 0.0)
@@ -227,7 +227,7 @@ def lock_step(
                 choice.logp,
                 choice.logq,
                 torch.sigmoid(output.value_logit.double())[row],
-                output.child_logit[row, choice.token.clamp(min=0)],
+                output.child_logit[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
                 choice.priority,
             )
         )
@@ -297,13 +297,11 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
     """Every row's tokens, read backwards along the parents, best priority first."""
     order = beam.priority.argsort(dim=1, descending=True, stable=True)
     row = order
-    steps: list[_Step] = []
+    columns: list[list[Tensor]] = []
     for step in reversed(history):
-        steps.append(_Step(*(field.gather(1, row) for field in step)))
+        columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value)])
         row = step.parent.gather(1, row)
-    tokens, logp, logq, value = (
-        torch.stack([getattr(s, name) for s in reversed(steps)], -1) for name in ("token", "logp", "logq", "value")
-    )
+    tokens, logp, logq, value = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != _NO_TOKEN
     tokens = torch.where(is_token, tokens, eos_id)
     length = is_token.sum(-1)

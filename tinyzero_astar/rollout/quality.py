@@ -119,7 +119,7 @@ def heuristic_quality(
         inverse_beta: [P] 1/beta of each problem.
     """
     is_token = rollouts.is_token
-    position = torch.arange(is_token.shape[-1]) / rollouts.length.clamp(min=1)[..., None]
+    position = torch.arange(is_token.shape[-1], device=is_token.device) / rollouts.length.clamp(min=1)[..., None]
     value = rollouts.value[is_token]
     outcome = accuracy[..., None].expand_as(rollouts.value)[is_token]
     mass = weight[..., None].expand_as(rollouts.value)[is_token]
