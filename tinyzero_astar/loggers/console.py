@@ -32,10 +32,10 @@ class ConsoleLogger:
         if not self.console.is_terminal:
             return
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            TextColumn("iterations"),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("iterations, left"),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
@@ -53,13 +53,12 @@ class ConsoleLogger:
         """The one line of an iteration."""
         m = metrics
         self.console.print(
-            f"iteration [bold]{number:4d}[/]"
-            f"  rollouts [bold]{100 * m['rollout/accuracy']:5.1f} %[/] right"
-            f"  policy {100 * m['rollout/policy_accuracy']:5.1f} % (Σŵ {m['weight/sum']:.2f})"
-            f"  loss {m['train/policy_loss']:+.3f} value {m['train/value_loss']:.3f}"
-            f"  {int(m['search/num_decoded_tokens']):,} tokens"
-            f"  {int(m['search/num_expanded']):,} expanded"
-            f"  {m['time/iteration_s']:.1f} s"
+            f"iteration [bold]{number:3d}[/]"
+            f" rollouts [bold]{100 * m['rollout/accuracy']:4.1f}%[/]"
+            f" policy [bold]{100 * m['rollout/policy_accuracy']:4.1f}%[/] Σŵ {m['weight/sum']:.2f}"
+            f" loss {m['train/policy_loss']:+.2f} value {m['train/value_loss']:.2f}"
+            f" tokens {int(m['search/num_decoded_tokens']):,} expanded {int(m['search/num_expanded']):,}"
+            f" {m['time/iteration_s']:.1f} s"
         )
         if self._progress is not None:
             self._progress.update(self._task, completed=number)
