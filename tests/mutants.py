@@ -73,9 +73,17 @@ HEURISTIC = (
         "gain-sign",
         "the proposal prefers the worse children",
         "rollout/heuristic.py",
+        "torch.log_softmax(f_score(logp, gain, strength[:, None]), -1)",
+        "torch.log_softmax(f_score(logp, -gain, strength[:, None]), -1)",
+        ("test_search.py::test_gumbel_ordered_pairs_follow_plackett_luce[True]",),
+    ),
+    Mutant(
+        "gain-sign-impossible",
+        "the same, only where some tokens are impossible",
+        "rollout/heuristic.py",
         "torch.where(is_possible, child_h - shift, 0.0)",
         "torch.where(is_possible, shift - child_h, 0.0)",
-        ("test_search.py::test_gumbel_ordered_pairs_follow_plackett_luce[True]",),
+        ("test_search.py::test_impossible_tokens_leave_the_law_of_the_others_as_it_is",),
     ),
     Mutant(
         "budget-side",

@@ -237,7 +237,7 @@ def twisted_leaf_law(
             score = [logp[a] + tau * h((*prefix, a)) for a in range(table.num_tokens)]
             total = math.log(sum(math.exp(x) for x in score))
             logq = [x - total for x in score]
-            worst = max(logp[a] - logq[a] for a in range(table.num_tokens))
+            worst = max(logp[a] - logq[a] for a in range(table.num_tokens) if math.isfinite(logp[a]))
             if cap is None or log_pi - log_q + worst <= math.log(cap) or level == 0:
                 best = logq
                 break

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2ForCausalLM
+from transformers.utils import logging
 
 from tests.decoding import (
     assert_forks_swaps_and_uneven_lengths_equal_recomputation,
@@ -331,6 +333,15 @@ def test_a_folder_without_weights_or_tokenizer_says_what_it_lacks(folder):
     assert refusal(folder) == "lacks a tokenizer (tokenizer.json)"
 
 
+def test_missing_weights_are_our_sentence_and_no_table(folder, caplog):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    verbosity = logging.get_verbosity()
+    assert refusal(folder) == "1 of its weights are missing, first model.norm.weight"
+    assert caplog.text == "" and logging.get_verbosity() == verbosity
+
+
 def test_a_tokenizer_of_another_model_is_refused(folder, tiny_base, tmp_path):
     small = save_checkpoint(
         tmp_path / "small", tiny_base, make_config(tiny_base, "qwen2", vocab_size=300, pad_token_id=0)
@@ -507,6 +518,19 @@ def test_a_folder_without_a_config_is_not_looked_for_on_the_hub(hub, tmp_path, m
     Path("mine/tiny").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"no folder with a config\.json there"):
         load_language_model("mine/tiny", torch.float32)
+
+
+def test_a_hub_out_of_reach_is_one_sentence(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(
+        ValueError, match=r"the hub http://127\.0\.0\.1:9 gave nothing \(.+\): download it elsewhere; a"
+    ):
+        load_language_model("mine/tiny", torch.float32)
+
+
+def test_a_folder_may_be_given_from_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load("~/model")
 
 
 def test_a_relative_folder_comes_before_the_hub(hub, folder, tmp_path, monkeypatch):

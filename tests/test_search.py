@@ -217,6 +217,24 @@ def test_budget_bounds_the_weight_of_every_leaf(noise):
     assert log_weight.tolist() == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_impossible_tokens_leave_the_law_of_the_others_as_it_is(cap):
+    table = Table(4, 3, seed=13, success=0.3)
+    for prefix in [(), (2,), (2, 3)]:
+        table.log_prob[prefix][1] = -math.inf
+        total = math.log(sum(math.exp(x) for x in table.log_prob[prefix]))
+        table.log_prob[prefix] = [x - total for x in table.log_prob[prefix]]
+    decoder = TableDecoder([table], value_noise=1.5)
+    possible = [y for y in table.reward if math.isfinite(table.log_pi(y))]
+    k = len(possible) + 1
+    guidance = Guidance(inverse_beta=2.0, cap=cap)
+    rollouts = search([table], decoder=decoder, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=guidance)
+    found = leaves_of(rollouts, 0)
+    assert sorted(found) == sorted(possible)
+    law = twisted_leaf_law(table, decoder, 0, 2.0, cap)
+    assert rollouts.logq.sum(-1)[0, :-1].tolist() == pytest.approx([law[y][1] for y in found], abs=1e-9)
+
+
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
 def test_problems_together_equal_one_by_one(mode):
     tables = [Table(3, 4, seed=s, peak=0.7) for s in range(5)]

@@ -92,8 +92,11 @@ def propose(
         cap: c > 1 or None.
     """
     is_possible = torch.isfinite(logp)
-    shift = torch.where(is_possible, child_h, -torch.inf).amax(-1, keepdim=True)
-    gain = torch.where(is_possible, child_h - shift, 0.0)  # <= 0; a constant per row cancels in q
+    if bool(is_possible.all()):
+        gain = child_h - child_h.amax(-1, keepdim=True)  # <= 0; a constant per row cancels in q
+    else:
+        shift = torch.where(is_possible, child_h, -torch.inf).amax(-1, keepdim=True)
+        gain = torch.where(is_possible, child_h - shift, 0.0)
     if cap is None:
         return Proposal(torch.log_softmax(f_score(logp, gain, strength[:, None]), -1), strength)
     lowest = gain.amin(-1)
