@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
 Sharding = Literal["full", "hybrid"]
+_EXACT = MixedPrecisionPolicy()  # everything in the dtype of the parameters
 
 
 def set_up(device: torch.device, timeout_s: float) -> None:
@@ -39,7 +40,6 @@ def set_up(device: torch.device, timeout_s: float) -> None:
     Raises:
         ValueError: this machine has fewer GPUs than processes.
     """
-    sys.excepthook = _report_and_leave
     backend = "gloo"
     if device.type == "cuda":
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -51,6 +51,7 @@ def set_up(device: torch.device, timeout_s: float) -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"  # objects and single numbers travel by gloo and keep no GPU busy
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    sys.excepthook = _report_and_leave  # after the group, which sets one of its own
 
 
 def tear_down() -> None:
@@ -171,20 +172,21 @@ def shard(
 ) -> None:
     """Split all parameters over the ranks; each keeps 1/N of every tensor, the gradients and optimizer state too.
 
-    Floating-point parameters are expected in float32: the shards are the master weights. They are gathered, part by
-    part, in `dtype`; gradients are averaged in float32.
+    Parameters are expected in float32 where `dtype` is bfloat16: the shards are the master weights. They are gathered,
+    part by part, in `dtype`; gradients are averaged in float32.
 
     Args:
         root: whose forward the training calls; what no part holds is gathered there, once per forward.
         parts: gathered for their own forward and again for their backward, then freed: the decoder layers.
-        kept: gathered in float32 at their first forward and kept until the backward is over.
+        kept: gathered as they are at their first forward and kept until the backward is over.
         dtype: of weights and activations of root and parts.
         sharding: full: over all ranks; hybrid: over those of one machine, with copies on every machine.
     """
     # our modules return views, and nothing changes them in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = _mesh(next(root.parameters()).device.type, sharding)
-    precision = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    is_rounded = dtype.itemsize < torch.float32.itemsize
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if is_rounded else _EXACT
     for part in parts:
         fully_shard(part, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
     for module in kept:

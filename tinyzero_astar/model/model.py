@@ -126,7 +126,8 @@ class Policy(nn.Module):
         count = self.language_model.config.get_text_config().num_hidden_layers
         stacks = (m for m in self.language_model.base_model.modules() if isinstance(m, nn.ModuleList))
         layers = next(stack for stack in stacks if len(stack) == count)
-        self.language_model.float()
+        if self.dtype == torch.bfloat16:
+            self.language_model.float()
         shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)
 
     def _logits(self, hidden: Tensor) -> Tensor:
