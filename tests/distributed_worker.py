@@ -8,7 +8,9 @@ is left between one process and several is then no rounding.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import replace
@@ -87,9 +89,7 @@ def watch(patch, seen):
         optimizers = (self.policy_optimizer, self.value_optimizer)
         slots = [s for o in optimizers for own in o.adamw.state.values() for k, s in own.items() if k != "step"]
         seen["num_parameters"] = sum(p.numel() for p in self.policy.parameters())
-        seen["num_local"] = [
-            sum(map(fsdp_utils.num_local, tensors)) for tensors in (self.policy.parameters(), slots)
-        ]
+        seen["num_local"] = [sum(map(fsdp_utils.num_local, tensors)) for tensors in (self.policy.parameters(), slots)]
         return metrics
 
     patch.setattr(session.Generator, "generate", watched_generate)
@@ -104,12 +104,8 @@ def fail(patch, kind):
         calls.append(1)
         if fsdp_utils.rank() == 1 and len(calls) == 2:
             if kind == "exit":
-                import os
-
                 os.kill(os.getpid(), 9)
             if kind == "sleep":
-                import time
-
                 time.sleep(1000)
             raise RuntimeError("planted")
         return step(self, *args)
@@ -128,6 +124,7 @@ def fail(patch, kind):
 def work(job):
     set_up = fsdp_utils.set_up
     status = 0
+    os.environ |= job.get("environment", {})
     with planted(job["is_double"]) as patch:
         if len(job["commands"]) > 1:  # one process group for all of them
             patch.setattr(fsdp_utils, "set_up", lambda *a: None if dist.is_initialized() else set_up(*a))

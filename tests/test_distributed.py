@@ -148,17 +148,65 @@ def test_four_processes_train_as_one_and_continue_what_two_saved(one, two, tiny_
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_the_embedded_model_in_float32_trains_as_with_one_process(num_processes, tmp_path):
-    small = (
-        "--train.num-iterations 5 --train.problems-per-iteration 8 --train.batch-size 4"
-        " --search.num-rollouts-per-problem 4 --search.beam-width 5 --search.max-search-depth 40"
-        " --eval.num-problems 8 --eval.eval-frequency 5"
-    ).split()
+    small = [
+        "--train.num-iterations",
+        "5",
+        "--train.problems-per-iteration",
+        "8",
+        "--train.batch-size",
+        "4",
+        "--search.num-rollouts-per-problem",
+        "4",
+        "--search.beam-width",
+        "5",
+        "--search.max-search-depth",
+        "40",
+        "--eval.num-problems",
+        "8",
+        "--eval.eval-frequency",
+        "5",
+    ]
     with planted(False):
         assert main([*small, "--output-dir", str(tmp_path / "one")]) == 0
     job = {"is_double": False, "commands": [[*small, "--output-dir", str(tmp_path / "many")]]}
     status, output, _ = launch(num_processes, job, tmp_path, 280)
     assert status == 0, output
     assert_same(tmp_path / "many", tmp_path / "one", weights=1e-5, metrics=1e-3)
+
+
+@pytest.mark.slow
+def test_hybrid_sharding_splits_over_half_of_the_processes_and_trains_as_one(one, tiny_base, tmp_path):
+    job = {
+        "is_double": True,
+        "commands": [command(tiny_base, tmp_path / "run", "--train.sharding", "hybrid")],
+        "seen": str(tmp_path / "seen"),
+        "environment": {"LOCAL_WORLD_SIZE": "2"},  # as if on two machines
+    }
+    status, output, _ = launch(4, job, tmp_path, 280)
+    assert status == 0, output
+    assert_same(tmp_path / "run", one)
+    for rank in range(4):
+        found = seen(tmp_path, 0, rank)
+        total = found["num_parameters"]
+        assert found["num_local"] == pytest.approx([total / 2, total], rel=0.01)
+
+
+@pytest.mark.slow
+def test_bfloat16_trains_on_two_processes_and_continues_on_one(tiny_base, tmp_path):
+    argv = command(tiny_base, tmp_path / "two", "--model.dtype", "bfloat16")
+    status, output, _ = launch(2, {"is_double": False, "commands": [argv]}, tmp_path)
+    assert status == 0, output
+    folder = without_end(tmp_path / "two", tmp_path / "resumed")
+    with planted(False):
+        assert main(["--resume", str(folder)]) == 0
+        assert main(command(tiny_base, tmp_path / "one", "--model.dtype", "bfloat16")) == 0
+    path = Path("checkpoints") / "checkpoint_iter_3"
+    for name in ("model", "trainer"):
+        ours, theirs = (load_file(tmp_path / run / path / f"{name}.safetensors") for run in ("two", "one"))
+        assert {k: (v.dtype, v.shape) for k, v in ours.items()} == {k: (v.dtype, v.shape) for k, v in theirs.items()}
+    first, other = records(tmp_path / "two")[1], records(tmp_path / "one")[1]
+    for key in ("rollout/reward", "weight/sum", "audit/ratio_error"):  # before the first update
+        assert first[key] == pytest.approx(other[key], rel=0.1)
 
 
 # ---------------------------------------------------------------------------------------------------- failures

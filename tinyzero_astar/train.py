@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -141,6 +143,21 @@ def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+@contextmanager
+def _only_main_speaks() -> Iterator[None]:
+    """Every rank makes the same mistake; rank 0 prints it."""
+    if _is_main():
+        yield
+        return
+    try:
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            yield
+    except SystemExit as leaving:
+        if leaving.code:
+            time.sleep(_PATIENCE_S)
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     try:
@@ -156,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        with _only_main_speaks():
+            command = parse(sys.argv[1:] if argv is None else argv)
         if command.eval_only and command.checkpoint is not None:
             checkpoint = resolve_checkpoint(command.checkpoint, command.config)
         elif command.resume is not None:

@@ -6,6 +6,7 @@ sharded when, and which collective runs where, is told in docs/scaling.md.
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import sys
@@ -51,7 +52,7 @@ def set_up(device: torch.device, timeout_s: float) -> None:
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"  # objects and single numbers travel by gloo and keep no GPU busy
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    sys.excepthook = _report_and_leave  # after the group, which sets one of its own
+    sys.excepthook = functools.partial(_report_and_leave, timeout_s)  # after the group, which sets one of its own
 
 
 def tear_down() -> None:
@@ -60,14 +61,19 @@ def tear_down() -> None:
         dist.destroy_process_group()
 
 
-def _report_and_leave(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+def _report_and_leave(
+    timeout_s: float, kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
     """Print a traceback under this rank's name and end the process at once; torchrun then ends the others.
 
     An orderly end of the interpreter could wait for collectives that the other ranks are still in.
     """
     name = f"rank {rank()} of {world_size()} on {socket.gethostname()}"
     lines = "".join(traceback.format_exception(kind, error, where))
-    print(f"error: {name} failed; the others will be ended\n{lines}", end="", file=sys.stderr, flush=True)
+    reason = "failed"
+    if "timed out" in str(error).lower():
+        reason = f"waited longer than run.collective_timeout_s {timeout_s:g} for another rank"
+    print(f"error: {name} {reason}; the others will be ended\n{lines}", end="", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
 
