@@ -138,7 +138,7 @@ def work(job):
                     watch(inner, seen)
                 status = status or main([*command, "--distributed"])
             if job.get("seen"):
-                Path(f"{job['seen']}.{number}.{dist.get_rank()}.json").write_text(json.dumps(seen))
+                Path(f"{job['seen']}.{number}.{os.environ['RANK']}.json").write_text(json.dumps(seen))
     return status
 
 

@@ -27,6 +27,12 @@ OPTIONS = (
     " --eval.eval-frequency 3 --eval.max-rows 4"
 )
 
+SMALL = (  # of the embedded model
+    "--train.num-iterations 5 --train.problems-per-iteration 8 --train.batch-size 4"
+    " --search.num-rollouts-per-problem 4 --search.beam-width 5 --search.max-search-depth 40"
+    " --eval.num-problems 8 --eval.eval-frequency 5"
+)
+
 
 def launch(num_processes, job, folder, timeout=120):
     """torchrun with a job; returns status, output and seconds."""
@@ -148,24 +154,7 @@ def test_four_processes_train_as_one_and_continue_what_two_saved(one, two, tiny_
 @pytest.mark.slow
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_the_embedded_model_in_float32_trains_as_with_one_process(num_processes, tmp_path):
-    small = [
-        "--train.num-iterations",
-        "5",
-        "--train.problems-per-iteration",
-        "8",
-        "--train.batch-size",
-        "4",
-        "--search.num-rollouts-per-problem",
-        "4",
-        "--search.beam-width",
-        "5",
-        "--search.max-search-depth",
-        "40",
-        "--eval.num-problems",
-        "8",
-        "--eval.eval-frequency",
-        "5",
-    ]
+    small = SMALL.split()
     with planted(False):
         assert main([*small, "--output-dir", str(tmp_path / "one")]) == 0
     job = {"is_double": False, "commands": [[*small, "--output-dir", str(tmp_path / "many")]]}
