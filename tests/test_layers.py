@@ -33,7 +33,7 @@ LAYER = {
     "run_folder": 1,
     "training.advantages": 1,
     "training.losses": 1,
-    "training.optimizer": 1,
+    "training.optimizer": 2,
     "training.reward": 1,
     "training.thinning": 1,
     "rollout.heuristic": 1,
@@ -227,9 +227,7 @@ def test_file_has_no_unsafe_construct(path: str):
 def test_entry_point_imports_torch_lazily(module: str):
     """`--help` has to answer before torch (2 s) and transformers (3 to 7 s) could be imported."""
     code = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
 

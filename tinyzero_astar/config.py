@@ -121,6 +121,8 @@ class TrainConfig:
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
     micro_batch_tokens: int = 2048
     """Padded tokens per forward and backward; small ones stay in a CPU's cache."""
+    sharding: Literal["full", "hybrid"] = "full"
+    """With --distributed: weights split over all processes, or over those of one machine with a copy on each."""
     ratio_tolerance: float = 1e-4
     """Alarm when the sampler's and the trainer's probabilities differ by more, as a ratio minus 1."""
 
@@ -155,6 +157,8 @@ class RunConfig:
     """Every that many iterations, besides the end."""
     sample_frequency: int = 5
     """Completions are shown every that many iterations."""
+    collective_timeout_s: float = 600.0
+    """With --distributed: seconds that a process waits for the slowest one before the run fails."""
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "run.num_threads": (0, 1024),
     "run.checkpoint_frequency": (1, 10**7),
     "run.sample_frequency": (1, 10**7),
+    "run.collective_timeout_s": (1, 10**6),
 }
 
 

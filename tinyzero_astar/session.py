@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.checkpoint import load_trainer, read_state
+from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
 from tinyzero_astar.model.loading import choose_device
 from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.rollout.generator import Generator, SearchSettings
@@ -51,9 +53,10 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     Raises:
         ValueError: the folder, the model or the problems cannot be had.
     """
-    session = build(config, Path(), config.model.model_name, ConsoleLogger(), 0)
-    folder = new_run_folder(preset, output_dir)
-    (folder / CONFIG).write_text(to_json(config) + "\n")
+    session = build(config, Path(), config.model.model_name, _console(), 0)
+    folder = _made_by_main(lambda: new_run_folder(preset, output_dir))
+    if is_main():
+        (folder / CONFIG).write_text(to_json(config) + "\n")
     session.console.say(describe(config))
     session.console.say(f"run folder: {folder}")
     return replace(session, folder=folder)
@@ -66,12 +69,14 @@ def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
         ValueError: the checkpoint is damaged or does not fit.
     """
     iteration = int(read_state(checkpoint)["iteration"])
-    session = build(config, folder, str(checkpoint), ConsoleLogger(), iteration)
-    state = load_trainer(checkpoint, session.policy, optimizers(session.updater))
+    session = build(config, folder, str(checkpoint), _console(), iteration)
+    state = agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
     session.updater.num_updates = int(state["num_updates"])
-    for name in (METRICS, SAMPLES):
-        keep_iterations(folder / name, iteration)
-    session.history.extend(r for r in read_jsonl(folder / METRICS) if r["iteration"] > 0)
+    if is_main():
+        for name in (METRICS, SAMPLES):
+            keep_iterations(folder / name, iteration)
+        session.history.extend(r for r in read_jsonl(folder / METRICS) if r["iteration"] > 0)
+    session.history[:] = from_main(session.history)
     session.console.say(f"continuing {folder} after iteration {iteration}")
     return session
 
@@ -84,19 +89,28 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     Raises:
         ValueError: the checkpoint, the model or the problems cannot be had.
     """
-    console = ConsoleLogger()
+    console = _console()
     if checkpoint is None:
         session = build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
-        return session, new_run_folder("evaluation", None)
+        return session, _made_by_main(lambda: new_run_folder("evaluation", None))
     state = read_state(checkpoint)
     saved = from_dict(state["config"], f"checkpoint {checkpoint}")
     run = replace(saved.run, num_threads=command.run.num_threads)
     model = replace(saved.model, device=command.model.device)  # this machine need not be the one that trained it
     config = replace(saved, eval=command.eval, run=run, model=model)
     session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
-    load_trainer(checkpoint, session.policy, {})
+    agree(lambda: load_trainer(checkpoint, session.policy, {}))
     console.say(f"evaluating {checkpoint}")
     return session, checkpoint
+
+
+def _console() -> ConsoleLogger:
+    return ConsoleLogger(is_silent=not is_main())
+
+
+def _made_by_main(make: Callable[[], Path]) -> Path:
+    """The folder that rank 0 made."""
+    return from_main(agree(lambda: make() if is_main() else Path()))
 
 
 def build(config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int) -> Session:
@@ -116,18 +130,23 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         f"{len(training_set):,} training problems, {len(held_out):,} held out,"
         f" {overlap(training_set, held_out)} operand pairs on both sides"
     )
-    policy, tokenizer = load_policy(
-        model_source,
-        dtype=getattr(torch, config.model.dtype),
-        device=choose_device(config.model.device),
-        value_hidden_size=config.value.hidden_size,
-        max_length=config.model.max_seq_length,
-        say=console.say,
+    policy, tokenizer = agree(
+        lambda: load_policy(
+            model_source,
+            dtype=getattr(torch, config.model.dtype),
+            device=choose_device(config.model.device),
+            value_hidden_size=config.value.hidden_size,
+            max_length=config.model.max_seq_length,
+            say=console.say,
+        )
     )
     console.say(
         f"model {config.model.model_name}: {policy.language_model.num_parameters():,} parameters, {config.model.dtype},"
         f" on {policy.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
     )
+    if is_distributed():
+        policy.shard(train.sharding)
+        console.say(f"{world_size()} processes, sharding {train.sharding}")
     if search.mode == "best_first":
         console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
     algorithm = AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
@@ -182,13 +201,13 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
 
 
 def choose_num_threads(wanted: int) -> int:
-    """CPU threads: as wanted; for 0 all cores, but one when the machine is busy.
+    """CPU threads: as wanted; for 0 all cores, shared by the processes here, but one when the machine is busy.
 
     Threads that wait for each other by spinning are many times slower when another program holds a core.
     """
     if wanted > 0:
         return wanted
-    cores = os.cpu_count() or 1
+    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * cores
     return 1 if is_busy else cores
 

@@ -5,9 +5,13 @@ PyTorch is imported only after the options were understood, so that `--help` and
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +21,8 @@ from tinyzero_astar.config import PRESETS, Config, check, from_json
 from tinyzero_astar.run_folder import CONFIG, latest_checkpoint, resolve_checkpoint
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130  # the last one is the shell's for Ctrl-C
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PATIENCE_S = 10.0  # torchrun ends everyone at the first failure: rank 0 must be the first, or it could not say why
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class Command(Config):
     """Evaluate and stop."""
     checkpoint: Path | None = None
     """Checkpoint folder to evaluate (with --eval-only); NAME.pt also means the folder NAME."""
+    distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Share the work and the weights with the other processes that torchrun started."""
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -98,12 +106,65 @@ def _on_any_device(config: Config) -> Config:
     return replace(config, model=replace(config.model, device="auto"))
 
 
+def _check_processes(command: Command, config: Config) -> None:
+    """Whether torchrun's environment fits the command.
+
+    Raises:
+        ValueError: --distributed without torchrun, torchrun without --distributed, or the work cannot be shared.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if not command.distributed:
+        if count > 1:
+            raise ValueError(
+                f"torchrun started {count} processes without --distributed: each would train alone; add --distributed"
+            )
+        return
+    if missing := [name for name in _TORCHRUN if name not in os.environ]:
+        raise ValueError(
+            f"--distributed needs torchrun ({missing[0]} is not set): torchrun --nproc_per_node=4 train.py"
+            " --distributed; for one process leave it out"
+        )
+    problems = config.train.problems_per_iteration
+    if not command.eval_only and problems % count:
+        raise ValueError(
+            f"{count} processes do not divide problems_per_iteration {problems}: all search the same number of"
+            f" problems; use --train.problems-per-iteration {-(-problems // count) * count}, or another number of"
+            " processes"
+        )
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    if config.train.sharding == "hybrid" and count % local:
+        raise ValueError(
+            f"sharding hybrid needs as many processes on every machine: {count} are not a multiple of the {local} here"
+        )
+
+
+def _is_main() -> bool:
+    """Before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _only_main_speaks() -> Iterator[None]:
+    """Every rank makes the same mistake; rank 0 prints it."""
+    if _is_main():
+        yield
+        return
+    try:
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            yield
+    except SystemExit as leaving:
+        if leaving.code:
+            time.sleep(_PATIENCE_S)
+        raise
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
     try:
         return _run(argv)
-    except FloatingPointError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except FloatingPointError as error:  # all ranks raise it
+        if _is_main():
+            print(f"error: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("stopped at once; only what was saved before is kept", file=sys.stderr)
@@ -112,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        with _only_main_speaks():
+            command = parse(sys.argv[1:] if argv is None else argv)
         if command.eval_only and command.checkpoint is not None:
             checkpoint = resolve_checkpoint(command.checkpoint, command.config)
         elif command.resume is not None:
@@ -120,13 +182,18 @@ def _run(argv: Sequence[str] | None) -> int:
             config = from_json(command.resume / CONFIG)
             if command.model.device != "auto":
                 config = replace(config, model=replace(config.model, device=command.model.device))
+        _check_processes(command, config if command.resume is not None else command)
     except ValueError as error:
         return _refuse(error)
 
     from tinyzero_astar import session as sessions  # PyTorch and transformers: seconds
     from tinyzero_astar import trainer
+    from tinyzero_astar.model.fsdp_utils import set_up, tear_down
+    from tinyzero_astar.model.loading import choose_device
 
     try:
+        if command.distributed:
+            set_up(choose_device(command.model.device), command.run.collective_timeout_s)
         if command.eval_only:
             source = checkpoint if command.checkpoint is not None else None
             session, folder = sessions.open_evaluation(_config_of(command), source, command)
@@ -136,11 +203,14 @@ def _run(argv: Sequence[str] | None) -> int:
             session = sessions.start_run(_config_of(command), command.config, command.output_dir)
     except ValueError as error:
         return _refuse(error)
-    if command.eval_only:
-        return trainer.evaluate_only(session, folder)
-    return trainer.train(session)
+    status = trainer.evaluate_only(session, folder) if command.eval_only else trainer.train(session)
+    tear_down()
+    return status
 
 
 def _refuse(error: ValueError) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    if _is_main():
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_PATIENCE_S)
     return USAGE_ERROR

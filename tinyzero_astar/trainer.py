@@ -19,10 +19,12 @@ from torch import Tensor
 
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.eval.test_time import compare
+from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.checkpoint import save_checkpoint
-from tinyzero_astar.rollout.generator import RewardedRollouts, make_batch
+from tinyzero_astar.model.fsdp_utils import agree, from_main, gather, is_any, is_main, share_of, unsharded, world_size
+from tinyzero_astar.rollout.generator import RewardedRollouts, SearchSettings, concatenate, make_batch, on_device
 from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of
 from tinyzero_astar.rollout.quality import heuristic_quality
 from tinyzero_astar.rollout.statistics import rollout_metrics
@@ -63,9 +65,10 @@ def train(session: Session) -> int:
             if _is_due(done, config.eval.eval_frequency, last):  # also when interrupted: a resumed run won't repeat it
                 metrics = metrics | measure(session, done)
             _log(session, done, metrics)
-            if _is_due(done, config.run.checkpoint_frequency, last) or interrupted:
+            is_interrupted = is_any(bool(interrupted))
+            if _is_due(done, config.run.checkpoint_frequency, last) or is_interrupted:
                 _save(session, done)
-            if interrupted:
+            if is_interrupted:
                 break
     if done < last:
         console.say(f"stopped after iteration {done}; continue with: python train.py --resume {session.folder}")
@@ -79,22 +82,24 @@ def train(session: Session) -> int:
 def evaluate_only(session: Session, folder: Path) -> int:
     """Print the evaluation's table and save it as evaluation.json in `folder`."""
     measured = _finite(measure(session, session.first_iteration))
-    (folder / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
+    if is_main():
+        (folder / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
     session.console.say(f"saved to {folder / 'evaluation.json'}")
     return 0
 
 
 def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
-    """One iteration: search, update, and what there is to log of it."""
+    """One iteration: search, update, and what there is to log of it; the same on every rank."""
     config, began = session.config, time.perf_counter()
     is_open, reason = guidance_gate(session.history)
     search = session.search if is_open else replace(session.search, guidance=_UNGUIDED)
     problems = session.task.train_problems(iteration, config.train.problems_per_iteration)
-    rewarded = session.generator.generate(problems, search, seed=config.run.seed, iteration=iteration)
-    searched = time.perf_counter()
-    rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
-    inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
-    residual = _bellman_residual(session, rewarded, inverse_beta)  # before the update, like all measures of h
+    with unsharded(session.policy):
+        rewarded = _search(session, problems, search, iteration)
+        searched = time.perf_counter()
+        rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
+        inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
+        residual = _bellman_residual(session, rewarded, inverse_beta)  # before the update, like all measures of h
     batch = make_batch(rewarded, session.policy.eos_id)
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
@@ -113,7 +118,17 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
         "time/update_s": ended - searched,
         "time/iteration_s": ended - began,
     }
-    return metrics, rewarded
+    return from_main(metrics), rewarded  # decisions are taken on metrics: not one bit may differ between ranks
+
+
+def _search(session: Session, problems: list[Problem], search: SearchSettings, iteration: int) -> RewardedRollouts:
+    """Rollouts of all problems; each rank searches its share of them."""
+    seed, policy = session.config.run.seed, session.policy
+    own = agree(lambda: session.generator.generate(share_of(problems), search, seed=seed, iteration=iteration))
+    if world_size() == 1:
+        return own
+    parts = gather(on_device(own, torch.device("cpu")))
+    return on_device(concatenate(parts, policy.eos_id), policy.device)
 
 
 def _bellman_residual(session: Session, rewarded: RewardedRollouts, inverse_beta: Tensor) -> float:
@@ -133,13 +148,14 @@ def measure(session: Session, iteration: int) -> dict[str, float]:
     """Evaluate on the held-out problems and print the table; metrics by name."""
     began = time.perf_counter()
     settings = session.config.eval
-    evaluation = evaluate(
-        session.generator,
-        session.held_out,
-        session.search,
-        num_samples=settings.num_samples,
-        max_rows=settings.max_rows,
-    )
+    with unsharded(session.policy):
+        evaluation = evaluate(
+            session.generator,
+            session.held_out,
+            session.search,
+            num_samples=settings.num_samples,
+            max_rows=settings.max_rows,
+        )
     rows = [(name.removeprefix("eval/"), str(e)) for name, e in evaluation.estimates.items()]
     rows.append(("time", f"{time.perf_counter() - began:.1f} s"))
     title = f"iteration {iteration}: {evaluation.num_problems} held-out problems, value and 95 % interval"
@@ -152,16 +168,17 @@ def _compare_decoding(session: Session) -> dict[str, float]:
     settings = session.config.eval
     if settings.search != "best_first":
         return {}
-    arms = compare(
-        session.policy,
-        session.tokenizer,
-        session.task,
-        session.generator,
-        session.held_out,
-        session.search,
-        beam_width=settings.beam_width,
-        max_rows=settings.max_rows,
-    )
+    with unsharded(session.policy):  # every rank decodes everything: the beams' width depends on all problems
+        arms = compare(
+            session.policy,
+            session.tokenizer,
+            session.task,
+            session.generator,
+            session.held_out,
+            session.search,
+            beam_width=settings.beam_width,
+            max_rows=settings.max_rows,
+        )
     rows = [
         (a.name, f"{a.accuracy}  {a.tokens:.1f} tokens, {a.expanded:.1f} expanded, {a.forks:.1f} forks") for a in arms
     ]
@@ -180,6 +197,8 @@ def _compare_decoding(session: Session) -> dict[str, float]:
 
 
 def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) -> None:
+    if not is_main():
+        return
     for i, problem in enumerate(rewarded.problems):
         for k, (text, verdict) in enumerate(zip(rewarded.texts[i], rewarded.verdicts[i], strict=True)):
             if rewarded.rollouts.length[i, k] == 0:  # no k-th leaf; its priority, -inf, is no JSON
@@ -215,7 +234,8 @@ def _sound_alarms(session: Session, metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _log(session: Session, iteration: int, metrics: Mapping[str, Any]) -> None:
-    append_jsonl(session.folder / METRICS, {"iteration": iteration, **_finite(metrics)})
+    if is_main():
+        append_jsonl(session.folder / METRICS, {"iteration": iteration, **_finite(metrics)})
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +280,8 @@ def _interruption() -> Iterator[list[int]]:
         if pressed:
             raise KeyboardInterrupt
         pressed.append(number)
-        print("\nfinishing this iteration, then saving; press Ctrl-C again to stop at once", flush=True)
+        if is_main():
+            print("\nfinishing this iteration, then saving; press Ctrl-C again to stop at once", flush=True)
 
     before = signal.signal(signal.SIGINT, note)
     try:

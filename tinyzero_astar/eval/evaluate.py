@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Problem
-from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
+from tinyzero_astar.model.fsdp_utils import agree, gather, share_of, world_size
+from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings, on_device
 from tinyzero_astar.rollout.heuristic import Guidance
 
 _Z95 = 1.959963984540054
@@ -81,22 +82,28 @@ def evaluate(
     num_samples: int,
     max_rows: int,
 ) -> Evaluation:
-    """Greedy and sampled completions of every problem, judged.
+    """Greedy and sampled completions of every problem, judged; each rank decodes its share of them.
 
     Args:
-        generator: of the policy to evaluate.
+        generator: of the policy to evaluate, unsharded.
         problems: held out.
         settings: for the depth limit; sampling is always independent, whatever the training mode.
         num_samples: sampled completions per problem.
         max_rows: sequences decoded at once.
     """
     sampling = replace(settings, mode="sample", num_rollouts=num_samples, guidance=Guidance(strength=0.0))
-    greedy = [generator.greedy(chunk, settings.max_search_depth) for chunk in _chunks(problems, max_rows)]
-    sampled = [
-        generator.generate(chunk, sampling, seed=0, iteration=_EVAL_ITERATION)
-        for chunk in _chunks(problems, max(1, max_rows // num_samples))
-    ]
-    count = len(problems)
+    own, count = share_of(problems), len(problems)
+
+    def decode() -> tuple[list[RewardedRollouts], list[RewardedRollouts]]:
+        return (
+            [generator.greedy(chunk, settings.max_search_depth) for chunk in _chunks(own, max_rows)],
+            [
+                generator.generate(chunk, sampling, seed=0, iteration=_EVAL_ITERATION)
+                for chunk in _chunks(own, max(1, max_rows // num_samples))
+            ],
+        )
+
+    greedy, sampled = (_from_all_ranks(parts) for parts in agree(decode))
 
     def share(values: Tensor) -> Estimate:
         return wilson(float(values.mean()), count)
@@ -113,6 +120,13 @@ def evaluate(
         k *= 2
     length = torch.cat([s.rollouts.length.double().mean(1) for s in sampled]).mean()
     return Evaluation(estimates, float(length), count, greedy)
+
+
+def _from_all_ranks(parts: list[RewardedRollouts]) -> list[RewardedRollouts]:
+    if world_size() == 1:
+        return parts
+    found = gather([on_device(part, torch.device("cpu")) for part in parts])
+    return [part for own in found for part in own]
 
 
 def _chunks(problems: Sequence[Problem], size: int) -> list[Sequence[Problem]]:

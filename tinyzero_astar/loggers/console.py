@@ -13,10 +13,16 @@ _MAX_SAMPLE_CHARACTERS = 600
 
 
 class ConsoleLogger:
-    """Writes to the terminal; plain lines when the output is no terminal."""
+    """Writes to the terminal; plain lines when the output is no terminal.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+    Args:
+        console: to write to; default: standard output.
+        is_silent: write nothing: the processes of a run but one.
+    """
+
+    def __init__(self, console: Console | None = None, is_silent: bool = False) -> None:
+        terminal = False if is_silent else None
+        self.console = console or Console(highlight=False, soft_wrap=True, quiet=is_silent, force_terminal=terminal)
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:

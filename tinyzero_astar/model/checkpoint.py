@@ -5,6 +5,9 @@ value model, both optimizers (with the float32 master weights of a bfloat16 mode
 trainer.json the iteration, the count of updates and the run's configuration. Search noise and problem order are
 functions of seed and iteration, so they need no state. No pickle anywhere. A checkpoint appears under its name only
 when it is complete.
+
+The files are the same for any number of processes: rank 0 puts the shards together and writes, and in loading each
+rank cuts out its own. So a run may be continued, or evaluated, with another number.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinyzero_astar.model.fsdp_utils import is_main, like, whole
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.training.optimizer import MasterAdamW
 
@@ -35,23 +41,59 @@ def save_checkpoint(
     optimizers: Mapping[str, MasterAdamW],
     state: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint, replacing an older one of the same name only when the new one is complete."""
+    """Write a checkpoint, replacing an older one of the same name only when the new one is complete.
+
+    All ranks must call it; rank 0 writes.
+    """
+    tensors = {f"{name}.{key}": x for name, own in optimizers.items() for key, x in _moments(own)}
+    weights: dict[str, Any] = {}
+    if is_sharded := isinstance(policy, FSDPModule):
+        weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not is_main():
+        return
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    policy.language_model.save_pretrained(partial)
+    language_model = _put_together(policy, weights) if is_sharded else policy.language_model
+    language_model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    tensors = {f"value_model.{k}": v for k, v in policy.value_model.state_dict().items()}
+    value_model = _inside(weights, "value_model.") if is_sharded else policy.value_model.state_dict()
+    tensors |= {f"value_model.{k}": v for k, v in value_model.items()}
     tensors["random_state"] = torch.get_rng_state()
-    for name, optimizer in optimizers.items():
-        for index, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{index}.{slot}": value for slot, value in slots.items()}
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
     (partial / _STATE).write_text(json.dumps(dict(state), indent=2))
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+
+
+def _moments(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
+    """Optimizer state by parameter and slot, whole, on the CPU; one after another, and only rank 0 keeps them.
+
+    `torch.distributed.checkpoint.state_dict` could do it too, but it steps an optimizer that has no state yet, with
+    gradients of zero, and would save that step.
+    """
+    for index, slots in optimizer.state_dict()["state"].items():
+        for slot, value in slots.items():
+            full = whole(value)
+            yield f"{index}.{slot}", full.cpu() if is_main() else full.new_empty(0)
+
+
+def _put_together(policy: Policy, weights: Mapping[str, Tensor]) -> PreTrainedModel:
+    """A language model like the sharded one with all of its weights, in its dtype, on the CPU."""
+    sharded = policy.language_model
+    with torch.device("meta"):
+        model = type(sharded)(sharded.config)
+    own = _inside(weights, "language_model.")
+    model.load_state_dict({k: v.to(policy.dtype) for k, v in own.items()}, assign=True)
+    model.tie_weights()
+    model.generation_config = sharded.generation_config
+    return model
+
+
+def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAdamW]) -> dict[str, Any]:
@@ -67,7 +109,8 @@ def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAd
         tensors = load_file(folder / _TENSORS)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"checkpoint {folder}: {_TENSORS} cannot be read ({error}); use another one") from None
-    value = {k.removeprefix("value_model."): v for k, v in tensors.items() if k.startswith("value_model.")}
+    own = policy.value_model.state_dict()
+    value = {k: like(own[k], v) if k in own else v for k, v in _inside(tensors, "value_model.").items()}
     try:
         policy.value_model.load_state_dict(value)
     except RuntimeError as error:
@@ -115,4 +158,5 @@ def _load_optimizer(optimizer: MasterAdamW, name: str, tensors: dict[str, Tensor
     fits = (v.shape in ((), parameters[i].shape) for i, own in slots.items() for v in own.values())
     if not slots or max(slots) >= len(parameters) or not all(fits):  # load_state_dict checks none of these
         raise RuntimeError(f"the {name} of {len(parameters)} parameters")
-    optimizer.load_state_dict({"state": slots, "param_groups": blank["param_groups"]})
+    cut = {i: {k: like(parameters[i], v) if v.ndim else v for k, v in own.items()} for i, own in slots.items()}
+    optimizer.load_state_dict({"state": cut, "param_groups": blank["param_groups"]})

@@ -17,6 +17,7 @@ from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.architecture import SUPPORTED
 from tinyzero_astar.model.decoder import SlotDecoder, StepFn
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
+from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
@@ -49,6 +50,7 @@ class Policy(nn.Module):
         super().__init__()
         self.language_model = language_model
         self.eos_id = eos_id
+        self.dtype = language_model.dtype  # of weights and activations; shards hold float32
         config = language_model.config.get_text_config()
         self.vocab_size = language_model.get_output_embeddings().weight.shape[0]
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2's
@@ -82,6 +84,10 @@ class Policy(nn.Module):
         value = self.value_model(hidden)
         child = self.value_model.child_logits(hidden, value.accuracy)
         return StepOutput(self._logits(hidden), value.accuracy.float(), child.float())
+
+    def forward(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
+        """`token_scores` for training: what sharding gathers its weights for."""
+        return self.token_scores(ids, prompt_length, tokens)
 
     def token_scores(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
         """Scores of generated tokens by one full forward.
@@ -120,6 +126,15 @@ class Policy(nn.Module):
         logp = torch.log_softmax(output.logits, -1)
         flow = torch.logsumexp(f_score(logp, soft_value(output.child_logit, inverse_beta)), -1)
         return flow - soft_value(output.value_logit, inverse_beta)
+
+    def shard(self, sharding: Sharding) -> None:
+        """Split all weights over the process group, decoder layer by decoder layer; do it before optimizers exist."""
+        count = self.language_model.config.get_text_config().num_hidden_layers
+        stacks = (m for m in self.language_model.base_model.modules() if isinstance(m, nn.ModuleList))
+        layers = next(stack for stack in stacks if len(stack) == count)
+        if self.dtype == torch.bfloat16:
+            self.language_model.float()
+        shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.language_model.get_output_embeddings()(hidden)

@@ -7,10 +7,12 @@ random state, so a resumed run continues exactly and the order or grouping of pr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from tinyzero_astar.interfaces import Batch, Problem, Rollouts, SearchMode, Task, Verdict
@@ -21,6 +23,8 @@ from tinyzero_astar.rollout.gumbel import fold, mix64, to_uniform
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.reward import RewardWeights, reward
 from tinyzero_astar.training.thinning import thin_weights
+
+Record = TypeVar("Record")
 
 # keep the choice of unguided problems and of thinned leaves apart from the search noise
 _UNGUIDED_STREAM, _THINNING_STREAM = 0x5EED, 0x7417
@@ -164,6 +168,48 @@ def problem_seeds(problems: Sequence[Problem], seed: int, iteration: int) -> Ten
     """int64 [P] on the CPU: a hash of the run's seed, the iteration and each problem's id."""
     state = fold(mix64(torch.tensor(seed, device="cpu")), torch.tensor(iteration, device="cpu"))
     return fold(state, torch.tensor([p.id for p in problems], device="cpu"))
+
+
+def concatenate(parts: Sequence[RewardedRollouts], pad_id: int) -> RewardedRollouts:
+    """Rollouts of several groups of problems as if they had been searched together; shorter ones are padded."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.rollouts.tokens.shape[-1] for part in parts)
+    joined: RewardedRollouts = _joined([_padded(part, longest, pad_id) for part in parts])
+    return joined
+
+
+def _padded(part: RewardedRollouts, longest: int, pad_id: int) -> RewardedRollouts:
+    old = part.rollouts
+    room = (0, longest - old.tokens.shape[-1])
+    wider: dict[str, Any] = {
+        name: pad(getattr(old, name), room, value=pad_id if name == "tokens" else 0)
+        for name in ("tokens", "logp", "logq", "value")
+    }
+    return replace(part, rollouts=replace(old, **wider))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Records of one kind with lists and tensors put one after another."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, list):
+        return [x for part in parts for x in part]
+    return type(first)(**{f.name: _joined([getattr(part, f.name) for part in parts]) for f in fields(first)})
+
+
+def on_device(record: Record, device: torch.device) -> Record:
+    """A record with its tensors, and those of the records in it, on a device."""
+    assert is_dataclass(record) and not isinstance(record, type)
+    moved: dict[str, Any] = {}
+    for field in fields(record):
+        x = getattr(record, field.name)
+        if isinstance(x, Tensor):
+            moved[field.name] = x.to(device)
+        elif is_dataclass(x) and not isinstance(x, type):
+            moved[field.name] = on_device(x, device)
+    return replace(record, **moved)
 
 
 def make_batch(rewarded: RewardedRollouts, pad_id: int) -> Batch:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinyzero_astar.model.fsdp_utils import whole
+
 _FULL = (torch.float32, torch.float64)
 _MASTER = "master"  # slot of a parameter's optimizer state
 
@@ -28,9 +30,13 @@ class MasterAdamW:
         module: whose parameters; each stays where it is and what dtype it is.
         learning_rate: of all parameters.
         weight_decay: of matrices.
+        dtype: that forwards use the weights in. Where it is bfloat16 and the parameters are float32, as shards are,
+            those are master weights already, and the state holds them as such.
     """
 
-    def __init__(self, module: nn.Module, learning_rate: float, weight_decay: float) -> None:
+    def __init__(
+        self, module: nn.Module, learning_rate: float, weight_decay: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         trainable = [p for p in module.parameters() if p.requires_grad]
         # what AdamW steps and what carries the gradients, in the module's order
         self.stepped: list[Tensor] = [p if p.dtype in _FULL else p.detach().float() for p in trainable]
@@ -45,6 +51,7 @@ class MasterAdamW:
             if stepped is not weight:
                 self._weight_of[order[id(stepped)]] = weight
                 weight.register_post_accumulate_grad_hook(_moves_gradient_to(stepped))
+        self._masters: list[int] = list(self._weight_of if dtype in _FULL else range(len(order)))
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -75,7 +82,7 @@ class MasterAdamW:
         found = self.adamw.state_dict()
         slots = {index: dict(own) for index, own in found["state"].items()}
         parameters = self.parameters
-        for index in self._weight_of:
+        for index in self._masters:
             slots.setdefault(index, {})[_MASTER] = parameters[index]
         return {**found, "state": slots}
 
@@ -88,8 +95,9 @@ class MasterAdamW:
         """
         slots = {index: dict(own) for index, own in state["state"].items()}
         parameters = self.parameters
-        for index, weight in self._weight_of.items():
+        for index in self._masters:
             parameters[index].copy_(slots[index].pop(_MASTER))
+        for index, weight in self._weight_of.items():
             weight.copy_(parameters[index])
         self.adamw.load_state_dict({**state, "state": {index: own for index, own in slots.items() if own}})
 
@@ -120,4 +128,7 @@ def schedule(iteration: int, num_iterations: int, warmup_iterations: int) -> flo
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale gradients to a total norm of at most `max_norm`; returns the norm before."""
-    return float(nn.utils.clip_grad_norm_(list(parameters), max_norm))
+    own = list(parameters)
+    norm = whole(nn.utils.get_total_norm([p.grad for p in own if p.grad is not None]))  # of all shards
+    nn.utils.clip_grads_with_norm_(own, max_norm, norm)
+    return float(norm)

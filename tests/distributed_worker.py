@@ -1,0 +1,147 @@
+"""What the processes of tests/test_distributed.py run: `python -m torch.distributed.run … distributed_worker.py JOB`.
+
+A job is a JSON file: command lines of train.py to be run one after another in one process group, and where to put
+what was seen. As in test_run.py a hash of the text replaces the verifier. Models may be raised to float64: what
+is left between one process and several is then no rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zlib
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tinyzero_astar import session, trainer
+from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.interfaces import Verdict
+from tinyzero_astar.model import fsdp_utils
+from tinyzero_astar.train import main
+
+
+def judge(self, problem, completion, is_finished):
+    number = zlib.crc32(f"{problem.text} {completion}".encode())
+    is_right = number % 3 == 0
+    return Verdict(is_right, is_right or number % 2 == 0, None, "by a hash")
+
+
+@contextmanager
+def planted(is_double):
+    """The verifier by a hash, guidance from the third iteration on, float64."""
+    load = session.load_policy
+
+    def load_double(*args, **kwargs):
+        policy, tokenizer = load(*args, **kwargs | ({"dtype": torch.float64} if is_double else {}))
+        return (policy.double() if is_double else policy), tokenizer
+
+    def make_double(*args):
+        batch = make_batch(*args)
+        wider = {k: v.double() for k, v in vars(batch).items() if v.is_floating_point()}
+        return replace(batch, **wider)
+
+    make_batch = trainer.make_batch
+    with pytest.MonkeyPatch.context() as patch:
+        if is_double:
+            patch.setattr(trainer, "make_batch", make_double)
+        patch.setattr(Multiplication, "verify", judge)
+        patch.setattr(trainer, "guidance_gate", lambda history: (len(history) >= 2, "early"))
+        patch.setattr(session, "load_policy", load_double)
+        yield patch
+
+
+class CountCollectives(TorchDispatchMode):
+    """How many operators of torch.distributed ran."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.namespace in ("c10d", "_c10d_functional")
+        return func(*args, **(kwargs or {}))
+
+
+def watch(patch, seen):
+    """Count collectives in searches and in updates, search more on rank 1, and note what this rank holds."""
+    generate, update = session.Generator.generate, session.Updater.update
+
+    def watched_generate(self, *args, **kwargs):
+        with CountCollectives() as mode:
+            for _ in range(3 if dist.get_rank() == 1 else 0):  # the other ranks must not be needed
+                generate(self, *args, **kwargs)
+            found = generate(self, *args, **kwargs)
+        seen["in_search"].append(mode.count)
+        return found
+
+    def watched_update(self, *args, **kwargs):
+        with CountCollectives() as mode:
+            metrics = update(self, *args, **kwargs)
+        seen["in_update"].append(mode.count)
+        optimizers = (self.policy_optimizer, self.value_optimizer)
+        slots = [s for o in optimizers for own in o.adamw.state.values() for k, s in own.items() if k != "step"]
+        seen["num_parameters"] = sum(p.numel() for p in self.policy.parameters())
+        seen["num_local"] = [sum(map(fsdp_utils.num_local, tensors)) for tensors in (self.policy.parameters(), slots)]
+        return metrics
+
+    patch.setattr(session.Generator, "generate", watched_generate)
+    patch.setattr(session.Updater, "update", watched_update)
+
+
+def fail(patch, kind):
+    """Rank 1 fails in its second update's first forward, between two collectives."""
+    step, calls = session.Updater._step, []
+
+    def failing(self, *args):
+        calls.append(1)
+        if fsdp_utils.rank() == 1 and len(calls) == 2:
+            if kind == "exit":
+                os.kill(os.getpid(), 9)
+            if kind == "sleep":
+                time.sleep(1000)
+            raise RuntimeError("planted")
+        return step(self, *args)
+
+    def broken_search(self, *args, **kwargs):
+        if fsdp_utils.rank() == 1:
+            raise FloatingPointError("planted nan")
+        return search(self, *args, **kwargs)
+
+    search = session.Generator.generate
+    patch.setattr(session.Updater, "_step", failing)
+    if kind == "nan":
+        patch.setattr(session.Generator, "generate", broken_search)
+
+
+def work(job):
+    set_up = fsdp_utils.set_up
+    status = 0
+    os.environ |= job.get("environment", {})
+    with planted(job["is_double"]) as patch:
+        if len(job["commands"]) > 1:  # one process group for all of them
+            patch.setattr(fsdp_utils, "set_up", lambda *a: None if dist.is_initialized() else set_up(*a))
+            patch.setattr(fsdp_utils, "tear_down", lambda: None)
+        if job.get("fail"):
+            fail(patch, job["fail"])
+        for number, command in enumerate(job["commands"]):
+            seen = {"in_search": [], "in_update": []}
+            with pytest.MonkeyPatch.context() as inner:
+                if job.get("seen"):
+                    watch(inner, seen)
+                status = status or main([*command, "--distributed"])
+            if job.get("seen"):
+                Path(f"{job['seen']}.{number}.{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    return status
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    raise SystemExit(work(json.loads(Path(sys.argv[1]).read_text())))

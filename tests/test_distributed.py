@@ -1,0 +1,264 @@
+"""One process and several give the same run; with gloo on a CPU, through torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed_worker import planted
+from tinyzero_astar.train import main
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+OPTIONS = (
+    "--train.num-iterations 5 --train.problems-per-iteration 4 --train.batch-size 2 --train.learning-rate 0.01"
+    " --train.max-grad-norm 0.5 --train.weight-decay 0.1 --train.micro-batch-tokens 60 --data.num-problems 12"
+    " --search.num-rollouts-per-problem 3 --search.beam-width 4 --search.max-search-depth 8"
+    " --search.guidance-strength 1 --value.hidden-size 8 --value.update-frequency 3 --run.num-threads 1"
+    " --run.checkpoint-frequency 3 --run.sample-frequency 1 --eval.num-problems 7 --eval.num-samples 2"
+    " --eval.eval-frequency 3 --eval.max-rows 4"
+)
+
+SMALL = (  # of the embedded model
+    "--train.num-iterations 5 --train.problems-per-iteration 8 --train.batch-size 4"
+    " --search.num-rollouts-per-problem 4 --search.beam-width 5 --search.max-search-depth 40"
+    " --eval.num-problems 8 --eval.eval-frequency 5"
+)
+
+
+def launch(num_processes, job, folder, timeout=120):
+    """torchrun with a job; returns status, output and seconds."""
+    path = folder / "job.json"
+    path.write_text(json.dumps(job))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    began = time.perf_counter()
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(WORKER), str(path)], capture_output=True, text=True, timeout=timeout, env=environment
+    )
+    return done.returncode, done.stdout + done.stderr, time.perf_counter() - began
+
+
+def command(base, folder, *more):
+    return ["--model.model-name", str(base), *OPTIONS.split(), "--output-dir", str(folder), *more]
+
+
+def without_end(folder, copy):
+    """A run that died after its third iteration's checkpoint."""
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoints" / "checkpoint_iter_5")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def one(tiny_base, tmp_path_factory):
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    with planted(True):
+        assert main(command(tiny_base, folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one, tiny_base, tmp_path_factory):
+    """Folder with the run of two processes, `run`, and the first one's continued by them, `resumed`."""
+    folder = tmp_path_factory.mktemp("two")
+    resumed = without_end(one, folder / "resumed")
+    commands = [command(tiny_base, folder / "run"), ["--resume", str(resumed)]]
+    job = {"is_double": True, "commands": commands, "seen": str(folder / "seen")}
+    status, output, _ = launch(2, job, folder)
+    assert status == 0, output
+    assert output.count("iteration    1 ") == 1  # rank 0 alone speaks
+    assert "Warning" not in output
+    return folder
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(got, want, weights=1e-8, metrics=1e-6, iteration=5):
+    for name in ("model", "trainer"):
+        path = Path("checkpoints") / f"checkpoint_iter_{iteration}" / f"{name}.safetensors"
+        ours, theirs = load_file(got / path), load_file(want / path)
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            assert ours[key].dtype == theirs[key].dtype
+            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=weights, msg=lambda m, k=key: f"{k}: {m}")
+    for ours, theirs in zip(records(got), records(want), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in theirs.items():
+            if isinstance(value, float) and not key.startswith("time/"):
+                assert ours[key] == pytest.approx(value, rel=metrics, abs=metrics), (theirs["iteration"], key)
+            elif not isinstance(value, float) and key != "value/calibration_bins":
+                assert ours[key] == value, (theirs["iteration"], key)
+
+
+def seen(two, number, rank):
+    return json.loads((two / f"seen.{number}.{rank}.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------ the same run
+
+
+def test_two_processes_train_as_one(one, two):
+    assert len({r["rollout/reward"] for r in records(one)[1:]}) > 1  # else the comparison would be empty
+    assert_same(two / "run", one)
+    assert (two / "run" / "samples.jsonl").read_text().count("\n") == (one / "samples.jsonl").read_text().count("\n")
+
+
+def test_saved_by_one_process_and_continued_by_two(one, two):
+    assert_same(two / "resumed", one)
+
+
+def test_saved_by_two_processes_and_continued_by_one(one, two, tmp_path):
+    folder = without_end(two / "run", tmp_path / "run")
+    with planted(True):
+        assert main(["--resume", str(folder)]) == 0
+    assert_same(folder, one)
+
+
+def test_each_rank_holds_its_part_of_weights_and_moments(two):
+    ranks = [seen(two, 0, rank) for rank in (0, 1)]
+    total = ranks[0]["num_parameters"]
+    for found in ranks:
+        assert found["num_local"] == pytest.approx([total / 2, total], rel=0.01)  # two moments
+    assert sum(found["num_local"][0] for found in ranks) == total
+
+
+def test_searches_issue_no_collective(two):
+    for rank in (0, 1):
+        found = seen(two, 0, rank)
+        assert len(found["in_search"]) >= 5 and set(found["in_search"]) == {0}
+        assert len(found["in_update"]) == 5 and min(found["in_update"]) > 0  # they are counted
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one_and_continue_what_two_saved(one, two, tiny_base, tmp_path):
+    resumed = without_end(two / "run", tmp_path / "resumed")
+    commands = [command(tiny_base, tmp_path / "run"), ["--resume", str(resumed)]]
+    status, output, _ = launch(4, {"is_double": True, "commands": commands}, tmp_path, 280)
+    assert status == 0, output
+    assert_same(tmp_path / "run", one)
+    assert_same(resumed, one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_the_embedded_model_in_float32_trains_as_with_one_process(num_processes, tmp_path):
+    small = SMALL.split()
+    with planted(False):
+        assert main([*small, "--output-dir", str(tmp_path / "one")]) == 0
+    job = {"is_double": False, "commands": [[*small, "--output-dir", str(tmp_path / "many")]]}
+    status, output, _ = launch(num_processes, job, tmp_path, 280)
+    assert status == 0, output
+    assert_same(tmp_path / "many", tmp_path / "one", weights=1e-5, metrics=1e-3)
+
+
+@pytest.mark.slow
+def test_hybrid_sharding_splits_over_half_of_the_processes_and_trains_as_one(one, tiny_base, tmp_path):
+    job = {
+        "is_double": True,
+        "commands": [command(tiny_base, tmp_path / "run", "--train.sharding", "hybrid")],
+        "seen": str(tmp_path / "seen"),
+        "environment": {"LOCAL_WORLD_SIZE": "2"},  # as if on two machines
+    }
+    status, output, _ = launch(4, job, tmp_path, 280)
+    assert status == 0, output
+    assert_same(tmp_path / "run", one)
+    for rank in range(4):
+        found = seen(tmp_path, 0, rank)
+        total = found["num_parameters"]
+        assert found["num_local"] == pytest.approx([total / 2, total], rel=0.01)
+
+
+@pytest.mark.slow
+def test_bfloat16_trains_on_two_processes_and_continues_on_one(tiny_base, tmp_path):
+    argv = command(tiny_base, tmp_path / "two", "--model.dtype", "bfloat16")
+    status, output, _ = launch(2, {"is_double": False, "commands": [argv]}, tmp_path)
+    assert status == 0, output
+    folder = without_end(tmp_path / "two", tmp_path / "resumed")
+    with planted(False):
+        assert main(["--resume", str(folder)]) == 0
+        assert main(command(tiny_base, tmp_path / "one", "--model.dtype", "bfloat16")) == 0
+    path = Path("checkpoints") / "checkpoint_iter_3"
+    for name in ("model", "trainer"):
+        ours, theirs = (load_file(tmp_path / run / path / f"{name}.safetensors") for run in ("two", "one"))
+        assert {k: (v.dtype, v.shape) for k, v in ours.items()} == {k: (v.dtype, v.shape) for k, v in theirs.items()}
+    first, other = records(tmp_path / "two")[1], records(tmp_path / "one")[1]
+    for key in ("rollout/reward", "weight/sum", "audit/ratio_error"):  # before the first update
+        assert first[key] == pytest.approx(other[key], rel=0.1)
+
+
+# ---------------------------------------------------------------------------------------------------- failures
+
+
+def test_a_rank_that_raises_ends_the_others_and_says_why(tiny_base, tmp_path):
+    job = {"is_double": False, "commands": [command(tiny_base, tmp_path / "run")], "fail": "raise"}
+    status, output, seconds = launch(2, job, tmp_path)
+    assert status != 0 and seconds < 60
+    assert "error: rank 1 of 2 on " in output and "RuntimeError: planted" in output
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others(tiny_base, tmp_path):
+    job = {"is_double": False, "commands": [command(tiny_base, tmp_path / "run")], "fail": "exit"}
+    status, _, seconds = launch(2, job, tmp_path)
+    assert status != 0 and seconds < 60
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_run_after_the_time_out(tiny_base, tmp_path):
+    argv = command(tiny_base, tmp_path / "run", "--run.collective-timeout-s", "5")
+    status, output, seconds = launch(2, {"is_double": False, "commands": [argv], "fail": "sleep"}, tmp_path)
+    assert status != 0 and seconds < 90
+    assert "error: rank 0 of 2 on " in output and "collective_timeout_s 5" in output
+
+
+@pytest.mark.slow
+def test_nan_on_one_rank_is_one_sentence(tiny_base, tmp_path):
+    job = {"is_double": False, "commands": [command(tiny_base, tmp_path / "run")], "fail": "nan"}
+    status, output, _ = launch(2, job, tmp_path)
+    assert status != 0 and output.count("rank 1: planted nan") == 1
+
+
+TORCHRUN = {
+    "RANK": "0",
+    "WORLD_SIZE": "3",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "3",
+    "MASTER_ADDR": "localhost",
+    "MASTER_PORT": "29500",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "argv", "sentence"),
+    [
+        ({}, ["--distributed"], "--distributed needs torchrun (RANK is not set)"),
+        (TORCHRUN, [], "torchrun started 3 processes without --distributed"),
+        (TORCHRUN, ["--distributed"], "3 processes do not divide problems_per_iteration 32"),
+        (TORCHRUN, ["--distributed"], "use --train.problems-per-iteration 33,"),
+        (
+            TORCHRUN | {"LOCAL_WORLD_SIZE": "2"},
+            ["--distributed", "--train.problems-per-iteration", "33", "--train.sharding", "hybrid"],
+            "sharding hybrid needs as many processes on every machine",
+        ),
+    ],
+)
+def test_processes_that_do_not_fit_the_command_are_one_sentence(environment, argv, sentence, monkeypatch, capsys):
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and sentence in err and err.count("\n") == 1
