@@ -76,7 +76,7 @@ def two(one, tiny_base, tmp_path_factory):
     job = {"is_double": True, "commands": commands, "seen": str(folder / "seen")}
     status, output, _ = launch(2, job, folder)
     assert status == 0, output
-    assert output.count("iteration    1 ") == 1  # rank 0 alone speaks
+    assert output.count("iteration   1 ") == 1  # rank 0 alone speaks
     assert "Warning" not in output
     return folder
 
