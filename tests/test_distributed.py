@@ -18,9 +18,9 @@ from tests.distributed_worker import planted
 from tinyzero_astar.train import main
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-OPTIONS = (
-    "--train.num-iterations 5 --train.problems-per-iteration 4 --train.batch-size 2 --train.learning-rate 0.01"
-    " --train.max-grad-norm 0.5 --train.weight-decay 0.1 --train.micro-batch-tokens 60 --data.num-problems 12"
+OPTIONS = (  # three rows a step, one a micro-batch: two ranks have unequal turns, and of four one has no row
+    "--train.num-iterations 5 --train.problems-per-iteration 4 --train.batch-size 1 --train.learning-rate 0.01"
+    " --train.max-grad-norm 0.5 --train.weight-decay 0.1 --train.micro-batch-tokens 20 --data.num-problems 12"
     " --search.num-rollouts-per-problem 3 --search.beam-width 4 --search.max-search-depth 8"
     " --search.guidance-strength 1 --value.hidden-size 8 --value.update-frequency 3 --run.num-threads 1"
     " --run.checkpoint-frequency 3 --run.sample-frequency 1 --eval.num-problems 7 --eval.num-samples 2"
@@ -152,15 +152,19 @@ def test_four_processes_train_as_one_and_continue_what_two_saved(one, two, tiny_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [2, 4])
-def test_the_embedded_model_in_float32_trains_as_with_one_process(num_processes, tmp_path):
+@pytest.mark.parametrize(
+    ("num_processes", "is_double", "weights", "metrics"),
+    # in float32 one process with other micro-batches differs by 1e-5 from itself: rounding, carried on by Adam
+    [(2, False, 5e-5, 1e-3), (2, True, 1e-8, 1e-6), (4, True, 1e-8, 1e-6)],
+)
+def test_the_embedded_model_trains_as_with_one_process(num_processes, is_double, weights, metrics, tmp_path):
     small = SMALL.split()
-    with planted(False):
+    with planted(is_double):
         assert main([*small, "--output-dir", str(tmp_path / "one")]) == 0
-    job = {"is_double": False, "commands": [[*small, "--output-dir", str(tmp_path / "many")]]}
+    job = {"is_double": is_double, "commands": [[*small, "--output-dir", str(tmp_path / "many")]]}
     status, output, _ = launch(num_processes, job, tmp_path, 280)
     assert status == 0, output
-    assert_same(tmp_path / "many", tmp_path / "one", weights=1e-5, metrics=1e-3)
+    assert_same(tmp_path / "many", tmp_path / "one", weights, metrics)
 
 
 @pytest.mark.slow
