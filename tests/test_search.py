@@ -18,7 +18,9 @@ from tests.oracles import (
     plackett_luce_pairs,
     twisted_leaf_law,
 )
+from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
+from tinyzero_astar.rollout.gumbel import log_inclusion
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 
 PLAIN = Guidance(strength=0.0)
@@ -299,3 +301,35 @@ def test_arguments_are_checked():
         astar_rollouts(TableDecoder([table]), [[0]], seeds=torch.zeros(1))
     with pytest.raises(ValueError, match=r"cap 0\.5"):
         Guidance(cap=0.5)
+
+
+def test_leaves_too_improbable_for_a_double_have_finite_weights():
+    """200 tokens of a uniform policy over 1,000: log pi = -1381.6, and exp of that is 0."""
+
+    class Uniform:
+        eos_id = 0
+
+        def start(self, prompts, slots_per_prompt):
+            return self.step(torch.zeros(len(prompts)), None, None, None)
+
+        def step(self, tokens, source, length, target):
+            logits = torch.zeros((len(tokens), 1000), dtype=torch.float64)
+            return StepOutput(logits, logits[:, 0], logits)
+
+    guidance = Guidance(strength=0.0)
+    options = {"num_rollouts": 3, "beam_width": 4, "max_search_depth": 200, "guidance": guidance}
+    found = astar_rollouts(Uniform(), [[5]] * 200, seeds=torch.arange(200), **options)
+    assert float(found.logp.sum(-1).min()) < -1000
+    assert torch.isfinite(found.weight).all()
+    # q_kappa is pi e^-kappa there, so a weight is e^kappa
+    long = found.length == 200
+    torch.testing.assert_close(found.weight[long], torch.exp(found.kappa)[:, None].expand_as(long)[long])
+    total = found.weight.sum(1)
+    assert abs(total.mean() - 1) < 4 * total.std() / 200**0.5
+
+
+def test_inclusion_probability_is_continuous_where_its_series_takes_over():
+    gap = torch.tensor([-30.0, -39.999999, -40.000001, -700.0, -5000.0], dtype=torch.float64)
+    exact = [math.log(-math.expm1(-math.exp(x))) for x in gap[:4].tolist()]
+    found = log_inclusion(gap, torch.zeros(()))
+    torch.testing.assert_close(found, torch.tensor([*exact, -5000.0], dtype=torch.float64), rtol=1e-14, atol=0)

@@ -154,9 +154,10 @@ def is_any(flag: bool) -> bool:
 
 def sum_numbers(values: Sequence[float]) -> list[float]:
     """Each number summed over ranks, in float64."""
-    total = torch.tensor(values, dtype=torch.float64)
-    if is_distributed():
-        dist.all_reduce(total)
+    if not is_distributed():
+        return list(values)
+    total = torch.tensor(values, dtype=torch.float64, device="cpu")
+    dist.all_reduce(total)
     summed: list[float] = total.tolist()
     return summed
 

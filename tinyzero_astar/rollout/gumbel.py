@@ -86,4 +86,6 @@ def log_inclusion(log_q: Tensor, kappa: Tensor) -> Tensor:
         log_q: phi(y), log-probability of the leaf under the proposal.
         kappa: the (K+1)-th largest perturbed log-mass, broadcastable.
     """
-    return torch.log(-torch.expm1(-torch.exp(log_q - kappa)))
+    gap = log_q - kappa
+    # below -40 the first term of the series is exact; below -745, hundreds of tokens of a diffuse policy, exp is 0
+    return torch.where(gap < -40.0, gap, torch.log(-torch.expm1(-torch.exp(gap))))
