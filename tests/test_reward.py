@@ -310,9 +310,7 @@ def _verdict(accuracy: bool, is_format: bool) -> Verdict:
     ("accuracy", "is_format", "expected"),
     [(False, False, 0.0), (True, False, 3.0), (False, True, 0.25), (True, True, 3.25)],
 )
-def test_reward_adds_the_weights_that_hold(
-    accuracy: bool, is_format: bool, expected: float
-) -> None:
+def test_reward_adds_the_weights_that_hold(accuracy: bool, is_format: bool, expected: float) -> None:
     value = reward(_verdict(accuracy, is_format), RewardWeights(accuracy=3.0, format=0.25))
     assert value == expected
     assert isinstance(value, float)

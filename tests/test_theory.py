@@ -270,8 +270,7 @@ class TabularPolicy(nn.Module):
 
     def __init__(self, decoder, value_logit):
         super().__init__()
-        self.decoder = decoder
-        self.dtype = torch.float64
+        self.decoder, self.dtype = decoder, torch.float64
         self.language_model, self.value_model = nn.Module(), nn.Module()
         self.language_model.logits = nn.Parameter(decoder.logits.nan_to_num(0.0))
         self.value_model.logits = nn.Parameter(torch.stack([value_logit, value_logit, torch.zeros_like(value_logit)]))
@@ -290,6 +289,8 @@ class TabularPolicy(nn.Module):
         return TokenScores(
             logp, torch.zeros_like(logp), accuracy[nodes[:, :-1]], form[nodes[:, :-1]], child[nodes[:, 1:]]
         )
+
+    forward = token_scores
 
 
 def batch_of(decoder, rollouts, weight=None):
