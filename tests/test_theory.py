@@ -275,9 +275,6 @@ class TabularPolicy(nn.Module):
         self.language_model.logits = nn.Parameter(decoder.logits.nan_to_num(0.0))
         self.value_model.logits = nn.Parameter(torch.stack([value_logit, value_logit, torch.zeros_like(value_logit)]))
 
-    def forward(self, ids, prompt_length, tokens):
-        return self.token_scores(ids, prompt_length, tokens)
-
     def token_scores(self, ids, prompt_length, tokens):
         root = torch.tensor([self.decoder.number[i, ()] for i in range(len(self.decoder.tables))])
         whole = torch.full((len(tokens),), tokens.shape[1])
