@@ -304,7 +304,7 @@ def test_arguments_are_checked():
 
 
 def test_leaves_too_improbable_for_a_double_have_finite_weights():
-    """200 tokens of a uniform policy over 1,000: log pi = -1381.6, and exp of that is 0."""
+    """120 tokens of a uniform policy over 1,000: log pi = -828.9, and exp of that is 0."""
 
     class Uniform:
         eos_id = 0
@@ -317,15 +317,15 @@ def test_leaves_too_improbable_for_a_double_have_finite_weights():
             return StepOutput(logits, logits[:, 0], logits)
 
     guidance = Guidance(strength=0.0)
-    options = {"num_rollouts": 3, "beam_width": 4, "max_search_depth": 200, "guidance": guidance}
-    found = astar_rollouts(Uniform(), [[5]] * 200, seeds=torch.arange(200), **options)
-    assert float(found.logp.sum(-1).min()) < -1000
+    options = {"num_rollouts": 3, "beam_width": 4, "max_search_depth": 120, "guidance": guidance}
+    found = astar_rollouts(Uniform(), [[5]] * 80, seeds=torch.arange(80), **options)
+    assert float(found.logp.sum(-1).min()) < -800
     assert torch.isfinite(found.weight).all()
     # q_kappa is pi e^-kappa there, so a weight is e^kappa
-    long = found.length == 200
+    long = found.length == 120
     torch.testing.assert_close(found.weight[long], torch.exp(found.kappa)[:, None].expand_as(long)[long])
     total = found.weight.sum(1)
-    assert abs(total.mean() - 1) < 4 * total.std() / 200**0.5
+    assert abs(total.mean() - 1) < 4 * total.std() / 80**0.5
 
 
 def test_inclusion_probability_is_continuous_where_its_series_takes_over():
