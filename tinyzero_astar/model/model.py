@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.architecture import SUPPORTED
-from tinyzero_astar.model.decoder import SlotDecoder, StepFn
+from tinyzero_astar.model.decoder import HiddenFn, SlotDecoder
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.loading import Say, load_language_model
+from tinyzero_astar.model.slot_cache import SlotCache
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
 
@@ -52,6 +53,7 @@ class Policy(nn.Module):
         self.eos_id = eos_id
         self.dtype = language_model.dtype  # of weights and activations; shards hold float32
         config = language_model.config.get_text_config()
+        self.num_layers: int = config.num_hidden_layers
         self.vocab_size = language_model.get_output_embeddings().weight.shape[0]
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2's
         self.value_model = ValueModel(config.hidden_size, value_hidden_size, self.vocab_size)
@@ -63,7 +65,7 @@ class Policy(nn.Module):
         return weight.device
 
     def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor:
-        """Last hidden states [N, Q, D]; see `model.decoder.Network.hidden`. A mask of None means causal."""
+        """Last hidden states [N, Q, D]; the boolean mask is [N, 1, Q, L], None means causal."""
         output = self.language_model.base_model(
             input_ids=ids,
             position_ids=position_ids,
@@ -74,16 +76,21 @@ class Policy(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def step_fn(self) -> StepFn:
-        """What decodes one token per row during one search: the fast path where it is known to be equal."""
+    def decoding_fn(self, num_positions: int) -> HiddenFn:
+        """See `model.decoder.Network.decoding_fn`: the fast path where it is known to be equal."""
         model = self.language_model
-        return FastDecode(model).hidden if is_supported(model) else self.hidden
+        return FastDecode(model, num_positions).hidden if is_supported(model) else self._decoded
 
-    def score(self, hidden: Tensor) -> StepOutput:
-        """Next-token logits and values at hidden states [N, D], in float32."""
-        value = self.value_model(hidden)
-        child = self.value_model.child_logits(hidden, value.accuracy)
-        return StepOutput(self._logits(hidden), value.accuracy.float(), child.float())
+    def _decoded(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
+        if is_seen is None:  # no mask would mean a causal one, which takes the first row's length for everybody's
+            is_seen = torch.ones(len(ids), 1, 1, cache.get_seq_length(), dtype=torch.bool, device=ids.device)
+        return self.hidden(ids, position_ids, is_seen, cache)
+
+    def score(self, hidden: Tensor, scores_children: bool = True) -> StepOutput:
+        """Next-token logits and values at hidden states [N, D], in float32; see `model.decoder.Network.score`."""
+        logits, value = self._logits(hidden), self.value_model(hidden).accuracy
+        child = self.value_model.child_logits(hidden, value) if scores_children else value[:, None].expand_as(logits)
+        return StepOutput(logits, value.float(), child.float())
 
     def forward(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
         """`token_scores` for training: what sharding gathers its weights for."""
@@ -129,9 +136,8 @@ class Policy(nn.Module):
 
     def shard(self, sharding: Sharding) -> None:
         """Split all weights over the process group, decoder layer by decoder layer; do it before optimizers exist."""
-        count = self.language_model.config.get_text_config().num_hidden_layers
         stacks = (m for m in self.language_model.base_model.modules() if isinstance(m, nn.ModuleList))
-        layers = next(stack for stack in stacks if len(stack) == count)
+        layers = next(stack for stack in stacks if len(stack) == self.num_layers)
         if self.dtype == torch.bfloat16:
             self.language_model.float()
         shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)

@@ -19,15 +19,15 @@ _FOLD = 0x632BE59BD9B4E019
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical: int64's own shift drags the sign along
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # logical: int64's own shift drags the sign along
 
 
 def mix64(x: Tensor) -> Tensor:
     """Splitmix64's finaliser: a bijection of int64 whose output bits look independent."""
-    x = x + _GOLDEN
-    x = (x ^ _shift_right(x, 30)) * _MULTIPLY_1
-    x = (x ^ _shift_right(x, 27)) * _MULTIPLY_2
-    return x ^ _shift_right(x, 31)
+    x = x + _GOLDEN  # a new tensor; the rest is in place, as the noise of a whole vocabulary is a tenth of a step
+    x.bitwise_xor_(_shift_right(x, 30)).mul_(_MULTIPLY_1)
+    x.bitwise_xor_(_shift_right(x, 27)).mul_(_MULTIPLY_2)
+    return x.bitwise_xor_(_shift_right(x, 31))
 
 
 def fold(state: Tensor, token: Tensor) -> Tensor:
@@ -37,11 +37,11 @@ def fold(state: Tensor, token: Tensor) -> Tensor:
 
 def to_uniform(bits: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), both ends excluded, of hashed int64 bits; float64."""
-    return (_shift_right(bits, 11).double() + 0.5) * 2.0**-53
+    return _shift_right(bits, 11).double().add_(0.5).mul_(2.0**-53)
 
 
 def _to_gumbel(bits: Tensor) -> Tensor:
-    return -torch.log(-torch.log(to_uniform(bits)))
+    return to_uniform(bits).log_().neg_().log_().neg_()
 
 
 def root_gumbel(state: Tensor) -> Tensor:

@@ -49,12 +49,13 @@ class _Beam:
     slot: Tensor  # int64, decoder slot within the problem
     row: Tensor  # int64, row of the latest StepOutput that evaluated the prefix
     is_open: Tensor  # True where the prefix can be extended
+    places: Tensor  # [N] of the open rows in the flattened beam; the decoder is asked for them in this order
 
 
 class _Choice(NamedTuple):
     """The next K rows of every problem; [P, K] each."""
 
-    parent: Tensor  # row of the beam that each new row extends or carries on
+    parent: Tensor | None  # row of the beam that each new row extends or carries on; None: itself
     token: Tensor  # the token it adds, or _NO_TOKEN
     priority: Tensor
     logp: Tensor
@@ -64,11 +65,11 @@ class _Choice(NamedTuple):
 class _Step(NamedTuple):
     """What one step added; [P, K] each. Enough to read every leaf off backwards."""
 
-    parent: Tensor
+    parent: Tensor | None
     token: Tensor
     logp: Tensor
     logq: Tensor
-    value: Tensor
+    value_logit: Tensor
     child_logit: Tensor  # of the new prefix; only for a trace
     priority: Tensor
 
@@ -111,20 +112,21 @@ class Sampling:
             slot=index,
             row=index + torch.arange(len(self._seeds), device=device)[:, None],
             is_open=torch.ones(shape, dtype=torch.bool, device=device),
+            places=torch.arange(index.numel(), device=device),
         )
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        rows = beam.row[beam.is_open]
-        perturbed = logp[rows] if len(rows) != len(logp) else logp  # at first all streams share the prompt's row
+        if len(logp) != len(beam.places):  # at first all streams share the prompt's row
+            logp = logp[beam.row.flatten()]
+        perturbed = logp
         if self._noise:
-            perturbed = perturbed + gumbel_noise(beam.state[beam.is_open], logp.shape[-1])
+            perturbed = gumbel_noise(beam.state.flatten()[beam.places], logp.shape[-1]).add_(logp)
         drawn = perturbed.argmax(-1)
         token = torch.full_like(beam.row, _NO_TOKEN)
-        token[beam.is_open] = drawn
+        token.view(-1)[beam.places] = drawn
         step_logp = torch.zeros_like(beam.log_pi)
-        step_logp[beam.is_open] = logp[rows, drawn].double()
-        parent = torch.arange(beam.row.shape[1], device=token.device).expand_as(token)
-        return _Choice(parent, token, beam.priority + step_logp, step_logp, step_logp)
+        step_logp.view(-1)[beam.places] = logp.gather(1, drawn[:, None])[:, 0].double()
+        return _Choice(None, token, beam.priority + step_logp, step_logp, step_logp)
 
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
         kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
@@ -146,51 +148,48 @@ class WithoutReplacement:
         self._is_guided = bool((self._strength > 0).any())
         self.num_capped = torch.zeros(problems, dtype=torch.int64, device=device)
         self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
-        state = mix64(self._seeds.to(device))[:, None].expand(shape)
+        state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         priority[:, 0] = root_gumbel(state[:, 0])  # G(x) = 0 would bias eq. 6
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         row = index + torch.arange(problems, device=device)[:, None]
-        return _Beam(priority, zero, zero, state, index, row, torch.isfinite(priority))
+        is_open = torch.isfinite(priority)
+        return _Beam(priority, zero, zero, state, index, row, is_open, is_open.flatten().nonzero()[:, 0])
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        problem, column = beam.is_open.nonzero(as_tuple=True)
-        # the decoder was asked for the open rows in this order: row n of the output is (problem, column)[n]
-        logq = self._log_proposal(beam, output.child_logit, logp, problem, column)
-        noise = gumbel_noise(beam.state[problem, column], logp.shape[-1])
-        perturbed = beam.log_q[problem, column][:, None] + logq + noise
-        best, token = perturbed.topk(min(self._num_rollouts + 1, logp.shape[-1]))
-        best = truncated_gumbel(best, best[:, :1], beam.priority[problem, column][:, None])
+        logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
+        places, vocab_size = beam.places, logp.shape[-1]
+        perturbed = gumbel_noise(beam.state.flatten()[places], vocab_size)
+        perturbed += beam.log_q.flatten()[places, None] + logq
+        best, token = perturbed.topk(min(self._num_rollouts + 1, vocab_size))
+        best = truncated_gumbel(best, best[:, :1], beam.priority.flatten()[places, None])
 
         num_problems, num_columns = beam.row.shape
         width = best.shape[1]
-        pool = best.new_full((num_problems, num_columns, width), -torch.inf)
-        pool[:, :, 0] = beam.priority  # leaves compete with what they are
-        pool[problem, column] = best
-        pool_token = torch.full_like(pool, _NO_TOKEN, dtype=torch.int64)
-        pool_token[problem, column] = token
-        priority, place = pool.flatten(1).topk(min(num_columns + 1, num_columns * width))
+        pool = best.new_full((num_problems * num_columns, width), -torch.inf)
+        pool[:, 0] = beam.priority.flatten()  # leaves compete with what they are
+        pool[places] = best
+        pool_token = token.new_full(pool.shape, _NO_TOKEN)
+        pool_token[places] = token
+        priority, place = pool.view(num_problems, -1).topk(min(num_columns + 1, num_columns * width))
         if priority.shape[1] > num_columns:
             self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
         priority, place = priority[:, :num_columns], place[:, :num_columns]
 
         parent = place // width
-        chosen = pool_token.flatten(1).gather(1, place)
+        chosen = pool_token.view(num_problems, -1).gather(1, place)
         chosen = torch.where(torch.isneginf(priority), _NO_TOKEN, chosen)
         is_extended = chosen != _NO_TOKEN
-        active = torch.zeros_like(beam.row)
-        active[problem, column] = torch.arange(len(problem), device=problem.device)
-        source = active.gather(1, parent)
-        step_logp = torch.where(is_extended, logp[source, chosen].double(), 0.0)
-        step_logq = torch.where(is_extended, logq[source, chosen].double(), 0.0)
+        at = beam.row.gather(1, parent) * vocab_size + chosen.clamp(min=0)  # in the flattened output
+        step_logp = torch.where(is_extended, logp.flatten()[at].double(), 0.0)
+        step_logq = torch.where(is_extended, logq.flatten()[at].double(), 0.0) if self._is_guided else step_logp
         return _Choice(parent, chosen, priority, step_logp, step_logq)
 
-    def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor, problem: Tensor, column: Tensor) -> Tensor:
-        if not self._is_guided:
-            return logp
+    def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor) -> Tensor:
+        problem = beam.places // beam.row.shape[1]
         child_h = child_heuristic(child_logit, self._inverse_beta[problem][:, None])
-        log_weight = (beam.log_pi - beam.log_q)[problem, column].to(logp.dtype)
+        log_weight = (beam.log_pi - beam.log_q).flatten()[beam.places].to(logp.dtype)
         strength = self._strength[problem]
         proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
         self.num_capped.index_add_(0, problem, (proposal.tau < strength).long())
@@ -214,44 +213,51 @@ def lock_step(
     output = decoder.start(prompts, num_rollouts)
     beam = chooser.begin(output)
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
-    expanded = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
-    decoded, forks, max_open = torch.zeros_like(expanded), torch.zeros_like(expanded), torch.ones_like(expanded)
     history: list[_Step] = []
+    num_open, num_forked = [torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)], []
     for depth in range(1, max_search_depth + 1):
         choice = chooser.choose(beam, output, log_policy(output))
-        row = beam.row.gather(1, choice.parent)
+        row = beam.row if choice.parent is None else beam.row.gather(1, choice.parent)
         history.append(
             _Step(
                 choice.parent,
                 choice.token,
                 choice.logp,
                 choice.logq,
-                torch.sigmoid(output.value_logit.double())[row],
+                output.value_logit[row],
                 output.child_logit[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
                 choice.priority,
             )
         )
         beam = _extend(beam, choice, decoder.eos_id, is_last=depth == max_search_depth)
-        if not bool(beam.is_open.any()):
+        places = beam.places
+        if len(places) == 0:
             break
         source = beam.slot
-        slot, num_forked = _assign_slots(source, beam.is_open)
-        problem, column = beam.is_open.nonzero(as_tuple=True)
-        base = problem * num_rollouts
+        if choice.parent is not None or depth == 1:  # else every row stands in its own slot already
+            slot, forked = _assign_slots(source, beam.is_open)
+            beam = replace(beam, slot=slot)
+            num_forked.append(forked)
+        base = places // num_rollouts * num_rollouts
         output = decoder.step(
-            tokens=choice.token[problem, column],
-            source=base + source[problem, column],
-            length=torch.full_like(problem, depth - 1),
-            target=base + slot[problem, column],
+            tokens=choice.token.flatten()[places],
+            source=base + source.flatten()[places],
+            length=torch.full_like(places, depth - 1),
+            target=base + beam.slot.flatten()[places],
         )
-        row = torch.zeros_like(beam.row)
-        row[problem, column] = torch.arange(len(problem), device=row.device)
-        beam = replace(beam, slot=slot, row=row)
-        num_open = beam.is_open.sum(1)
-        expanded, decoded, forks = expanded + num_open, decoded + num_open, forks + num_forked
-        max_open = torch.maximum(max_open, num_open)
+        beam.row.view(-1)[places] = torch.arange(len(places), device=places.device)
+        num_open.append(beam.is_open.sum(1))
+    opened = torch.stack(num_open)
+    expanded = opened.sum(0)
+    forks = torch.stack(num_forked).sum(0) if num_forked else torch.zeros_like(expanded)
     stats = SearchStats(
-        expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded), chooser.num_capped
+        num_expanded=expanded,
+        num_forks=forks,
+        num_decoded_tokens=expanded - 1,
+        max_open=opened.amax(0),
+        num_open_final=beam.is_open.sum(1),
+        num_pruned=torch.zeros_like(expanded),
+        num_capped=chooser.num_capped,
     )
     if trace is not None:
         trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_id))
@@ -260,16 +266,21 @@ def lock_step(
 
 def _extend(beam: _Beam, choice: _Choice, eos_id: int, is_last: bool) -> _Beam:
     """The beam after each row took its token; a depth-limited row is closed as a leaf."""
+    carried = (beam.log_q, beam.log_pi, beam.state, beam.slot)
+    if choice.parent is not None:
+        carried = tuple(x.gather(1, choice.parent) for x in carried)
+    log_q, log_pi, state, slot = carried
     is_extended = choice.token != _NO_TOKEN
-    state = beam.state.gather(1, choice.parent)
+    is_open = is_extended & (choice.token != eos_id) & (not is_last)
     return _Beam(
         priority=choice.priority,
-        log_q=beam.log_q.gather(1, choice.parent) + choice.logq,
-        log_pi=beam.log_pi.gather(1, choice.parent) + choice.logp,
+        log_q=log_q + choice.logq,
+        log_pi=log_pi + choice.logp,
         state=torch.where(is_extended, fold(state, choice.token), state),
-        slot=beam.slot.gather(1, choice.parent),
-        row=beam.row.gather(1, choice.parent),
-        is_open=is_extended & (choice.token != eos_id) & (not is_last),
+        slot=slot,
+        row=torch.zeros_like(beam.row),
+        is_open=is_open,
+        places=is_open.flatten().nonzero()[:, 0],
     )
 
 
@@ -299,9 +310,10 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
     row = order
     columns: list[list[Tensor]] = []
     for step in reversed(history):
-        columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value)])
-        row = step.parent.gather(1, row)
-    tokens, logp, logq, value = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
+        columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
+        if step.parent is not None:
+            row = step.parent.gather(1, row)
+    tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != _NO_TOKEN
     tokens = torch.where(is_token, tokens, eos_id)
     length = is_token.sum(-1)
@@ -313,7 +325,7 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
         is_finished=(length > 0) & (last == eos_id),
         logp=torch.where(is_token, logp, 0.0),
         logq=torch.where(is_token, logq, 0.0),
-        value=torch.where(is_token, value, 0.0),
+        value=torch.where(is_token, torch.sigmoid(value_logit.double()), 0.0),
         priority=beam.priority.gather(1, order),
         kappa=kappa,
         weight=weight.gather(1, order),
@@ -337,7 +349,8 @@ def _trace(
         for depth, step in enumerate(history, start=1):
             child_h = soft_value(step.child_logit[problem], inverse_beta[problem])
             next_row = []
-            for k, parent in enumerate(at_row[j] for j in step.parent[problem].tolist()):
+            parents = range(len(at_row)) if step.parent is None else step.parent[problem].tolist()
+            for k, parent in enumerate(at_row[j] for j in parents):
                 token = int(step.token[problem, k])
                 if token == _NO_TOKEN:
                     next_row.append(parent)
