@@ -74,6 +74,11 @@ class _Step(NamedTuple):
     priority: Tensor
 
 
+def _at(x: Tensor, places: Tensor) -> Tensor:
+    """Elements of the flattened `x`, in the shape of `places`."""
+    return x.flatten().index_select(0, places.flatten()).view(places.shape)
+
+
 class Chooser(Protocol):
     """Which K rows the next step keeps."""
 
@@ -120,12 +125,12 @@ class Sampling:
             logp = logp[beam.row.flatten()]
         perturbed = logp
         if self._noise:
-            perturbed = gumbel_noise(beam.state.flatten()[beam.places], logp.shape[-1]).add_(logp)
+            perturbed = gumbel_noise(_at(beam.state, beam.places), logp.shape[-1]).add_(logp)
         drawn = perturbed.argmax(-1)
         token = torch.full_like(beam.row, _NO_TOKEN)
-        token.view(-1)[beam.places] = drawn
+        token.view(-1).index_copy_(0, beam.places, drawn)
         step_logp = torch.zeros_like(beam.log_pi)
-        step_logp.view(-1)[beam.places] = logp.gather(1, drawn[:, None])[:, 0].double()
+        step_logp.view(-1).index_copy_(0, beam.places, logp.gather(1, drawn[:, None])[:, 0].double())
         return _Choice(None, token, beam.priority + step_logp, step_logp, step_logp)
 
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
@@ -160,37 +165,35 @@ class WithoutReplacement:
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
         logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
         places, vocab_size = beam.places, logp.shape[-1]
-        perturbed = gumbel_noise(beam.state.flatten()[places], vocab_size)
-        perturbed += beam.log_q.flatten()[places, None] + logq
+        perturbed = gumbel_noise(_at(beam.state, places), vocab_size).add_(logq)
         best, token = perturbed.topk(min(self._num_rollouts + 1, vocab_size))
-        best = truncated_gumbel(best, best[:, :1], beam.priority.flatten()[places, None])
+        best += _at(beam.log_q, places)[:, None]
+        best = truncated_gumbel(best, best[:, :1], _at(beam.priority, places)[:, None])
 
         num_problems, num_columns = beam.row.shape
         width = best.shape[1]
-        pool = best.new_full((num_problems * num_columns, width), -torch.inf)
+        pool = best.new_full((beam.row.numel(), width), -torch.inf)
         pool[:, 0] = beam.priority.flatten()  # leaves compete with what they are
-        pool[places] = best
-        pool_token = token.new_full(pool.shape, _NO_TOKEN)
-        pool_token[places] = token
+        pool.index_copy_(0, places, best)
         priority, place = pool.view(num_problems, -1).topk(min(num_columns + 1, num_columns * width))
         if priority.shape[1] > num_columns:
             self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
         priority, place = priority[:, :num_columns], place[:, :num_columns]
 
-        parent = place // width
-        chosen = pool_token.view(num_problems, -1).gather(1, place)
-        chosen = torch.where(torch.isneginf(priority), _NO_TOKEN, chosen)
-        is_extended = chosen != _NO_TOKEN
-        at = beam.row.gather(1, parent) * vocab_size + chosen.clamp(min=0)  # in the flattened output
-        step_logp = torch.where(is_extended, logp.flatten()[at].double(), 0.0)
-        step_logq = torch.where(is_extended, logq.flatten()[at].double(), 0.0) if self._is_guided else step_logp
+        parent = place.div(width, rounding_mode="floor")
+        row = beam.row.gather(1, parent)
+        is_extended = beam.is_open.gather(1, parent) & torch.isfinite(priority)
+        chosen = _at(token, row * width + place % width).where(is_extended, _NO_TOKEN)
+        at = row * vocab_size + chosen.clamp(min=0)  # in the flattened output
+        step_logp = _at(logp, at).double().where(is_extended, 0.0)
+        step_logq = _at(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
         return _Choice(parent, chosen, priority, step_logp, step_logq)
 
     def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor) -> Tensor:
         problem = beam.places // beam.row.shape[1]
-        child_h = child_heuristic(child_logit, self._inverse_beta[problem][:, None])
-        log_weight = (beam.log_pi - beam.log_q).flatten()[beam.places].to(logp.dtype)
-        strength = self._strength[problem]
+        child_h = child_heuristic(child_logit, _at(self._inverse_beta, problem)[:, None])
+        log_weight = _at(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)
+        strength = _at(self._strength, problem)
         proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
         self.num_capped.index_add_(0, problem, (proposal.tau < strength).long())
         return proposal.logq
@@ -224,7 +227,7 @@ def lock_step(
                 choice.token,
                 choice.logp,
                 choice.logq,
-                output.value_logit[row],
+                _at(output.value_logit, row),
                 output.child_logit[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
                 choice.priority,
             )
@@ -240,12 +243,12 @@ def lock_step(
             num_forked.append(forked)
         base = places // num_rollouts * num_rollouts
         output = decoder.step(
-            tokens=choice.token.flatten()[places],
-            source=base + source.flatten()[places],
+            tokens=_at(choice.token, places),
+            source=base + _at(source, places),
             length=torch.full_like(places, depth - 1),
-            target=base + beam.slot.flatten()[places],
+            target=base + _at(beam.slot, places),
         )
-        beam.row.view(-1)[places] = torch.arange(len(places), device=places.device)
+        beam.row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
         num_open.append(beam.is_open.sum(1))
     opened = torch.stack(num_open)
     expanded = opened.sum(0)
@@ -294,14 +297,12 @@ def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The slots [P, K], distinct over a problem's open rows, and the number of forks [P].
     """
-    num_slots = source.shape[1]
-    same = (source[:, :, None] == source[:, None, :]) & is_open[:, :, None] & is_open[:, None, :]
-    is_fork = same.tril(-1).any(2)
-    num_owners = torch.zeros_like(source).scatter_add(1, source, is_open.long())
-    free = (num_owners > 0).to(torch.int8).argsort(dim=1, stable=True)  # free slots first, in order
-    rank = (is_fork.cumsum(1) - 1).clamp(min=0)
-    slot = torch.where(is_fork, free.gather(1, rank.clamp(max=num_slots - 1)), source)
-    return slot, is_fork.sum(1)
+    same = (source[:, :, None] == source[:, None, :]) & is_open[:, None, :]
+    is_fork = same.tril(-1).any(2) & is_open
+    num_owners = torch.zeros_like(source).scatter_add_(1, source, is_open.long())
+    free = num_owners.argsort(dim=1, stable=True)  # free slots first, in order
+    rank = is_fork.cumsum(1).sub_(1).clamp_(min=0)
+    return torch.where(is_fork, free.gather(1, rank), source), is_fork.sum(1)
 
 
 def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: int, stats: SearchStats) -> Rollouts:
