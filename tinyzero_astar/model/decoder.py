@@ -93,6 +93,8 @@ class SlotDecoder:
         )  # padding sees itself: a row that sees nothing would be NaN
         position = (column[None] - padding[:, None]).clamp(min=0)
         hidden = self._hidden_fn(ids.to(device), position, is_seen[:, None], self._cache)
+        every = torch.arange(num_slots, device=device)  # has its prompt from the start: forks leave that out
+        self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)
         return self._network.score(hidden[:, -1], self._scores_children)
 
     @torch.no_grad()
@@ -122,9 +124,9 @@ class SlotDecoder:
     def _fork(self, source: Tensor, length: Tensor, target: Tensor) -> None:
         is_fork = source != target
         if bool(is_fork.any()):
-            num_columns = self._num_prompt_columns + int(length[is_fork].max())
             rows = self._row_of_slot[source[is_fork]], self._row_of_slot[target[is_fork]]
-            self._cache.fork(*rows, num_columns)
+            first = self._num_prompt_columns
+            self._cache.fork(*rows, first, first + int(length[is_fork].max()))
             self._num_filled[rows[1]] = length[is_fork]
 
     def _bring_to_front(self, slots: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ class SlotDecoder:
         back, idle = row[row >= len(row)], is_idle.nonzero()[:, 0]  # as many of each
         here, there = torch.cat([back, idle]), torch.cat([idle, back])
         num_columns = self._num_prompt_columns + int(self._num_filled[here].max())
-        self._cache.fork(there, here, num_columns)
+        self._cache.fork(there, here, 0, num_columns)
         for by_row in (self._num_filled, self._padding, self._slot_of_row):
             by_row[here] = by_row[there]
         self._row_of_slot[self._slot_of_row[here]] = here

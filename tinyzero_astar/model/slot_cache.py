@@ -80,7 +80,7 @@ class SlotCache(Cache):
         """Columns that are visible to the planned forward."""
         return self._visible
 
-    def fork(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy the first `length` columns of rows `source` to rows `target`; all reads precede all writes."""
-        columns = self._buffer[..., :length, :]
+    def fork(self, source: Tensor, target: Tensor, first: int, last: int) -> None:
+        """Copy columns [first, last) of rows `source` to rows `target`; all reads precede all writes."""
+        columns = self._buffer[..., first:last, :]
         columns[:, :, target] = columns[:, :, source]

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from tinyzero_astar.interfaces import StepOutput
 
 _LEVELS = 4  # the budget chooses among strengths 0, 1/4, 1/2, 3/4, 1
-_softplus = partial(softplus, threshold=50.0)  # the default, 20, is off by 2e-9
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,10 @@ class Guidance:
 def soft_value(success_logit: Tensor, inverse_beta: Tensor) -> Tensor:
     """h(s) = log E[e^(R/beta)] = log1p(p expm1(1/beta)) for R in {0, 1}; eq. 3.
 
-    Computed from the logit x of p as softplus(x + 1/beta) - softplus(x), which neither over- nor underflows.
+    Computed from the logit x of p as log(sigmoid(-x) + e^(1/beta) sigmoid(x)): neither term cancels the other.
     """
-    return _softplus(success_logit + inverse_beta) - _softplus(success_logit)
+    success, failure = torch.sigmoid(success_logit), torch.sigmoid(-success_logit)
+    return torch.addcmul(failure, success, torch.exp(inverse_beta)).log_()
 
 
 def f_score(g: Tensor, h: Tensor, strength: Tensor | float = 1.0) -> Tensor:
@@ -100,7 +98,7 @@ def propose(
     if cap is None:
         return Proposal(torch.log_softmax(f_score(logp, gain, strength[:, None]), -1), strength)
     levels = torch.arange(_LEVELS + 1, dtype=logp.dtype, device=logp.device)[:, None] / _LEVELS
-    factor = torch.exp(gain * (strength[:, None] / _LEVELS))
+    factor = (gain * (strength[:, None] / _LEVELS)).exp_()
     mass = torch.exp(logp)  # pi * factor**level, its sum is the norm of q at that level
     norms = [torch.ones_like(strength)] + [mass.mul_(factor).sum(-1) for _ in range(_LEVELS)]
     log_norm, taus = torch.log(torch.stack(norms)), strength * levels  # [levels, N]
@@ -109,7 +107,7 @@ def propose(
     is_too_much[0] = False
     level = is_too_much.cumsum(0).eq(0).sum(0, keepdim=True) - 1  # the last before the first that is too much
     tau, log_norm = taus.gather(0, level)[0], log_norm.gather(0, level)
-    return Proposal(f_score(logp, gain, tau[:, None]) - log_norm.T, tau)
+    return Proposal(f_score(logp, gain, tau[:, None]).sub_(log_norm.T), tau)
 
 
 def log_policy(output: StepOutput) -> Tensor:

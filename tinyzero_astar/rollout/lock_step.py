@@ -55,7 +55,7 @@ class _Beam:
 class _Choice(NamedTuple):
     """The next K rows of every problem; [P, K] each."""
 
-    parent: Tensor | None  # row of the beam that each new row extends or carries on; None: itself
+    parent: Tensor  # row of the beam that each new row extends or carries on
     token: Tensor  # the token it adds, or _NO_TOKEN
     priority: Tensor
     logp: Tensor
@@ -65,18 +65,13 @@ class _Choice(NamedTuple):
 class _Step(NamedTuple):
     """What one step added; [P, K] each. Enough to read every leaf off backwards."""
 
-    parent: Tensor | None
+    parent: Tensor
     token: Tensor
     logp: Tensor
     logq: Tensor
     value_logit: Tensor
     child_logit: Tensor  # of the new prefix; only for a trace
     priority: Tensor
-
-
-def _at(x: Tensor, places: Tensor) -> Tensor:
-    """Elements of the flattened `x`, in the shape of `places`."""
-    return x.flatten().index_select(0, places.flatten()).view(places.shape)
 
 
 class Chooser(Protocol):
@@ -107,6 +102,7 @@ class Sampling:
         device, shape = root.logits.device, (len(self._seeds), self._num_rollouts)
         self.num_capped = torch.zeros(shape[0], dtype=torch.int64, device=device)
         stream = torch.arange(self._num_rollouts, device=device)[None]
+        self._itself = stream.repeat(shape[0], 1)
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         return _Beam(
@@ -125,13 +121,13 @@ class Sampling:
             logp = logp[beam.row.flatten()]
         perturbed = logp
         if self._noise:
-            perturbed = gumbel_noise(_at(beam.state, beam.places), logp.shape[-1]).add_(logp)
+            perturbed = gumbel_noise(torch.take(beam.state, beam.places), logp.shape[-1]).add_(logp)
         drawn = perturbed.argmax(-1)
         token = torch.full_like(beam.row, _NO_TOKEN)
         token.view(-1).index_copy_(0, beam.places, drawn)
         step_logp = torch.zeros_like(beam.log_pi)
         step_logp.view(-1).index_copy_(0, beam.places, logp.gather(1, drawn[:, None])[:, 0].double())
-        return _Choice(None, token, beam.priority + step_logp, step_logp, step_logp)
+        return _Choice(self._itself, token, beam.priority + step_logp, step_logp, step_logp)
 
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
         kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
@@ -165,10 +161,10 @@ class WithoutReplacement:
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
         logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
         places, vocab_size = beam.places, logp.shape[-1]
-        perturbed = gumbel_noise(_at(beam.state, places), vocab_size).add_(logq)
+        perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size).add_(logq)
         best, token = perturbed.topk(min(self._num_rollouts + 1, vocab_size))
-        best += _at(beam.log_q, places)[:, None]
-        best = truncated_gumbel(best, best[:, :1], _at(beam.priority, places)[:, None])
+        best += torch.take(beam.log_q, places)[:, None]
+        best = truncated_gumbel(best, best[:, :1], torch.take(beam.priority, places)[:, None])
 
         num_problems, num_columns = beam.row.shape
         width = best.shape[1]
@@ -182,18 +178,18 @@ class WithoutReplacement:
 
         parent = place.div(width, rounding_mode="floor")
         row = beam.row.gather(1, parent)
-        is_extended = beam.is_open.gather(1, parent) & torch.isfinite(priority)
-        chosen = _at(token, row * width + place % width).where(is_extended, _NO_TOKEN)
+        is_extended = beam.is_open.gather(1, parent) & (priority > -torch.inf)
+        chosen = torch.take(token, row * width + place % width).where(is_extended, _NO_TOKEN)
         at = row * vocab_size + chosen.clamp(min=0)  # in the flattened output
-        step_logp = _at(logp, at).double().where(is_extended, 0.0)
-        step_logq = _at(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
+        step_logp = torch.take(logp, at).double().where(is_extended, 0.0)
+        step_logq = torch.take(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
         return _Choice(parent, chosen, priority, step_logp, step_logq)
 
     def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor) -> Tensor:
         problem = beam.places // beam.row.shape[1]
-        child_h = child_heuristic(child_logit, _at(self._inverse_beta, problem)[:, None])
-        log_weight = _at(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)
-        strength = _at(self._strength, problem)
+        child_h = child_heuristic(child_logit, torch.take(self._inverse_beta, problem)[:, None])
+        log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)
+        strength = torch.take(self._strength, problem)
         proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
         self.num_capped.index_add_(0, problem, (proposal.tau < strength).long())
         return proposal.logq
@@ -217,17 +213,18 @@ def lock_step(
     beam = chooser.begin(output)
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
     history: list[_Step] = []
-    num_open, num_forked = [torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)], []
+    one = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
+    num_open, num_forked = [one], [torch.zeros_like(one)]
     for depth in range(1, max_search_depth + 1):
         choice = chooser.choose(beam, output, log_policy(output))
-        row = beam.row if choice.parent is None else beam.row.gather(1, choice.parent)
+        row = beam.row.gather(1, choice.parent)
         history.append(
             _Step(
                 choice.parent,
                 choice.token,
                 choice.logp,
                 choice.logq,
-                _at(output.value_logit, row),
+                torch.take(output.value_logit, row),
                 output.child_logit[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
                 choice.priority,
             )
@@ -237,25 +234,23 @@ def lock_step(
         if len(places) == 0:
             break
         source = beam.slot
-        if choice.parent is not None or depth == 1:  # else every row stands in its own slot already
-            slot, forked = _assign_slots(source, beam.is_open)
-            beam = replace(beam, slot=slot)
-            num_forked.append(forked)
+        slot, forked = _assign_slots(source, beam.is_open)
+        beam = replace(beam, slot=slot)
         base = places // num_rollouts * num_rollouts
         output = decoder.step(
-            tokens=_at(choice.token, places),
-            source=base + _at(source, places),
+            tokens=torch.take(choice.token, places),
+            source=base + torch.take(source, places),
             length=torch.full_like(places, depth - 1),
-            target=base + _at(beam.slot, places),
+            target=base + torch.take(beam.slot, places),
         )
         beam.row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
         num_open.append(beam.is_open.sum(1))
+        num_forked.append(forked)
     opened = torch.stack(num_open)
     expanded = opened.sum(0)
-    forks = torch.stack(num_forked).sum(0) if num_forked else torch.zeros_like(expanded)
     stats = SearchStats(
         num_expanded=expanded,
-        num_forks=forks,
+        num_forks=torch.stack(num_forked).sum(0),
         num_decoded_tokens=expanded - 1,
         max_open=opened.amax(0),
         num_open_final=beam.is_open.sum(1),
@@ -269,18 +264,15 @@ def lock_step(
 
 def _extend(beam: _Beam, choice: _Choice, eos_id: int, is_last: bool) -> _Beam:
     """The beam after each row took its token; a depth-limited row is closed as a leaf."""
-    carried = (beam.log_q, beam.log_pi, beam.state, beam.slot)
-    if choice.parent is not None:
-        carried = tuple(x.gather(1, choice.parent) for x in carried)
-    log_q, log_pi, state, slot = carried
     is_extended = choice.token != _NO_TOKEN
+    state = beam.state.gather(1, choice.parent)
     is_open = is_extended & (choice.token != eos_id) & (not is_last)
     return _Beam(
         priority=choice.priority,
-        log_q=log_q + choice.logq,
-        log_pi=log_pi + choice.logp,
+        log_q=beam.log_q.gather(1, choice.parent).add_(choice.logq),
+        log_pi=beam.log_pi.gather(1, choice.parent).add_(choice.logp),
         state=torch.where(is_extended, fold(state, choice.token), state),
-        slot=slot,
+        slot=beam.slot.gather(1, choice.parent),
         row=torch.zeros_like(beam.row),
         is_open=is_open,
         places=is_open.flatten().nonzero()[:, 0],
@@ -312,8 +304,7 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
     columns: list[list[Tensor]] = []
     for step in reversed(history):
         columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
-        if step.parent is not None:
-            row = step.parent.gather(1, row)
+        row = step.parent.gather(1, row)
     tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != _NO_TOKEN
     tokens = torch.where(is_token, tokens, eos_id)
@@ -350,8 +341,7 @@ def _trace(
         for depth, step in enumerate(history, start=1):
             child_h = soft_value(step.child_logit[problem], inverse_beta[problem])
             next_row = []
-            parents = range(len(at_row)) if step.parent is None else step.parent[problem].tolist()
-            for k, parent in enumerate(at_row[j] for j in parents):
+            for k, parent in enumerate(at_row[j] for j in step.parent[problem].tolist()):
                 token = int(step.token[problem, k])
                 if token == _NO_TOKEN:
                     next_row.append(parent)
