@@ -3,19 +3,25 @@
 Prompts are padded on the left, so that generated token j of every slot stands in the same column; masks and
 position ids hide the padding. Slots are mapped to physical rows, and when few slots are still extended those
 rows are moved to the front: finished prefixes stop costing anything.
+
+With a recorder (`model.recording`) all slots are stepped at every step instead, in shapes that change only from block
+to block of columns: on a GPU rows are cheap and starting kernels is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
 
+BLOCK = 128  # columns: a recorded step attends to a whole number of blocks
 _WORTH_MOVING = 0.9  # move rows once fewer than this share of the rows in front is extended
 
 
@@ -31,6 +37,7 @@ class Network(Protocol):
 
     eos_id: int
     num_layers: int  # with keys and values
+    recorder: Recorder | None  # of decode steps; None: each is run anew
 
     @property
     def device(self) -> torch.device:
@@ -95,31 +102,56 @@ class SlotDecoder:
         hidden = self._hidden_fn(ids.to(device), position, is_seen[:, None], self._cache)
         every = torch.arange(num_slots, device=device)  # has its prompt from the start: forks leave that out
         self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)
+        self._token = torch.full((num_slots, 1), self.eos_id, dtype=torch.int64, device=device)  # by row
+        self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
+        self._recorded: dict[int, Callable[[], StepOutput]] = {}
         return self._network.score(hidden[:, -1], self._scores_children)
 
     @torch.no_grad()
     def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
         """See `interfaces.Decoder.step`."""
         self._fork(source, length, target)
+        if self._network.recorder is not None:
+            return self._recorded_step(self._network.recorder, tokens, length, target)
         row = self._bring_to_front(target)
         num_rows = int(row.max()) + 1
-        ids = torch.full((num_rows, 1), self.eos_id, dtype=torch.int64, device=row.device)
-        ids[row, 0] = tokens
+        self._token[row, 0] = tokens
         self._num_filled[row] = length
         column = self._num_prompt_columns + self._num_filled[:num_rows]
         last = int(column.max())
         # of the rows to be extended; rows between them that are shorter write and see what nobody reads
         is_even = self._num_prompt_columns + int(length.min()) == last
         self._cache.plan_tokens(num_rows, last if is_even else column, last + 1)
-        is_seen = None
-        padding = self._padding[:num_rows]
-        if self._is_padded or not is_even:
-            visible = torch.arange(last + 1, device=row.device)
-            is_seen = ((visible >= padding[:, None]) & (visible <= column[:, None]))[:, None, None]
-        position = (column - padding)[:, None]
-        hidden = self._hidden_fn(ids, position, is_seen, self._cache)
+        hidden = self._hidden(column, last + 1, is_masked=self._is_padded or not is_even)
         self._num_filled[row] = length + 1
         return self._network.score(hidden[row, 0], self._scores_children)
+
+    def _recorded_step(self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+        """All slots at once, each in the row of its number; a slot that is not extended writes behind what it holds."""
+        self._token[target, 0] = tokens
+        self._num_filled[target] = length
+        torch.add(self._num_filled, self._num_prompt_columns, out=self._column)
+        blocks = (self._num_prompt_columns + int(length.max())) // BLOCK + 1
+        num_columns = min(blocks * BLOCK, self._cache.num_columns)
+        if num_columns not in self._recorded:
+            self._cache.plan_tokens(len(self._column), self._column, num_columns)  # clears them, once
+            self._recorded[num_columns] = recorder.record(partial(self._run_all, num_columns))
+        output = self._recorded[num_columns]()
+        self._num_filled[target] = length + 1
+        return StepOutput(*(x[target] for x in output))
+
+    def _run_all(self, num_columns: int) -> StepOutput:
+        self._cache.plan_tokens(len(self._column), self._column, num_columns)
+        hidden = self._hidden(self._column, num_columns, is_masked=True)
+        return self._network.score(hidden[:, 0], self._scores_children)
+
+    def _hidden(self, column: Tensor, num_columns: int, is_masked: bool) -> Tensor:
+        """Hidden states [N, 1, D] of the first N rows' tokens at `column` [N], as the cache was planned."""
+        is_seen, padding = None, self._padding[: len(column)]
+        if is_masked:
+            visible = torch.arange(num_columns, device=column.device)
+            is_seen = ((visible >= padding[:, None]) & (visible <= column[:, None]))[:, None, None]
+        return self._hidden_fn(self._token[: len(column)], (column - padding)[:, None], is_seen, self._cache)
 
     def _fork(self, source: Tensor, length: Tensor, target: Tensor) -> None:
         is_fork = source != target

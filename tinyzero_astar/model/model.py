@@ -19,6 +19,7 @@ from tinyzero_astar.model.decoder import HiddenFn, SlotDecoder
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.loading import Say, load_language_model
+from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
@@ -52,6 +53,7 @@ class Policy(nn.Module):
         self.language_model = language_model
         self.eos_id = eos_id
         self.dtype = language_model.dtype  # of weights and activations; shards hold float32
+        self.recorder: Recorder | None = None  # of decode steps
         config = language_model.config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
         self.vocab_size = language_model.get_output_embeddings().weight.shape[0]
