@@ -69,14 +69,15 @@ def one(tiny_base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(one, tiny_base, tmp_path_factory):
-    """Folder with the run of two processes, `run`, and the first one's continued by them, `resumed`."""
+    """Folder with runs of two processes: `run`, the first one's continued, `resumed`, and `recomputed`."""
     folder = tmp_path_factory.mktemp("two")
     resumed = without_end(one, folder / "resumed")
-    commands = [command(tiny_base, folder / "run"), ["--resume", str(resumed)]]
+    recomputed = command(tiny_base, folder / "recomputed", "--train.gradient-checkpointing")
+    commands = [command(tiny_base, folder / "run"), ["--resume", str(resumed)], recomputed]
     job = {"is_double": True, "commands": commands, "seen": str(folder / "seen")}
     status, output, _ = launch(2, job, folder)
     assert status == 0, output
-    assert output.count("iteration   1 ") == 1  # rank 0 alone speaks
+    assert output.count("iteration   1 ") == 2  # of two runs from the start; rank 0 alone speaks
     assert "Warning" not in output
     return folder
 
@@ -124,6 +125,13 @@ def test_saved_by_two_processes_and_continued_by_one(one, two, tmp_path):
     with planted(True):
         assert main(["--resume", str(folder)]) == 0
     assert_same(folder, one)
+
+
+def test_recomputed_layers_train_the_same_and_do_run_twice(one, two):
+    assert_same(two / "recomputed", one)
+    for rank in (0, 1):
+        once, twice = (seen(two, number, rank)["forwards_with_gradients"] for number in (0, 2))
+        assert twice == 2 * once > 0
 
 
 def test_each_rank_holds_its_part_of_weights_and_moments(two):

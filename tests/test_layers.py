@@ -27,6 +27,7 @@ LAYER = {
     "loggers.*": 1,
     "model.architecture": 1,
     "model.fsdp_utils": 1,
+    "model.layers": 1,
     "model.slot_cache": 1,
     "rollout.statistics": 1,
     "rollout.value_model": 1,

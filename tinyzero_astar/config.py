@@ -121,6 +121,8 @@ class TrainConfig:
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
     micro_batch_tokens: int = 2048
     """Padded tokens per forward and backward; small ones stay in a CPU's cache."""
+    gradient_checkpointing: bool = False
+    """Decoder layers keep only their inputs and run again in the backward: far less memory, a third more time."""
     sharding: Literal["full", "hybrid"] = "full"
     """With --distributed: weights split over all processes, or over those of one machine with a copy on each."""
     ratio_tolerance: float = 1e-4
@@ -187,6 +189,7 @@ _LOCAL = Config(
         learning_rate=1e-5,
         warmup_iterations=2,
         micro_batch_tokens=16384,
+        gradient_checkpointing=True,
         ratio_tolerance=0.1,
     ),
     eval=EvalConfig(eval_frequency=5, num_problems=100, num_samples=4, max_rows=128),
@@ -205,6 +208,7 @@ _TRAINING = Config(
         learning_rate=1e-5,
         warmup_iterations=5,
         micro_batch_tokens=16384,
+        gradient_checkpointing=True,
         ratio_tolerance=0.1,
     ),
     eval=EvalConfig(eval_frequency=10, num_problems=500, num_samples=4, max_rows=256),

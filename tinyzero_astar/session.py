@@ -144,6 +144,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         f"model {config.model.model_name}: {policy.language_model.num_parameters():,} parameters, {config.model.dtype},"
         f" on {policy.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
     )
+    policy.gradient_checkpointing = train.gradient_checkpointing
     if is_distributed():
         policy.shard(train.sharding)
         console.say(f"{world_size()} processes, sharding {train.sharding}")

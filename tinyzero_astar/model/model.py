@@ -6,6 +6,7 @@ tensor never exists; with gradients each chunk is recomputed in the backward pas
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from tinyzero_astar.model.architecture import SUPPORTED
 from tinyzero_astar.model.decoder import SlotDecoder, StepFn
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
+from tinyzero_astar.model.layers import decoder_layers, recomputed
 from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
@@ -51,6 +53,7 @@ class Policy(nn.Module):
         self.language_model = language_model
         self.eos_id = eos_id
         self.dtype = language_model.dtype  # of weights and activations; shards hold float32
+        self.gradient_checkpointing = False  # whether `token_scores` with gradients recomputes the decoder layers
         config = language_model.config.get_text_config()
         self.vocab_size = language_model.get_output_embeddings().weight.shape[0]
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2's
@@ -98,7 +101,9 @@ class Policy(nn.Module):
             tokens: [B, T] the completions, padded.
         """
         position = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
-        hidden = self.hidden(ids, position, None, None)
+        is_recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
+        with recomputed(decoder_layers(self.language_model)) if is_recomputed else nullcontext():
+            hidden = self.hidden(ids, position, None, None)
         where = prompt_length[:, None] - 1 + torch.arange(tokens.shape[1], device=ids.device)
         where = where.clamp(max=ids.shape[1] - 1)  # beyond the row's end only padding is asked for
         before = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -129,11 +134,9 @@ class Policy(nn.Module):
 
     def shard(self, sharding: Sharding) -> None:
         """Split all weights over the process group, decoder layer by decoder layer; do it before optimizers exist."""
-        count = self.language_model.config.get_text_config().num_hidden_layers
-        stacks = (m for m in self.language_model.base_model.modules() if isinstance(m, nn.ModuleList))
-        layers = next(stack for stack in stacks if len(stack) == count)
         if self.dtype == torch.bfloat16:
             self.language_model.float()
+        layers = decoder_layers(self.language_model)
         shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)
 
     def _logits(self, hidden: Tensor) -> Tensor:
