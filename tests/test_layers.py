@@ -40,6 +40,7 @@ LAYER = {
     "rollout.heuristic": 1,
     "data.countdown": 2,
     "data.generation": 2,
+    "model.adapters": 2,
     "model.decoder": 2,
     "model.fast_decode": 2,
     "rollout.best_first": 2,
