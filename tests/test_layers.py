@@ -28,6 +28,7 @@ LAYER = {
     "model.architecture": 1,
     "model.fsdp_utils": 1,
     "model.layers": 1,
+    "model.liger": 1,
     "model.slot_cache": 1,
     "rollout.statistics": 1,
     "rollout.value_model": 1,

@@ -97,7 +97,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     saved = from_dict(state["config"], f"checkpoint {checkpoint}")
     run = replace(saved.run, num_threads=command.run.num_threads)
     # this machine need not be the one that trained it, and model.safetensors has the adapters in it
-    model = replace(saved.model, device=command.model.device, lora_rank=0)
+    model = replace(saved.model, device=command.model.device, lora_rank=0, liger=False)
     config = replace(saved, eval=command.eval, run=run, model=model)
     session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
@@ -139,6 +139,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
             value_hidden_size=config.value.hidden_size,
             max_length=config.model.max_seq_length,
             lora_rank=config.model.lora_rank,
+            liger=config.model.liger,
             say=console.say,
         )
     )

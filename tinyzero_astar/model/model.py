@@ -22,6 +22,7 @@ from tinyzero_astar.model.decoder import SlotDecoder, StepFn
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
+from tinyzero_astar.model.liger import apply_liger, import_liger
 from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
@@ -217,6 +218,7 @@ def load_policy(
     value_hidden_size: int,
     max_length: int,
     lora_rank: int = 0,
+    liger: bool = False,
     say: Say = print,
 ) -> tuple[Policy, PreTrainedTokenizerBase]:
     """A policy with a fresh value model, on a device, tested to decode right; and its tokenizer.
@@ -228,14 +230,19 @@ def load_policy(
         value_hidden_size: width of the value model's MLP.
         max_length: tokens of the longest sequence.
         lora_rank: of adapters that are to be trained instead of the language model; 0: none.
+        liger: whether to use Liger's kernels.
         say: told of every download before it begins.
 
     Raises:
-        ValueError: nothing usable under that name; one sentence says why.
+        ValueError: an optional dependency is missing; or nothing usable under that name; one sentence says why.
     """
     if lora_rank:
         import_peft(lora_rank)  # or refuses, before anything is downloaded
+    if liger:
+        import_liger(device)  # the same
     language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
+    if liger:
+        apply_liger(language_model, device)
     policy = Policy(language_model, tokenizer.eos_token_id, value_hidden_size).to(device)
     try:
         check_decoding(policy)
