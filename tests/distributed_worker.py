@@ -22,6 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from tinyzero_astar import session, trainer
 from tinyzero_astar.data.generation import Multiplication
@@ -71,7 +72,7 @@ class CountCollectives(TorchDispatchMode):
 
 
 def watch(patch, seen):
-    """Count collectives in searches and in updates, search more on rank 1, and note what this rank holds."""
+    """Count collectives and forwards, search more on rank 1, and note what this rank holds."""
     generate, update = session.Generator.generate, session.Updater.update
 
     def watched_generate(self, *args, **kwargs):
@@ -89,9 +90,16 @@ def watch(patch, seen):
         optimizers = (self.policy_optimizer, self.value_optimizer)
         slots = [s for o in optimizers for own in o.adamw.state.values() for k, s in own.items() if k != "step"]
         seen["num_parameters"] = sum(p.numel() for p in self.policy.parameters())
+        seen["num_trained"] = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         seen["num_local"] = [sum(map(fsdp_utils.num_local, tensors)) for tensors in (self.policy.parameters(), slots)]
         return metrics
 
+    def watched_mlp(self, x):
+        seen["forwards_with_gradients"] += torch.is_grad_enabled()
+        return mlp(self, x)
+
+    mlp = Qwen2MLP.forward
+    patch.setattr(Qwen2MLP, "forward", watched_mlp)
     patch.setattr(session.Generator, "generate", watched_generate)
     patch.setattr(session.Updater, "update", watched_update)
 
@@ -132,7 +140,7 @@ def work(job):
         if job.get("fail"):
             fail(patch, job["fail"])
         for number, command in enumerate(job["commands"]):
-            seen = {"in_search": [], "in_update": []}
+            seen = {"in_search": [], "in_update": [], "forwards_with_gradients": 0}
             with pytest.MonkeyPatch.context() as inner:
                 if job.get("seen"):
                     watch(inner, seen)

@@ -27,6 +27,12 @@ class ModelConfig:
     """Of the language model's weights and activations; the value model and all optimizer state are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank and freeze the model (needs peft); 0: train all weights."""
+    cuda_graphs: bool = False
+    """Record decode steps as CUDA graphs: all slots at every step, started at once (needs a GPU)."""
+    liger: bool = False
+    """Liger's fused kernels for rotary embedding, norms and SwiGLU (needs liger-kernel and a GPU)."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ class TrainConfig:
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
     micro_batch_tokens: int = 2048
     """Padded tokens per forward and backward; small ones stay in a CPU's cache."""
+    gradient_checkpointing: bool = False
+    """Decoder layers keep only their inputs and run again in the backward: far less memory, a third more time."""
     sharding: Literal["full", "hybrid"] = "full"
     """With --distributed: weights split over all processes, or over those of one machine with a copy on each."""
     ratio_tolerance: float = 1e-4
@@ -187,6 +195,7 @@ _LOCAL = Config(
         learning_rate=1e-5,
         warmup_iterations=2,
         micro_batch_tokens=16384,
+        gradient_checkpointing=True,
         ratio_tolerance=0.1,
     ),
     eval=EvalConfig(eval_frequency=5, num_problems=100, num_samples=4, max_rows=128),
@@ -205,6 +214,7 @@ _TRAINING = Config(
         learning_rate=1e-5,
         warmup_iterations=5,
         micro_batch_tokens=16384,
+        gradient_checkpointing=True,
         ratio_tolerance=0.1,
     ),
     eval=EvalConfig(eval_frequency=10, num_problems=500, num_samples=4, max_rows=256),
@@ -248,6 +258,7 @@ def check(config: Config) -> None:
 
 _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "model.max_seq_length": (8, 1 << 20),
+    "model.lora_rank": (0, 1024),
     "data.min_digits": (1, 6),
     "data.max_digits": (1, 6),
     "data.num_problems": (1, 10**7),

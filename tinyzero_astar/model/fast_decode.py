@@ -10,7 +10,6 @@ through the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,16 +68,16 @@ class _Layer:
         self.pairs = torch.arange(width, device=layer.input_layernorm.weight.device).view(2, -1).T.flatten()
         gain = _gain(layer.input_layernorm)
         queries, keys, values = (_affine(x, gain) for x in (attention.q_proj, attention.k_proj, attention.v_proj))
-        self.query_gain = self.key_gain = None
         scale = attention.scaling
-        if hasattr(attention, "q_norm"):  # Qwen3 norms each head
+        self.has_head_norms = hasattr(attention, "q_norm")  # Qwen3's
+        if self.has_head_norms:
             self.head_floor = _floor(attention.q_norm), _floor(attention.k_norm)
             self.query_gain = _gain(attention.q_norm)[self.pairs] * scale
             self.key_gain = _gain(attention.k_norm)[self.pairs]
         else:
-            queries = [x * scale for x in queries]
+            queries = queries[0] * scale, queries[1] * scale
         parts = self._interleaved(queries), self._interleaved(keys), values
-        self.qkv = tuple(torch.cat(list(own), -1) for own in zip(*parts, strict=True))
+        self.qkv = torch.cat([weight for weight, _ in parts], 1), torch.cat([bias for _, bias in parts])
         self.output = _affine(attention.o_proj)
         gain = _gain(layer.post_attention_layernorm)
         self.gate, self.up = _affine(mlp.gate_proj, gain), _affine(mlp.up_proj, gain)
@@ -90,7 +89,7 @@ class _Layer:
         """Add the attention's output to the residual stream `x` [N Q, D] of `shape` (N, Q)."""
         heads = _apply(self.qkv, _to_unit(x, self.floor[0])).view(len(x), -1, self.width)
         query, key, value = heads.split((self.num_queries, self.num_keys, self.num_keys), 1)
-        if self.query_gain is not None:
+        if self.has_head_norms:
             query = _to_unit(query, self.head_floor[0]) * self.query_gain
             key = _to_unit(key, self.head_floor[1]) * self.key_gain
         query, key = _turned(query, turn), _turned(key, turn)
@@ -118,8 +117,9 @@ class _Layer:
         h = _to_unit(x, self.floor[1])
         _add(self.down, silu(_apply(self.gate, h), inplace=True).mul_(_apply(self.up, h)), x)
 
-    def _interleaved(self, affine: Sequence[Tensor]) -> list[Tensor]:
-        return [x.unflatten(-1, (-1, self.width))[..., self.pairs].flatten(-2) for x in affine]
+    def _interleaved(self, affine: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        weight, bias = (x.unflatten(-1, (-1, self.width))[..., self.pairs].flatten(-2) for x in affine)
+        return weight, bias
 
 
 def is_supported(model: PreTrainedModel) -> bool:
