@@ -309,8 +309,8 @@ NETWORK = (
         "scale-lost",
         "the fast path does not scale its attention",
         "model/fast_decode.py",
-        "queries = queries[0] * scale, queries[1] * scale",
-        "pass",
+        "query = query[0] * attention.scaling,",
+        "query = query[0],",
         FAST,
     ),
     Mutant(
@@ -333,8 +333,8 @@ NETWORK = (
         "bias-lost",
         "the fast path forgets the bias of what it adds to the residual stream",
         "model/fast_decode.py",
-        "total.add_(bias).addmm_(x, weight)",
-        "total.addmm_(x, weight)",
+        "total += bias",
+        "pass",
         FAST,
     ),
     Mutant(

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from tinyzero_astar.model.slot_cache import SlotCache
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _FIXED_ROPE = ("default", "linear", "llama3")  # angles that depend on the position alone
+_Affine = tuple[Tensor, Tensor | None]
 _MAX_PARAMETERS = 1 << 27  # beyond, operations are long enough and a copy of the weights too large
 
 
@@ -37,8 +38,9 @@ class FastDecode:
 
     def __init__(self, model: PreTrainedModel, num_positions: int) -> None:
         backbone: Any = model.base_model
-        self._tokens, self._norm = backbone.embed_tokens.weight, backbone.norm
+        self._tokens = backbone.embed_tokens.weight
         self._layers = [_Layer(layer) for layer in backbone.layers]
+        self._gain, self._floor = _gain(backbone.norm), _floor(backbone.norm)
         position = torch.arange(num_positions, device=self._tokens.device)[None]
         cos, sin = backbone.rotary_emb(self._tokens, position)  # [1, C, head_dim], both halves alike
         half = cos.shape[-1] // 2
@@ -47,79 +49,85 @@ class FastDecode:
     def hidden(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
         """Last hidden states [N, Q, D]; see `model.decoder.Network.hidden`."""
         x = embedding(ids.flatten(), self._tokens)
-        turn = self._turn[position_ids.flatten(), None]  # [N Q, 1, head_dim / 2]
+        turn = self._turn[position_ids.flatten(), None, None]  # [N Q, 1, 1, head_dim / 2]
         for index, layer in enumerate(self._layers):
             layer.add_attention(x, ids.shape, turn, is_seen, cache, index)
             layer.add_mlp(x)
-        norm = self._norm
-        return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon).view(*ids.shape, -1)
+        return (_to_unit(x, self._floor) * self._gain).view(*ids.shape, -1)
 
 
 class _Layer:
-    """One decoder layer; its matrices are transposed and take rows of length 1 (`_to_unit`)."""
+    """One decoder layer; its matrices are transposed and take rows of length 1 (`_to_unit`).
+
+    One product makes all heads, grouped by key: the queries that share it, the key, the value.
+    """
 
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.width = width = attention.head_dim
-        self.num_queries = attention.q_proj.weight.shape[0] // width
         self.num_keys = attention.k_proj.weight.shape[0] // width
+        self.num_shared = attention.q_proj.weight.shape[0] // width // self.num_keys  # queries per key
         self.floor = _floor(layer.input_layernorm), _floor(layer.post_attention_layernorm)
         # within a head: element i beside element i + width / 2, the pair that the rotation turns
-        self.pairs = torch.arange(width, device=layer.input_layernorm.weight.device).view(2, -1).T.flatten()
+        pairs = torch.arange(width, device=layer.input_layernorm.weight.device).view(2, -1).T.flatten()
         gain = _gain(layer.input_layernorm)
-        queries, keys, values = (_affine(x, gain) for x in (attention.q_proj, attention.k_proj, attention.v_proj))
-        scale = attention.scaling
-        self.has_head_norms = hasattr(attention, "q_norm")  # Qwen3's
-        if self.has_head_norms:
-            self.head_floor = _floor(attention.q_norm), _floor(attention.k_norm)
-            self.query_gain = _gain(attention.q_norm)[self.pairs] * scale
-            self.key_gain = _gain(attention.k_norm)[self.pairs]
+        query, key, value = (_affine(x, gain) for x in (attention.q_proj, attention.k_proj, attention.v_proj))
+        self.head_gain = None
+        if hasattr(attention, "q_norm"):  # Qwen3's
+            gains = [_gain(attention.q_norm) * attention.scaling] * self.num_shared + [_gain(attention.k_norm)]
+            self.head_gain, self.head_floor = torch.stack(gains)[:, pairs], _floor(attention.q_norm)
         else:
-            queries = queries[0] * scale, queries[1] * scale
-        parts = self._interleaved(queries), self._interleaved(keys), values
-        self.qkv = torch.cat([weight for weight, _ in parts], 1), torch.cat([bias for _, bias in parts])
+            query = query[0] * attention.scaling, None if query[1] is None else query[1] * attention.scaling
+        weights = self._grouped(query[0], key[0], value[0], pairs)
+        biases = None
+        if query[1] is not None and key[1] is not None and value[1] is not None:
+            biases = self._grouped(query[1], key[1], value[1], pairs)
+        self.heads = weights, biases
         self.output = _affine(attention.o_proj)
         gain = _gain(layer.post_attention_layernorm)
         self.gate, self.up = _affine(mlp.gate_proj, gain), _affine(mlp.up_proj, gain)
         self.down = _affine(mlp.down_proj)
 
+    def _grouped(self, query: Tensor, key: Tensor, value: Tensor, pairs: Tensor) -> Tensor:
+        """Columns [..., heads * width] of the three projections, in the order of the class's docstring."""
+        query, key, value = (x.unflatten(-1, (self.num_keys, -1, self.width)) for x in (query, key, value))
+        return torch.cat((query[..., pairs], key[..., pairs], value), -2).flatten(-3)
+
     def add_attention(
         self, x: Tensor, shape: torch.Size, turn: Tensor, is_seen: Tensor | None, cache: SlotCache, index: int
     ) -> None:
         """Add the attention's output to the residual stream `x` [N Q, D] of `shape` (N, Q)."""
-        heads = _apply(self.qkv, _to_unit(x, self.floor[0])).view(len(x), -1, self.width)
-        query, key, value = heads.split((self.num_queries, self.num_keys, self.num_keys), 1)
-        if self.has_head_norms:
-            query = _to_unit(query, self.head_floor[0]) * self.query_gain
-            key = _to_unit(key, self.head_floor[1]) * self.key_gain
-        query, key = _turned(query, turn), _turned(key, turn)
-        by_row = (*shape, self.num_keys, self.width)
-        keys, values = cache.update(key.view(by_row).transpose(1, 2), value.view(by_row).transpose(1, 2), index)
-        if shape[1] == 1:
-            attended = self._attend_one(query, keys, values, is_seen)
-        else:
-            query = query.view(*shape, -1, self.width).transpose(1, 2)
+        num_rows, num_tokens = shape
+        heads = _apply(self.heads, _to_unit(x, self.floor[0])).view(len(x), self.num_keys, -1, self.width)
+        num_turned = self.num_shared + 1
+        turned, value = heads.narrow(2, 0, num_turned), heads.select(2, num_turned)
+        if self.head_gain is not None:
+            turned = _to_unit(turned, self.head_floor) * self.head_gain
+        pairs = torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2))
+        turned = torch.view_as_real(pairs * turn).view(turned.shape)
+        query, key = turned.narrow(2, 0, self.num_shared), turned.select(2, self.num_shared)
+        if cache.get_seq_length() > 0:
+            attended = self._attend_one(query, *cache.add_tokens(key, value, index), is_seen)
+        else:  # prompts
+            by_row = (num_rows, num_tokens, -1, self.width)
+            query, key, value = (y.reshape(by_row).transpose(1, 2) for y in (query, key, value))
+            keys, values = cache.update(key, value, index)
             attended = scaled_dot_product_attention(query, keys, values, is_seen, scale=1.0, enable_gqa=True)
             attended = attended.transpose(1, 2)
         _add(self.output, attended.reshape(len(x), -1), x)
 
     def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, is_seen: Tensor | None) -> Tensor:
         """One query per row and head: two batched products are faster than the fused kernel's blocks."""
-        by_key = len(keys) * self.num_keys
-        query = query.view(by_key, -1, self.width)  # the heads that share a key
-        score = torch.bmm(query, keys.flatten(0, 1).mT)
+        by_key = (len(keys) * self.num_keys, -1, self.width)
+        score = torch.bmm(query.view(by_key), keys.view(by_key).mT)
         if is_seen is not None:
             score = score.view(*keys.shape[:2], -1, keys.shape[2]).masked_fill(~is_seen, -torch.inf).flatten(0, 1)
-        return torch.bmm(torch.softmax(score, -1), values.flatten(0, 1))
+        return torch.bmm(torch.softmax(score, -1), values.view(by_key))
 
     def add_mlp(self, x: Tensor) -> None:
         """Add the MLP's output to the residual stream `x` [N Q, D]."""
         h = _to_unit(x, self.floor[1])
         _add(self.down, silu(_apply(self.gate, h), inplace=True).mul_(_apply(self.up, h)), x)
-
-    def _interleaved(self, affine: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        weight, bias = (x.unflatten(-1, (-1, self.width))[..., self.pairs].flatten(-2) for x in affine)
-        return weight, bias
 
 
 def is_supported(model: PreTrainedModel) -> bool:
@@ -147,24 +155,20 @@ def _to_unit(x: Tensor, floor: Tensor) -> Tensor:
     return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
 
 
-def _turned(heads: Tensor, turn: Tensor) -> Tensor:
-    """Rotated heads [M, H, head_dim], whose neighbouring elements are pairs."""
-    pairs = torch.view_as_complex(heads.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * turn).flatten(-2)
-
-
-def _affine(module: nn.Linear, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _affine(module: nn.Linear, gain: Tensor | None = None) -> _Affine:
     """Transposed weight [in, out] and bias [out], for inputs that `gain` [in] was not yet applied to."""
     weight = module.weight.detach().T
-    bias = weight.new_zeros(weight.shape[1]) if module.bias is None else module.bias.detach()
+    bias = None if module.bias is None else module.bias.detach()
     return (weight if gain is None else weight * gain[:, None]).contiguous(), bias
 
 
-def _apply(affine: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
+def _apply(affine: _Affine, x: Tensor) -> Tensor:
     weight, bias = affine
-    return torch.addmm(bias, x, weight)
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
 
 
-def _add(affine: tuple[Tensor, Tensor], x: Tensor, total: Tensor) -> None:
+def _add(affine: _Affine, x: Tensor, total: Tensor) -> None:
     weight, bias = affine
-    total.add_(bias).addmm_(x, weight)
+    total.addmm_(x, weight)
+    if bias is not None:
+        total += bias

@@ -8,6 +8,8 @@ planned before each forward.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -28,8 +30,9 @@ class SlotCache(Cache):
         super().__init__(layers=[])
         self.num_layers, self.num_rows, self.num_columns = num_layers, num_rows, num_columns
         self._buffer = torch.empty(0)
-        self._rows: Tensor | slice = slice(0)
-        self._columns: Tensor | slice | int = 0
+        self._rows = self._columns = torch.empty(0)
+        self._written: Sequence[Tensor] = ()  # of each layer, keys then values: where one token per row goes
+        self._seen: Sequence[Tensor] = ()  # ... and what it sees
         self._visible = self._num_cleared = 0
 
     @property
@@ -39,7 +42,7 @@ class SlotCache(Cache):
 
     def plan_prompts(self, rows: Tensor, length: int) -> None:
         """The next forward fills columns [0, length) of `rows` [P] and attends to nothing else."""
-        self._rows, self._columns, self._visible = rows, slice(0, length), 0
+        self._rows, self._visible, self._length = rows, 0, length
         self._clear(length)
 
     def plan_tokens(self, num_rows: int, columns: Tensor | int, visible: int) -> None:
@@ -47,9 +50,15 @@ class SlotCache(Cache):
 
         It attends to the first `visible` columns of those rows.
         """
-        self._rows = slice(num_rows) if isinstance(columns, int) else torch.arange(num_rows, device=columns.device)
-        self._columns, self._visible = columns, visible
+        self._visible = visible
         self._clear(visible)
+        rows = self._buffer.flatten(0, 1)[:, :num_rows]
+        self._seen = rows[..., :visible, :].unbind()
+        if isinstance(columns, int):
+            self._written = rows[..., columns, :].unbind()
+        else:
+            self._written, self._columns = (), columns
+            self._rows = torch.arange(num_rows, device=columns.device)
 
     def _clear(self, num_columns: int) -> None:
         """Zeros up to there: a masked column counts 0 times what it holds, and that must not be NaN."""
@@ -62,19 +71,26 @@ class SlotCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write one layer's new keys and values [N, H, Q, D] as planned; returns what its queries may see."""
+        if self._visible > 0:
+            return self.add_tokens(key_states[:, :, 0], value_states[:, :, 0], layer_idx)
         if self._buffer.numel() == 0:
             _, heads, _, width = key_states.shape
             self._buffer = key_states.new_empty(self.num_layers, 2, self.num_rows, heads, self.num_columns, width)
             self._buffer[..., : self._num_cleared, :] = 0
-        keys, values = self._buffer[layer_idx]
-        if self._visible == 0:
-            keys[self._rows, :, self._columns] = key_states
-            values[self._rows, :, self._columns] = value_states
-            return key_states, value_states
-        keys[self._rows, :, self._columns] = key_states[:, :, 0]
-        values[self._rows, :, self._columns] = value_states[:, :, 0]
-        num_rows = len(key_states)
-        return keys[:num_rows, :, : self._visible], values[:num_rows, :, : self._visible]
+        self._buffer[layer_idx, 0][self._rows, :, : self._length] = key_states
+        self._buffer[layer_idx, 1][self._rows, :, : self._length] = value_states
+        return key_states, value_states
+
+    def add_tokens(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """`update` with one token per row, [N, H, D]."""
+        seen = self._seen[2 * layer], self._seen[2 * layer + 1]
+        if self._written:
+            self._written[2 * layer].copy_(key)
+            self._written[2 * layer + 1].copy_(value)
+        else:
+            for states, new in zip(self._buffer[layer], (key, value), strict=True):
+                states[self._rows, :, self._columns] = new
+        return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that are visible to the planned forward."""

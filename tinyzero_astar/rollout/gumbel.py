@@ -41,24 +41,23 @@ def to_uniform(bits: Tensor) -> Tensor:
     return _shift_right(bits, 11).double().add_(0.5).mul_(2.0**-53)
 
 
-def _to_gumbel(bits: Tensor) -> Tensor:
-    return to_uniform(bits).log_().neg_().log_().neg_()
-
-
 def root_gumbel(state: Tensor) -> Tensor:
     """One Gumbel(0) number for each hash state, float64; independent of `gumbel_noise` of that state."""
-    return _to_gumbel(mix64(state ^ _FOLD))
+    return -torch.log(-torch.log(to_uniform(mix64(state ^ _FOLD))))
 
 
-def gumbel_noise(state: Tensor, num_tokens: int) -> Tensor:
-    """Independent Gumbel(0) noise of every next token, float64 [N, V].
+def gumbel_noise(state: Tensor, num_tokens: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Independent Gumbel(0) noise of every next token, [N, V].
 
     Args:
         state: int64 [N], hash state of each prefix.
         num_tokens: V.
+        dtype: of the result: that of the log-probabilities it is added to. The exponential numbers inside are always
+            float64: in float32 uniform numbers near 1 are too coarse for the large values, which are those that win.
     """
     counter = torch.arange(1, num_tokens + 1, device=state.device) * _GOLDEN
-    return _to_gumbel(mix64(state[:, None] + counter))
+    exponential = to_uniform(mix64(state[:, None] + counter)).log_().neg_()
+    return exponential.to(dtype).log_().neg_()
 
 
 def truncated_gumbel(gumbel: Tensor, maximum: Tensor, bound: Tensor) -> Tensor:

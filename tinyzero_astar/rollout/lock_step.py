@@ -121,7 +121,7 @@ class Sampling:
             logp = logp[beam.row.flatten()]
         perturbed = logp
         if self._noise:
-            perturbed = gumbel_noise(torch.take(beam.state, beam.places), logp.shape[-1]).add_(logp)
+            perturbed = gumbel_noise(torch.take(beam.state, beam.places), logp.shape[-1], logp.dtype).add_(logp)
         drawn = perturbed.argmax(-1)
         token = torch.full_like(beam.row, _NO_TOKEN)
         token.view(-1).index_copy_(0, beam.places, drawn)
@@ -161,9 +161,9 @@ class WithoutReplacement:
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
         logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
         places, vocab_size = beam.places, logp.shape[-1]
-        perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size).add_(logq)
+        perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size, logp.dtype).add_(logq)
         best, token = perturbed.topk(min(self._num_rollouts + 1, vocab_size))
-        best += torch.take(beam.log_q, places)[:, None]
+        best = best.double() + torch.take(beam.log_q, places)[:, None]
         best = truncated_gumbel(best, best[:, :1], torch.take(beam.priority, places)[:, None])
 
         num_problems, num_columns = beam.row.shape
