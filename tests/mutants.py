@@ -172,7 +172,7 @@ GUMBEL = (
         "noise-everywhere-same",
         "the noise does not depend on the prefix",
         "rollout/lock_step.py",
-        "state=torch.where(is_extended, fold(state, choice.token), state),",
+        "state=torch.where(is_extended, mix64(state ^ torch.take(token_hash, choice.token)), state),",
         "state=state,",
         ("test_search.py::test_gumbel_ordered_pairs_follow_plackett_luce[False]",),
     ),

@@ -33,7 +33,12 @@ def mix64(x: Tensor) -> Tensor:
 
 def fold(state: Tensor, token: Tensor) -> Tensor:
     """Hash state of a prefix extended by a token; int64, shapes broadcast."""
-    return mix64(state ^ mix64(token + _FOLD))
+    return mix64(state ^ hash_token(token))
+
+
+def hash_token(token: Tensor) -> Tensor:
+    """What a token brings into `fold`; a search looks it up in a table."""
+    return mix64(token + _FOLD)
 
 
 def to_uniform(bits: Tensor) -> Tensor:

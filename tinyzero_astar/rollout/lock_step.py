@@ -19,6 +19,7 @@ from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
 from tinyzero_astar.rollout.gumbel import (
     fold,
     gumbel_noise,
+    hash_token,
     log_inclusion,
     mix64,
     root_gumbel,
@@ -212,6 +213,7 @@ def lock_step(
     output = decoder.start(prompts, num_rollouts)
     beam = chooser.begin(output)
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
+    token_hash = hash_token(torch.arange(output.logits.shape[-1], device=output.logits.device))
     history: list[_Step] = []
     one = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
     num_open, num_forked = [one], [torch.zeros_like(one)]
@@ -229,7 +231,7 @@ def lock_step(
                 choice.priority,
             )
         )
-        beam = _extend(beam, choice, decoder.eos_id, is_last=depth == max_search_depth)
+        beam = _extend(beam, choice, token_hash, decoder.eos_id, is_last=depth == max_search_depth)
         places = beam.places
         if len(places) == 0:
             break
@@ -262,7 +264,7 @@ def lock_step(
     return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
 
 
-def _extend(beam: _Beam, choice: _Choice, eos_id: int, is_last: bool) -> _Beam:
+def _extend(beam: _Beam, choice: _Choice, token_hash: Tensor, eos_id: int, is_last: bool) -> _Beam:
     """The beam after each row took its token; a depth-limited row is closed as a leaf."""
     is_extended = choice.token != _NO_TOKEN
     state = beam.state.gather(1, choice.parent)
@@ -271,7 +273,7 @@ def _extend(beam: _Beam, choice: _Choice, eos_id: int, is_last: bool) -> _Beam:
         priority=choice.priority,
         log_q=beam.log_q.gather(1, choice.parent).add_(choice.logq),
         log_pi=beam.log_pi.gather(1, choice.parent).add_(choice.logp),
-        state=torch.where(is_extended, fold(state, choice.token), state),
+        state=torch.where(is_extended, mix64(state ^ torch.take(token_hash, choice.token)), state),
         slot=beam.slot.gather(1, choice.parent),
         row=torch.zeros_like(beam.row),
         is_open=is_open,
