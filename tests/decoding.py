@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 
 
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the CPU wait for a GPU, and so cannot be part of a CUDA graph."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket not in _WAITING, f"{func} waits for the GPU"
+        is_masked = func.overloadpacket in _INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
+        assert not is_masked, f"{func} by a mask counts its elements"
+        return func(*args, **(kwargs or {}))
+
+
 class Tape:
     """A recorder for CPUs: the operations that a work did are done again on the tensors that it did them on.
 
-    As strict as a CUDA graph: Python does not run in a replay, and a tensor made anew for a later step is not seen.
+    As strict as a CUDA graph: Python does not run in a replay, a tensor made anew for a later step is not seen, and
+    nothing may wait for a result.
     """
 
     def __init__(self):
         self.num_recorded = self.num_replayed = 0
 
     def record(self, work):
-        work()
+        with NoWaiting():
+            work()
         played = make_fx(work)()
         self.num_recorded += 1
 
@@ -30,6 +43,8 @@ class Tape:
         return replay
 
 
+_WAITING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
+_INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
 ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT_S = 180  # per mistake: a quiet core needs about 5
-_COPIED = ("tinyzero_astar", "tests", "pyproject.toml")
+_COPIED = ("tinyzero_astar", "tests", "recipes", "pyproject.toml")
 # what an assertion leaves in pytest's summary; any other exception is a crash
 _ASSERTED = re.compile(r"(assert |AssertionError|Failed: DID NOT RAISE)")
 
@@ -290,6 +290,14 @@ NETWORK = (
         FORKS,
     ),
     Mutant(
+        "recorded-anew",
+        "a recorded step reads the columns of the step that was recorded",
+        "model/decoder.py",
+        "torch.add(self._num_filled, self._num_prompt_columns, out=self._column)",
+        "self._column = self._num_filled + self._num_prompt_columns",
+        ("test_decoder.py::test_recorded_steps_equal_recomputation",),
+    ),
+    Mutant(
         "rotation-sign",
         "the fast path turns heads the other way",
         "model/fast_decode.py",
@@ -554,7 +562,34 @@ MEASURES = (
     ),
 )
 
-MUTANTS = (*HEURISTIC, *GUMBEL, *BEST_FIRST, *NETWORK, *TRAINING, *MEASURES)
+TWO = ("test_distributed.py::test_two_processes_train_as_one",)
+PROCESSES = (
+    Mutant(
+        "ranks-averaged",
+        "gradients are averaged over ranks, not summed",
+        "training/update.py",
+        "(loss * world_size()).backward()",
+        "loss.backward()",
+        TWO,
+    ),
+    Mutant(
+        "ranks-same-rows",
+        "every rank trains on the first rank's rows",
+        "training/update.py",
+        "[share::num_shares]",
+        "[0::num_shares]",
+        TWO,
+    ),
+    Mutant(
+        "ranks-own-scores",
+        "a rank takes zeros for the scores of the others' rows",
+        "training/update.py",
+        "sum_tensors(logp, value, entropy, kl)",
+        "pass",
+        TWO,
+    ),
+)
+MUTANTS = (*HEURISTIC, *GUMBEL, *BEST_FIRST, *NETWORK, *TRAINING, *MEASURES, *PROCESSES)
 
 
 def planted(mutant: Mutant, source: str) -> str:
