@@ -244,7 +244,7 @@ NETWORK = (
         "fork-after-write",
         "a fork copies what another fork of the same step has already overwritten",
         "model/slot_cache.py",
-        "columns[:, :, target] = columns[:, :, source]",
+        "columns.index_copy_(2, target, columns.index_select(2, source))",
         "for one, other in zip(source.tolist(), target.tolist(), strict=True):\n"
         "            columns[:, :, other] = columns[:, :, one]",
         FORKS,
@@ -253,8 +253,8 @@ NETWORK = (
         "fork-wrong-row",
         "a fork takes slots for rows of the cache",
         "model/decoder.py",
-        "self._row_of_slot[source[is_fork]], self._row_of_slot[target[is_fork]]",
-        "source[is_fork], target[is_fork]",
+        "self._row_of_slot.index_select(0, x.index_select(0, forked))",
+        "x.index_select(0, forked)",
         FORKS,
     ),
     Mutant(
@@ -277,8 +277,8 @@ NETWORK = (
         "fork-late",
         "a fork leaves out the first generated token",
         "model/decoder.py",
-        "self._cache.fork(*rows, first, first +",
-        "self._cache.fork(*rows, first + 1, first +",
+        "self._cache.fork(here, there, first, first +",
+        "self._cache.fork(here, there, first + 1, first +",
         FORKS,
     ),
     Mutant(

@@ -154,16 +154,18 @@ class SlotDecoder:
         return self._hidden_fn(self._token[: len(column)], (column - padding)[:, None], is_seen, self._cache)
 
     def _fork(self, source: Tensor, length: Tensor, target: Tensor) -> None:
-        is_fork = source != target
-        if bool(is_fork.any()):
-            rows = self._row_of_slot[source[is_fork]], self._row_of_slot[target[is_fork]]
-            first = self._num_prompt_columns
-            self._cache.fork(*rows, first, first + int(length[is_fork].max()))
-            self._num_filled[rows[1]] = length[is_fork]
+        """Copy generated tokens to the slots that are not their own source; the prompt is there already."""
+        forked = (source != target).nonzero()[:, 0]
+        if len(forked) == 0:
+            return
+        here, there = (self._row_of_slot.index_select(0, x.index_select(0, forked)) for x in (source, target))
+        kept, first = length.index_select(0, forked), self._num_prompt_columns
+        self._cache.fork(here, there, first, first + int(kept.max()))
+        self._num_filled.index_copy_(0, there, kept)
 
     def _bring_to_front(self, slots: Tensor) -> Tensor:
         """Rows of `slots`; those far back swap places with idle rows in front when there are enough of them."""
-        row = self._row_of_slot[slots]
+        row = self._row_of_slot.index_select(0, slots)
         in_front = int(row.max()) + 1
         if len(row) >= _WORTH_MOVING * in_front:
             return row

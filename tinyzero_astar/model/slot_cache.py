@@ -99,4 +99,4 @@ class SlotCache(Cache):
     def fork(self, source: Tensor, target: Tensor, first: int, last: int) -> None:
         """Copy columns [first, last) of rows `source` to rows `target`; all reads precede all writes."""
         columns = self._buffer[..., first:last, :]
-        columns[:, :, target] = columns[:, :, source]
+        columns.index_copy_(2, target, columns.index_select(2, source))
