@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
 from tinyzero_astar.rollout.gumbel import (
@@ -163,7 +164,7 @@ class WithoutReplacement:
         logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
         places, vocab_size = beam.places, logp.shape[-1]
         perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size, logp.dtype).add_(logq)
-        best, token = perturbed.topk(min(self._num_rollouts + 1, vocab_size))
+        best, token = _topk(perturbed, min(self._num_rollouts + 1, vocab_size))
         best = best.double() + torch.take(beam.log_q, places)[:, None]
         best = truncated_gumbel(best, best[:, :1], torch.take(beam.priority, places)[:, None])
 
@@ -198,6 +199,15 @@ class WithoutReplacement:
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
         weight = torch.exp(beam.log_pi - log_inclusion(beam.log_q, self._kappa[:, None]))
         return self._kappa, torch.where(torch.isneginf(beam.priority), 0.0, weight)
+
+
+def _topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`x.topk(k)` of rows [N, V]; on a CPU that sorts partially, and much faster, only from 64 k columns on."""
+    missing = 64 * k - x.shape[1]
+    if x.device.type == "cpu" and 0 < missing <= x.shape[1]:
+        x = pad(x, (0, missing), value=-torch.inf)
+    values, indices = x.topk(k)
+    return values, indices
 
 
 def lock_step(
