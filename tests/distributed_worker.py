@@ -90,6 +90,7 @@ def watch(patch, seen):
         optimizers = (self.policy_optimizer, self.value_optimizer)
         slots = [s for o in optimizers for own in o.adamw.state.values() for k, s in own.items() if k != "step"]
         seen["num_parameters"] = sum(p.numel() for p in self.policy.parameters())
+        seen["num_trained"] = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         seen["num_local"] = [sum(map(fsdp_utils.num_local, tensors)) for tensors in (self.policy.parameters(), slots)]
         return metrics
 

@@ -27,6 +27,8 @@ OPTIONS = (  # three rows a step, one a micro-batch: two ranks have unequal turn
     " --eval.eval-frequency 3 --eval.max-rows 4"
 )
 
+ADAPTED = ("--model.lora-rank", "3", "--train.gradient-checkpointing")
+
 SMALL = (  # of the embedded model
     "--train.num-iterations 5 --train.problems-per-iteration 8 --train.batch-size 4"
     " --search.num-rollouts-per-problem 4 --search.beam-width 5 --search.max-search-depth 40"
@@ -68,16 +70,32 @@ def one(tiny_base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(one, tiny_base, tmp_path_factory):
-    """Folder with runs of two processes: `run`, the first one's continued, `resumed`, and `recomputed`."""
+def one_adapted(tiny_base, tmp_path_factory):
+    """The run of one process that trains adapters."""
+    folder = tmp_path_factory.mktemp("adapted") / "run"
+    with planted(True):
+        assert main(command(tiny_base, folder, *ADAPTED)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one, one_adapted, tiny_base, tmp_path_factory):
+    """Folder with runs of two processes; a `resumed` one was begun by one process."""
     folder = tmp_path_factory.mktemp("two")
     resumed = without_end(one, folder / "resumed")
     recomputed = command(tiny_base, folder / "recomputed", "--train.gradient-checkpointing")
-    commands = [command(tiny_base, folder / "run"), ["--resume", str(resumed)], recomputed]
+    adapted = without_end(one_adapted, folder / "adapted_resumed")
+    commands = [
+        command(tiny_base, folder / "run"),
+        ["--resume", str(resumed)],
+        recomputed,
+        command(tiny_base, folder / "adapted", *ADAPTED),
+        ["--resume", str(adapted)],
+    ]
     job = {"is_double": True, "commands": commands, "seen": str(folder / "seen")}
     status, output, _ = launch(2, job, folder)
     assert status == 0, output
-    assert output.count("iteration   1 ") == 2  # of two runs from the start; rank 0 alone speaks
+    assert output.count("iteration   1 ") == 3  # of three runs from the start; rank 0 alone speaks
     assert "Warning" not in output
     return folder
 
@@ -132,6 +150,21 @@ def test_recomputed_layers_train_the_same_and_do_run_twice(one, two):
     for rank in (0, 1):
         once, twice = (seen(two, number, rank)["forwards_with_gradients"] for number in (0, 2))
         assert twice == 2 * once > 0
+
+
+def test_adapters_train_as_with_one_process_also_when_continued(one_adapted, two):
+    assert records(one_adapted)[-1]["policy/kl_to_base"] > 1e-4
+    assert_same(two / "adapted", one_adapted)
+    assert_same(two / "adapted_resumed", one_adapted)
+
+
+def test_two_processes_split_the_frozen_weights_too_and_keep_moments_of_what_is_trained(two):
+    ranks = [seen(two, 3, rank) for rank in (0, 1)]
+    total, trained = ranks[0]["num_parameters"], ranks[0]["num_trained"]
+    assert trained < total
+    for found in ranks:
+        assert found["num_local"] == pytest.approx([total / 2, trained], rel=0.02)  # two moments
+    assert [sum(both) for both in zip(*(found["num_local"] for found in ranks), strict=True)] == [total, 2 * trained]
 
 
 def test_each_rank_holds_its_part_of_weights_and_moments(two):
@@ -193,14 +226,16 @@ def test_hybrid_sharding_splits_over_half_of_the_processes_and_trains_as_one(one
 
 
 @pytest.mark.slow
-def test_bfloat16_trains_on_two_processes_and_continues_on_one(tiny_base, tmp_path):
-    argv = command(tiny_base, tmp_path / "two", "--model.dtype", "bfloat16")
+@pytest.mark.parametrize("more", [(), ADAPTED], ids=["all weights", "adapters"])
+def test_bfloat16_trains_on_two_processes_and_continues_on_one(more, tiny_base, tmp_path):
+    options = ["--model.dtype", "bfloat16", *more]
+    argv = command(tiny_base, tmp_path / "two", *options)
     status, output, _ = launch(2, {"is_double": False, "commands": [argv]}, tmp_path)
     assert status == 0, output
     folder = without_end(tmp_path / "two", tmp_path / "resumed")
     with planted(False):
         assert main(["--resume", str(folder)]) == 0
-        assert main(command(tiny_base, tmp_path / "one", "--model.dtype", "bfloat16")) == 0
+        assert main(command(tiny_base, tmp_path / "one", *options)) == 0
     path = Path("checkpoints") / "checkpoint_iter_3"
     for name in ("model", "trainer"):
         ours, theirs = (load_file(tmp_path / run / path / f"{name}.safetensors") for run in ("two", "one"))

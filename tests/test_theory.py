@@ -268,6 +268,8 @@ def test_thinned_weights_are_unbiased(guidance):
 class TabularPolicy(nn.Module):
     """A logit per prefix and token, and a value per prefix: what `Updater` needs of a policy."""
 
+    has_adapters = False
+
     def __init__(self, decoder, value_logit):
         super().__init__()
         self.decoder, self.dtype = decoder, torch.float64

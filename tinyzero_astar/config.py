@@ -27,6 +27,10 @@ class ModelConfig:
     """Of the language model's weights and activations; the value model and all optimizer state are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank and freeze the model (needs peft); 0: train all weights."""
+    liger: bool = False
+    """Liger's fused kernels for rotary embedding, norms and SwiGLU (needs liger-kernel and a GPU)."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,7 @@ def check(config: Config) -> None:
 
 _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "model.max_seq_length": (8, 1 << 20),
+    "model.lora_rank": (0, 1024),
     "data.min_digits": (1, 6),
     "data.max_digits": (1, 6),
     "data.num_problems": (1, 10**7),

@@ -96,7 +96,8 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     state = read_state(checkpoint)
     saved = from_dict(state["config"], f"checkpoint {checkpoint}")
     run = replace(saved.run, num_threads=command.run.num_threads)
-    model = replace(saved.model, device=command.model.device)  # this machine need not be the one that trained it
+    # this machine need not be the one that trained it, and model.safetensors has the adapters in it
+    model = replace(saved.model, device=command.model.device, lora_rank=0, liger=False)
     config = replace(saved, eval=command.eval, run=run, model=model)
     session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
@@ -137,6 +138,8 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
             device=choose_device(config.model.device),
             value_hidden_size=config.value.hidden_size,
             max_length=config.model.max_seq_length,
+            lora_rank=config.model.lora_rank,
+            liger=config.model.liger,
             say=console.say,
         )
     )
@@ -144,6 +147,9 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         f"model {config.model.model_name}: {policy.language_model.num_parameters():,} parameters, {config.model.dtype},"
         f" on {policy.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
     )
+    if policy.has_adapters:
+        trained = sum(p.numel() for p in policy.language_model.parameters() if p.requires_grad)
+        console.say(f"adapters of rank {config.model.lora_rank}: {trained:,} of these parameters are trained")
     policy.gradient_checkpointing = train.gradient_checkpointing
     if is_distributed():
         policy.shard(train.sharding)

@@ -3,8 +3,13 @@
 model.safetensors, config.json and the tokenizer load with plain `from_pretrained`. trainer.safetensors holds the
 value model, both optimizers (with the float32 master weights of a bfloat16 model) and PyTorch's random state;
 trainer.json the iteration, the count of updates and the run's configuration. Search noise and problem order are
-functions of seed and iteration, so they need no state. No pickle anywhere. A checkpoint appears under its name only
-when it is complete.
+functions of seed and iteration, so they need no state.
+
+With adapters model.safetensors holds the merged weights, so that it is a model like any other. What they were merged
+from, A, B and the frozen weights, stands in trainer.safetensors too: a sum in floating point cannot be undone, and a
+run goes on exactly, without asking for its base again. Evaluation reads the merged weights alone.
+
+No pickle anywhere. A checkpoint appears under its name only when it is complete.
 
 The files are the same for any number of processes: rank 0 puts the shards together and writes, and in loading each
 rank cuts out its own. So a run may be continued, or evaluated, with another number.
@@ -27,11 +32,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import is_main, like, whole
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", "trainer.json"
+_LANGUAGE_MODEL, _VALUE_MODEL = "language_model.", "value_model."  # of the policy's weights
 
 
 def save_checkpoint(
@@ -46,7 +53,7 @@ def save_checkpoint(
     All ranks must call it; rank 0 writes.
     """
     tensors = {f"{name}.{key}": x for name, own in optimizers.items() for key, x in _moments(own)}
-    weights: dict[str, Any] = {}
+    weights: dict[str, Any] = policy.state_dict()
     if is_sharded := isinstance(policy, FSDPModule):
         weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not is_main():
@@ -55,11 +62,14 @@ def save_checkpoint(
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    language_model = _put_together(policy, weights) if is_sharded else policy.language_model
+    language_model = policy.language_model
+    if is_sharded or policy.has_adapters:
+        own = {k: v.to("cpu", policy.dtype) for k, v in _inside(weights, _LANGUAGE_MODEL).items()}
+        tensors |= {f"{_LANGUAGE_MODEL}{k}": v for k, v in adapters_and_their_bases(own).items()}
+        language_model = _put_together(policy, merged(own))
     language_model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    value_model = _inside(weights, "value_model.") if is_sharded else policy.value_model.state_dict()
-    tensors |= {f"value_model.{k}": v for k, v in value_model.items()}
+    tensors |= {k: v for k, v in weights.items() if k.startswith(_VALUE_MODEL)}
     tensors["random_state"] = torch.get_rng_state()
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
     (partial / _STATE).write_text(json.dumps(dict(state), indent=2))
@@ -81,14 +91,13 @@ def _moments(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
 
 
 def _put_together(policy: Policy, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A language model like the sharded one with all of its weights, in its dtype, on the CPU."""
-    sharded = policy.language_model
+    """A plain language model like the policy's, neither sharded nor adapted, of these weights."""
+    original = policy.language_model
     with torch.device("meta"):
-        model = type(sharded)(sharded.config)
-    own = _inside(weights, "language_model.")
-    model.load_state_dict({k: v.to(policy.dtype) for k, v in own.items()}, assign=True)
+        model = type(original)(original.config)
+    model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    model.generation_config = sharded.generation_config
+    model.generation_config = original.generation_config
     return model
 
 
@@ -97,7 +106,7 @@ def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAdamW]) -> dict[str, Any]:
-    """Load value model, optimizers and random state in place; returns the saved state.
+    """Load value model, adapters, optimizers and random state in place; returns the saved state.
 
     Without optimizers (evaluation) only the value model is loaded.
 
@@ -110,7 +119,7 @@ def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAd
     except (OSError, SafetensorError) as error:
         raise ValueError(f"checkpoint {folder}: {_TENSORS} cannot be read ({error}); use another one") from None
     own = policy.value_model.state_dict()
-    value = {k: like(own[k], v) if k in own else v for k, v in _inside(tensors, "value_model.").items()}
+    value = {k: like(own[k], v) if k in own else v for k, v in _inside(tensors, _VALUE_MODEL).items()}
     try:
         policy.value_model.load_state_dict(value)
     except RuntimeError as error:
@@ -121,6 +130,7 @@ def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAd
     if not optimizers:
         return state
     try:
+        _load_adapters(policy, _inside(tensors, _LANGUAGE_MODEL))
         for name, optimizer in optimizers.items():
             _load_optimizer(optimizer, name, tensors)
         torch.set_rng_state(tensors["random_state"])
@@ -129,6 +139,15 @@ def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAd
             f"checkpoint {folder}: {_TENSORS} does not hold what resuming needs ({error}); use another one"
         ) from None
     return state
+
+
+@torch.no_grad()
+def _load_adapters(policy: Policy, saved: Mapping[str, Tensor]) -> None:
+    own = adapters_and_their_bases(policy.language_model.state_dict())
+    if own.keys() != saved.keys() or any(own[k].shape != x.shape for k, x in saved.items()):
+        raise RuntimeError(f"the adapters of {len(own)} matrices")
+    for key, x in saved.items():
+        own[key].copy_(like(own[key], x))
 
 
 def read_state(folder: Path) -> dict[str, Any]:

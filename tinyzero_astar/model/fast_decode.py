@@ -84,6 +84,8 @@ class _Layer:
 
 def is_supported(model: PreTrainedModel) -> bool:
     """Whether `FastDecode` equals the model's own forward; exact classes only, a wrapped model is another one."""
+    if any(name.endswith("_proj") and type(m) is not nn.Linear for name, m in model.named_modules()):  # adapted ones
+        return False
     return type(model) in _CLASSES and model.config.hidden_act == "silu" and model.dtype == torch.float32
 
 

@@ -6,7 +6,8 @@ tensor never exists; with gradients each chunk is recomputed in the backward pas
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.model.adapters import add_adapters, has_adapters, import_peft, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
 from tinyzero_astar.model.decoder import SlotDecoder, StepFn
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
+from tinyzero_astar.model.liger import apply_liger, import_liger
 from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
@@ -92,6 +95,18 @@ class Policy(nn.Module):
         """`token_scores` for training: what sharding gathers its weights for."""
         return self.token_scores(ids, prompt_length, tokens)
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether adapters are trained, and the language model is frozen."""
+        return has_adapters(self.language_model)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Inside, the policy is the reference: its base without adapters. Only where there are adapters."""
+        assert self.has_adapters
+        with without_adapters(self.language_model):
+            yield
+
     def token_scores(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
         """Scores of generated tokens by one full forward.
 
@@ -100,18 +115,30 @@ class Policy(nn.Module):
             prompt_length: [B] tokens before the completion.
             tokens: [B, T] the completions, padded.
         """
-        position = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
-        is_recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
-        with recomputed(decoder_layers(self.language_model)) if is_recomputed else nullcontext():
-            hidden = self.hidden(ids, position, None, None)
-        where = prompt_length[:, None] - 1 + torch.arange(tokens.shape[1], device=ids.device)
-        where = where.clamp(max=ids.shape[1] - 1)  # beyond the row's end only padding is asked for
-        before = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
+        before = self._visited(ids, prompt_length, tokens.shape[1])
         logp, entropy = self._chunked_logp(before.flatten(0, 1), tokens.flatten())
         value = self.value_model(before)
         child = self.value_model.child_logit_of(before, value.accuracy, tokens)
         shape = tokens.shape
         return TokenScores(logp.view(shape), entropy.view(shape), value.accuracy, value.format, child)
+
+    @torch.no_grad()
+    def kl_to_base(self, ids: Tensor, prompt_length: Tensor, width: int) -> Tensor:
+        """sum_a pi(a|s) (log pi(a|s) - log base(a|s)) at the prefix s before each generated token, [B, width]; nats.
+
+        Exact: a sum over the whole vocabulary. Costs a forward of either.
+
+        Args:
+            ids: [B, L] prompt and completion, padded on the right.
+            prompt_length: [B] tokens before the completion.
+            width: tokens of the longest completion.
+        """
+        own = self._visited(ids, prompt_length, width).flatten(0, 1)
+        with self.base():
+            base = self._visited(ids, prompt_length, width).flatten(0, 1)
+        size = self._chunk_size
+        pairs = zip(own.split(size), base.split(size), strict=True)
+        return torch.cat([_kl_divergence(self._logits(p), self._logits(q)) for p, q in pairs]).view(len(ids), width)
 
     @torch.no_grad()
     def bellman_residual(self, ids: Tensor, prompt_length: int, length: int, inverse_beta: Tensor) -> Tensor:
@@ -135,9 +162,26 @@ class Policy(nn.Module):
     def shard(self, sharding: Sharding) -> None:
         """Split all weights over the process group, decoder layer by decoder layer; do it before optimizers exist."""
         if self.dtype == torch.bfloat16:
-            self.language_model.float()
+            for p in self.language_model.parameters():
+                p.data = p.data.float() if p.requires_grad else p.data  # masters of what is trained
         layers = decoder_layers(self.language_model)
         shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)
+
+    def _visited(self, ids: Tensor, prompt_length: Tensor, width: int) -> Tensor:
+        """Hidden states [B, width, D] before each generated token, by one full forward."""
+        position = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
+        is_recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
+        with recomputed(decoder_layers(self.language_model)) if is_recomputed else nullcontext():
+            hidden = self.hidden(ids, position, None, None)
+        where = prompt_length[:, None] - 1 + torch.arange(width, device=ids.device)
+        where = where.clamp(max=ids.shape[1] - 1)  # beyond the row's end only padding is asked for
+        return hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
+
+    @property
+    def _chunk_size(self) -> int:
+        """Positions per chunk."""
+        vocab_size: int = self.vocab_size
+        return max(1, _CHUNK_ELEMENTS // vocab_size)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.language_model.get_output_embeddings()(hidden)
@@ -145,7 +189,7 @@ class Policy(nn.Module):
         return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _chunked_logp(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        size = max(1, _CHUNK_ELEMENTS // self.vocab_size)
+        size = self._chunk_size
         pairs = list(zip(hidden.split(size), tokens.split(size), strict=True))
         if len(pairs) == 1 or not torch.is_grad_enabled():
             scored = [self._logp(h, t) for h, t in pairs]
@@ -160,6 +204,12 @@ class Policy(nn.Module):
         return logp.gather(-1, tokens[:, None])[:, 0], entropy
 
 
+def _kl_divergence(logits: Tensor, base_logits: Tensor) -> Tensor:
+    """Of softmax distributions [N, V]; [N]."""
+    logp, base = (torch.log_softmax(x, -1).clamp(min=-1e4) for x in (logits, base_logits))  # not -inf - -inf
+    return (logp.exp() * (logp - base)).sum(-1)
+
+
 def load_policy(
     name: str,
     *,
@@ -167,6 +217,8 @@ def load_policy(
     device: torch.device,
     value_hidden_size: int,
     max_length: int,
+    lora_rank: int = 0,
+    liger: bool = False,
     say: Say = print,
 ) -> tuple[Policy, PreTrainedTokenizerBase]:
     """A policy with a fresh value model, on a device, tested to decode right; and its tokenizer.
@@ -177,17 +229,27 @@ def load_policy(
         device: see `choose_device`.
         value_hidden_size: width of the value model's MLP.
         max_length: tokens of the longest sequence.
+        lora_rank: of adapters that are to be trained instead of the language model; 0: none.
+        liger: whether to use Liger's kernels.
         say: told of every download before it begins.
 
     Raises:
-        ValueError: nothing usable under that name; one sentence says why.
+        ValueError: an optional dependency is missing; or nothing usable under that name; one sentence says why.
     """
+    if lora_rank:
+        import_peft(lora_rank)  # or refuses, before anything is downloaded
+    if liger:
+        import_liger(device)  # the same
     language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
+    if liger:
+        apply_liger(language_model, device)
     policy = Policy(language_model, tokenizer.eos_token_id, value_hidden_size).to(device)
     try:
         check_decoding(policy)
     except ValueError as error:
         raise ValueError(f"model_name {name!r}: {error}") from error
+    if lora_rank:
+        add_adapters(language_model, lora_rank)
     return policy, tokenizer
 
 

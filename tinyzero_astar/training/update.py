@@ -84,7 +84,7 @@ class Updater:
     @torch.no_grad()
     def _score(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Fill in logp_old and V by the trainer's own forward, and audit the sampler against it."""
-        logp, value, entropy = (torch.zeros_like(batch.logp_sampler) for _ in range(3))
+        logp, value, entropy, kl = (torch.zeros_like(batch.logp_sampler) for _ in range(4))
         weights = self.settings.reward_weights
         with unsharded(self.policy):
             for rows in micro_batches(batch, self.settings.micro_batch_tokens, rank(), world_size()):
@@ -96,13 +96,19 @@ class Updater:
                 logp[rows, :width] = torch.where(part.is_token, scores.logp, 0.0)
                 value[rows, :width] = torch.where(part.is_token, promise, 0.0)
                 entropy[rows, :width] = torch.where(part.is_token, scores.entropy, 0.0)
-        sum_tensors(logp, value, entropy)  # a row's scores come from one rank, the others hold zeros
+                if self.policy.has_adapters:
+                    found = self.policy.kl_to_base(part.ids, part.prompt_length, width)
+                    kl[rows, :width] = torch.where(part.is_token, found, 0.0)
+        sum_tensors(logp, value, entropy, kl)  # a row's scores come from one rank, the others hold zeros
         gap = (logp - batch.logp_sampler).abs()
         mass = batch.weight[:, None] * batch.is_token
+        total = mass.sum().clamp(min=1e-12)
         metrics = {
             "audit/ratio_error": float(torch.expm1(gap).max()),
-            "policy/entropy": float((mass * entropy).sum() / mass.sum().clamp(min=1e-12)),
+            "policy/entropy": float((mass * entropy).sum() / total),
         }
+        if self.policy.has_adapters:
+            metrics["policy/kl_to_base"] = float((mass * kl).sum() / total)
         return replace(batch, logp_old=logp, value=value), metrics
 
     def _step(self, batch: Batch, num_problems: int) -> dict[str, float]:
