@@ -287,6 +287,7 @@ SURROGATE = (
     "test_training.py::test_clipped_surrogate_equals_the_token_loop_and_its_gradient_the_policy_gradient",
 )  # fmt: skip
 BATCH = ("test_generator.py::test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights",)
+KL = ("test_adapters.py::test_kl_to_base_is_the_weighted_mean_of_the_sum_over_the_vocabulary",)
 REGRESSION = (
     "test_theory.py::test_weighted_value_regression_learns_success_under_the_policy_and_unweighted_under_the_proposal",
 )
@@ -391,6 +392,57 @@ TRAINING = (
         "weights.accuracy * torch.sigmoid(scores.value_logit)",
         "weights.accuracy * torch.sigmoid(scores.format_logit)",
         ("test_training.py::test_the_baseline_is_the_reward_that_the_value_model_promises",),
+    ),
+    Mutant(
+        "kl-sign",
+        "the divergence from the base has the wrong sign",
+        "model/model.py",
+        "(logp.exp() * (logp - base)).sum(-1)",
+        "(logp.exp() * (base - logp)).sum(-1)",
+        KL,
+    ),
+    Mutant(
+        "kl-direction",
+        "the divergence is measured under the base, not under the policy",
+        "model/model.py",
+        "(logp.exp() * (logp - base)).sum(-1)",
+        "(base.exp() * (base - logp)).sum(-1)",
+        KL,
+    ),
+    Mutant(
+        "kl-unweighted",
+        "the divergence is averaged without the weights of the leaves",
+        "training/update.py",
+        "(mass * kl).sum()",
+        "(batch.is_token * kl).sum()",
+        KL,
+    ),
+    Mutant(
+        "reference-adapted",
+        "the reference policy keeps its adapters",
+        "model/adapters.py",
+        "layer.enable_adapters(False)",
+        "layer.enable_adapters(True)",
+        KL,
+    ),
+    Mutant(
+        "merge-sign",
+        "adapters are taken off the weights of a checkpoint, not added",
+        "model/adapters.py",
+        "(weight.to(wide) + _ALPHA / len(a) * (b @ a))",
+        "(weight.to(wide) - _ALPHA / len(a) * (b @ a))",
+        ("test_adapters.py::test_a_projection_adds_the_formula_and_merging_gives_the_same_model",),
+    ),
+    Mutant(
+        "checkpointing-idle",
+        "gradient checkpointing does nothing",
+        "model/model.py",
+        "self.gradient_checkpointing and torch.is_grad_enabled()",
+        "self.gradient_checkpointing and not torch.is_grad_enabled()",
+        (
+            "test_gradient_checkpointing.py::test_every_layer_runs_a_second_time_in_the_backward",
+            "test_gradient_checkpointing.py::test_what_a_forward_keeps_for_its_backward_shrinks_to_a_fifth",
+        ),
     ),
     Mutant(
         "gae-sign",

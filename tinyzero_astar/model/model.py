@@ -163,7 +163,8 @@ class Policy(nn.Module):
         """Split all weights over the process group, decoder layer by decoder layer; do it before optimizers exist."""
         if self.dtype == torch.bfloat16:
             for p in self.language_model.parameters():
-                p.data = p.data.float() if p.requires_grad else p.data  # masters of what is trained
+                if p.requires_grad:  # these shards are masters; frozen ones stay as small as they are
+                    p.data = p.data.float()
         layers = decoder_layers(self.language_model)
         shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)
 
