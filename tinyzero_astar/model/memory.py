@@ -124,18 +124,17 @@ def peak(found: Mapping[str, Memory]) -> tuple[str, int]:
 def resident(shapes: Shapes, work: Work) -> Memory:
     """What lives from the first update to the end of the run."""
     own = trainable_parameters(shapes, work.lora_rank)
-    value = value_parameters(shapes, work.value_hidden_size)
+    adapters = own if work.lora_rank else 0
+    is_rounded = work.dtype_bytes < FLOAT
     parts = {
-        "weights": shapes.num_parameters * work.dtype_bytes,
-        "master weights": own * FLOAT if work.dtype_bytes < FLOAT else 0,
+        "weights": (shapes.num_parameters + adapters) * work.dtype_bytes,
+        "master weights": own * FLOAT if is_rounded else 0,
         "Adam moments": own * 2 * FLOAT,
-        "value model": value * 3 * FLOAT,  # weights and moments
+        "value model": value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT,  # weights and moments
     }
-    if work.lora_rank:
-        parts["master weights"] = 0
-        parts["adapters"] = own * FLOAT
-    if work.is_sharded:  # the shards are the master weights
-        parts |= {"weights": 0, "master weights": shapes.num_parameters * FLOAT}
+    if work.is_sharded:
+        if is_rounded:  # what is trained lies in the shards as master weights alone
+            parts["weights"] -= own * work.dtype_bytes
         parts = {part: n // work.num_shards for part, n in parts.items()}
     return parts
 
@@ -231,7 +230,8 @@ def _scoring(shapes: Shapes, work: Work) -> Memory:
     hidden = work.dtype_bytes * shapes.hidden_size
     at_head = rows * (work.length + work.depth) * hidden
     forward = _forward(shapes, work, rows * work.length)
-    logits = chunk * shapes.vocab_size * 4 * FLOAT
+    # log-probabilities and three for the entropy; both logits, both log-probabilities and three for KL(policy | base)
+    logits = chunk * shapes.vocab_size * (7 if work.lora_rank else 4) * FLOAT
     if forward >= at_head + logits:
         return {"activations": forward}
     return {"activations": at_head, "logits": logits}
@@ -249,12 +249,13 @@ def saved_by_layer(shapes: Shapes, work: Work) -> int:
     s, d, q, kv, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.kv_size, shapes.intermediate_size
     norms = 2 * d * _saved_by_norm(work)
     attention = s * (2 * q + 2 * kv) + FLOAT * shapes.num_heads  # q, k, v, output; log-sum-exp
-    return norms + attention + 4 * s * i  # gate, silu(gate), up, their product
+    adapters = 7 * s * work.lora_rank
+    return norms + attention + 4 * s * i + adapters  # gate, silu(gate), up, their product
 
 
 def _saved_by_norm(work: Work) -> int:
-    """Bytes per number: the input in float32, normed, times the weight."""
-    return FLOAT + 2 * work.dtype_bytes
+    """Bytes per number: the input in float32, normed for the weight's gradient, and times the weight."""
+    return FLOAT + work.dtype_bytes * (1 if work.lora_rank else 2)
 
 
 def _gradients(shapes: Shapes, work: Work) -> Memory:
@@ -322,7 +323,14 @@ def _gathered_in_step(shapes: Shapes, work: Work) -> Memory:
 
 
 def _optimizer_step(shapes: Shapes, work: Work) -> Memory:
+    """The policy's step, or the value model's, which follows when the policy's gradients are freed."""
     own = trainable_parameters(shapes, work.lora_rank) // work.num_shards
-    largest = max(shapes.embedding_parameters, shapes.hidden_size * shapes.intermediate_size) // work.num_shards
-    temporary = FLOAT * (own if work.is_foreach else 2 * largest)  # the root of the second moment
-    return _with_value_gradients(shapes, work) | {"gradients": own * FLOAT, "temporary": temporary}
+    value = value_parameters(shapes, work.value_hidden_size) // work.num_shards
+    widest = max(shapes.hidden_size, shapes.intermediate_size)
+    matrix = max(shapes.embedding_parameters, shapes.hidden_size * widest)
+    largest = (work.lora_rank * widest if work.lora_rank else matrix) // work.num_shards
+    largest_value = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
+    # the root of the second moments, all at once, or one tensor's and its quotient
+    policy = {"gradients": own * FLOAT, "temporary": FLOAT * (own if work.is_foreach else 2 * largest)}
+    after = {"temporary": FLOAT * (value if work.is_foreach else 2 * largest_value)}
+    return _with_value_gradients(shapes, work) | max(policy, after, key=lambda parts: sum(parts.values()))
