@@ -34,6 +34,7 @@ class Shapes:
     is_tied: bool  # embedding and head are one matrix
     has_fast_decode: bool  # the search decodes float32 weights on copies: `model.fast_decode`
     adapter_sizes: int = 0  # of one layer: sum of inputs + outputs over the matrices that LoRA adapts
+    adapted_parameters: int = 0  # of one layer: those matrices themselves
 
     @property
     def query_size(self) -> int:
@@ -111,7 +112,7 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
         "optimizer step": _optimizer_step(shapes, work),
     }
     if work.is_host:
-        found["checkpoint"] = resident(shapes, work) | {"copies for the file": checkpoint_copies(shapes, work)}
+        found["checkpoint"] = resident(shapes, work) | {"file copies": checkpoint_copies(shapes, work)}
     return {name: {part: n for part, n in parts.items() if n} for name, parts in found.items()}
 
 
@@ -144,12 +145,27 @@ def kv_bytes(shapes: Shapes, work: Work, num_slots: int) -> int:
     return num_slots * (work.length + 1) * shapes.num_layers * 2 * shapes.kv_size * work.dtype_bytes
 
 
-def checkpoint_copies(shapes: Shapes, work: Work) -> int:
-    """Host memory while a checkpoint is written: optimizer state and value model once more, and all shards' weights."""
+def trainer_file_bytes(shapes: Shapes, work: Work) -> int:
+    """Of a checkpoint's trainer.safetensors: optimizer state, value model, and with adapters what merging loses."""
     own = trainable_parameters(shapes, work.lora_rank)
-    state = own * (2 if work.dtype_bytes == FLOAT and not work.is_sharded else 3) * FLOAT
+    state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT
     state += value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT
-    return state + (shapes.num_parameters * (FLOAT + work.dtype_bytes) if work.is_sharded else 0)
+    if work.lora_rank:
+        state += (own + shapes.num_layers * shapes.adapted_parameters) * work.dtype_bytes
+    return state
+
+
+def checkpoint_bytes(shapes: Shapes, work: Work) -> int:
+    """On disk: model.safetensors, with adapters merged, and trainer.safetensors."""
+    return shapes.num_parameters * work.dtype_bytes + trainer_file_bytes(shapes, work)
+
+
+def checkpoint_copies(shapes: Shapes, work: Work) -> int:
+    """Host memory while a checkpoint is written: what goes to trainer.safetensors, and weights put together."""
+    size = trainer_file_bytes(shapes, work)
+    if work.lora_rank:
+        size += shapes.num_layers * shapes.adapted_parameters * work.dtype_bytes
+    return size + (shapes.num_parameters * (FLOAT + work.dtype_bytes) if work.is_sharded else 0)
 
 
 def _gathered(shapes: Shapes, work: Work) -> Memory:
@@ -208,14 +224,14 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
     prompts = _forward(shapes, work, num_problems * work.prompt_length)
     step = _forward(shapes, work, rows)
     copies = 0
-    if shapes.has_fast_decode and work.dtype_bytes == FLOAT:
+    if shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank:
         matrices = shapes.query_size + 2 * shapes.kv_size + 2 * shapes.intermediate_size
         copies = shapes.num_layers * matrices * shapes.hidden_size * FLOAT
     return {
         "KV slots": kv_bytes(shapes, work, num_slots),
         "logits": logits,
         "activations": max(prompts, step),
-        "copies for decoding": copies,
+        "decoding copies": copies,
     }
 
 
@@ -272,7 +288,7 @@ def _gradients(shapes: Shapes, work: Work) -> Memory:
 
 
 def _moments(shapes: Shapes, work: Work, rows: int, head: int) -> list[Memory]:
-    """Where forward and backward of `rows` completions may need most, in their order; `head` is its gradient's bytes."""
+    """Where forward and backward of `rows` completions may need most, in order; `head`: bytes of its gradient."""
     s, d = work.dtype_bytes, shapes.hidden_size
     tokens, positions = rows * work.length, rows * work.depth
     layer = saved_by_layer(shapes, work)
