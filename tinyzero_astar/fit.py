@@ -29,7 +29,7 @@ from tinyzero_astar.model.shapes import shapes_of
 _LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
 _MOST_PROCESSES = 8  # of one machine
 _RANK = 16  # of adapters that are proposed
-_METRICS, _SAMPLE = 6_000, 400  # bytes of a line of metrics.jsonl and, without the completion, of samples.jsonl
+_METRICS, _SAMPLE = 3_000, 250  # bytes of a line of metrics.jsonl and, without the completion, of samples.jsonl
 _PER_TOKEN = 6  # bytes of a token in samples.jsonl
 
 
@@ -165,7 +165,7 @@ def mend(config: Config, model: Model, num_processes: int, device: str, availabl
             return Plan(_joined(options), outlook, True)
         now = sum(outlook.phases[phase].values())
         steps: list[tuple[str, str, Config, int]] = []
-        for name, value, other, count in _remedies(phase, config, model, num_processes):
+        for name, value, other, count in _remedies(phase, config, model, num_processes, device):
             need = sum(predict(other, model, count, device).phases[phase].values())
             if need < now:
                 steps.append((name, value, other, count))
@@ -188,9 +188,9 @@ def mend_disk(config: Config, model: Model, num_processes: int, device: str, ava
     """Fewer checkpoints, until they fit into `available` bytes."""
     options: list[str] = []
     while (outlook := predict(config, model, num_processes, device)).disk > available:
-        frequency = config.run.checkpoint_frequency * 2
-        if frequency >= 2 * config.train.num_iterations:  # the last one alone is too large
+        if outlook.num_checkpoints <= 1:
             return Plan([], outlook, False)
+        frequency = min(config.run.checkpoint_frequency * 2, config.train.num_iterations)
         config = replace(config, run=replace(config.run, checkpoint_frequency=frequency))
         options = [f"--run.checkpoint-frequency {frequency}"]
     return Plan(options, outlook, True)
@@ -236,8 +236,13 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.3g} GB"
 
 
-def _remedies(phase: str, config: Config, model: Model, num_processes: int) -> Iterator[tuple[str, str, Config, int]]:
-    """Option, value, the configuration with it, and processes; of each kind the mildest first."""
+def _remedies(
+    phase: str, config: Config, model: Model, num_processes: int, device: str
+) -> Iterator[tuple[str, str, Config, int]]:
+    """Option, value, the configuration with it, and processes; of each kind the mildest first.
+
+    More processes help where each brings a device of its own; those on a CPU share its memory.
+    """
     if phase == "search":
         yield from _halved(config, num_processes, "search", "num_rollouts_per_problem", 2)
         if config.search.mode == "best_first":
@@ -255,8 +260,8 @@ def _remedies(phase: str, config: Config, model: Model, num_processes: int) -> I
         other = replace(config, model=replace(config.model, lora_rank=_RANK))
         yield "--model.lora-rank", str(_RANK), other, num_processes
     count = num_processes * 2
-    while count <= _MOST_PROCESSES and config.train.problems_per_iteration % count == 0:
-        yield "--distributed --nproc_per_node", str(count), config, count
+    while device == "cuda" and count <= _MOST_PROCESSES and config.train.problems_per_iteration % count == 0:
+        yield "--distributed under torchrun --nproc_per_node", str(count), config, count
         count *= 2
 
 
