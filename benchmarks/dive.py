@@ -99,7 +99,7 @@ class _Dives:
         dive = self.dive
         logq = dive.rows[problem, 0].double()
         noise = fold(dive.state[problem], -1 - dive.num_taken[problem])  # children hash their tokens, which are >= 0
-        token = (logq + gumbel_noise(noise, logq.shape[1])).argmax(-1)  # q conditioned on a token not taken
+        token = (logq + gumbel_noise(noise, logq.shape[1], logq.dtype)).argmax(-1)  # q conditioned on a token not taken
         rest_mass = torch.logsumexp(logq.scatter(1, token[:, None], -torch.inf), -1)  # of q, not conditioned
         step_logq, step_logp = (dive.rows[problem, r, token].double() for r in (0, -1))
 

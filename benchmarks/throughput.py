@@ -1,9 +1,12 @@
 """Decode and update throughput side by side: `python -m benchmarks.throughput`; prints JSON.
 
 The same model, problems, depth limit and number of rows for the three search modes and for Hugging Face's
-`generate`, measured in turn within one process, several rounds, medians and ranges. A token counts when it belongs
-to a completion up to and including its end; padding after it does not. `generate` samples from the same
+`generate`, measured in turn within one process, several rounds, medians and ranges. `generate` samples from the same
 distribution as the policy (top_k=0, top_p=1.0: its default top_k of 50 would not be the policy).
+
+Two counts of tokens. Completion tokens are those of the completions up to and including their end, not the padding
+after it; they compare `sample` with `generate`. Decoded tokens are those that the model was run on, which leaves out
+ends and counts a shared prefix once and a dropped one as well; they compare the search modes with each other.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import platform
 import statistics
 import time
+from typing import NamedTuple
 
 import torch
 import transformers
@@ -27,13 +31,17 @@ from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
-ROWS = 128
+
+class Run(NamedTuple):
+    seconds: float
+    completion_tokens: int
+    decoded_tokens: int
 
 
 class Bench:
-    """One model, one set of problems, every way of decoding; each method returns (tokens, seconds)."""
+    """One model, one set of problems, every way of decoding; each method returns a `Run`."""
 
-    def __init__(self, model_name: str, num_rollouts: int, depth: int) -> None:
+    def __init__(self, model_name: str, rows: int, num_rollouts: int, depth: int) -> None:
         self.model_name, self.num_rollouts, self.depth = model_name, num_rollouts, depth
         self.model, self.tokenizer = load_language_model(model_name, torch.float32)
         self.model.eval()
@@ -42,7 +50,7 @@ class Bench:
         torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.1)  # a value model with something to say
         task = Multiplication(2, 2, 2000, seed=0, template="compact")
         self.generator = Generator(self.policy, self.tokenizer, task, RewardWeights(), 512)
-        self.problems = task.train_problems(0, ROWS // num_rollouts)
+        self.problems = task.train_problems(0, rows // num_rollouts)
         plain = SearchSettings("sample", num_rollouts, num_rollouts + 1, depth, Guidance(strength=0.0), 0.0, 0.0)
         self.modes = {
             "sample": plain,
@@ -51,17 +59,18 @@ class Bench:
             "best_first": dataclasses.replace(plain, mode="best_first"),
         }
 
-    def run(self, name: str, round_: int) -> tuple[int, float]:
+    def run(self, name: str, round_: int) -> Run:
         if name == "generate":
             return self.generate(round_)
         return self.update() if name == "update" else self.search(self.modes[name], round_)
 
-    def search(self, settings: SearchSettings, round_: int) -> tuple[int, float]:
+    def search(self, settings: SearchSettings, round_: int) -> Run:
         began = time.perf_counter()
         rewarded = self.generator.generate(self.problems, settings, seed=0, iteration=round_)
-        return int(rewarded.rollouts.stats.num_decoded_tokens.sum()), time.perf_counter() - began
+        seconds, rollouts = time.perf_counter() - began, rewarded.rollouts
+        return Run(seconds, int(rollouts.length.sum()), int(rollouts.stats.num_decoded_tokens.sum()))
 
-    def generate(self, round_: int) -> tuple[int, float]:
+    def generate(self, round_: int) -> Run:
         torch.manual_seed(round_)
         texts = [p.prompt for p in self.problems for _ in range(self.num_rollouts)]
         inputs = self.tokenizer(texts, return_tensors="pt")
@@ -75,9 +84,10 @@ class Bench:
         elapsed = time.perf_counter() - began
         is_end = new == self.tokenizer.eos_token_id
         num_before = is_end.long().cumsum(1) - is_end.long()
-        return int((num_before == 0).sum()), elapsed
+        tokens = int((num_before == 0).sum())
+        return Run(elapsed, tokens, tokens)
 
-    def update(self) -> tuple[int, float]:
+    def update(self) -> Run:
         rewarded = self.generator.generate(self.problems, self.modes["gumbel"], seed=0, iteration=0)
         batch = make_batch(rewarded, self.policy.eos_id)
         model = load_language_model(self.model_name, torch.float32)[0]
@@ -100,7 +110,8 @@ class Bench:
         updater = Updater(copy, algorithm, settings)
         began = time.perf_counter()
         updater.update(batch, len(self.problems), 0)
-        return int(batch.is_token.sum() + batch.prompt_length.sum()), time.perf_counter() - began
+        seconds, tokens = time.perf_counter() - began, int(batch.is_token.sum() + batch.prompt_length.sum())
+        return Run(seconds, tokens, tokens)
 
 
 def spread(values: list[float], digits: int | None = None) -> dict[str, float]:
@@ -118,25 +129,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--depth", type=int, default=80)
     parser.add_argument("--num-rollouts", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=128)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    bench = Bench(args.model, args.num_rollouts, args.depth)
-    speed: dict[str, list[float]] = {name: [] for name in [*bench.modes, "generate", "update"]}
+    bench = Bench(args.model, args.rows, args.num_rollouts, args.depth)
+    runs: dict[str, list[Run]] = {name: [] for name in [*bench.modes, "generate", "update"]}
     for round_ in range(args.rounds + 1):
-        for name, values in speed.items():
-            tokens, seconds = bench.run(name, round_)
+        for name, own in runs.items():
+            run = bench.run(name, round_)
             if round_ > 0:  # the first round warms up
-                values.append(tokens / seconds)
+                own.append(run)
+    completed = {name: [x.completion_tokens / x.seconds for x in own] for name, own in runs.items()}
+    decoded = {name: [x.decoded_tokens / x.seconds for x in own] for name, own in runs.items()}
 
-    def ratio(a: str, b: str) -> dict[str, float]:
-        return spread([x / y for x, y in zip(speed[a], speed[b], strict=True)], 3)
+    def ratio(a: list[float], b: list[float]) -> dict[str, float]:
+        return spread([x / y for x, y in zip(a, b, strict=True)], 3)
 
     result = {
         "what": "tokens per second; ratios are of paired rounds",
         "model": args.model,
         "parameters": bench.model.num_parameters(),
-        "rows": ROWS,
+        "rows": args.rows,
         "num_rollouts": args.num_rollouts,
         "depth": args.depth,
         "rounds": args.rounds,
@@ -144,11 +158,12 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "machine": platform.machine(),
-        "tokens_per_s": {name: spread(x) for name, x in speed.items()},
-        "speedup_of_sample_over_generate": ratio("sample", "generate"),
-        "cost_per_token_of_gumbel_over_sample": ratio("sample", "gumbel"),
-        "cost_per_token_of_guided_over_sample": ratio("sample", "gumbel_guided"),
-        "cost_per_token_of_best_first_over_sample": ratio("sample", "best_first"),
+        "completion_tokens_per_s": {name: spread(x) for name, x in completed.items()},
+        "decoded_tokens_per_s": {name: spread(x) for name, x in decoded.items()},
+        "speedup_of_sample_over_generate": ratio(completed["sample"], completed["generate"]),
+        "cost_per_token_of_gumbel_over_sample": ratio(decoded["sample"], decoded["gumbel"]),
+        "cost_per_token_of_guided_over_sample": ratio(decoded["sample"], decoded["gumbel_guided"]),
+        "cost_per_token_of_best_first_over_sample": ratio(decoded["sample"], decoded["best_first"]),
     }
     print(json.dumps(result, indent=2))
 

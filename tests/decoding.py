@@ -3,9 +3,32 @@
 from __future__ import annotations
 
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
+
+
+class Tape:
+    """A recorder for CPUs: the operations that a work did are done again on the tensors that it did them on.
+
+    As strict as a CUDA graph: Python does not run in a replay, and a tensor made anew for a later step is not seen.
+    """
+
+    def __init__(self):
+        self.num_recorded = self.num_replayed = 0
+
+    def record(self, work):
+        work()
+        played = make_fx(work)()
+        self.num_recorded += 1
+
+        def replay():
+            self.num_replayed += 1
+            return played()
+
+        return replay
+
 
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
 ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32

@@ -8,6 +8,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.decoding import (
     PROMPTS,
+    Tape,
     assert_equals_full_forward,
     assert_forks_swaps_and_uneven_lengths_equal_recomputation,
     assert_recorded_scores_equal_one_full_forward,
@@ -45,6 +46,32 @@ def test_prompts_of_different_lengths_start_right(policy):
 
 def test_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
     assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
+
+
+@pytest.fixture
+def tape(policy, monkeypatch):
+    """Decode steps of `policy` are recorded, in blocks of 4 columns."""
+    monkeypatch.setattr("tinyzero_astar.model.decoder.BLOCK", 4)
+    monkeypatch.setattr(policy, "recorder", Tape())
+    return policy.recorder
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_recorded_steps_equal_recomputation(policy, tape, monkeypatch, is_fast):
+    monkeypatch.setattr("tinyzero_astar.model.model.is_supported", lambda model: is_fast)
+    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
+    assert 1 < tape.num_recorded < tape.num_replayed
+
+
+@pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
+def test_recorded_steps_find_the_same_rollouts(policy, tape, mode):
+    options = {"num_rollouts": 3, "beam_width": 5, "max_search_depth": 10, "mode": mode, "seeds": torch.arange(4)}
+    recorded = astar_rollouts(SlotDecoder(policy, 10), PROMPTS, **options)
+    assert tape.num_replayed > 5
+    policy.recorder = None
+    run = astar_rollouts(SlotDecoder(policy, 10), PROMPTS, **options)
+    assert recorded.tokens.tolist() == run.tokens.tolist()
+    torch.testing.assert_close(recorded.logp, run.logp, atol=1e-5, rtol=1e-4)
 
 
 def test_a_fork_to_the_last_slot_moves_to_the_front_with_all_it_holds(policy):

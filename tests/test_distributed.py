@@ -32,11 +32,7 @@ OPTIONS = (  # three rows a step, one a micro-batch: two ranks have unequal turn
 
 ADAPTED = ("--model.lora-rank", "3", "--train.gradient-checkpointing")
 
-SMALL = (  # of the embedded model
-    "--train.num-iterations 5 --train.problems-per-iteration 8 --train.batch-size 4"
-    " --search.num-rollouts-per-problem 4 --search.beam-width 5 --search.max-search-depth 40"
-    " --eval.num-problems 8 --eval.eval-frequency 5"
-)
+EMBEDDED = "--train.num-iterations 5 --eval.num-problems 8 --eval.num-samples 1 --eval.eval-frequency 5"
 
 
 def launch(num_processes, job, folder, timeout=120):
@@ -227,14 +223,13 @@ def test_four_processes_train_as_one_and_continue_what_two_saved(one, two, tiny_
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_processes", "is_double", "weights", "metrics"),
-    # in float32 one process with other micro-batches differs by 1e-5 from itself: rounding, carried on by Adam
-    [(2, False, 5e-5, 1e-3), (2, True, 1e-8, 1e-6), (4, True, 1e-8, 1e-6)],
+    # in float32 one process with other micro-batches differs from itself as much: rounding, carried on by Adam
+    [(2, False, 1e-5, 1e-4), (4, False, 1e-5, 1e-4), (2, True, 1e-8, 1e-6), (4, True, 1e-8, 1e-6)],
 )
 def test_the_embedded_model_trains_as_with_one_process(num_processes, is_double, weights, metrics, tmp_path):
-    small = SMALL.split()
     with planted(is_double):
-        assert main([*small, "--output-dir", str(tmp_path / "one")]) == 0
-    job = {"is_double": is_double, "commands": [[*small, "--output-dir", str(tmp_path / "many")]]}
+        assert main([*EMBEDDED.split(), "--output-dir", str(tmp_path / "one")]) == 0
+    job = {"is_double": is_double, "commands": [[*EMBEDDED.split(), "--output-dir", str(tmp_path / "many")]]}
     status, output, _ = launch(num_processes, job, tmp_path, 280)
     assert status == 0, output
     assert_same(tmp_path / "many", tmp_path / "one", weights, metrics)

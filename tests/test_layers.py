@@ -29,6 +29,7 @@ LAYER = {
     "machine": 1,
     "model.fsdp_utils": 1,
     "model.memory": 1,
+    "model.recording": 1,
     "model.layers": 1,
     "model.liger": 1,
     "model.slot_cache": 1,

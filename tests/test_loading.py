@@ -277,7 +277,7 @@ def test_what_no_config_rule_knows_is_found_by_decoding(model_type, different, s
     assert refusal(folder).startswith(sentence)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_masks_that_are_added_instead_of_applied_are_found(dtype, tiny_base, tmp_path):
     folder = save_checkpoint(tmp_path / "model", tiny_base, make_config(tiny_base, "qwen2"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")

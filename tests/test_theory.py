@@ -558,8 +558,8 @@ def test_the_depth_limit_loses_no_mass(guidance):
 
 @pytest.mark.parametrize("mode", ["gumbel", "best_first"])
 def test_ties_neither_crash_nor_duplicate(mode, monkeypatch):
-    def flat(state, num_tokens):
-        return torch.zeros(len(state), num_tokens, dtype=torch.float64)
+    def flat(state, num_tokens, dtype):
+        return torch.zeros(len(state), num_tokens, dtype=dtype)
 
     monkeypatch.setattr(lock_step, "gumbel_noise", flat)  # every sibling ties, at every prefix
     table = Table(3, 3, seed=0, peak=0.0, success=0.0)

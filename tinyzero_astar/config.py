@@ -29,6 +29,8 @@ class ModelConfig:
     """auto: a GPU if there is one."""
     lora_rank: int = 0
     """Train low-rank adapters of this rank and freeze the model (needs peft); 0: train all weights."""
+    cuda_graphs: bool = False
+    """Record decode steps as CUDA graphs: all slots at every step, started at once (needs a GPU)."""
     liger: bool = False
     """Liger's fused kernels for rotary embedding, norms and SwiGLU (needs liger-kernel and a GPU)."""
 

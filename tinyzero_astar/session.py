@@ -22,6 +22,7 @@ from tinyzero_astar.model.checkpoint import load_trainer, read_state
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
 from tinyzero_astar.model.loading import choose_device
 from tinyzero_astar.model.model import Policy, load_policy
+from tinyzero_astar.model.recording import CudaGraphs
 from tinyzero_astar.rollout.generator import Generator, SearchSettings
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.run_folder import CONFIG, METRICS, SAMPLES, keep_iterations, new_run_folder, read_jsonl
@@ -103,7 +104,8 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     saved = from_dict(state["config"], f"checkpoint {checkpoint}")
     run = replace(saved.run, num_threads=command.run.num_threads)
     # this machine need not be the one that trained it, and model.safetensors has the adapters in it
-    model = replace(saved.model, device=command.model.device, lora_rank=0, liger=False)
+    given = command.model
+    model = replace(saved.model, device=given.device, cuda_graphs=given.cuda_graphs, lora_rank=0, liger=False)
     config = replace(saved, eval=command.eval, run=run, model=model)
     session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
@@ -162,11 +164,14 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         f"{len(training_set):,} training problems, {len(held_out):,} held out,"
         f" {overlap(training_set, held_out)} operand pairs on both sides"
     )
+    device = choose_device(config.model.device)
+    if config.model.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"model.cuda_graphs is for GPUs, and the model would run on {device}: leave that option out")
     policy, tokenizer = agree(
         lambda: load_policy(
             model_source,
             dtype=getattr(torch, config.model.dtype),
-            device=choose_device(config.model.device),
+            device=device,
             value_hidden_size=config.value.hidden_size,
             max_length=config.model.max_seq_length,
             lora_rank=config.model.lora_rank,
@@ -182,6 +187,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         trained = sum(p.numel() for p in policy.language_model.parameters() if p.requires_grad)
         console.say(f"adapters of rank {config.model.lora_rank}: {trained:,} of these parameters are trained")
     policy.gradient_checkpointing = train.gradient_checkpointing
+    policy.recorder = CudaGraphs() if config.model.cuda_graphs else None
     if is_distributed():
         policy.shard(train.sharding)
         console.say(f"{world_size()} processes, sharding {train.sharding}")

@@ -3,45 +3,57 @@
 Prompts are padded on the left, so that generated token j of every slot stands in the same column; masks and
 position ids hide the padding. Slots are mapped to physical rows, and when few slots are still extended those
 rows are moved to the front: finished prefixes stop costing anything.
+
+With a recorder (`model.recording`) all slots are stepped at every step instead, in shapes that change only from block
+to block of columns: on a GPU rows are cheap and starting kernels is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
 
+BLOCK = 128  # columns: a recorded step attends to a whole number of blocks
 _WORTH_MOVING = 0.9  # move rows once fewer than this share of the rows in front is extended
 
 
-StepFn = Callable[[Tensor, Tensor, Tensor, SlotCache], Tensor]
+HiddenFn = Callable[[Tensor, Tensor, Tensor | None, SlotCache], Tensor]
+"""Last hidden states [N, Q, D] of ids [N, Q] at positions [N, Q], written to and read from a planned cache.
+
+The mask is boolean [N, 1, Q, L], True where a query sees a column; None, for Q = 1: every query sees all of them.
+"""
 
 
 class Network(Protocol):
     """What the decoder needs of a policy."""
 
     eos_id: int
+    num_layers: int  # with keys and values
+    recorder: Recorder | None  # of decode steps; None: each is run anew
 
     @property
     def device(self) -> torch.device:
         """Where its inputs live."""
         ...
 
-    def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor, cache: SlotCache) -> Tensor:
-        """Last hidden states [N, Q, D]; the mask is boolean [N, 1, Q, L], True where a query sees a column."""
+    def decoding_fn(self, num_positions: int) -> HiddenFn:
+        """What one search runs, for prompts and tokens alike; valid while the weights stay as they are.
+
+        Args:
+            num_positions: of its longest sequence.
+        """
         ...
 
-    def step_fn(self) -> StepFn:
-        """`hidden` for one token per row (Q = 1), valid while the weights stay as they are."""
-        ...
-
-    def score(self, hidden: Tensor) -> StepOutput:
-        """Next-token logits and values at hidden states [N, D]."""
+    def score(self, hidden: Tensor, scores_children: bool) -> StepOutput:
+        """Next-token logits and values at hidden states [N, D]; without children theirs is their parent's."""
         ...
 
 
@@ -51,12 +63,13 @@ class SlotDecoder:
     Args:
         network: the policy with its value model.
         max_new_tokens: most generated tokens that a slot will hold.
+        scores_children: False: `child_logit` is the prefix's own, for searches that do not read it.
     """
 
-    def __init__(self, network: Network, max_new_tokens: int) -> None:
+    def __init__(self, network: Network, max_new_tokens: int, scores_children: bool = True) -> None:
         self.eos_id = network.eos_id
         self._network = network
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._scores_children = max_new_tokens, scores_children
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
@@ -69,14 +82,16 @@ class SlotDecoder:
             row[longest - len(prompt) :] = torch.tensor(prompt, device="cpu")
         padding = torch.tensor([longest - len(p) for p in prompts], device=device)
 
-        self._step_fn = self._network.step_fn()
+        num_columns = longest + self._max_new_tokens
+        self._hidden_fn = self._network.decoding_fn(num_columns + 1)
         self._num_prompt_columns = longest
         self._row_of_slot = torch.arange(num_slots, device=device)
         self._slot_of_row = torch.arange(num_slots, device=device)
         self._num_filled = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row
         self._padding = padding.repeat_interleave(slots_per_prompt)  # by row
+        self._is_padded = any(len(p) < longest for p in prompts)
         # one column more than needed: rows that only keep others company write there
-        self._cache = SlotCache(num_slots, longest + self._max_new_tokens + 1)
+        self._cache = SlotCache(self._network.num_layers, num_slots, num_columns + 1)
         self._cache.plan_prompts(torch.arange(len(prompts), device=device) * slots_per_prompt, longest)
 
         column = torch.arange(longest, device=device)
@@ -84,39 +99,66 @@ class SlotDecoder:
             (column[None, None, :] >= padding[:, None, None]) | torch.eye(longest, dtype=torch.bool, device=device)
         )  # padding sees itself: a row that sees nothing would be NaN
         position = (column[None] - padding[:, None]).clamp(min=0)
-        hidden = self._network.hidden(ids.to(device), position, is_seen[:, None], self._cache)
-        return self._network.score(hidden[:, -1])
+        hidden = self._hidden_fn(ids.to(device), position, is_seen[:, None], self._cache)
+        every = torch.arange(num_slots, device=device)  # has its prompt from the start: forks leave that out
+        self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)
+        self._token = torch.full((num_slots, 1), self.eos_id, dtype=torch.int64, device=device)  # by row
+        self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
+        self._recorded: dict[int, Callable[[], StepOutput]] = {}
+        return self._network.score(hidden[:, -1], self._scores_children)
 
     @torch.no_grad()
     def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
         """See `interfaces.Decoder.step`."""
         self._fork(source, length, target)
+        if self._network.recorder is not None:
+            return self._recorded_step(self._network.recorder, tokens, length, target)
         row = self._bring_to_front(target)
         num_rows = int(row.max()) + 1
+        self._token[row, 0] = tokens
         self._num_filled[row] = length
         column = self._num_prompt_columns + self._num_filled[:num_rows]
         last = int(column.max())
-        planned: Tensor | int = column
-        if bool((length == length[0]).all()) and last == self._num_prompt_columns + int(length[0]):
-            planned = last  # one column for all: whoever is shorter is not extended and loses nothing
-        self._cache.plan_tokens(num_rows, planned, last + 1)
-
-        ids = torch.full((num_rows,), self.eos_id, dtype=torch.int64, device=row.device)
-        ids[row] = tokens
-        visible = torch.arange(last + 1, device=row.device)
-        padding = self._padding[:num_rows, None]
-        is_seen = (visible >= padding) & (visible <= column[:, None])
-        position = (column - padding[:, 0])[:, None]
-        hidden = self._step_fn(ids[:, None], position, is_seen[:, None, None], self._cache)
+        # of the rows to be extended; rows between them that are shorter write and see what nobody reads
+        is_even = self._num_prompt_columns + int(length.min()) == last
+        self._cache.plan_tokens(num_rows, last if is_even else column, last + 1)
+        hidden = self._hidden(column, last + 1, is_masked=self._is_padded or not is_even)
         self._num_filled[row] = length + 1
-        return self._network.score(hidden[row, 0])
+        return self._network.score(hidden[row, 0], self._scores_children)
+
+    def _recorded_step(self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+        """All slots at once, each in the row of its number; a slot that is not extended writes behind what it holds."""
+        self._token[target, 0] = tokens
+        self._num_filled[target] = length
+        torch.add(self._num_filled, self._num_prompt_columns, out=self._column)
+        blocks = (self._num_prompt_columns + int(length.max())) // BLOCK + 1
+        num_columns = min(blocks * BLOCK, self._cache.num_columns)
+        if num_columns not in self._recorded:
+            self._cache.plan_tokens(len(self._column), self._column, num_columns)  # clears them, once
+            self._recorded[num_columns] = recorder.record(partial(self._run_all, num_columns))
+        output = self._recorded[num_columns]()
+        self._num_filled[target] = length + 1
+        return StepOutput(*(x[target] for x in output))
+
+    def _run_all(self, num_columns: int) -> StepOutput:
+        self._cache.plan_tokens(len(self._column), self._column, num_columns)
+        hidden = self._hidden(self._column, num_columns, is_masked=True)
+        return self._network.score(hidden[:, 0], self._scores_children)
+
+    def _hidden(self, column: Tensor, num_columns: int, is_masked: bool) -> Tensor:
+        """Hidden states [N, 1, D] of the first N rows' tokens at `column` [N], as the cache was planned."""
+        is_seen, padding = None, self._padding[: len(column)]
+        if is_masked:
+            visible = torch.arange(num_columns, device=column.device)
+            is_seen = ((visible >= padding[:, None]) & (visible <= column[:, None]))[:, None, None]
+        return self._hidden_fn(self._token[: len(column)], (column - padding)[:, None], is_seen, self._cache)
 
     def _fork(self, source: Tensor, length: Tensor, target: Tensor) -> None:
         is_fork = source != target
         if bool(is_fork.any()):
-            num_columns = self._num_prompt_columns + int(length[is_fork].max())
             rows = self._row_of_slot[source[is_fork]], self._row_of_slot[target[is_fork]]
-            self._cache.fork(*rows, num_columns)
+            first = self._num_prompt_columns
+            self._cache.fork(*rows, first, first + int(length[is_fork].max()))
             self._num_filled[rows[1]] = length[is_fork]
 
     def _bring_to_front(self, slots: Tensor) -> Tensor:
@@ -130,7 +172,7 @@ class SlotDecoder:
         back, idle = row[row >= len(row)], is_idle.nonzero()[:, 0]  # as many of each
         here, there = torch.cat([back, idle]), torch.cat([idle, back])
         num_columns = self._num_prompt_columns + int(self._num_filled[here].max())
-        self._cache.fork(there, here, num_columns)
+        self._cache.fork(there, here, 0, num_columns)
         for by_row in (self._num_filled, self._padding, self._slot_of_row):
             by_row[here] = by_row[there]
         self._row_of_slot[self._slot_of_row[here]] = here

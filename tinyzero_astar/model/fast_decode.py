@@ -1,102 +1,174 @@
-"""One decode step of Llama-shaped models without the overhead of module calls.
+"""Decoding with small Llama-shaped models on a CPU, without the overhead of module calls.
 
-At the sizes that run on a CPU, half of a decode step is spent between operations: module calls, hooks, norms made of
-six small operations. This is the same arithmetic as the model's own forward for one new token per row, written on its
-weights. Used where it is known to be equal (float32, the classes below); everything else goes through the model.
+At these sizes half of a decode step is spent between operations: module calls, hooks, norms made of six small
+operations. This is the model's own arithmetic written on its weights, with everything folded into them that can be:
+the norms' gains and the attention's scale into the projections, and each head's halves interleaved, so that the
+rotation is one complex product. Used where it is known to be equal (float32, the classes below); everything else goes
+through the model.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from tinyzero_astar.model.slot_cache import SlotCache
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+_FIXED_ROPE = ("default", "linear", "llama3")  # angles that depend on the position alone
+_Affine = tuple[Tensor, Tensor | None]
+_MAX_PARAMETERS = 1 << 27  # beyond, operations are long enough and a copy of the weights too large
 
 
 class FastDecode:
-    """The weights of one model, laid out for decoding: projections that read the same input are one matrix.
+    """The weights of one model, laid out for decoding.
 
-    Made anew for each search: the copies are small beside a search, and stale weights are impossible.
+    Made anew for each search: the copies are small beside a search, and stale weights are impossible. Keys lie in the
+    cache with their halves interleaved, so one search uses either this or the model, for prompts and tokens alike.
 
     Args:
         model: `is_supported`.
+        num_positions: of the longest sequence.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._backbone: Any = model.base_model
-        self._layers = [_Layer(layer) for layer in self._backbone.layers]
-
-    def hidden(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor, cache: SlotCache) -> Tensor:
-        """Last hidden states [N, 1, D] of one new token per row.
-
-        Args:
-            ids: int64 [N, 1].
-            position_ids: int64 [N, 1].
-            is_seen: bool [N, 1, 1, L], True where the token sees a column of the cache.
-            cache: planned for this step (`SlotCache.plan_tokens`).
-        """
-        mask = None if bool(is_seen.all()) else is_seen  # in lock step without padding every column is seen
-        x = embedding(ids[:, 0], self._backbone.embed_tokens.weight)
-        cos, sin = self._backbone.rotary_emb(x[:, None], position_ids)  # [N, 1, head_dim]
+    def __init__(self, model: PreTrainedModel, num_positions: int) -> None:
+        backbone: Any = model.base_model
+        self._tokens = backbone.embed_tokens.weight
+        self._layers = [_Layer(layer) for layer in backbone.layers]
+        self._gain, self._floor = _gain(backbone.norm), _floor(backbone.norm)
+        position = torch.arange(num_positions, device=self._tokens.device)[None]
+        cos, sin = backbone.rotary_emb(self._tokens, position)  # [1, C, head_dim], both halves alike
         half = cos.shape[-1] // 2
-        sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)  # rotate_half's sign, once for all layers
+        self._turn = torch.complex(cos[0, :, :half], sin[0, :, :half])
+
+    def hidden(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
+        """Last hidden states [N, Q, D]; see `model.decoder.Network.hidden`."""
+        x = embedding(ids.flatten(), self._tokens)
+        turn = self._turn[position_ids.flatten(), None, None]  # [N Q, 1, 1, head_dim / 2]
         for index, layer in enumerate(self._layers):
-            x = x + layer.attend(_norm(layer.input_norm, x), index, cos, sin, mask, cache)
-            x = x + layer.mlp(_norm(layer.post_norm, x))
-        return _norm(self._backbone.norm, x)[:, None]
+            layer.add_attention(x, ids.shape, turn, is_seen, cache, index)
+            layer.add_mlp(x)
+        return (_to_unit(x, self._floor) * self._gain).view(*ids.shape, -1)
 
 
 class _Layer:
+    """One decoder layer; its matrices are transposed and take rows of length 1 (`_to_unit`).
+
+    One product makes all heads, grouped by key: the queries that share it, the key, the value.
+    """
+
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.input_norm, self.post_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.attention, self.down = attention, mlp.down_proj
-        self.qkv = _stack(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_up = _stack(mlp.gate_proj, mlp.up_proj)
-        self.width = attention.head_dim
-        self.num_keys = attention.k_proj.weight.shape[0] // self.width
-        self.num_queries = attention.q_proj.weight.shape[0] // self.width
+        self.width = width = attention.head_dim
+        self.num_keys = attention.k_proj.weight.shape[0] // width
+        self.num_shared = attention.q_proj.weight.shape[0] // width // self.num_keys  # queries per key
+        self.floor = _floor(layer.input_layernorm), _floor(layer.post_attention_layernorm)
+        # within a head: element i beside element i + width / 2, the pair that the rotation turns
+        pairs = torch.arange(width, device=layer.input_layernorm.weight.device).view(2, -1).T.flatten()
+        gain = _gain(layer.input_layernorm)
+        query, key, value = (_affine(x, gain) for x in (attention.q_proj, attention.k_proj, attention.v_proj))
+        self.head_gain = None
+        if hasattr(attention, "q_norm"):  # Qwen3's
+            gains = [_gain(attention.q_norm) * attention.scaling] * self.num_shared + [_gain(attention.k_norm)]
+            self.head_gain, self.head_floor = torch.stack(gains)[:, pairs], _floor(attention.q_norm)
+        else:
+            query = query[0] * attention.scaling, None if query[1] is None else query[1] * attention.scaling
+        weights = self._grouped(query[0], key[0], value[0], pairs)
+        biases = None
+        if query[1] is not None and key[1] is not None and value[1] is not None:
+            biases = self._grouped(query[1], key[1], value[1], pairs)
+        self.heads = weights, biases
+        self.output = _affine(attention.o_proj)
+        gain = _gain(layer.post_attention_layernorm)
+        self.gate, self.up = _affine(mlp.gate_proj, gain), _affine(mlp.up_proj, gain)
+        self.down = _affine(mlp.down_proj)
 
-    def attend(self, h: Tensor, index: int, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: SlotCache) -> Tensor:
-        rows, attention = len(h), self.attention
-        heads = linear(h, *self.qkv).view(rows, -1, self.width)
-        turned, value = heads.split((self.num_queries + self.num_keys, self.num_keys), 1)
-        if hasattr(attention, "q_norm"):  # Qwen3 norms each head
-            query, key = turned.split((self.num_queries, self.num_keys), 1)
-            turned = torch.cat((_norm(attention.q_norm, query), _norm(attention.k_norm, key)), 1)
-        turned = turned * cos + turned.roll(self.width // 2, -1) * sin
-        query, key = turned.split((self.num_queries, self.num_keys), 1)
-        keys, values = cache.update(key[:, :, None], value[:, :, None], index)
-        grouped = query.reshape(rows, self.num_keys, -1, self.width)  # heads that share a key: the query axis
-        output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=attention.scaling)
-        return _linear(attention.o_proj, output.reshape(rows, -1))
+    def _grouped(self, query: Tensor, key: Tensor, value: Tensor, pairs: Tensor) -> Tensor:
+        """Columns [..., heads * width] of the three projections, in the order of the class's docstring."""
+        query, key, value = (x.unflatten(-1, (self.num_keys, -1, self.width)) for x in (query, key, value))
+        return torch.cat((query[..., pairs], key[..., pairs], value), -2).flatten(-3)
 
-    def mlp(self, h: Tensor) -> Tensor:
-        gate, up = linear(h, *self.gate_up).chunk(2, -1)
-        return _linear(self.down, silu(gate) * up)
+    def add_attention(
+        self, x: Tensor, shape: torch.Size, turn: Tensor, is_seen: Tensor | None, cache: SlotCache, index: int
+    ) -> None:
+        """Add the attention's output to the residual stream `x` [N Q, D] of `shape` (N, Q)."""
+        num_rows, num_tokens = shape
+        heads = _apply(self.heads, _to_unit(x, self.floor[0])).view(len(x), self.num_keys, -1, self.width)
+        num_turned = self.num_shared + 1
+        turned, value = heads.narrow(2, 0, num_turned), heads.select(2, num_turned)
+        if self.head_gain is not None:
+            turned = _to_unit(turned, self.head_floor) * self.head_gain
+        pairs = torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2))
+        turned = torch.view_as_real(pairs * turn).view(turned.shape)
+        query, key = turned.narrow(2, 0, self.num_shared), turned.select(2, self.num_shared)
+        if cache.get_seq_length() > 0:
+            attended = self._attend_one(query, *cache.add_tokens(key, value, index), is_seen)
+        else:  # prompts
+            by_row = (num_rows, num_tokens, -1, self.width)
+            query, key, value = (y.reshape(by_row).transpose(1, 2) for y in (query, key, value))
+            keys, values = cache.update(key, value, index)
+            attended = scaled_dot_product_attention(query, keys, values, is_seen, scale=1.0, enable_gqa=True)
+            attended = attended.transpose(1, 2)
+        _add(self.output, attended.reshape(len(x), -1), x)
+
+    def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, is_seen: Tensor | None) -> Tensor:
+        """One query per row and head: two batched products are faster than the fused kernel's blocks."""
+        by_key = (len(keys) * self.num_keys, -1, self.width)
+        score = torch.bmm(query.view(by_key), keys.view(by_key).mT)
+        if is_seen is not None:
+            score = score.view(*keys.shape[:2], -1, keys.shape[2]).masked_fill(~is_seen, -torch.inf).flatten(0, 1)
+        return torch.bmm(torch.softmax(score, -1), values.view(by_key))
+
+    def add_mlp(self, x: Tensor) -> None:
+        """Add the MLP's output to the residual stream `x` [N Q, D]."""
+        h = _to_unit(x, self.floor[1])
+        _add(self.down, silu(_apply(self.gate, h), inplace=True).mul_(_apply(self.up, h)), x)
 
 
 def is_supported(model: PreTrainedModel) -> bool:
-    """Whether `FastDecode` equals the model's own forward; exact classes only, a wrapped model is another one."""
-    if any(name.endswith("_proj") and type(m) is not nn.Linear for name, m in model.named_modules()):  # adapted ones
+    """Whether `FastDecode` equals the model's own forward, and is worth it."""
+    if type(model) not in _CLASSES or model.dtype != torch.float32 or model.num_parameters() > _MAX_PARAMETERS:
+        return False  # exact classes only: a wrapped model is another one
+    if model.config.hidden_act != "silu" or model.config.rope_parameters["rope_type"] not in _FIXED_ROPE:
         return False
-    return type(model) in _CLASSES and model.config.hidden_act == "silu" and model.dtype == torch.float32
+    layers: Any = model.base_model.layers
+    return all(type(m) is nn.Linear for layer in layers for n, m in layer.named_modules() if n.endswith("_proj"))
 
 
-def _stack(*modules: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    weight = torch.cat([m.weight for m in modules]).detach()
-    return weight, None if modules[0].bias is None else torch.cat([m.bias for m in modules]).detach()
+def _gain(norm: Any) -> Tensor:
+    """What an RMS norm multiplies rows of length 1 by."""
+    weight: Tensor = norm.weight
+    return weight.detach() * math.sqrt(len(weight))
 
 
-def _linear(module: nn.Linear, x: Tensor) -> Tensor:
-    return linear(x, module.weight, module.bias)
+def _floor(norm: Any) -> Tensor:
+    """Of `_to_unit`: x / sqrt(mean x^2 + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps))."""
+    return torch.tensor(math.sqrt(len(norm.weight) * norm.variance_epsilon), device=norm.weight.device)
 
 
-def _norm(module: Any, x: Tensor) -> Tensor:
-    return rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+def _to_unit(x: Tensor, floor: Tensor) -> Tensor:
+    return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), floor)
+
+
+def _affine(module: nn.Linear, gain: Tensor | None = None) -> _Affine:
+    """Transposed weight [in, out] and bias [out], for inputs that `gain` [in] was not yet applied to."""
+    weight = module.weight.detach().T
+    bias = None if module.bias is None else module.bias.detach()
+    return (weight if gain is None else weight * gain[:, None]).contiguous(), bias
+
+
+def _apply(affine: _Affine, x: Tensor) -> Tensor:
+    weight, bias = affine
+    return torch.mm(x, weight) if bias is None else torch.addmm(bias, x, weight)
+
+
+def _add(affine: _Affine, x: Tensor, total: Tensor) -> None:
+    weight, bias = affine
+    total.addmm_(x, weight)
+    if bias is not None:
+        total += bias

@@ -18,12 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.adapters import add_adapters, has_adapters, import_peft, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
-from tinyzero_astar.model.decoder import SlotDecoder, StepFn
+from tinyzero_astar.model.decoder import HiddenFn, SlotDecoder
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
 from tinyzero_astar.model.liger import apply_liger, import_liger
 from tinyzero_astar.model.loading import Say, load_language_model
+from tinyzero_astar.model.recording import Recorder
+from tinyzero_astar.model.slot_cache import SlotCache
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
 from tinyzero_astar.rollout.value_model import ValueModel
 
@@ -56,8 +58,10 @@ class Policy(nn.Module):
         self.language_model = language_model
         self.eos_id = eos_id
         self.dtype = language_model.dtype  # of weights and activations; shards hold float32
+        self.recorder: Recorder | None = None  # of decode steps
         self.gradient_checkpointing = False  # whether `token_scores` with gradients recomputes the decoder layers
         config = language_model.config.get_text_config()
+        self.num_layers: int = config.num_hidden_layers
         self.vocab_size = language_model.get_output_embeddings().weight.shape[0]
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2's
         self.value_model = ValueModel(config.hidden_size, value_hidden_size, self.vocab_size)
@@ -69,7 +73,7 @@ class Policy(nn.Module):
         return weight.device
 
     def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor:
-        """Last hidden states [N, Q, D]; see `model.decoder.Network.hidden`. A mask of None means causal."""
+        """Last hidden states [N, Q, D]; the boolean mask is [N, 1, Q, L], None means causal."""
         output = self.language_model.base_model(
             input_ids=ids,
             position_ids=position_ids,
@@ -80,16 +84,21 @@ class Policy(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def step_fn(self) -> StepFn:
-        """What decodes one token per row during one search: the fast path where it is known to be equal."""
+    def decoding_fn(self, num_positions: int) -> HiddenFn:
+        """See `model.decoder.Network.decoding_fn`: the fast path where it is known to be equal."""
         model = self.language_model
-        return FastDecode(model).hidden if is_supported(model) else self.hidden
+        return FastDecode(model, num_positions).hidden if is_supported(model) else self._decoded
 
-    def score(self, hidden: Tensor) -> StepOutput:
-        """Next-token logits and values at hidden states [N, D], in float32."""
-        value = self.value_model(hidden)
-        child = self.value_model.child_logits(hidden, value.accuracy)
-        return StepOutput(self._logits(hidden), value.accuracy.float(), child.float())
+    def _decoded(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
+        if is_seen is None:  # no mask would mean a causal one, which takes the first row's length for everybody's
+            is_seen = torch.ones(len(ids), 1, 1, cache.get_seq_length(), dtype=torch.bool, device=ids.device)
+        return self.hidden(ids, position_ids, is_seen, cache)
+
+    def score(self, hidden: Tensor, scores_children: bool = True) -> StepOutput:
+        """Next-token logits and values at hidden states [N, D], in float32; see `model.decoder.Network.score`."""
+        logits, value = self._logits(hidden), self.value_model(hidden).accuracy
+        child = self.value_model.child_logits(hidden, value) if scores_children else value[:, None].expand_as(logits)
+        return StepOutput(logits, value.float(), child.float())
 
     def forward(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
         """`token_scores` for training: what sharding gathers its weights for."""

@@ -1,77 +1,102 @@
 """A key/value cache of slots: fixed rows that hold prefixes, extended in place or forked by one copy.
 
-Row r of every layer's [rows, heads, columns, head_dim] buffer is one prefix; a fork copies a contiguous range of
-columns. At the lengths this project works with (hundreds of tokens) that is well under 1 % of decoding, so there
-is no paging. Hugging Face decoders write through `update`, whose target is planned before each forward.
+One buffer [layers, keys and values, rows, heads, columns, head_dim] holds everything, and a row of it is one prefix; a
+fork copies a range of columns, in all layers at once. At the lengths this project works with (hundreds of tokens) that
+is well under 1 % of decoding, so there is no paging. Hugging Face decoders write through `update`, whose target is
+planned before each forward.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+_CLEARED_AT_ONCE = 16  # columns: memory is touched as far as a search gets, which is rarely to the depth limit
+
 
 class SlotCache(Cache):
-    """Rows of keys and values; buffers are allocated at a layer's first write, in its dtype.
+    """Rows of keys and values; the buffer is allocated at the first write, in its dtype.
 
     Args:
+        num_layers: that write, all in the same shape.
         num_rows: prefixes held at once.
         num_columns: tokens per prefix, prompt included.
     """
 
-    def __init__(self, num_rows: int, num_columns: int) -> None:
+    def __init__(self, num_layers: int, num_rows: int, num_columns: int) -> None:
         super().__init__(layers=[])
-        self.num_rows, self.num_columns = num_rows, num_columns
-        self._keys: list[Tensor] = []
-        self._values: list[Tensor] = []
-        self._rows: Tensor | slice = slice(0)
-        self._columns: Tensor | slice = slice(0)
-        self._visible = 0
+        self.num_layers, self.num_rows, self.num_columns = num_layers, num_rows, num_columns
+        self._buffer = torch.empty(0)
+        self._rows = self._columns = torch.empty(0)
+        self._written: Sequence[Tensor] = ()  # of each layer, keys then values: where one token per row goes
+        self._seen: Sequence[Tensor] = ()  # ... and what it sees
+        self._visible = self._num_cleared = 0
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all buffers: rows x columns x layers x heads x head_dim x 2 x bytes of a number."""
-        return sum(x.numel() * x.element_size() for x in (*self._keys, *self._values))
+        """Memory of the buffer: rows x columns x layers x heads x head_dim x 2 x bytes of a number."""
+        return self._buffer.numel() * self._buffer.element_size()
 
     def plan_prompts(self, rows: Tensor, length: int) -> None:
         """The next forward fills columns [0, length) of `rows` [P] and attends to nothing else."""
-        self._rows, self._columns, self._visible = rows, slice(0, length), 0
+        self._rows, self._visible, self._length = rows, 0, length
+        self._clear(length)
 
     def plan_tokens(self, num_rows: int, columns: Tensor | int, visible: int) -> None:
         """The next forward writes one token of each row below `num_rows`, at `columns` ([num_rows] or one for all).
 
         It attends to the first `visible` columns of those rows.
         """
-        if isinstance(columns, int):
-            self._rows, self._columns = slice(num_rows), slice(columns, columns + 1)
-        else:
-            self._rows, self._columns = torch.arange(num_rows, device=columns.device), columns
         self._visible = visible
+        self._clear(visible)
+        rows = self._buffer.flatten(0, 1)[:, :num_rows]
+        self._seen = rows[..., :visible, :].unbind()
+        if isinstance(columns, int):
+            self._written = rows[..., columns, :].unbind()
+        else:
+            self._written, self._columns = (), columns
+            self._rows = torch.arange(num_rows, device=columns.device)
+
+    def _clear(self, num_columns: int) -> None:
+        """Zeros up to there: a masked column counts 0 times what it holds, and that must not be NaN."""
+        if num_columns > self._num_cleared:
+            first, self._num_cleared = self._num_cleared, min(num_columns + _CLEARED_AT_ONCE, self.num_columns)
+            if self._buffer.numel() > 0:
+                self._buffer[..., first : self._num_cleared, :] = 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write one layer's new keys and values [N, H, Q, D] as planned; returns what its queries may see."""
-        if layer_idx == len(self._keys):
-            heads = key_states.shape[1]
-            for buffers, states in ((self._keys, key_states), (self._values, value_states)):
-                buffers.append(states.new_zeros(self.num_rows, heads, self.num_columns, states.shape[-1]))
-        keys, values = self._keys[layer_idx], self._values[layer_idx]
-        for buffer, states in zip((keys, values), (key_states, value_states), strict=True):
-            if isinstance(self._columns, slice):
-                buffer[self._rows, :, self._columns] = states
-            else:
-                buffer[self._rows, :, self._columns] = states[:, :, 0]
-        if self._visible == 0:
-            return key_states, value_states
-        return keys[self._rows, :, : self._visible], values[self._rows, :, : self._visible]
+        if self._visible > 0:
+            return self.add_tokens(key_states[:, :, 0], value_states[:, :, 0], layer_idx)
+        if self._buffer.numel() == 0:
+            _, heads, _, width = key_states.shape
+            self._buffer = key_states.new_empty(self.num_layers, 2, self.num_rows, heads, self.num_columns, width)
+            self._buffer[..., : self._num_cleared, :] = 0
+        self._buffer[layer_idx, 0][self._rows, :, : self._length] = key_states
+        self._buffer[layer_idx, 1][self._rows, :, : self._length] = value_states
+        return key_states, value_states
+
+    def add_tokens(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """`update` with one token per row, [N, H, D]."""
+        seen = self._seen[2 * layer], self._seen[2 * layer + 1]
+        if self._written:
+            self._written[2 * layer].copy_(key)
+            self._written[2 * layer + 1].copy_(value)
+        else:
+            for states, new in zip(self._buffer[layer], (key, value), strict=True):
+                states[self._rows, :, self._columns] = new
+        return seen
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that are visible to the planned forward."""
         return self._visible
 
-    def fork(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Copy the first `length` columns of rows `source` to rows `target`; all reads precede all writes."""
-        for buffer in (*self._keys, *self._values):
-            buffer[target, :, :length] = buffer[source, :, :length]
+    def fork(self, source: Tensor, target: Tensor, first: int, last: int) -> None:
+        """Copy columns [first, last) of rows `source` to rows `target`; all reads precede all writes."""
+        columns = self._buffer[..., first:last, :]
+        columns[:, :, target] = columns[:, :, source]

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from tinyzero_astar.interfaces import StepOutput
 
 _LEVELS = 4  # the budget chooses among strengths 0, 1/4, 1/2, 3/4, 1
-_softplus = partial(softplus, threshold=50.0)  # the default, 20, is off by 2e-9
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,10 @@ class Guidance:
 def soft_value(success_logit: Tensor, inverse_beta: Tensor) -> Tensor:
     """h(s) = log E[e^(R/beta)] = log1p(p expm1(1/beta)) for R in {0, 1}; eq. 3.
 
-    Computed from the logit x of p as softplus(x + 1/beta) - softplus(x), which neither over- nor underflows.
+    Computed from the logit x of p as log(sigmoid(-x) + e^(1/beta) sigmoid(x)): neither term cancels the other.
     """
-    return _softplus(success_logit + inverse_beta) - _softplus(success_logit)
+    success, failure = torch.sigmoid(success_logit), torch.sigmoid(-success_logit)
+    return torch.addcmul(failure, success, torch.exp(inverse_beta)).log_()
 
 
 def f_score(g: Tensor, h: Tensor, strength: Tensor | float = 1.0) -> Tensor:
@@ -91,27 +89,25 @@ def propose(
         strength: [N] upper end of tau.
         cap: c > 1 or None.
     """
-    is_possible = torch.isfinite(logp)
-    if bool(is_possible.all()):
-        gain = child_h - child_h.amax(-1, keepdim=True)  # <= 0; a constant per row cancels in q
-    else:
+    if math.isinf(float(logp.min())):  # impossible tokens must not set the scale
+        is_possible = torch.isfinite(logp)
         shift = torch.where(is_possible, child_h, -torch.inf).amax(-1, keepdim=True)
         gain = torch.where(is_possible, child_h - shift, 0.0)
+    else:
+        gain = child_h - child_h.amax(-1, keepdim=True)  # <= 0; a constant per row cancels in q
     if cap is None:
         return Proposal(torch.log_softmax(f_score(logp, gain, strength[:, None]), -1), strength)
-    lowest = gain.amin(-1)
-    factor = torch.exp(gain * (strength[:, None] / _LEVELS))
+    levels = torch.arange(_LEVELS + 1, dtype=logp.dtype, device=logp.device)[:, None] / _LEVELS
+    factor = (gain * (strength[:, None] / _LEVELS)).exp_()
     mass = torch.exp(logp)  # pi * factor**level, its sum is the norm of q at that level
-    tau, log_norm = torch.zeros_like(strength), torch.zeros_like(strength)
-    is_allowed = torch.ones_like(strength, dtype=torch.bool)
-    for level in range(1, _LEVELS + 1):
-        mass = mass * factor
-        level_norm, level_tau = torch.log(mass.sum(-1)), strength * (level / _LEVELS)
-        worst = level_norm - level_tau * lowest  # max over a of log pi - log q
-        is_allowed = is_allowed & (log_weight + worst <= math.log(cap))
-        tau = torch.where(is_allowed, level_tau, tau)
-        log_norm = torch.where(is_allowed, level_norm, log_norm)
-    return Proposal(f_score(logp, gain, tau[:, None]) - log_norm[:, None], tau)
+    norms = [torch.ones_like(strength)] + [mass.mul_(factor).sum(-1) for _ in range(_LEVELS)]
+    log_norm, taus = torch.log(torch.stack(norms)), strength * levels  # [levels, N]
+    worst = log_norm - taus * gain.amin(-1)  # max over a of log pi - log q
+    is_too_much = log_weight + worst > math.log(cap)
+    is_too_much[0] = False
+    level = is_too_much.cumsum(0).eq(0).sum(0, keepdim=True) - 1  # the last before the first that is too much
+    tau, log_norm = taus.gather(0, level)[0], log_norm.gather(0, level)
+    return Proposal(f_score(logp, gain, tau[:, None]).sub_(log_norm.T), tau)
 
 
 def log_policy(output: StepOutput) -> Tensor:
@@ -121,10 +117,12 @@ def log_policy(output: StepOutput) -> Tensor:
         FloatingPointError: a row of logits holds NaN, +inf, or nothing finite, or a value is not finite.
     """
     logp = torch.log_softmax(output.logits, -1)
-    if not bool(torch.isfinite(logp.amax(-1)).all()):
-        raise FloatingPointError("the decoder returned NaN logits, or a prefix without any possible next token")
-    if not bool(torch.isfinite(output.value_logit).all()):
-        raise FloatingPointError("the decoder returned a value that is NaN or infinite")
+    likeliest = logp.amax(-1)
+    if not math.isfinite(float(likeliest.sum() + output.value_logit.sum())):  # one look at the device in good times
+        if not bool(torch.isfinite(likeliest).all()):
+            raise FloatingPointError("the decoder returned NaN logits, or a prefix without any possible next token")
+        if not bool(torch.isfinite(output.value_logit).all()):
+            raise FloatingPointError("the decoder returned a value that is NaN or infinite")
     return logp
 
 
@@ -135,6 +133,6 @@ def child_heuristic(child_logit: Tensor, inverse_beta: Tensor) -> Tensor:
         FloatingPointError: a child's value is NaN or infinite.
     """
     h = soft_value(child_logit, inverse_beta)
-    if not bool(torch.isfinite(h.sum())):
+    if not math.isfinite(float(h.sum())):
         raise FloatingPointError("the decoder returned a child's value that is NaN or infinite")
     return h

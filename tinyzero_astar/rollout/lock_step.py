@@ -19,6 +19,7 @@ from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
 from tinyzero_astar.rollout.gumbel import (
     fold,
     gumbel_noise,
+    hash_token,
     log_inclusion,
     mix64,
     root_gumbel,
@@ -49,6 +50,7 @@ class _Beam:
     slot: Tensor  # int64, decoder slot within the problem
     row: Tensor  # int64, row of the latest StepOutput that evaluated the prefix
     is_open: Tensor  # True where the prefix can be extended
+    places: Tensor  # [N] of the open rows in the flattened beam; the decoder is asked for them in this order
 
 
 class _Choice(NamedTuple):
@@ -68,7 +70,7 @@ class _Step(NamedTuple):
     token: Tensor
     logp: Tensor
     logq: Tensor
-    value: Tensor
+    value_logit: Tensor
     child_logit: Tensor  # of the new prefix; only for a trace
     priority: Tensor
 
@@ -101,6 +103,7 @@ class Sampling:
         device, shape = root.logits.device, (len(self._seeds), self._num_rollouts)
         self.num_capped = torch.zeros(shape[0], dtype=torch.int64, device=device)
         stream = torch.arange(self._num_rollouts, device=device)[None]
+        self._itself = stream.repeat(shape[0], 1)
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         return _Beam(
@@ -111,20 +114,21 @@ class Sampling:
             slot=index,
             row=index + torch.arange(len(self._seeds), device=device)[:, None],
             is_open=torch.ones(shape, dtype=torch.bool, device=device),
+            places=torch.arange(index.numel(), device=device),
         )
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        rows = beam.row[beam.is_open]
-        perturbed = logp[rows] if len(rows) != len(logp) else logp  # at first all streams share the prompt's row
+        if len(logp) != len(beam.places):  # at first all streams share the prompt's row
+            logp = logp[beam.row.flatten()]
+        perturbed = logp
         if self._noise:
-            perturbed = perturbed + gumbel_noise(beam.state[beam.is_open], logp.shape[-1])
+            perturbed = gumbel_noise(torch.take(beam.state, beam.places), logp.shape[-1], logp.dtype).add_(logp)
         drawn = perturbed.argmax(-1)
         token = torch.full_like(beam.row, _NO_TOKEN)
-        token[beam.is_open] = drawn
+        token.view(-1).index_copy_(0, beam.places, drawn)
         step_logp = torch.zeros_like(beam.log_pi)
-        step_logp[beam.is_open] = logp[rows, drawn].double()
-        parent = torch.arange(beam.row.shape[1], device=token.device).expand_as(token)
-        return _Choice(parent, token, beam.priority + step_logp, step_logp, step_logp)
+        step_logp.view(-1).index_copy_(0, beam.places, logp.gather(1, drawn[:, None])[:, 0].double())
+        return _Choice(self._itself, token, beam.priority + step_logp, step_logp, step_logp)
 
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
         kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
@@ -146,52 +150,47 @@ class WithoutReplacement:
         self._is_guided = bool((self._strength > 0).any())
         self.num_capped = torch.zeros(problems, dtype=torch.int64, device=device)
         self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
-        state = mix64(self._seeds.to(device))[:, None].expand(shape)
+        state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         priority[:, 0] = root_gumbel(state[:, 0])  # G(x) = 0 would bias eq. 6
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         row = index + torch.arange(problems, device=device)[:, None]
-        return _Beam(priority, zero, zero, state, index, row, torch.isfinite(priority))
+        is_open = torch.isfinite(priority)
+        return _Beam(priority, zero, zero, state, index, row, is_open, is_open.flatten().nonzero()[:, 0])
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        problem, column = beam.is_open.nonzero(as_tuple=True)
-        # the decoder was asked for the open rows in this order: row n of the output is (problem, column)[n]
-        logq = self._log_proposal(beam, output.child_logit, logp, problem, column)
-        noise = gumbel_noise(beam.state[problem, column], logp.shape[-1])
-        perturbed = beam.log_q[problem, column][:, None] + logq + noise
-        best, token = perturbed.topk(min(self._num_rollouts + 1, logp.shape[-1]))
-        best = truncated_gumbel(best, best[:, :1], beam.priority[problem, column][:, None])
+        logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
+        places, vocab_size = beam.places, logp.shape[-1]
+        perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size, logp.dtype).add_(logq)
+        best, token = perturbed.topk(min(self._num_rollouts + 1, vocab_size))
+        best = best.double() + torch.take(beam.log_q, places)[:, None]
+        best = truncated_gumbel(best, best[:, :1], torch.take(beam.priority, places)[:, None])
 
         num_problems, num_columns = beam.row.shape
         width = best.shape[1]
-        pool = best.new_full((num_problems, num_columns, width), -torch.inf)
-        pool[:, :, 0] = beam.priority  # leaves compete with what they are
-        pool[problem, column] = best
-        pool_token = torch.full_like(pool, _NO_TOKEN, dtype=torch.int64)
-        pool_token[problem, column] = token
-        priority, place = pool.flatten(1).topk(min(num_columns + 1, num_columns * width))
+        pool = best.new_full((beam.row.numel(), width), -torch.inf)
+        pool[:, 0] = beam.priority.flatten()  # leaves compete with what they are
+        pool.index_copy_(0, places, best)
+        priority, place = pool.view(num_problems, -1).topk(min(num_columns + 1, num_columns * width))
         if priority.shape[1] > num_columns:
             self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
         priority, place = priority[:, :num_columns], place[:, :num_columns]
 
-        parent = place // width
-        chosen = pool_token.flatten(1).gather(1, place)
-        chosen = torch.where(torch.isneginf(priority), _NO_TOKEN, chosen)
-        is_extended = chosen != _NO_TOKEN
-        active = torch.zeros_like(beam.row)
-        active[problem, column] = torch.arange(len(problem), device=problem.device)
-        source = active.gather(1, parent)
-        step_logp = torch.where(is_extended, logp[source, chosen].double(), 0.0)
-        step_logq = torch.where(is_extended, logq[source, chosen].double(), 0.0)
+        parent = place.div(width, rounding_mode="floor")
+        row = beam.row.gather(1, parent)
+        is_extended = beam.is_open.gather(1, parent) & (priority > -torch.inf)
+        chosen = torch.take(token, row * width + place % width).where(is_extended, _NO_TOKEN)
+        at = row * vocab_size + chosen.clamp(min=0)  # in the flattened output
+        step_logp = torch.take(logp, at).double().where(is_extended, 0.0)
+        step_logq = torch.take(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
         return _Choice(parent, chosen, priority, step_logp, step_logq)
 
-    def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor, problem: Tensor, column: Tensor) -> Tensor:
-        if not self._is_guided:
-            return logp
-        child_h = child_heuristic(child_logit, self._inverse_beta[problem][:, None])
-        log_weight = (beam.log_pi - beam.log_q)[problem, column].to(logp.dtype)
-        strength = self._strength[problem]
+    def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor) -> Tensor:
+        problem = beam.places // beam.row.shape[1]
+        child_h = child_heuristic(child_logit, torch.take(self._inverse_beta, problem)[:, None])
+        log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)
+        strength = torch.take(self._strength, problem)
         proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
         self.num_capped.index_add_(0, problem, (proposal.tau < strength).long())
         return proposal.logq
@@ -214,9 +213,10 @@ def lock_step(
     output = decoder.start(prompts, num_rollouts)
     beam = chooser.begin(output)
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
-    expanded = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
-    decoded, forks, max_open = torch.zeros_like(expanded), torch.zeros_like(expanded), torch.ones_like(expanded)
+    token_hash = hash_token(torch.arange(output.logits.shape[-1], device=output.logits.device))
     history: list[_Step] = []
+    one = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
+    num_open, num_forked = [one], [torch.zeros_like(one)]
     for depth in range(1, max_search_depth + 1):
         choice = chooser.choose(beam, output, log_policy(output))
         row = beam.row.gather(1, choice.parent)
@@ -226,50 +226,58 @@ def lock_step(
                 choice.token,
                 choice.logp,
                 choice.logq,
-                torch.sigmoid(output.value_logit.double())[row],
+                torch.take(output.value_logit, row),
                 output.child_logit[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
                 choice.priority,
             )
         )
-        beam = _extend(beam, choice, decoder.eos_id, is_last=depth == max_search_depth)
-        if not bool(beam.is_open.any()):
+        beam = _extend(beam, choice, token_hash, decoder.eos_id, is_last=depth == max_search_depth)
+        places = beam.places
+        if len(places) == 0:
             break
         source = beam.slot
-        slot, num_forked = _assign_slots(source, beam.is_open)
-        problem, column = beam.is_open.nonzero(as_tuple=True)
-        base = problem * num_rollouts
+        slot, forked = _assign_slots(source, beam.is_open)
+        beam = replace(beam, slot=slot)
+        base = places // num_rollouts * num_rollouts
         output = decoder.step(
-            tokens=choice.token[problem, column],
-            source=base + source[problem, column],
-            length=torch.full_like(problem, depth - 1),
-            target=base + slot[problem, column],
+            tokens=torch.take(choice.token, places),
+            source=base + torch.take(source, places),
+            length=torch.full_like(places, depth - 1),
+            target=base + torch.take(beam.slot, places),
         )
-        row = torch.zeros_like(beam.row)
-        row[problem, column] = torch.arange(len(problem), device=row.device)
-        beam = replace(beam, slot=slot, row=row)
-        num_open = beam.is_open.sum(1)
-        expanded, decoded, forks = expanded + num_open, decoded + num_open, forks + num_forked
-        max_open = torch.maximum(max_open, num_open)
+        beam.row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
+        num_open.append(beam.is_open.sum(1))
+        num_forked.append(forked)
+    opened = torch.stack(num_open)
+    expanded = opened.sum(0)
     stats = SearchStats(
-        expanded, forks, decoded, max_open, beam.is_open.sum(1), torch.zeros_like(expanded), chooser.num_capped
+        num_expanded=expanded,
+        num_forks=torch.stack(num_forked).sum(0),
+        num_decoded_tokens=expanded - 1,
+        max_open=opened.amax(0),
+        num_open_final=beam.is_open.sum(1),
+        num_pruned=torch.zeros_like(expanded),
+        num_capped=chooser.num_capped,
     )
     if trace is not None:
         trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_id))
     return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
 
 
-def _extend(beam: _Beam, choice: _Choice, eos_id: int, is_last: bool) -> _Beam:
+def _extend(beam: _Beam, choice: _Choice, token_hash: Tensor, eos_id: int, is_last: bool) -> _Beam:
     """The beam after each row took its token; a depth-limited row is closed as a leaf."""
     is_extended = choice.token != _NO_TOKEN
     state = beam.state.gather(1, choice.parent)
+    is_open = is_extended & (choice.token != eos_id) & (not is_last)
     return _Beam(
         priority=choice.priority,
-        log_q=beam.log_q.gather(1, choice.parent) + choice.logq,
-        log_pi=beam.log_pi.gather(1, choice.parent) + choice.logp,
-        state=torch.where(is_extended, fold(state, choice.token), state),
+        log_q=beam.log_q.gather(1, choice.parent).add_(choice.logq),
+        log_pi=beam.log_pi.gather(1, choice.parent).add_(choice.logp),
+        state=torch.where(is_extended, mix64(state ^ torch.take(token_hash, choice.token)), state),
         slot=beam.slot.gather(1, choice.parent),
-        row=beam.row.gather(1, choice.parent),
-        is_open=is_extended & (choice.token != eos_id) & (not is_last),
+        row=torch.zeros_like(beam.row),
+        is_open=is_open,
+        places=is_open.flatten().nonzero()[:, 0],
     )
 
 
@@ -283,14 +291,12 @@ def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The slots [P, K], distinct over a problem's open rows, and the number of forks [P].
     """
-    num_slots = source.shape[1]
-    same = (source[:, :, None] == source[:, None, :]) & is_open[:, :, None] & is_open[:, None, :]
-    is_fork = same.tril(-1).any(2)
-    num_owners = torch.zeros_like(source).scatter_add(1, source, is_open.long())
-    free = (num_owners > 0).to(torch.int8).argsort(dim=1, stable=True)  # free slots first, in order
-    rank = (is_fork.cumsum(1) - 1).clamp(min=0)
-    slot = torch.where(is_fork, free.gather(1, rank.clamp(max=num_slots - 1)), source)
-    return slot, is_fork.sum(1)
+    same = (source[:, :, None] == source[:, None, :]) & is_open[:, None, :]
+    is_fork = same.tril(-1).any(2) & is_open
+    num_owners = torch.zeros_like(source).scatter_add_(1, source, is_open.long())
+    free = num_owners.argsort(dim=1, stable=True)  # free slots first, in order
+    rank = is_fork.cumsum(1).sub_(1).clamp_(min=0)
+    return torch.where(is_fork, free.gather(1, rank), source), is_fork.sum(1)
 
 
 def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: int, stats: SearchStats) -> Rollouts:
@@ -299,9 +305,9 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
     row = order
     columns: list[list[Tensor]] = []
     for step in reversed(history):
-        columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value)])
+        columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
         row = step.parent.gather(1, row)
-    tokens, logp, logq, value = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
+    tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != _NO_TOKEN
     tokens = torch.where(is_token, tokens, eos_id)
     length = is_token.sum(-1)
@@ -313,7 +319,7 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
         is_finished=(length > 0) & (last == eos_id),
         logp=torch.where(is_token, logp, 0.0),
         logq=torch.where(is_token, logq, 0.0),
-        value=torch.where(is_token, value, 0.0),
+        value=torch.where(is_token, torch.sigmoid(value_logit.double()), 0.0),
         priority=beam.priority.gather(1, order),
         kappa=kappa,
         weight=weight.gather(1, order),

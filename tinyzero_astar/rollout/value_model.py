@@ -54,7 +54,8 @@ class ValueModel(nn.Module):
     def child_logits(self, hidden: Tensor, accuracy: Tensor) -> Tensor:
         """Accuracy logits of every child, [..., V], given those of the prefixes, [...]."""
         features = silu(self.down(self._detached(hidden)))
-        return accuracy[..., None] + features @ self.up.weight.T
+        child = torch.addmm(accuracy.flatten()[:, None], features.flatten(0, -2), self.up.weight.T)
+        return child.view(*accuracy.shape, -1)
 
     def child_logit_of(self, hidden: Tensor, accuracy: Tensor, token: Tensor) -> Tensor:
         """Accuracy logits of one child each, [...], without scoring the whole vocabulary."""

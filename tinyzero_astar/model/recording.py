@@ -1,0 +1,51 @@
+"""Work on fixed tensors, recorded once and replayed: CUDA graphs.
+
+A decode step of a model of some thirty layers is a thousand kernels of a few microseconds each, and a GPU waits for
+Python between them. A graph starts them all at once, on the very memory that it was recorded on; so whoever records
+keeps the tensors it reads and reads its results before the next replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Recorder(Protocol):
+    """What turns work into a replay of it."""
+
+    def record(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Do `work` at least once and return what repeats it; it must neither allocate what it reads nor wait.
+
+        Args:
+            work: reads and writes tensors that live on; running it again must not change what it computes.
+        """
+        ...
+
+
+class CudaGraphs:
+    """Records on the current GPU; all graphs share one memory pool."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Callable[[], T]) -> Callable[[], T]:
+        """See `Recorder.record`."""
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            work()  # libraries allocate their workspaces at first use, which a recording must not contain
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            result = work()
+
+        def replay() -> T:
+            graph.replay()
+            return result
+
+        return replay
