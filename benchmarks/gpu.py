@@ -27,9 +27,10 @@ from tinyzero_astar.interfaces import Batch, Rollouts
 from tinyzero_astar.machine import Speed, measure_speed
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.loading import choose_device
-from tinyzero_astar.model.memory import Shapes, Work, kv_bytes, phases
+from tinyzero_astar.model.memory import kv_bytes, phases
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.shapes import shapes_of
+from tinyzero_astar.model.workload import Shapes, Work
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
@@ -119,7 +120,7 @@ class Bench:
 
     def search(self, mode: str) -> Rollouts:
         return astar_rollouts(
-            SlotDecoder(self.policy, self.args.depth),
+            SlotDecoder(self.policy, self.args.depth, scores_children=mode == "guided"),  # as in training
             self.prompts,
             seeds=torch.arange(len(self.prompts)),
             num_rollouts=LEAVES,
@@ -145,7 +146,15 @@ class Bench:
             parts = phases(
                 self.shapes, self.work(mode="sample" if mode == "sample" else "gumbel", is_guided=mode == "guided")
             )["search"]
-            held = {"weights", "KV slots", "activations", "logits", "decoding copies"}  # no optimizer lives here
+            held = {
+                "weights",
+                "KV slots",
+                "activations",
+                "logits",
+                "slot copies",
+                "decoding copies",
+                "recorded steps",
+            }  # no optimizer lives here
             value = sum(p.numel() * p.element_size() for p in self.policy.value_model.parameters())
             found |= self.memory(sum(n for part, n in parts.items() if part in held) + value)
         return found

@@ -189,7 +189,8 @@ def test_bytes_of_weights_and_optimizer_fall_as_one_over_two(two):
 @pytest.mark.parametrize("num_processes", [2, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_of_weights_and_optimizer_fall_as_one_over_n_and_as_predicted(num_processes, dtype, tmp_path):
-    argv = [*SMALL.split(), "--train.num-iterations", "1", "--model.dtype", dtype, "--output-dir", str(tmp_path / "r")]
+    few = "--train.num-iterations 1 --eval.num-problems 8 --eval.num-samples 1 --search.max-search-depth 10"
+    argv = [*few.split(), "--model.dtype", dtype, "--output-dir", str(tmp_path / "r")]
     job = {"is_double": False, "commands": [argv], "seen": str(tmp_path / "seen")}
     status, output, _ = launch(num_processes, job, tmp_path, 280)
     assert status == 0, output

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import json
+import os
+import socket
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -12,12 +15,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from tests.live_memory import LiveBytes
 from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.model import decoder, memory
 from tinyzero_astar.model import model as model_module
 from tinyzero_astar.model.adapters import add_adapters
 from tinyzero_astar.model.decoder import SlotDecoder
-from tinyzero_astar.model.memory import CHUNK_ELEMENTS, Work, phases, resident, value_parameters
+from tinyzero_astar.model.fsdp_utils import is_distributed, set_up, tear_down, unsharded, world_size
+from tinyzero_astar.model.memory import CHUNK_ELEMENTS, phases, resident
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.shapes import shapes_of
+from tinyzero_astar.model.workload import CHILD_RANK, Work, value_parameters
+from tinyzero_astar.rollout import value_model
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
@@ -180,15 +187,16 @@ def make_updater(case, policy):
 
 
 def search(name, case, policy):
-    prompts = torch.randint(2, case.shape[-1], (case.problems, case.prompt)).tolist()
-    decoder = SlotDecoder(policy, case.depth)
+    problems = case.problems // world_size()
+    prompts = torch.randint(2, case.shape[-1], (problems, case.prompt)).tolist()
+    slots = SlotDecoder(policy, case.depth, scores_children=name in ("guided", "best_first"))  # as the generator does
     if name == "greedy":
-        greedy_rollouts(decoder, prompts, case.depth)
+        greedy_rollouts(slots, prompts, case.depth)
         return
     astar_rollouts(
-        decoder,
+        slots,
         prompts,
-        seeds=torch.arange(case.problems),
+        seeds=torch.arange(problems),
         num_rollouts=case.leaves,
         beam_width=case.leaves + 1,
         max_search_depth=case.depth,
@@ -200,6 +208,8 @@ def search(name, case, policy):
 def measured(case):
     """Peaks by phase, and what lives between updates, bytes."""
     policy = make_policy(case)
+    if is_distributed():
+        policy.shard("full")
     updater = make_updater(case, policy)
     peaks = dict.fromkeys(("scoring", "gradients", "optimizer step"), 0)
     score, step, optimizer_step = updater._score, updater._step, updater.policy_optimizer.step
@@ -233,23 +243,27 @@ def measured(case):
         gc.collect()
         peaks["between"] = live.now
         for name in case.searches:
-            live.restart()
-            search(name, case, policy)
-            note(name) if name in peaks else peaks.update({name: live.peak})
+            with unsharded(policy):
+                live.restart()
+                search(name, case, policy)
+                peaks[name] = live.peak
     return peaks
 
 
-def predicted(case):
+def predicted(case, num_processes=1):
     shapes = shapes_of(config_of(case))
-    found = {name: sum(parts.values()) for name, parts in phases(shapes, work_of(case)).items()}
+    whole = work_of(case)
+    shared = {n: getattr(whole, n) // num_processes for n in ("num_problems", "eval_problems", "num_rows", "step_rows")}
+    shared["num_shards"] = num_processes
+    found = {name: sum(parts.values()) for name, parts in phases(shapes, work_of(case, **shared)).items()}
     peaks = {name: found[name] for name in ("scoring", "gradients", "optimizer step")}
-    peaks["between"] = sum(resident(shapes, work_of(case)).values())
+    peaks["between"] = sum(resident(shapes, work_of(case, **shared)).values())
     for name in case.searches:
         if name == "greedy":
-            one = work_of(case, eval_samples=1, eval_rows=case.problems)
+            one = work_of(case, **shared, eval_samples=1, eval_rows=case.problems)
             peaks[name] = sum(phases(shapes, one)["evaluation"].values())
         else:
-            work = work_of(case, "gumbel" if name == "guided" else name, name == "guided")
+            work = work_of(case, "gumbel" if name == "guided" else name, name == "guided", **shared)
             peaks[name] = sum(phases(shapes, work)["search"].values())
     return peaks
 
@@ -271,6 +285,36 @@ def test_prediction_is_near_the_measured_peak(name):
 @pytest.mark.parametrize("name", SLOW)
 def test_prediction_is_near_the_measured_peak_of_larger_shapes(name):
     assert_near(measured(SLOW[name]), predicted(SLOW[name]))
+
+
+def measure_as_rank(rank, name, port, path):
+    """In a process of its own; rank 0 writes what it measured."""
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= where | {"RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    set_up(torch.device("cpu"), 200.0)
+    found = measured(SHARDED[name])
+    if rank == 0:
+        path.write_text(json.dumps(found))
+    tear_down()
+
+
+SHARDED = {
+    "embedded": CASES["embedded"],
+    "large vocabulary, bfloat16": CASES["large vocabulary, bfloat16"],
+    "Llama, recomputed": SLOW["Llama, recomputed"],
+    "embedded, bfloat16, adapters": replace(_MICRO, dtype=torch.bfloat16, rank=8),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_prediction_is_near_the_measured_peak_of_each_of_two_processes(name, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(measure_as_rank, (name, port, tmp_path / "found"), nprocs=2)
+    assert_near(json.loads((tmp_path / "found").read_text()), predicted(SHARDED[name], 2))
 
 
 def fake_step(policy, optimizers, case, num_rows):
@@ -326,6 +370,7 @@ def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_for
 
 def test_what_the_arithmetic_repeats_is_what_the_code_has():
     assert CHUNK_ELEMENTS == model_module._CHUNK_ELEMENTS
+    assert memory._BLOCK == decoder.BLOCK and CHILD_RANK == value_model.CHILD_RANK
     policy = make_policy(CASES["embedded"])
     count = sum(p.numel() for p in policy.value_model.parameters())
     assert value_parameters(shapes_of(config_of(CASES["embedded"])), 128) == count

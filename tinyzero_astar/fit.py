@@ -15,16 +15,9 @@ from tinyzero_astar.config import Config, check
 from tinyzero_astar.data.generation import TEMPLATES
 from tinyzero_astar.machine import Speed
 from tinyzero_astar.model.loading import Say, read_config
-from tinyzero_astar.model.memory import (
-    Memory,
-    Shapes,
-    Work,
-    checkpoint_bytes,
-    kv_bytes,
-    peak,
-    phases,
-)
+from tinyzero_astar.model.memory import Memory, checkpoint_bytes, kv_bytes, peak, phases
 from tinyzero_astar.model.shapes import shapes_of
+from tinyzero_astar.model.workload import Shapes, Work
 
 _LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
 _MOST_PROCESSES = 8  # of one machine
@@ -112,6 +105,7 @@ def work_of(config: Config, model: Model, num_processes: int, device: str) -> Wo
         is_host=device == "cpu",
         gradient_checkpointing=train.gradient_checkpointing,
         lora_rank=config.model.lora_rank,
+        cuda_graphs=config.model.cuda_graphs,
     )
 
 

@@ -8,98 +8,13 @@ against the live tensor bytes of real runs; docs/scaling.md has the table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+
+from tinyzero_astar.model.workload import CHILD_RANK, Shapes, Work, trainable_parameters, value_parameters
 
 FLOAT, DOUBLE = 4, 8  # bytes
 CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of a chunk of logits: 64 MiB in float32
-CHILD_RANK = 64  # of the value model's child term
 
 Memory = dict[str, int]  # bytes by part
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What memory depends on of a decoder-only language model; see `doctor.shapes_of`."""
-
-    num_parameters: int  # tied ones once
-    layer_parameters: int  # of one decoder layer
-    num_layers: int
-    hidden_size: int  # D
-    num_heads: int  # of queries
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int  # I
-    vocab_size: int  # V, rows of the embedding
-    is_tied: bool  # embedding and head are one matrix
-    has_fast_decode: bool  # the search decodes float32 weights on copies: `model.fast_decode`
-    adapter_sizes: int = 0  # of one layer: sum of inputs + outputs over the matrices that LoRA adapts
-    adapted_parameters: int = 0  # of one layer: those matrices themselves
-
-    @property
-    def query_size(self) -> int:
-        """Width of all query heads together."""
-        return self.num_heads * self.head_dim
-
-    @property
-    def kv_size(self) -> int:
-        """Width of all keys (or values) of one token in one layer."""
-        return self.num_kv_heads * self.head_dim
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Of one [V, D] matrix."""
-        return self.vocab_size * self.hidden_size
-
-
-@dataclass(frozen=True)
-class Work:
-    """How much is done at once by one process, and how."""
-
-    dtype_bytes: Literal[2, 4]  # of the language model
-    prompt_length: int  # tokens of the longest prompt
-    depth: int  # most generated tokens
-    mode: Literal["sample", "gumbel", "best_first"]
-    is_guided: bool
-    num_problems: int  # of one process in an iteration's search
-    num_rollouts: int  # K
-    beam_width: int
-    eval_problems: int  # of one process
-    eval_samples: int
-    eval_rows: int  # sequences decoded at once
-    eval_beam_width: int | None  # of A* at test time; None: greedy evaluation only
-    num_rows: int  # completions of an iteration that one process scores
-    step_rows: int  # completions of an optimizer step that one process trains on
-    micro_batch_tokens: int
-    value_hidden_size: int
-    num_shards: int = 1  # that weights are split over
-    is_foreach: bool = False  # AdamW steps all parameters at once, as on GPUs
-    is_host: bool = False  # the device's memory is the machine's
-    gradient_checkpointing: bool = False
-    lora_rank: int = 0  # 0: full fine-tuning
-
-    @property
-    def length(self) -> int:
-        """Tokens of the longest sequence."""
-        return self.prompt_length + self.depth
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether weights must be gathered."""
-        return self.num_shards > 1
-
-
-def value_parameters(shapes: Shapes, hidden_size: int) -> int:
-    """Of the value model (`rollout.value_model`)."""
-    width, vocab = shapes.hidden_size, shapes.vocab_size
-    return (width + 1) * hidden_size + 2 * (hidden_size + 1) + (width + 1) * CHILD_RANK + vocab * CHILD_RANK
-
-
-def trainable_parameters(shapes: Shapes, lora_rank: int) -> int:
-    """Of the language model: all, or the adapters' two factors per matrix."""
-    if lora_rank == 0:
-        return shapes.num_parameters
-    return shapes.num_layers * shapes.adapter_sizes * lora_rank
 
 
 def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
@@ -151,7 +66,7 @@ def trainer_file_bytes(shapes: Shapes, work: Work) -> int:
     state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT
     state += value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT
     if work.lora_rank:
-        state += (own + shapes.num_layers * shapes.adapted_parameters) * work.dtype_bytes
+        state += (own + shapes.num_layers * shapes.linear_parameters) * work.dtype_bytes
     return state
 
 
@@ -164,7 +79,7 @@ def checkpoint_copies(shapes: Shapes, work: Work) -> int:
     """Host memory while a checkpoint is written: what goes to trainer.safetensors, and weights put together."""
     size = trainer_file_bytes(shapes, work)
     if work.lora_rank:
-        size += shapes.num_layers * shapes.adapted_parameters * work.dtype_bytes
+        size += shapes.num_layers * shapes.linear_parameters * work.dtype_bytes
     return size + (shapes.num_parameters * (FLOAT + work.dtype_bytes) if work.is_sharded else 0)
 
 
@@ -208,31 +123,34 @@ def _evaluation(shapes: Shapes, work: Work) -> Memory:
     return max(arms, key=lambda parts: sum(parts.values()))
 
 
-# bytes per row and token of the vocabulary while the next tokens are chosen
-_PER_LOGIT = {
-    "greedy": 16,
-    "sample": 36,
-    "gumbel": 36,
-    "best_first": 68,
-}
-_GUIDED = 4
+# bytes per row and token of the vocabulary while the next tokens are chosen: logits and log-probabilities, values of
+# children where they are read, and what makes the noise (64-bit hashes and their shifts)
+_PER_LOGIT = {"greedy": 10, "sample": 32, "gumbel": 32, "best_first": 68}
+_GUIDED = 8  # more
+_BLOCK = 128  # columns: `model.decoder.BLOCK`
 
 
 def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
+    """The slots, the copies that `model.fast_decode` makes, and the largest of what comes one after another."""
     rows = num_problems if mode == "best_first" else num_slots
-    logits = shapes.vocab_size * (rows * (_PER_LOGIT[mode] + _GUIDED * is_guided) + DOUBLE)  # and one count of tokens
-    prompts = _forward(shapes, work, num_problems * work.prompt_length)
-    step = _forward(shapes, work, rows)
-    copies = 0
-    if shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank:
-        matrices = shapes.query_size + 2 * shapes.kv_size + 2 * shapes.intermediate_size
-        copies = shapes.num_layers * matrices * shapes.hidden_size * FLOAT
-    return {
-        "KV slots": kv_bytes(shapes, work, num_slots),
-        "logits": logits,
-        "activations": max(prompts, step),
-        "decoding copies": copies,
-    }
+    vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
+    per_output = FLOAT * (2 if is_guided or mode == "best_first" else 1)  # logits; children's values
+    moments: list[Memory] = [
+        {"activations": _forward(shapes, work, num_problems * work.prompt_length)},
+        {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
+        {"logits": vocab * (rows * (_PER_LOGIT[mode] + _GUIDED * is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
+        {"activations": _forward(shapes, work, rows), "logits": rows * vocab * per_output},  # a step; the last output
+    ]
+    if mode == "best_first":  # every pop may fork
+        moments.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * per_output})
+    copies = shapes.num_layers * shapes.linear_parameters * FLOAT
+    is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
+    found = {"KV slots": slots, "decoding copies": copies * is_copied}
+    if work.cuda_graphs:  # one recording per block of columns, all slots in each; its outputs are kept
+        blocks = work.length // _BLOCK - work.prompt_length // _BLOCK + 1
+        outputs = blocks * num_slots * vocab * per_output
+        found["recorded steps"] = outputs + _forward(shapes, work, num_slots)
+    return found | max(moments, key=lambda parts: sum(parts.values()))
 
 
 def _rows_of(work: Work, num_rows: int) -> int:
@@ -302,7 +220,7 @@ def _moments(shapes: Shapes, work: Work, rows: int, head: int) -> list[Memory]:
     own_head = shapes.embedding_parameters * FLOAT // work.num_shards if head and not shapes.is_tied else 0
     kept = 0 if own_head else head  # a tied head's waits for the embedding's
     in_layer = recomputed + tokens * (2 * s * shapes.intermediate_size + 2 * s * d)
-    per_layer = shapes.adapter_sizes * work.lora_rank or shapes.layer_parameters
+    per_layer = shapes.linear_sizes * work.lora_rank or shapes.layer_parameters
     gradients_of_layers = shapes.num_layers * per_layer * FLOAT // work.num_shards
     return [
         {"activations": final, "logits": 4 * FLOAT * logits},  # logp, and three for the entropy

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from tinyzero_astar.model.fast_decode import is_supported
 from tinyzero_astar.model.layers import decoder_layers
-from tinyzero_astar.model.memory import Shapes
+from tinyzero_astar.model.workload import Shapes
 
 
 def shapes_of(config: PreTrainedConfig) -> Shapes:
@@ -36,6 +36,6 @@ def shapes_of(config: PreTrainedConfig) -> Shapes:
         vocab_size=head.shape[0],
         is_tied=head is model.get_input_embeddings().weight,
         has_fast_decode=is_supported(model),
-        adapter_sizes=sum(sum(w.shape) for w in matrices),
-        adapted_parameters=sum(w.numel() for w in matrices),
+        linear_sizes=sum(sum(w.shape) for w in matrices),
+        linear_parameters=sum(w.numel() for w in matrices),
     )
