@@ -32,7 +32,9 @@ from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
-WITHIN = 0.15  # of the measured peak; most are within 0.03
+WITHIN = 0.15  # of the measured peak: what is promised
+# what holds in one process: of what comes and goes in a phase, beside the share of what stays
+WITHIN_PASSING, WITHIN_STAYING = 0.10, 0.03
 EMBEDDED = (128, 384, 4, 4, 2, 320)  # width, MLP, layers, heads, key heads, vocabulary
 THIN = (64, 128, 2, 4, 2, 151_936)
 LONG = (256, 1376, 4, 8, 2, 2048)
@@ -62,7 +64,7 @@ class Case:
     checkpointing: bool = False
     rank: int = 0
     value_size: int = 64
-    searches: tuple[str, ...] = field(default=("sample", "gumbel", "guided", "best_first", "greedy"))
+    searches: tuple[str, ...] = field(default=("sample", "gumbel", "guided", "best_first", "evaluation"))
 
 
 _LLAMA = Case(LLAMA, 16, 30, 50, 4, 2, 400, kind=(LlamaConfig, LlamaForCausalLM), tied=False)
@@ -189,10 +191,11 @@ def make_updater(case, policy):
 def search(name, case, policy):
     problems = case.problems // world_size()
     prompts = torch.randint(2, case.shape[-1], (problems, case.prompt)).tolist()
-    slots = SlotDecoder(policy, case.depth, scores_children=name in ("guided", "best_first"))  # as the generator does
-    if name == "greedy":
-        greedy_rollouts(slots, prompts, case.depth)
+    if name == "evaluation":  # the greedy completions, and the same number of samples at once
+        greedy_rollouts(SlotDecoder(policy, case.depth, scores_children=False), prompts, case.depth)
+        search("sample", case, policy)
         return
+    slots = SlotDecoder(policy, case.depth, scores_children=name in ("guided", "best_first"))  # as the generator does
     astar_rollouts(
         slots,
         prompts,
@@ -259,20 +262,22 @@ def predicted(case, num_processes=1):
     peaks = {name: found[name] for name in ("scoring", "gradients", "optimizer step")}
     peaks["between"] = sum(resident(shapes, work_of(case, **shared)).values())
     for name in case.searches:
-        if name == "greedy":
-            one = work_of(case, **shared, eval_samples=1, eval_rows=case.problems)
-            peaks[name] = sum(phases(shapes, one)["evaluation"].values())
+        if name == "evaluation":
+            peaks[name] = found[name]
         else:
             work = work_of(case, "gumbel" if name == "guided" else name, name == "guided", **shared)
             peaks[name] = sum(phases(shapes, work)["search"].values())
     return peaks
 
 
-def assert_near(got, want):
+def assert_near(got, want, is_strict=True):
     table = "\n".join(f"{k:16s} {got[k] / 1e6:10.2f} {want[k] / 1e6:10.2f} {want[k] / got[k] - 1:+.1%}" for k in want)
     print(table)
     assert got.keys() == want.keys()
     assert {k for k in want if abs(want[k] / got[k] - 1) > WITHIN} == set(), table
+    passing = {k: abs(want[k] - got[k]) - WITHIN_STAYING * got["between"] for k in want}
+    strayed = {k for k in want if passing[k] > WITHIN_PASSING * (got[k] - got["between"])}
+    assert not is_strict or not strayed, table
     assert want["between"] == pytest.approx(got["between"], rel=0.001), table
 
 
@@ -314,7 +319,7 @@ def test_prediction_is_near_the_measured_peak_of_each_of_two_processes(name, tmp
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(measure_as_rank, (name, port, tmp_path / "found"), nprocs=2)
-    assert_near(json.loads((tmp_path / "found").read_text()), predicted(SHARDED[name], 2))
+    assert_near(json.loads((tmp_path / "found").read_text()), predicted(SHARDED[name], 2), is_strict=False)
 
 
 def fake_step(policy, optimizers, case, num_rows):

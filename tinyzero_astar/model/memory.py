@@ -100,7 +100,8 @@ def _forward(shapes: Shapes, work: Work, num_tokens: int) -> int:
     outer = 2 * s * d  # the embeddings and the layer's input, which the callers hold
     norm = outer + s * d + 2 * FLOAT * d
     attention = outer + s * (d + 4 * q + 2 * kv)  # input normed; q, q cos, turned, turned sin; k, v
-    mlp = outer + s * (2 * d + 3 * i)  # residual, normed; silu(gate), up, their product
+    # residual, normed; silu(gate), up, their product; and what the adapter of `up` adds
+    mlp = outer + s * (2 * d + (4 if work.lora_rank else 3) * i)
     angles = 2 * s * shapes.head_dim + 2 * 8  # cos, sin; ids, positions
     return num_tokens * (max(norm, attention, mlp) + angles)
 
