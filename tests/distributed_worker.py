@@ -92,6 +92,10 @@ def watch(patch, seen):
         seen["num_parameters"] = sum(p.numel() for p in self.policy.parameters())
         seen["num_trained"] = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)
         seen["num_local"] = [sum(map(fsdp_utils.num_local, tensors)) for tensors in (self.policy.parameters(), slots)]
+        seen["local_bytes"] = [
+            sum(fsdp_utils.num_local(x) * x.element_size() for x in tensors)
+            for tensors in (self.policy.parameters(), slots)
+        ]
         return metrics
 
     def watched_mlp(self, x):

@@ -15,7 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed_worker import planted
-from tinyzero_astar.train import main
+from tinyzero_astar import fit
+from tinyzero_astar.config import Config
+from tinyzero_astar.model.memory import resident
+from tinyzero_astar.train import main, parse
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 OPTIONS = (  # three rows a step, one a micro-batch: two ranks have unequal turns, and of four one has no row
@@ -169,6 +172,36 @@ def test_each_rank_holds_its_part_of_weights_and_moments(two):
     for found in ranks:
         assert found["num_local"] == pytest.approx([total / 2, total], rel=0.01)  # two moments
     assert sum(found["num_local"][0] for found in ranks) == total
+
+
+def assert_bytes_fall(ranks, dtype_bytes):
+    """Weights, and two moments each, in bytes of the local shards: 1/N of all on every rank."""
+    for found in ranks:
+        all_bytes = found["num_parameters"] * dtype_bytes
+        assert found["local_bytes"] == pytest.approx([all_bytes / len(ranks), 2 * all_bytes / len(ranks)], rel=0.01)
+
+
+def test_bytes_of_weights_and_optimizer_fall_as_one_over_two(two):
+    assert_bytes_fall([seen(two, 0, rank) for rank in (0, 1)], 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bytes_of_weights_and_optimizer_fall_as_one_over_n_and_as_predicted(num_processes, dtype, tmp_path):
+    few = "--train.num-iterations 1 --eval.num-problems 8 --eval.num-samples 1 --search.max-search-depth 10"
+    argv = [*few.split(), "--model.dtype", dtype, "--output-dir", str(tmp_path / "r")]
+    job = {"is_double": False, "commands": [argv], "seen": str(tmp_path / "seen")}
+    status, output, _ = launch(num_processes, job, tmp_path, 280)
+    assert status == 0, output
+    ranks = [seen(tmp_path, 0, rank) for rank in range(num_processes)]
+    assert_bytes_fall(ranks, 4)  # the shards are float32 master weights in either dtype
+    command = parse(argv)
+    config = Config(**{name: getattr(command, name) for name in Config.__dataclass_fields__})
+    model = fit.read_model(config)
+    parts = resident(model.shapes, fit.work_of(config, model, num_processes, "cpu"))
+    for found in ranks:
+        assert sum(found["local_bytes"]) == pytest.approx(sum(parts.values()), rel=0.01)
 
 
 def test_searches_issue_no_collective(two):

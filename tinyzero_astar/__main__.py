@@ -1,11 +1,14 @@
-"""`python -m tinyzero_astar solve "37*84"`; without a sub-command it is `python train.py`."""
+"""`python -m tinyzero_astar solve "37*84"`, or `doctor`; without a sub-command it is `python train.py`."""
 
 import sys
 
+from tinyzero_astar.doctor import doctor_main
 from tinyzero_astar.solve import solve_main
 from tinyzero_astar.train import main
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["solve"]:
         raise SystemExit(solve_main(sys.argv[2:]))
+    if sys.argv[1:2] == ["doctor"]:
+        raise SystemExit(doctor_main(sys.argv[2:]))
     raise SystemExit(main())

@@ -14,8 +14,10 @@ from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.config import Config, describe, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
+from tinyzero_astar.fit import disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
+from tinyzero_astar.machine import free_disk, free_memory
 from tinyzero_astar.model.checkpoint import load_trainer, read_state
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
 from tinyzero_astar.model.loading import choose_device
@@ -54,7 +56,9 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     Raises:
         ValueError: the folder, the model or the problems cannot be had.
     """
-    session = build(config, Path(), config.model.model_name, _console(), 0)
+    console = _console()
+    _check_fit(config, config.model.model_name, output_dir or Path("runs"), console)
+    session = build(config, Path(), config.model.model_name, console, 0)
     folder = _made_by_main(lambda: new_run_folder(preset, output_dir))
     if is_main():
         (folder / CONFIG).write_text(to_json(config) + "\n")
@@ -70,7 +74,9 @@ def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
         ValueError: the checkpoint is damaged or does not fit.
     """
     iteration = int(read_state(checkpoint)["iteration"])
-    session = build(config, folder, str(checkpoint), _console(), iteration)
+    console = _console()
+    _check_fit(config, str(checkpoint), folder, console)
+    session = build(config, folder, str(checkpoint), console, iteration)
     state = agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
     session.updater.num_updates = int(state["num_updates"])
     if is_main():
@@ -105,6 +111,31 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
     console.say(f"evaluating {checkpoint}")
     return session, checkpoint
+
+
+def _check_fit(config: Config, model_source: str, folder: Path, console: ConsoleLogger) -> None:
+    """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing."""
+    device = choose_device(config.model.device)
+    transformers_logging.disable_progress_bar()
+    model = agree(
+        lambda: read_model(replace(config, model=replace(config.model, model_name=model_source)), console.say)
+    )
+    # processes on a CPU share its memory
+    memory = free_memory(device) // (world_size() if device.type == "cpu" else 1)
+    disk = free_disk(folder)
+    advice = [
+        advise(config, model, world_size(), device.type, available)
+        for advise, available in ((memory_advice, memory), (disk_advice, disk))
+    ]
+    for text in advice:
+        if text is not None:
+            console.warn(text)
+    if advice == [None, None]:
+        outlook = predict(config, model, world_size(), device.type)
+        console.say(
+            f"predicted: {outlook.memory / 1e9:.3g} of {memory / 1e9:.3g} GB of memory, {outlook.disk / 1e9:.3g} of"
+            f" {disk / 1e9:.3g} GB of disk; by part: python -m tinyzero_astar doctor"
+        )
 
 
 def _console() -> ConsoleLogger:

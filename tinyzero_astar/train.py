@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -46,7 +46,15 @@ class Command(Config):
     """Share the work and the weights with the other processes that torchrun started."""
 
 
+C = TypeVar("C", bound=Command)
+
+
 def parse(argv: Sequence[str]) -> Command:
+    """The command of train.py; see `parse_as`."""
+    return parse_as(Command, "train.py", argv)
+
+
+def parse_as(kind: type[C], program: str, argv: Sequence[str]) -> C:
     """The command of an argument list, the preset's values filled in and checked.
 
     Raises:
@@ -54,8 +62,8 @@ def parse(argv: Sequence[str]) -> Command:
         SystemExit: an option is unknown or of the wrong type (status 2), or --help was asked for (0).
     """
     preset = PRESETS.get(_preset_name(argv), PRESETS["tiny"])
-    default = Command(**{f.name: getattr(preset, f.name) for f in fields(Config)})
-    command = tyro.cli(Command, prog="train.py", args=list(argv), default=default)
+    default = kind(**{f.name: getattr(preset, f.name) for f in fields(Config)})
+    command = tyro.cli(kind, prog=program, args=list(argv), default=default)
     check(command)
     if command.checkpoint is not None and not command.eval_only:
         raise ValueError(f"--checkpoint {command.checkpoint} goes with --eval-only; to continue a run use --resume RUN")

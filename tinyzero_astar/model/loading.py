@@ -25,6 +25,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -126,8 +127,42 @@ def load_language_model(
     return model, tokenizer
 
 
+def read_config(
+    name: str, max_length: int, say: Say = print
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase | None]:
+    """What is known of a model without its weights: its config, and its tokenizer if that lies on this machine.
+
+    Args:
+        name: "embedded", a folder, or a name on the hub, from which config.json alone is fetched.
+        max_length: tokens of the longest sequence, see `check_architecture`.
+        say: told of the download before it begins.
+
+    Raises:
+        ValueError: nothing usable under that name; one sentence says why.
+    """
+    folder = _local(name)
+    if folder is None:
+        cached = try_to_load_from_cache(name, _CONFIG)
+        folder = Path(cached).parent if isinstance(cached, str) else _fetch_config(name, say)[0]
+    config = _check_config(name, folder, max_length)
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        return config, None
+    with _DamageInOneSentence(name, folder):
+        return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
 def _find(name: str, max_length: int | None, say: Say) -> Path:
     """The folder that holds the model, downloaded if need be."""
+    if (folder := _local(name)) is not None:
+        return folder
+    cached = try_to_load_from_cache(name, _CONFIG)
+    if isinstance(cached, str) and _lacking(Path(cached).parent) is None:
+        return Path(cached).parent
+    return _download(name, max_length, say)
+
+
+def _local(name: str) -> Path | None:
+    """The folder that a name means, or None for a name on the hub."""
     folder = Path(os.path.expanduser(resolve_model(name)))  # that of pathlib raises for an unknown user
     if (folder / _CONFIG).is_file():
         return folder
@@ -138,21 +173,19 @@ def _find(name: str, max_length: int | None, say: Say) -> Path:
             f"model_name {name!r}: no folder with a {_CONFIG} there; give the name of a Hugging Face model"
             f" or a folder that holds {_CONFIG}, {_WEIGHTS} and the tokenizer"
         )
-    cached = try_to_load_from_cache(name, _CONFIG)
-    if isinstance(cached, str) and _lacking(Path(cached).parent) is None:
-        return Path(cached).parent
-    return _download(name, max_length, say)
+    return None
 
 
-def _download(name: str, max_length: int | None, say: Say) -> Path:
-    """Fetch config.json, refuse or announce, fetch the rest."""
+def _fetch_config(name: str, say: Say) -> tuple[Path, dict[str, int | None]]:
+    """Fetch config.json; returns its folder, and what else there is to fetch with the sizes."""
     cache, hub = constants.HF_HUB_CACHE, constants.ENDPOINT
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=30)
         size = {s.rfilename: s.size for s in info.siblings or []}
         wanted = _wanted(size)
         if _CONFIG in wanted:
-            say(f"downloading {_CONFIG} of {name} ({_total({_CONFIG: size[_CONFIG]})}) from {hub} to {cache}")
+            if not isinstance(try_to_load_from_cache(name, _CONFIG), str):
+                say(f"downloading {_CONFIG} of {name} ({_total({_CONFIG: size[_CONFIG]})}) from {hub} to {cache}")
             folder = Path(hf_hub_download(name, _CONFIG)).parent
     except (OSError, HubError) as error:
         raise _unreachable(name, error) from error
@@ -161,11 +194,17 @@ def _download(name: str, max_length: int | None, say: Say) -> Path:
             f"model_name {name!r}: {hub}/{name} has no {_CONFIG} with weights in safetensors format (pickled ones can"
             " run code and are not read); use another model, or convert it and give its folder: --model.model-name PATH"
         )
+    return folder, {n: size[n] for n in wanted if n != _CONFIG}
+
+
+def _download(name: str, max_length: int | None, say: Say) -> Path:
+    """Fetch config.json, refuse or announce, fetch the rest."""
+    cache, hub = constants.HF_HUB_CACHE, constants.ENDPOINT
+    folder, rest = _fetch_config(name, say)
     _check_config(name, folder, max_length)
-    rest = {n: size[n] for n in wanted if n != _CONFIG}
     say(f"downloading {len(rest)} more files of {name} ({_total(rest)}) from {hub} to {cache}")
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=sorted([_CONFIG, *rest])))
     except (OSError, HubError) as error:
         raise _unreachable(name, error) from error
 
@@ -206,7 +245,7 @@ def _unreachable(name: str, error: Exception) -> ValueError:
     )
 
 
-def _check_config(name: str, folder: Path, max_length: int | None) -> None:
+def _check_config(name: str, folder: Path, max_length: int | None) -> PreTrainedConfig:
     """Refuse by config.json alone."""
     with _DamageInOneSentence(name, folder):
         raw = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
@@ -223,6 +262,7 @@ def _check_config(name: str, folder: Path, max_length: int | None) -> None:
         check_architecture(config, max_length)
     except ValueError as error:
         raise ValueError(f"model_name {name!r}: {error}") from None
+    return config
 
 
 def _lacking(folder: Path) -> str | None:

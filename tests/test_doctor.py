@@ -1,0 +1,211 @@
+"""The doctor: what it predicts, what it proposes, and that a run says the same at its start."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+
+from tests.test_run import OPTIONS
+from tinyzero_astar import doctor, fit, machine, session
+from tinyzero_astar.config import Config
+from tinyzero_astar.doctor import Doctor, doctor_main
+from tinyzero_astar.machine import Speed, available_ram, free_disk, measure_speed
+from tinyzero_astar.train import main, parse_as
+
+QWEN_3B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32_768,
+}
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "measure_speed", lambda *a: Speed(1e12, 1e14))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def three_b(tmp_path_factory):
+    """A folder with nothing but a config.json."""
+    folder = tmp_path_factory.mktemp("3b")
+    (folder / "config.json").write_text(json.dumps(QWEN_3B))
+    return folder
+
+
+@pytest.fixture
+def has(monkeypatch):
+    """Sets what the machine has, in GB."""
+
+    def put(memory=1000, disk=1000):
+        monkeypatch.setattr(machine, "free_memory", lambda device: int(memory * GB))
+        monkeypatch.setattr(machine, "free_disk", lambda folder: int(disk * GB))
+
+    return put
+
+
+def diagnose(argv, capsys):
+    status = doctor_main([*argv, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def config_of(argv):
+    command = parse_as(Doctor, "doctor", argv)
+    return Config(**{f.name: getattr(command, f.name) for f in fields(Config)})
+
+
+def test_a_run_that_fits_is_told_by_part_from_config_json_alone(three_b, has, capsys):
+    has()
+    status, found = diagnose(["--config", "training", "--model.model-name", str(three_b)], capsys)
+    assert status == 0 and found["fits"] and found["prompt_length_is_estimated"]
+    assert found["parameters"] == 3_085_938_688
+    memory = found["memory"]
+    assert memory["needed"] == max(sum(parts.values()) for parts in memory["phases"].values())
+    for phase in ("search", "evaluation", "scoring", "gradients", "optimizer step"):
+        parts = memory["phases"][phase]
+        assert parts["weights"] == 2 * found["parameters"] and parts["master weights"] == 4 * found["parameters"]
+        assert parts["Adam moments"] == 8 * found["parameters"]
+        assert ("gradients" in parts) == (phase in ("gradients", "optimizer step"))
+    seconds = found["time"]["seconds_per_iteration"]
+    rows, tokens = 32 * 4, 32 * 4 * (found["prompt_length"] + 200)
+    assert seconds["update"] == pytest.approx(8 * found["parameters"] * tokens / 1e14)  # layers run again
+    assert seconds["scoring"] == pytest.approx(2 * found["parameters"] * tokens / 1e14)
+    assert seconds["search"] > 200 * 2 * found["parameters"] / 1e12 and rows == 128
+
+
+def test_tables_and_the_exit_status_of_what_does_not_fit(three_b, has, capsys):
+    has(memory=40, disk=1000)
+    assert doctor_main(["--config", "training", "--model.model-name", str(three_b)]) == 1
+    out = capsys.readouterr().out
+    for text in ("gradients", "Adam moments", "does not fit", "an estimate", "--model.lora-rank 16: predicted peak"):
+        assert text in out
+    has()
+    assert doctor_main(["--config", "training", "--model.model-name", str(three_b)]) == 0
+    out = capsys.readouterr().out
+    assert "does not fit" not in out and "use --" not in out
+
+
+_ADAPTERS = "--model.lora-rank 16"
+_LARGE_STEP = f"{_ADAPTERS} --eval.max-rows 64 --train.batch-size 32"
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "options", "phase", "first"),
+    [
+        (66, "", "optimizer step", "--model.lora-rank 16"),
+        (40, "", "search", "--model.lora-rank 16"),
+        (14, f"{_LARGE_STEP} --train.no-gradient-checkpointing", "gradients", "--train.gradient-checkpointing"),
+        (10, _LARGE_STEP, "gradients", "--train.micro-batch-tokens 8192"),
+        (10, _ADAPTERS, "evaluation", "--eval.max-rows 128"),
+        (8.5, _ADAPTERS, "search", "--search.num-rollouts-per-problem 2"),
+    ],
+)
+def test_the_option_that_is_named_makes_the_run_fit(gigabytes, options, phase, first, three_b):
+    argv = ["--config", "training", "--model.model-name", str(three_b), *options.split()]
+    config, available = config_of(argv), int(gigabytes * GB)
+    model = fit.read_model(config)
+    assert fit.predict(config, model, 1, "cuda").memory > available
+    advice = fit.memory_advice(config, model, 1, "cuda", available)
+    assert advice.startswith(f"memory: {phase} needs ") and f"use {first}" in advice
+    plan = fit.mend(config, model, 1, "cuda", available)
+    assert plan.fits and plan.options[0] == first
+    typed = [word for option in plan.options for word in option.split()]
+    again = fit.predict(config_of([*argv, *typed]), model, 1, "cuda")  # as a user would type it
+    assert again.memory == plan.outlook.memory <= available
+
+
+def test_processes_are_proposed_on_gpus_and_what_cannot_fit_is_said(three_b):
+    config = config_of(["--config", "training", "--model.model-name", str(three_b), *_LARGE_STEP.split()])
+    model = fit.read_model(config)
+
+    def advise(tenths):
+        return fit.memory_advice(config, model, 1, "cuda", tenths * GB // 10) or ""
+
+    available = next(x * GB // 10 for x in range(90, 60, -1) if "--nproc_per_node" in advise(x))
+    plan = fit.mend(config, model, 1, "cuda", available)
+    assert plan.fits and "--distributed under torchrun --nproc_per_node" in " ".join(plan.options)
+    assert "--nproc_per_node" not in fit.memory_advice(config, model, 1, "cpu", available)
+    assert "no option makes it fit" in fit.memory_advice(config, model, 1, "cuda", 4 * GB)
+
+
+def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
+    config = config_of(["--config", "training", "--model.model-name", str(three_b)])
+    model = fit.read_model(config)
+    assert fit.predict(config, model, 1, "cuda").num_checkpoints == 5
+    advice = fit.disk_advice(config, model, 1, "cuda", 100 * GB)
+    assert "--run.checkpoint-frequency 80: " in advice
+    again = fit.predict(config_of(["--config", "training", "--run.checkpoint-frequency", "80"]), model, 1, "cuda")
+    assert again.num_checkpoints == 2 and again.disk < 100 * GB
+    assert "one is too much already" in fit.disk_advice(config, model, 1, "cuda", 40 * GB)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--model.model-name ./nowhere", "model_name './nowhere': no folder with a config.json there"),
+        ("--processes 3", "--processes 3 must divide problems_per_iteration 32"),
+        ("--eval-only", "doctor predicts a training run"),
+        ("--train.gae-lambda 2", "train.gae_lambda 2.0 is out of range"),
+    ],
+)
+def test_wrong_use_is_one_sentence(line, sentence, capsys):
+    assert doctor_main(line.split()) == doctor.USAGE_ERROR
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {sentence}") and err.count("\n") == 1
+
+
+# --------------------------------------------------------------------------------------------- the start of a run
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_says_that_it_fits_and_its_files_are_as_large_as_predicted(dtype, tiny_base, tmp_path, capsys):
+    argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--model.dtype", dtype]
+    assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("predicted: ") and "warning" not in out.splitlines()[0]
+    config = config_of(argv)
+    outlook = fit.predict(config, fit.read_model(config), 1, "cpu")
+    folders = list((tmp_path / "r" / "checkpoints").iterdir())
+    assert len(folders) == outlook.num_checkpoints
+    tensors = sum(file.stat().st_size for file in folders[0].glob("*.safetensors"))
+    assert tensors == pytest.approx(outlook.checkpoint, rel=0.15)  # headers weigh, in so small a model
+    records = sum((tmp_path / "r" / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl"))
+    assert 0.5 * records < outlook.records < 2 * records
+
+
+def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(session, "free_memory", lambda device: 300_000)
+    argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--train.num-iterations", "0"]
+    assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 0
+    first = " ".join(capsys.readouterr().out.split())
+    assert first.startswith("warning: memory: ") and " GB free, " in first and "; peak " in first
+
+
+# ------------------------------------------------------------------------------------------------- the machine
+
+
+def test_free_memory_is_what_the_system_calls_available(tmp_path):
+    file = tmp_path / "meminfo"
+    file.write_text("MemTotal:       24000000 kB\nMemFree:         1000000 kB\nMemAvailable:    2000000 kB\n")
+    assert available_ram(file) == 2_000_000 * 1024
+    assert available_ram(tmp_path / "none") >= available_ram()
+    assert free_disk(tmp_path / "not" / "yet") == pytest.approx(free_disk(tmp_path), rel=0.01)
+
+
+def test_the_probe_measures_a_plausible_machine():
+    speed = measure_speed(torch.device("cpu"), torch.float32)
+    assert 1e8 < speed.bytes_per_s < 1e13 and 1e8 < speed.flops_per_s < 1e15

@@ -1,0 +1,274 @@
+"""Whether a run fits a machine: memory by phase, disk, time per iteration, and the options that mend what does not.
+
+Everything comes from the configuration and the model's config.json, before any weights are read. Completions are
+taken to be as long as they may become, so that a run may need less, but not more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tinyzero_astar.config import Config, check
+from tinyzero_astar.data.generation import TEMPLATES
+from tinyzero_astar.machine import Speed
+from tinyzero_astar.model.loading import Say, read_config
+from tinyzero_astar.model.memory import Memory, checkpoint_bytes, kv_bytes, peak, phases
+from tinyzero_astar.model.shapes import shapes_of
+from tinyzero_astar.model.workload import Shapes, Work
+
+_LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
+_MOST_PROCESSES = 8  # of one machine
+_RANK = 16  # of adapters that are proposed
+_METRICS, _SAMPLE = 3_000, 250  # bytes of a line of metrics.jsonl and, without the completion, of samples.jsonl
+_PER_TOKEN = 6  # bytes of a token in samples.jsonl
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known without weights."""
+
+    shapes: Shapes
+    prompt_length: int  # tokens of the longest prompt
+    is_estimated: bool  # the prompt's length, for want of a tokenizer
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run will need of each process's device, and of the disk."""
+
+    phases: dict[str, Memory]
+    checkpoint: int  # bytes of one
+    num_checkpoints: int
+    records: int  # bytes of the .jsonl files
+
+    @property
+    def memory(self) -> int:
+        """Bytes at the peak."""
+        return peak(self.phases)[1]
+
+    @property
+    def disk(self) -> int:
+        """Bytes at the end of the run."""
+        return self.checkpoint * self.num_checkpoints + self.records
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Options that make a run fit, or come as near as options can."""
+
+    options: list[str]
+    outlook: Outlook
+    fits: bool
+
+
+def read_model(config: Config, say: Say = print) -> Model:
+    """Shapes and prompts of the model of a run.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be used.
+    """
+    hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)
+    largest = 10**config.data.max_digits - 1
+    prompt = TEMPLATES[config.data.template].format(a=largest, b=largest)
+    if tokenizer is None:
+        return Model(shapes_of(hf_config), -(-len(prompt) // _LETTERS_PER_TOKEN), True)
+    return Model(shapes_of(hf_config), len(tokenizer(prompt)["input_ids"]), False)
+
+
+def work_of(config: Config, model: Model, num_processes: int, device: str) -> Work:
+    """What one of `num_processes` processes does, on a device of type "cpu" or "cuda"."""
+    search, train, evaluation = config.search, config.train, config.eval
+    leaves = search.num_rollouts_per_problem
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
+    return Work(
+        dtype_bytes=2 if config.model.dtype == "bfloat16" else 4,
+        prompt_length=model.prompt_length,
+        depth=max(1, min(search.max_search_depth, config.model.max_seq_length - model.prompt_length)),
+        mode=search.mode,
+        is_guided=search.guidance_strength > 0 and search.mode == "gumbel",
+        num_problems=-(-train.problems_per_iteration // num_processes),
+        num_rollouts=leaves,
+        beam_width=search.beam_width,
+        eval_problems=-(-evaluation.num_problems // num_processes),
+        eval_samples=evaluation.num_samples,
+        eval_rows=evaluation.max_rows,
+        eval_beam_width=evaluation.beam_width if evaluation.search == "best_first" else None,
+        num_rows=-(-train.problems_per_iteration * leaves // num_processes),
+        step_rows=-(-train.batch_size * leaves // num_processes),
+        micro_batch_tokens=train.micro_batch_tokens,
+        value_hidden_size=config.value.hidden_size,
+        num_shards=min(local, num_processes) if train.sharding == "hybrid" else num_processes,
+        is_foreach=device == "cuda",
+        is_host=device == "cpu",
+        gradient_checkpointing=train.gradient_checkpointing,
+        lora_rank=config.model.lora_rank,
+        cuda_graphs=config.model.cuda_graphs,
+    )
+
+
+def predict(config: Config, model: Model, num_processes: int, device: str) -> Outlook:
+    """Memory of each process, and the disk of the run."""
+    work, train, run = work_of(config, model, num_processes, device), config.train, config.run
+    saved = {*range(run.checkpoint_frequency, train.num_iterations + 1, run.checkpoint_frequency)}
+    shown = len({*range(run.sample_frequency, train.num_iterations + 1, run.sample_frequency), train.num_iterations})
+    leaves = train.problems_per_iteration * work.num_rollouts
+    return Outlook(
+        phases=phases(model.shapes, work),
+        checkpoint=checkpoint_bytes(model.shapes, work),
+        num_checkpoints=len(saved | ({train.num_iterations} if train.num_iterations else set())),
+        records=(train.num_iterations + 1) * _METRICS + shown * leaves * (_SAMPLE + _PER_TOKEN * work.depth),
+    )
+
+
+def seconds(config: Config, model: Model, num_processes: int, device: str, speed: Speed) -> dict[str, float]:
+    """Estimated seconds of one iteration's parts, with every completion at full length.
+
+    Decoding reads all weights and the slots so far in each step, or is bound by arithmetic; the rest is arithmetic:
+    2 operations per parameter and token forward, 4 backward (2 for frozen weights), 2 more where layers run again.
+    """
+    shapes, work = model.shapes, work_of(config, model, num_processes, device)
+    n, rows = shapes.num_parameters, work.num_problems * work.num_rollouts
+    slots = kv_bytes(shapes, work, rows) * (work.prompt_length + work.depth / 2) / (work.length + 1)
+    read = (n * work.dtype_bytes + slots) / speed.bytes_per_s
+    step = max(read, 2 * n * rows / speed.flops_per_s)
+    prompts = 2 * n * work.num_problems * work.prompt_length / speed.flops_per_s
+    tokens = work.num_rows * work.length
+    forwards = 3 if work.lora_rank else 1  # and two for the divergence from the base
+    per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
+    return {
+        "search": prompts + work.depth * step,
+        "scoring": forwards * 2 * n * tokens / speed.flops_per_s,
+        "update": config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
+    }
+
+
+def mend(config: Config, model: Model, num_processes: int, device: str, available: int) -> Plan:
+    """The options that make each phase fit into `available` bytes, the first phase that does not fit first.
+
+    Of a phase's remedies the first that suffices alone is taken; where none does, its strongest are put together in
+    their order. Every proposal is predicted anew.
+    """
+    options: dict[str, str] = {}
+    while True:
+        outlook = predict(config, model, num_processes, device)
+        phase = next((name for name, parts in outlook.phases.items() if sum(parts.values()) > available), None)
+        if phase is None:
+            return Plan(_joined(options), outlook, True)
+        now = sum(outlook.phases[phase].values())
+        steps: list[tuple[str, str, Config, int]] = []
+        for name, value, other, count in _remedies(phase, config, model, num_processes, device):
+            need = sum(predict(other, model, count, device).phases[phase].values())
+            if need < now:
+                steps.append((name, value, other, count))
+            if need <= available:
+                break
+        else:
+            if not steps:
+                return Plan(_joined(options), outlook, False)
+            first = steps[0][0]  # the first kind of remedy at its strongest, then the next
+            steps = [step for step in steps if step[0] == first]
+        name, value, config, num_processes = steps[-1]
+        options[name] = value
+
+
+def _joined(options: dict[str, str]) -> list[str]:
+    return [f"{name} {value}".rstrip() for name, value in options.items()]
+
+
+def mend_disk(config: Config, model: Model, num_processes: int, device: str, available: int) -> Plan:
+    """Fewer checkpoints, until they fit into `available` bytes."""
+    options: list[str] = []
+    while (outlook := predict(config, model, num_processes, device)).disk > available:
+        if outlook.num_checkpoints <= 1:
+            return Plan([], outlook, False)
+        frequency = min(config.run.checkpoint_frequency * 2, config.train.num_iterations)
+        config = replace(config, run=replace(config.run, checkpoint_frequency=frequency))
+        options = [f"--run.checkpoint-frequency {frequency}"]
+    return Plan(options, outlook, True)
+
+
+def memory_advice(config: Config, model: Model, num_processes: int, device: str, available: int) -> str | None:
+    """One sentence on the first phase that does not fit and the options that mend it; None when all fits."""
+    found = predict(config, model, num_processes, device).phases
+    phase = next((name for name, parts in found.items() if sum(parts.values()) > available), None)
+    if phase is None:
+        return None
+    part = max(found[phase], key=lambda name: found[phase][name])
+    plan = mend(config, model, num_processes, device, available)
+    need, most = sum(found[phase].values()), found[phase][part]
+    text = (
+        f"memory: {phase} needs {_gb(need)} of {_gb(available)} free, {_gb(most)} of it for {part}; peak"
+        f" {_gb(peak(found)[1])}; "
+    )
+    then = f"{' '.join(plan.options)}: predicted peak {_gb(plan.outlook.memory)}"
+    if plan.fits:
+        return f"{text}use {then}"
+    if plan.options:
+        return f"{text}no option makes it fit, the nearest is {then}; use a smaller model or more memory"
+    return f"{text}no option makes it fit; use a smaller model or more memory"
+
+
+def disk_advice(config: Config, model: Model, num_processes: int, device: str, available: int) -> str | None:
+    """One sentence when checkpoints and records do not fit the disk; None when they do."""
+    outlook = predict(config, model, num_processes, device)
+    if outlook.disk <= available:
+        return None
+    text = (
+        f"disk: {outlook.num_checkpoints} checkpoints of {_gb(outlook.checkpoint)} and the records need"
+        f" {_gb(outlook.disk)} of {_gb(available)} free; "
+    )
+    plan = mend_disk(config, model, num_processes, device, available)
+    if plan.fits:
+        return f"{text}use {' '.join(plan.options)}: {_gb(plan.outlook.disk)}, or --output-dir on a larger disk"
+    return f"{text}one is too much already: use --output-dir on a larger disk"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _remedies(
+    phase: str, config: Config, model: Model, num_processes: int, device: str
+) -> Iterator[tuple[str, str, Config, int]]:
+    """Option, value, the configuration with it, and processes; of each kind the mildest first.
+
+    More processes help where each brings a device of its own; those on a CPU share its memory.
+    """
+    if phase == "search":
+        yield from _halved(config, num_processes, "search", "num_rollouts_per_problem", 2)
+        if config.search.mode == "best_first":
+            yield from _halved(config, num_processes, "search", "beam_width", 2)
+        yield from _halved(config, num_processes, "train", "problems_per_iteration", config.train.batch_size)
+    if phase == "evaluation":
+        yield from _halved(config, num_processes, "eval", "max_rows", config.eval.num_samples)
+    if phase == "gradients" and not config.train.gradient_checkpointing:
+        other = replace(config, train=replace(config.train, gradient_checkpointing=True))
+        yield "--train.gradient-checkpointing", "", other, num_processes
+    if phase in ("gradients", "scoring"):
+        least = model.prompt_length + config.search.max_search_depth
+        yield from _halved(config, num_processes, "train", "micro_batch_tokens", least)
+    if config.model.lora_rank == 0:
+        other = replace(config, model=replace(config.model, lora_rank=_RANK))
+        yield "--model.lora-rank", str(_RANK), other, num_processes
+    count = num_processes * 2
+    while device == "cuda" and count <= _MOST_PROCESSES and config.train.problems_per_iteration % count == 0:
+        yield "--distributed under torchrun --nproc_per_node", str(count), config, count
+        count *= 2
+
+
+def _halved(config: Config, num_processes: int, section: str, name: str, least: int) -> Iterator[Any]:
+    """A number of the configuration halved again and again."""
+    value = getattr(getattr(config, section), name) // 2
+    option = f"--{section}.{name.replace('_', '-')}"
+    while value >= least:
+        changed = replace(getattr(config, section), **{name: value})
+        other = replace(config, **{section: changed})
+        try:
+            check(other)
+        except ValueError:  # other fields do not allow it
+            return
+        yield option, str(value), other, num_processes
+        value //= 2

@@ -1,0 +1,77 @@
+"""What a machine has: free memory and disk, and by a short probe its bandwidth and arithmetic."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_SECONDS = 0.3  # per probe, at least two repetitions
+_COPIED = {"cpu": 1 << 27, "cuda": 1 << 30}  # bytes: beyond any cache
+_WIDTH = {"cpu": 1024, "cuda": 8192}  # of the multiplied matrices
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured now, on this machine, with what else it is doing."""
+
+    bytes_per_s: float  # read and written in a large copy
+    flops_per_s: float  # of a large matrix product
+
+
+def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
+    """The best of a few repetitions; takes about a second."""
+    source = torch.ones(_COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / _fastest(lambda: target.copy_(source), device)
+    width = _WIDTH[device.type]
+    a = torch.ones(width, width, dtype=dtype, device=device)
+    out = torch.empty_like(a)
+    return Speed(copied, 2 * width**3 / _fastest(lambda: torch.matmul(a, a, out=out), device))
+
+
+def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest repetition after a first one that warms up."""
+    seconds: list[float] = []
+    work()
+    while len(seconds) < 2 or sum(seconds) < _SECONDS:
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process may take: of the GPU, or of the machine without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_ram()
+
+
+def available_ram(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Bytes that programs may take without swapping; all of the machine's where the system does not tell."""
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is, or will be."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

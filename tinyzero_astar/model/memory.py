@@ -1,0 +1,271 @@
+"""Memory of a run by part and phase, predicted from shapes alone: arithmetic, no tensors and no GPU.
+
+The parts mirror what the code keeps alive; where a number is not obvious the comment names the tensors it counts.
+Phases follow each other, so that a run needs the largest of their sums. tests/test_memory.py holds every phase
+against the live tensor bytes of real runs; docs/scaling.md has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tinyzero_astar.model.workload import CHILD_RANK, Shapes, Work, trainable_parameters, value_parameters
+
+FLOAT, DOUBLE = 4, 8  # bytes
+CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of a chunk of logits: 64 MiB in float32
+
+Memory = dict[str, int]  # bytes by part
+
+
+def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
+    """Bytes by part at the peak of each phase; the phases' names are those of the docs."""
+    found = {
+        "search": resident(shapes, work) | _gathered(shapes, work) | _search(shapes, work),
+        "evaluation": resident(shapes, work) | _gathered(shapes, work) | _evaluation(shapes, work),
+        "scoring": resident(shapes, work) | _gathered(shapes, work) | _scoring(shapes, work),
+        "gradients": _gradients(shapes, work),
+        "optimizer step": _optimizer_step(shapes, work),
+    }
+    if work.is_host:
+        found["checkpoint"] = resident(shapes, work) | {"file copies": checkpoint_copies(shapes, work)}
+    return {name: {part: n for part, n in parts.items() if n} for name, parts in found.items()}
+
+
+def peak(found: Mapping[str, Memory]) -> tuple[str, int]:
+    """The phase that needs most, and its bytes."""
+    name = max(found, key=lambda phase: sum(found[phase].values()))
+    return name, sum(found[name].values())
+
+
+def resident(shapes: Shapes, work: Work) -> Memory:
+    """What lives from the first update to the end of the run."""
+    own = trainable_parameters(shapes, work.lora_rank)
+    adapters = own if work.lora_rank else 0
+    is_rounded = work.dtype_bytes < FLOAT
+    parts = {
+        "weights": (shapes.num_parameters + adapters) * work.dtype_bytes,
+        "master weights": own * FLOAT if is_rounded else 0,
+        "Adam moments": own * 2 * FLOAT,
+        "value model": value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT,  # weights and moments
+    }
+    if work.is_sharded:
+        if is_rounded:  # what is trained lies in the shards as master weights alone
+            parts["weights"] -= own * work.dtype_bytes
+        parts = {part: n // work.num_shards for part, n in parts.items()}
+    return parts
+
+
+def kv_bytes(shapes: Shapes, work: Work, num_slots: int) -> int:
+    """Of the slot cache: one column more than the longest sequence."""
+    return num_slots * (work.length + 1) * shapes.num_layers * 2 * shapes.kv_size * work.dtype_bytes
+
+
+def trainer_file_bytes(shapes: Shapes, work: Work) -> int:
+    """Of a checkpoint's trainer.safetensors: optimizer state, value model, and with adapters what merging loses."""
+    own = trainable_parameters(shapes, work.lora_rank)
+    state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT
+    state += value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT
+    if work.lora_rank:
+        state += (own + shapes.num_layers * shapes.linear_parameters) * work.dtype_bytes
+    return state
+
+
+def checkpoint_bytes(shapes: Shapes, work: Work) -> int:
+    """On disk: model.safetensors, with adapters merged, and trainer.safetensors."""
+    return shapes.num_parameters * work.dtype_bytes + trainer_file_bytes(shapes, work)
+
+
+def checkpoint_copies(shapes: Shapes, work: Work) -> int:
+    """Host memory while a checkpoint is written: what goes to trainer.safetensors, and weights put together."""
+    size = trainer_file_bytes(shapes, work)
+    if work.lora_rank:
+        size += shapes.num_layers * shapes.linear_parameters * work.dtype_bytes
+    return size + (shapes.num_parameters * (FLOAT + work.dtype_bytes) if work.is_sharded else 0)
+
+
+def _gathered(shapes: Shapes, work: Work) -> Memory:
+    """All weights on every process, for work without gradients."""
+    if not work.is_sharded:
+        return {}
+    value = value_parameters(shapes, work.value_hidden_size)
+    return {"gathered weights": shapes.num_parameters * work.dtype_bytes + value * FLOAT}
+
+
+# ------------------------------------------------------------------------------------------------- without gradients
+
+
+def _forward(shapes: Shapes, work: Work, num_tokens: int) -> int:
+    """Peak of one layer's forward without gradients, beside nothing but its input."""
+    s, d, q, kv, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.kv_size, shapes.intermediate_size
+    outer = 2 * s * d  # the embeddings and the layer's input, which the callers hold
+    norm = outer + s * d + 2 * FLOAT * d
+    attention = outer + s * (d + 4 * q + 2 * kv)  # input normed; q, q cos, turned, turned sin; k, v
+    # residual, normed; silu(gate), up, their product; and what the adapter of `up` adds
+    mlp = outer + s * (2 * d + (4 if work.lora_rank else 3) * i)
+    angles = 2 * s * shapes.head_dim + 2 * 8  # cos, sin; ids, positions
+    return num_tokens * (max(norm, attention, mlp) + angles)
+
+
+def _search(shapes: Shapes, work: Work) -> Memory:
+    slots = work.num_problems * (work.beam_width if work.mode == "best_first" else work.num_rollouts)
+    return _decoding(shapes, work, work.mode, work.num_problems, slots, work.is_guided)
+
+
+def _evaluation(shapes: Shapes, work: Work) -> Memory:
+    greedy = min(work.eval_rows, work.eval_problems)
+    sampled = min(max(1, work.eval_rows // work.eval_samples), work.eval_problems)
+    arms = [
+        _decoding(shapes, work, "greedy", greedy, greedy, False),
+        _decoding(shapes, work, "sample", sampled, sampled * work.eval_samples, False),
+    ]
+    if work.eval_beam_width is not None:
+        searched = min(max(1, work.eval_rows // work.eval_beam_width), work.eval_problems)
+        arms.append(_decoding(shapes, work, "best_first", searched, searched * work.eval_beam_width, False))
+    return max(arms, key=lambda parts: sum(parts.values()))
+
+
+# bytes per row and token of the vocabulary while the next tokens are chosen: logits and log-probabilities, values of
+# children where they are read, and what makes the noise (64-bit hashes and their shifts)
+_PER_LOGIT = {"greedy": 10, "sample": 32, "gumbel": 32, "best_first": 68}
+_GUIDED = 8  # more
+_BLOCK = 128  # columns: `model.decoder.BLOCK`
+
+
+def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
+    """The slots, the copies that `model.fast_decode` makes, and the largest of what comes one after another."""
+    rows = num_problems if mode == "best_first" else num_slots
+    vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
+    per_output = FLOAT * (2 if is_guided or mode == "best_first" else 1)  # logits; children's values
+    moments: list[Memory] = [
+        {"activations": _forward(shapes, work, num_problems * work.prompt_length)},
+        {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
+        {"logits": vocab * (rows * (_PER_LOGIT[mode] + _GUIDED * is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
+        {"activations": _forward(shapes, work, rows), "logits": rows * vocab * per_output},  # a step; the last output
+    ]
+    if mode == "best_first":  # every pop may fork
+        moments.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * per_output})
+    copies = shapes.num_layers * shapes.linear_parameters * FLOAT
+    is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
+    found = {"KV slots": slots, "decoding copies": copies * is_copied}
+    if work.cuda_graphs:  # one recording per block of columns, all slots in each; its outputs are kept
+        blocks = work.length // _BLOCK - work.prompt_length // _BLOCK + 1
+        outputs = blocks * num_slots * vocab * per_output
+        found["recorded steps"] = outputs + _forward(shapes, work, num_slots)
+    return found | max(moments, key=lambda parts: sum(parts.values()))
+
+
+def _rows_of(work: Work, num_rows: int) -> int:
+    """Completions of a micro-batch at full length."""
+    return max(1, min(num_rows, work.micro_batch_tokens // work.length))
+
+
+def _scoring(shapes: Shapes, work: Work) -> Memory:
+    rows = _rows_of(work, work.num_rows)
+    chunk = _chunk(shapes, rows * work.depth)
+    hidden = work.dtype_bytes * shapes.hidden_size
+    at_head = rows * (work.length + work.depth) * hidden
+    forward = _forward(shapes, work, rows * work.length)
+    # log-probabilities and three for the entropy; both logits, both log-probabilities and three for KL(policy | base)
+    logits = chunk * shapes.vocab_size * (7 if work.lora_rank else 4) * FLOAT
+    if forward >= at_head + logits:
+        return {"activations": forward}
+    return {"activations": at_head, "logits": logits}
+
+
+def _chunk(shapes: Shapes, num_positions: int) -> int:
+    return min(num_positions, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
+
+
+# ----------------------------------------------------------------------------------------------------- with gradients
+
+
+def saved_by_layer(shapes: Shapes, work: Work) -> int:
+    """Bytes per token that one decoder layer keeps for its backward."""
+    s, d, q, kv, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.kv_size, shapes.intermediate_size
+    norms = 2 * d * _saved_by_norm(work)
+    attention = s * (2 * q + 2 * kv) + FLOAT * shapes.num_heads  # q, k, v, output; log-sum-exp
+    adapters = 7 * s * work.lora_rank
+    return norms + attention + 4 * s * i + adapters  # gate, silu(gate), up, their product
+
+
+def _saved_by_norm(work: Work) -> int:
+    """Bytes per number: the input in float32, normed for the weight's gradient, and times the weight."""
+    return FLOAT + work.dtype_bytes * (1 if work.lora_rank else 2)
+
+
+def _gradients(shapes: Shapes, work: Work) -> Memory:
+    """The largest moment of the first micro-batch, of the second one beside the first one's gradients, or the end."""
+    rows = _rows_of(work, work.step_rows)
+    own = trainable_parameters(shapes, work.lora_rank) * FLOAT // work.num_shards
+    head = shapes.embedding_parameters * work.dtype_bytes if work.lora_rank == 0 else 0
+    moments = _moments(shapes, work, rows, head)
+    moments.append({"gradients": own, "temporary": 2 * head})  # the embedding's gradient is added to the head's
+    if (others := min(rows, work.step_rows - rows)) > 0:
+        moments += [parts | {"gradients": own} for parts in _moments(shapes, work, others, head)]
+    parts = max(moments, key=lambda found: sum(found.values()))
+    return _with_value_gradients(shapes, work) | _gathered_in_step(shapes, work) | parts
+
+
+def _moments(shapes: Shapes, work: Work, rows: int, head: int) -> list[Memory]:
+    """Where forward and backward of `rows` completions may need most, in order; `head`: bytes of its gradient."""
+    s, d = work.dtype_bytes, shapes.hidden_size
+    tokens, positions = rows * work.length, rows * work.depth
+    layer = saved_by_layer(shapes, work)
+    saved = tokens * shapes.num_layers * (s * d if work.gradient_checkpointing else layer)
+    final = saved + tokens * _saved_by_norm(work) * d + positions * s * d  # the norm; hidden states that are scored
+    chunk = _chunk(shapes, positions)
+    logits = chunk * shapes.vocab_size
+    rounded = logits * (s if s < FLOAT else 0)
+    num_before = 1 if chunk < positions else 0  # gradients of the head that earlier chunks have left
+    recomputed = tokens * (layer - (s * d if s == FLOAT else 0)) * work.gradient_checkpointing
+    own_head = shapes.embedding_parameters * FLOAT // work.num_shards if head and not shapes.is_tied else 0
+    kept = 0 if own_head else head  # a tied head's waits for the embedding's
+    in_layer = recomputed + tokens * (2 * s * shapes.intermediate_size + 2 * s * d)
+    per_layer = shapes.linear_sizes * work.lora_rank or shapes.layer_parameters
+    gradients_of_layers = shapes.num_layers * per_layer * FLOAT // work.num_shards
+    return [
+        {"activations": final, "logits": 4 * FLOAT * logits},  # logp, and three for the entropy
+        {
+            "activations": final - tokens * s * d,
+            "logits": (4 if num_before else 3) * FLOAT * logits,
+            "temporary": num_before * head,
+        },
+        {
+            "activations": final - tokens * s * d,
+            "logits": FLOAT * logits + rounded,
+            "temporary": (num_before + 1) * head,
+        },
+        {"activations": saved + in_layer, "gradients": own_head, "temporary": kept},  # the last layer
+        {  # the first one
+            "activations": saved // shapes.num_layers + in_layer,
+            "gradients": own_head + gradients_of_layers * (shapes.num_layers - 1) // shapes.num_layers,
+            "temporary": kept,
+        },
+    ]
+
+
+def _with_value_gradients(shapes: Shapes, work: Work) -> Memory:
+    parts = resident(shapes, work)
+    parts["value model"] += value_parameters(shapes, work.value_hidden_size) * FLOAT // work.num_shards
+    return parts
+
+
+def _gathered_in_step(shapes: Shapes, work: Work) -> Memory:
+    if not work.is_sharded:
+        return {}
+    embeddings = shapes.embedding_parameters * (1 if shapes.is_tied else 2)
+    return {"gathered weights": work.dtype_bytes * (embeddings + 2 * shapes.layer_parameters)}
+
+
+def _optimizer_step(shapes: Shapes, work: Work) -> Memory:
+    """The policy's step, or the value model's, which follows when the policy's gradients are freed."""
+    own = trainable_parameters(shapes, work.lora_rank) // work.num_shards
+    value = value_parameters(shapes, work.value_hidden_size) // work.num_shards
+    widest = max(shapes.hidden_size, shapes.intermediate_size)
+    matrix = max(shapes.embedding_parameters, shapes.hidden_size * widest)
+    largest = (work.lora_rank * widest if work.lora_rank else matrix) // work.num_shards
+    largest_value = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
+    # the root of the second moments, all at once, or one tensor's and its quotient
+    policy = {"gradients": own * FLOAT, "temporary": FLOAT * (own if work.is_foreach else 2 * largest)}
+    after = {"temporary": FLOAT * (value if work.is_foreach else 2 * largest_value)}
+    return _with_value_gradients(shapes, work) | max(policy, after, key=lambda parts: sum(parts.values()))

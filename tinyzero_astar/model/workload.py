@@ -1,0 +1,93 @@
+"""The shapes of a language model and the work of one process, from which memory and time are predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+CHILD_RANK = 64  # of the value model's child term
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What memory depends on of a decoder-only language model; counted by `model.shapes`."""
+
+    num_parameters: int  # tied ones once
+    layer_parameters: int  # of one decoder layer
+    num_layers: int
+    hidden_size: int  # D
+    num_heads: int  # of queries
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int  # I
+    vocab_size: int  # V, rows of the embedding
+    is_tied: bool  # embedding and head are one matrix
+    has_fast_decode: bool  # the search decodes float32 weights on copies: `model.fast_decode`
+    linear_sizes: int  # of one layer: sum of inputs + outputs over its linear projections, which LoRA adapts
+    linear_parameters: int  # of one layer: those matrices themselves
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of all keys (or values) of one token in one layer."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of one [V, D] matrix."""
+        return self.vocab_size * self.hidden_size
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much is done at once by one process, and how."""
+
+    dtype_bytes: Literal[2, 4]  # of the language model
+    prompt_length: int  # tokens of the longest prompt
+    depth: int  # most generated tokens
+    mode: Literal["sample", "gumbel", "best_first"]
+    is_guided: bool
+    num_problems: int  # of one process in an iteration's search
+    num_rollouts: int  # K
+    beam_width: int
+    eval_problems: int  # of one process
+    eval_samples: int
+    eval_rows: int  # sequences decoded at once
+    eval_beam_width: int | None  # of A* at test time; None: greedy evaluation only
+    num_rows: int  # completions of an iteration that one process scores
+    step_rows: int  # completions of an optimizer step that one process trains on
+    micro_batch_tokens: int
+    value_hidden_size: int
+    num_shards: int = 1  # that weights are split over
+    is_foreach: bool = False  # AdamW steps all parameters at once, as on GPUs
+    is_host: bool = False  # the device's memory is the machine's
+    gradient_checkpointing: bool = False
+    lora_rank: int = 0  # 0: full fine-tuning
+    cuda_graphs: bool = False  # decode steps are recorded
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence."""
+        return self.prompt_length + self.depth
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights must be gathered."""
+        return self.num_shards > 1
+
+
+def value_parameters(shapes: Shapes, hidden_size: int) -> int:
+    """Of the value model (`rollout.value_model`)."""
+    width, vocab = shapes.hidden_size, shapes.vocab_size
+    return (width + 1) * hidden_size + 2 * (hidden_size + 1) + (width + 1) * CHILD_RANK + vocab * CHILD_RANK
+
+
+def trainable_parameters(shapes: Shapes, lora_rank: int) -> int:
+    """Of the language model: all, or the adapters' two factors per matrix."""
+    if lora_rank == 0:
+        return shapes.num_parameters
+    return shapes.num_layers * shapes.linear_sizes * lora_rank
