@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from tests.decoding import Tape
 from tinyzero_astar.model.shapes import shapes_of
 
 SMALL = (
@@ -27,8 +28,9 @@ def test_every_part_is_measured_on_a_cpu(tmp_path, capsys):
     assert gpu.main([*SMALL.split(), "--output", str(path)]) == 0
     found = json.loads(path.read_text())
     parts = found["shapes"]["tiny"]
-    assert list(parts) == list(gpu.PARTS)
-    for name in gpu.MODES:
+    on_a_cpu = ["sample", "gumbel", "guided", "generate", "update", "gap"]
+    assert list(parts) == on_a_cpu
+    for name in on_a_cpu[:4]:
         figures = parts[name]
         assert figures["rows"] == 8 and figures["tokens_per_s"] > 0
         assert figures["share_of_limit"] == pytest.approx(figures["tokens_per_s"] / figures["limit_tokens_per_s"])
@@ -37,6 +39,20 @@ def test_every_part_is_measured_on_a_cpu(tmp_path, capsys):
     assert 0 <= parts["gap"]["mean_nats"] <= parts["gap"]["max_nats"] < 1e-4  # float32: rounding alone
     assert [target["met"] for target in found["targets"]] == [None] * len(gpu.TARGETS)  # none is of this shape
     assert "share_of_limit" in capsys.readouterr().out
+
+
+def test_recorded_steps_are_measured_beside_the_others(tmp_path, monkeypatch):
+    tape = Tape()
+    monkeypatch.setattr(gpu, "CudaGraphs", lambda: tape)
+    path = tmp_path / "gpu.json"
+    named = ["--parts", "sample", "sample_recorded", "guided_recorded"]
+    assert gpu.main([*SMALL.split(), *named, "--output", str(path)]) == 0
+    parts = json.loads(path.read_text())["shapes"]["tiny"]
+    assert tape.num_recorded > 0 and tape.num_replayed > 20
+    assert parts["guided_recorded"]["cost_over_sample"] == pytest.approx(
+        parts["sample_recorded"]["tokens_per_s"] / parts["guided_recorded"]["tokens_per_s"]
+    )
+    assert parts["sample_recorded"]["predicted_gb"] > parts["sample"]["predicted_gb"]
 
 
 def test_a_part_that_fails_loses_nothing_else(tmp_path, monkeypatch):
@@ -51,8 +67,8 @@ def test_a_part_that_fails_loses_nothing_else(tmp_path, monkeypatch):
 
 
 def test_targets_are_judged():
-    result = {"shapes": {"1.5B": {"sample": {"share_of_limit": 0.4, "tokens_per_s": 10.0}}}}
-    result["shapes"]["1.5B"]["guided"] = {"tokens_per_s": 9.5}
+    result = {"shapes": {"1.5B": {"sample_recorded": {"share_of_limit": 0.4, "tokens_per_s": 10.0}}}}
+    result["shapes"]["1.5B"]["guided_recorded"] = {"tokens_per_s": 9.5}
     result["shapes"]["3B"] = {"update": {"peak_gb": 79.0, "mfu": 0.3}}
     gpu.finish(result)
     assert [t["met"] for t in result["targets"]] == [False, True, None, True]
