@@ -211,8 +211,12 @@ def search(name, case, policy):
 def measured(case):
     """Peaks by phase, and what lives between updates, bytes."""
     policy = make_policy(case)
+    loading = {}
     if is_distributed():
-        policy.shard("full")
+        with LiveBytes() as live:
+            live.watch(list(policy.parameters()))
+            policy.shard("full")
+            loading["loading"] = live.peak
     updater = make_updater(case, policy)
     peaks = dict.fromkeys(("scoring", "gradients", "optimizer step"), 0)
     score, step, optimizer_step = updater._score, updater._step, updater.policy_optimizer.step
@@ -250,7 +254,7 @@ def measured(case):
                 live.restart()
                 search(name, case, policy)
                 peaks[name] = live.peak
-    return peaks
+    return peaks | loading
 
 
 def predicted(case, num_processes=1):
@@ -261,6 +265,8 @@ def predicted(case, num_processes=1):
     found = {name: sum(parts.values()) for name, parts in phases(shapes, work_of(case, **shared)).items()}
     peaks = {name: found[name] for name in ("scoring", "gradients", "optimizer step")}
     peaks["between"] = sum(resident(shapes, work_of(case, **shared)).values())
+    if num_processes > 1:
+        peaks["loading"] = found["loading"]
     for name in case.searches:
         if name == "evaluation":
             peaks[name] = found[name]

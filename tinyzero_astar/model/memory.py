@@ -26,6 +26,8 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
         "gradients": _gradients(shapes, work),
         "optimizer step": _optimizer_step(shapes, work),
     }
+    if work.is_sharded:
+        found = {"loading": _loading(shapes, work)} | found
     if work.is_host:
         found["checkpoint"] = resident(shapes, work) | {"file copies": checkpoint_copies(shapes, work)}
     return {name: {part: n for part, n in parts.items() if n} for name, parts in found.items()}
@@ -81,6 +83,21 @@ def checkpoint_copies(shapes: Shapes, work: Work) -> int:
     if work.lora_rank:
         size += shapes.num_layers * shapes.linear_parameters * work.dtype_bytes
     return size + (shapes.num_parameters * (FLOAT + work.dtype_bytes) if work.is_sharded else 0)
+
+
+def _loading(shapes: Shapes, work: Work) -> Memory:
+    """All weights on every process, what is trained as master weights, before they are split."""
+    own = trainable_parameters(shapes, work.lora_rank)
+    is_rounded = work.dtype_bytes < FLOAT
+    frozen = shapes.num_parameters if work.lora_rank else 0
+    value = value_parameters(shapes, work.value_hidden_size) * FLOAT
+    layer = shapes.layer_parameters * (work.dtype_bytes if work.lora_rank else FLOAT)
+    return {
+        "weights": (frozen + (0 if is_rounded else own)) * work.dtype_bytes,
+        "master weights": own * FLOAT if is_rounded else 0,
+        "value model": value,
+        "temporary": max(layer, value) // work.num_shards,  # the first part's shard, while the whole is there
+    }
 
 
 def _gathered(shapes: Shapes, work: Work) -> Memory:
