@@ -16,13 +16,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.model.adapters import add_adapters, has_adapters, import_peft, without_adapters
+from tinyzero_astar.model.adapters import add_adapters, has_adapters, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
 from tinyzero_astar.model.decoder import HiddenFn, SlotDecoder
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
-from tinyzero_astar.model.liger import apply_liger, import_liger
+from tinyzero_astar.model.liger import apply_liger
 from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
@@ -246,10 +246,6 @@ def load_policy(
     Raises:
         ValueError: an optional dependency is missing; or nothing usable under that name; one sentence says why.
     """
-    if lora_rank:
-        import_peft(lora_rank)  # or refuses, before anything is downloaded
-    if liger:
-        import_liger(device)  # the same
     language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
     if liger:
         apply_liger(language_model, device)
