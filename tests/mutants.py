@@ -301,8 +301,8 @@ NETWORK = (
         "rotation-sign",
         "the fast path turns heads the other way",
         "model/fast_decode.py",
-        "torch.view_as_real(pairs * turn)",
-        "torch.view_as_real(pairs * turn.conj())",
+        ").mul_(turn)",
+        ").mul_(turn.conj())",
         FAST,
     ),
     Mutant(

@@ -99,18 +99,16 @@ class _Layer:
         """Add the attention's output to the residual stream `x` [N Q, D] of `shape` (N, Q)."""
         num_rows, num_tokens = shape
         heads = _apply(self.heads, _to_unit(x, self.floor[0])).view(len(x), self.num_keys, -1, self.width)
-        num_turned = self.num_shared + 1
-        turned, value = heads.narrow(2, 0, num_turned), heads.select(2, num_turned)
+        turned = heads.narrow(2, 0, self.num_shared + 1)
         if self.head_gain is not None:
-            turned = _to_unit(turned, self.head_floor) * self.head_gain
-        pairs = torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2))
-        turned = torch.view_as_real(pairs * turn).view(turned.shape)
-        query, key = turned.narrow(2, 0, self.num_shared), turned.select(2, self.num_shared)
+            turned.copy_(_to_unit(turned, self.head_floor).mul_(self.head_gain))
+        torch.view_as_complex(turned.view(*turned.shape[:-1], -1, 2)).mul_(turn)  # in `heads` too
+        query, new = heads.narrow(2, 0, self.num_shared), heads.narrow(2, self.num_shared, 2).permute(2, 0, 1, 3)
         if cache.get_seq_length() > 0:
-            attended = self._attend_one(query, *cache.add_tokens(key, value, index), is_seen)
+            attended = self._attend_one(query, *cache.add_tokens(new, index), is_seen)
         else:  # prompts
             by_row = (num_rows, num_tokens, -1, self.width)
-            query, key, value = (y.reshape(by_row).transpose(1, 2) for y in (query, key, value))
+            query, key, value = (y.reshape(by_row).transpose(1, 2) for y in (query, *new))
             keys, values = cache.update(key, value, index)
             attended = scaled_dot_product_attention(query, keys, values, is_seen, scale=1.0, enable_gqa=True)
             attended = attended.transpose(1, 2)

@@ -31,8 +31,8 @@ class SlotCache(Cache):
         self.num_layers, self.num_rows, self.num_columns = num_layers, num_rows, num_columns
         self._buffer = torch.empty(0)
         self._rows = self._columns = torch.empty(0)
-        self._written: Sequence[Tensor] = ()  # of each layer, keys then values: where one token per row goes
-        self._seen: Sequence[Tensor] = ()  # ... and what it sees
+        self._written: Sequence[Tensor] = ()  # of each layer, [2, N, H, D] where keys and values of tokens go
+        self._seen: Sequence[Tensor] = ()  # keys of the first layer, its values, and so on: [N, H, L, D] each
         self._visible = self._num_cleared = 0
 
     @property
@@ -52,8 +52,8 @@ class SlotCache(Cache):
         """
         self._visible = visible
         self._clear(visible)
-        rows = self._buffer.flatten(0, 1)[:, :num_rows]
-        self._seen = rows[..., :visible, :].unbind()
+        rows = self._buffer[:, :, :num_rows]
+        self._seen = rows[..., :visible, :].flatten(0, 1).unbind()
         if isinstance(columns, int):
             self._written = rows[..., columns, :].unbind()
         else:
@@ -72,7 +72,7 @@ class SlotCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Write one layer's new keys and values [N, H, Q, D] as planned; returns what its queries may see."""
         if self._visible > 0:
-            return self.add_tokens(key_states[:, :, 0], value_states[:, :, 0], layer_idx)
+            return self.add_tokens(torch.stack((key_states[:, :, 0], value_states[:, :, 0])), layer_idx)
         if self._buffer.numel() == 0:
             _, heads, _, width = key_states.shape
             self._buffer = key_states.new_empty(self.num_layers, 2, self.num_rows, heads, self.num_columns, width)
@@ -81,16 +81,13 @@ class SlotCache(Cache):
         self._buffer[layer_idx, 1][self._rows, :, : self._length] = value_states
         return key_states, value_states
 
-    def add_tokens(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """`update` with one token per row, [N, H, D]."""
-        seen = self._seen[2 * layer], self._seen[2 * layer + 1]
+    def add_tokens(self, states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """`update` with one token per row: keys and values [2, N, H, D]."""
         if self._written:
-            self._written[2 * layer].copy_(key)
-            self._written[2 * layer + 1].copy_(value)
+            self._written[layer].copy_(states)
         else:
-            for states, new in zip(self._buffer[layer], (key, value), strict=True):
-                states[self._rows, :, self._columns] = new
-        return seen
+            self._buffer[layer][:, self._rows, :, self._columns] = states.transpose(0, 1)
+        return self._seen[2 * layer], self._seen[2 * layer + 1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that are visible to the planned forward."""
