@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.config import Config, describe, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
-from tinyzero_astar.fit import disk_advice, memory_advice, predict, read_model
+from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.machine import free_disk, free_memory
@@ -116,6 +116,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
 def _check_fit(config: Config, model_source: str, folder: Path, console: ConsoleLogger) -> None:
     """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing."""
     device = choose_device(config.model.device)
+    check_options(config, device)
     transformers_logging.disable_progress_bar()
     model = agree(
         lambda: read_model(replace(config, model=replace(config.model, model_name=model_source)), console.say)
@@ -165,8 +166,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         f" {overlap(training_set, held_out)} operand pairs on both sides"
     )
     device = choose_device(config.model.device)
-    if config.model.cuda_graphs and device.type != "cuda":
-        raise ValueError(f"model.cuda_graphs is for GPUs, and the model would run on {device}: leave that option out")
+    check_options(config, device)
     policy, tokenizer = agree(
         lambda: load_policy(
             model_source,
