@@ -57,7 +57,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from tinyzero_astar.fit import disk_advice, memory_advice, predict, read_model, seconds
+    from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model, seconds
     from tinyzero_astar.machine import free_disk, free_memory, measure_speed
     from tinyzero_astar.model.loading import choose_device
     from tinyzero_astar.model.memory import peak
@@ -65,6 +65,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
     transformers_logging.disable_progress_bar()
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
     device, count = choose_device(config.model.device), options.processes
+    check_options(config, device)
     model = read_model(config, lambda text: print(text, file=sys.stderr))  # stdout may be JSON
     outlook = predict(config, model, count, device.type)
     # processes on a CPU share its memory

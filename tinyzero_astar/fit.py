@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from tinyzero_astar.config import Config, check
 from tinyzero_astar.data.generation import TEMPLATES
 from tinyzero_astar.machine import Speed
+from tinyzero_astar.model.adapters import import_peft
+from tinyzero_astar.model.liger import import_liger
 from tinyzero_astar.model.loading import Say, read_config
 from tinyzero_astar.model.memory import Memory, checkpoint_bytes, kv_bytes, peak, phases
 from tinyzero_astar.model.shapes import shapes_of
@@ -62,6 +66,20 @@ class Plan:
     options: list[str]
     outlook: Outlook
     fits: bool
+
+
+def check_options(config: Config, device: torch.device) -> None:
+    """Refuse what this machine cannot do, before any model is looked for.
+
+    Raises:
+        ValueError: an option needs a GPU or a package that is not here.
+    """
+    if config.model.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"model.cuda_graphs is for GPUs, and the model would run on {device}: leave that option out")
+    if config.model.lora_rank:
+        import_peft(config.model.lora_rank)
+    if config.model.liger:
+        import_liger(device)
 
 
 def read_model(config: Config, say: Say = print) -> Model:

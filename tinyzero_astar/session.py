@@ -14,14 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.config import Config, describe, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
-from tinyzero_astar.fit import disk_advice, memory_advice, predict, read_model
+from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.machine import free_disk, free_memory
-from tinyzero_astar.model.adapters import import_peft
 from tinyzero_astar.model.checkpoint import load_trainer, read_state
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
-from tinyzero_astar.model.liger import import_liger
 from tinyzero_astar.model.loading import choose_device
 from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.model.recording import CudaGraphs
@@ -115,25 +113,10 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
     return session, checkpoint
 
 
-def _device(config: Config) -> torch.device:
-    """Where the model will be; refuses options that this machine or its packages cannot serve, before anything is read.
-
-    Raises:
-        ValueError: one sentence says which and why.
-    """
-    device, model = choose_device(config.model.device), config.model
-    if model.cuda_graphs and device.type != "cuda":
-        raise ValueError(f"model.cuda_graphs is for GPUs, and the model would run on {device}: leave that option out")
-    if model.lora_rank:
-        import_peft(model.lora_rank)
-    if model.liger:
-        import_liger(device)
-    return device
-
-
 def _check_fit(config: Config, model_source: str, folder: Path, console: ConsoleLogger) -> None:
     """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing."""
-    device = _device(config)
+    device = choose_device(config.model.device)
+    check_options(config, device)
     transformers_logging.disable_progress_bar()
     model = agree(
         lambda: read_model(replace(config, model=replace(config.model, model_name=model_source)), console.say)
@@ -182,7 +165,8 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         f"{len(training_set):,} training problems, {len(held_out):,} held out,"
         f" {overlap(training_set, held_out)} operand pairs on both sides"
     )
-    device = _device(config)
+    device = choose_device(config.model.device)
+    check_options(config, device)
     policy, tokenizer = agree(
         lambda: load_policy(
             model_source,
