@@ -270,7 +270,7 @@ NETWORK = (
         "a token attends to columns that its prefix has not filled",
         "model/decoder.py",
         "((visible >= padding[:, None]) & (visible <= column[:, None]))",
-        "((visible >= padding[:, None]) & (visible <= last))",
+        "((visible >= padding[:, None]) & (visible < num_columns))",
         FORKS,
     ),
     Mutant(
