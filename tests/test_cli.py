@@ -243,3 +243,14 @@ def test_the_launcher_passes_the_status_on(elsewhere):
     for argv, status in ((["--help"], 0), (["--train.gae-lambda", "2"], 2)):
         done = subprocess.run([sys.executable, str(ROOT / "train.py"), *argv], capture_output=True, timeout=60)
         assert done.returncode == status
+
+
+@pytest.mark.parametrize("command", ["train.py --help", "-m tinyzero_astar solve 3*4 --json"])
+def test_output_that_nobody_reads_to_its_end_is_no_error(command):
+    program = subprocess.Popen(
+        [sys.executable, *command.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    program.stdout.close()
+    assert program.wait(60) == 141
+    assert program.stderr.read() == ""
+    program.stderr.close()

@@ -179,9 +179,10 @@ def _compare_decoding(session: Session) -> dict[str, float]:
             beam_width=settings.beam_width,
             max_rows=settings.max_rows,
         )
-    rows = [
-        (a.name, f"{a.accuracy}  {a.tokens:.1f} tokens, {a.expanded:.1f} expanded, {a.forks:.1f} forks") for a in arms
-    ]
+    rows = []
+    for a in arms:  # beam search does not tell what it expanded
+        counts = "" if math.isnan(a.expanded) else f", {a.expanded:.1f} expanded, {a.forks:.1f} forks"
+        rows.append((a.name, f"{a.accuracy}  {a.tokens:.1f} tokens{counts}"))
     session.console.table("decoding, per problem", rows)
     flat: dict[str, float] = {}
     for name, arm in zip(("greedy", "best_first", "best_of_n", "beam_search"), arms, strict=True):

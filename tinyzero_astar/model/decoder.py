@@ -57,6 +57,11 @@ class Network(Protocol):
         ...
 
 
+def _alike(value_logit: Tensor, logits: Tensor) -> Tensor:
+    """Every child's value is its parent's; takes no memory."""
+    return value_logit[:, None].expand_as(logits)
+
+
 class SlotDecoder:
     """Implements `interfaces.Decoder`; one object serves any number of searches, one at a time.
 
@@ -138,7 +143,8 @@ class SlotDecoder:
             self._recorded[num_columns] = recorder.record(partial(self._run_all, num_columns))
         output = self._recorded[num_columns]()
         self._num_filled[target] = length + 1
-        return StepOutput(*(x[target] for x in output))
+        logits, value = output.logits[target], output.value_logit[target]  # copies: the next replay overwrites
+        return StepOutput(logits, value, output.child_logit[target] if self._scores_children else _alike(value, logits))
 
     def _run_all(self, num_columns: int) -> StepOutput:
         self._cache.plan_tokens(len(self._column), self._column, num_columns)
