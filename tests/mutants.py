@@ -137,6 +137,14 @@ GUMBEL = (
         ("test_search.py::test_weights_are_unbiased[plain]",),
     ),
     Mutant(
+        "children-missed",
+        "a prefix with many good children loses those that were not looked at first",
+        "rollout/lock_step.py",
+        "not bool((best[:, -1] > least).any())",
+        "True",
+        ("test_search.py::test_looking_at_few_children_first_changes_nothing",),
+    ),
+    Mutant(
         "truncation-sign",
         "a sign of the truncated Gumbel is wrong",
         "rollout/gumbel.py",

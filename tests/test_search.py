@@ -19,6 +19,7 @@ from tests.oracles import (
     twisted_leaf_law,
 )
 from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.rollout import lock_step
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.gumbel import log_inclusion
 from tinyzero_astar.rollout.heuristic import f_score, soft_value
@@ -333,3 +334,75 @@ def test_inclusion_probability_is_continuous_where_its_series_takes_over():
     exact = [math.log(-math.expm1(-math.exp(x))) for x in gap[:4].tolist()]
     found = log_inclusion(gap, torch.zeros(()))
     torch.testing.assert_close(found, torch.tensor([*exact, -5000.0], dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+class ManyTokens:
+    """A policy of 200 tokens whose logits are drawn from each prefix."""
+
+    eos_id = 0
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def start(self, prompts, slots_per_prompt):
+        self.held = {i * slots_per_prompt: tuple(p) for i, p in enumerate(prompts)}
+        return self.scores(list(self.held.values()))
+
+    def step(self, tokens, source, length, target):
+        rows = zip(tokens.tolist(), source.tolist(), length.tolist(), target.tolist(), strict=True)
+        new = {t: (*self.held[s][: 1 + n], token) for token, s, n, t in rows}
+        self.held |= new
+        return self.scores(list(new.values()))
+
+    def scores(self, prefixes):
+        drawn = [torch.randn(200, generator=torch.Generator().manual_seed(hash(s) % 2**31)) for s in prefixes]
+        logits = self.scale * torch.stack(drawn)
+        return StepOutput(logits, torch.zeros(len(prefixes)), torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("num_rollouts", [1, 3, 8])
+@pytest.mark.parametrize("scale", [0.5, 4.0])
+def test_looking_at_few_children_first_changes_nothing(num_rollouts, scale, monkeypatch):
+    prompts, seen = [[i] for i in range(12)], []
+    for widths in ((3, num_rollouts + 1), (num_rollouts + 1,)):
+        looked = []
+        monkeypatch.setattr(lock_step, "_widths", lambda *a, w=widths, k=looked: k.append(Widths(w)) or k[0])
+        rollouts = astar_rollouts(
+            ManyTokens(scale),
+            prompts,
+            seeds=torch.arange(12),
+            num_rollouts=num_rollouts,
+            beam_width=num_rollouts + 1,
+            max_search_depth=6,
+            guidance=PLAIN,
+        )
+        seen.append((rollouts, looked[0].taken))
+    (few, taken), (every, _) = seen
+    assert few.tokens.tolist() == every.tokens.tolist()
+    for name in ("kappa", "weight", "priority"):  # but for the last digit, which depends on the shapes
+        torch.testing.assert_close(getattr(few, name), getattr(every, name), rtol=1e-12, atol=1e-12)
+    if num_rollouts == 8:
+        assert taken[0] > 1 and taken[1] >= 1  # both ways were gone
+
+
+class Widths(tuple):
+    """Counts how often each width was taken."""
+
+    def __new__(cls, widths):
+        self = super().__new__(cls, widths)
+        self.taken = Counter()
+        return self
+
+    def __iter__(self):
+        for place, width in enumerate(super().__iter__()):
+            self.taken[place] += 1
+            yield width
+
+
+def test_a_vocabulary_is_looked_at_in_part_only_where_that_is_exact_and_cheap():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert lock_step._widths(9, 320, cpu) == [5, 9]
+    assert lock_step._widths(9, 320, gpu) == [9]
+    assert lock_step._widths(9, 127, cpu) == [9]  # one child alone could not tell who was left out
+    assert lock_step._widths(9, 151_936, cpu) == [9]
+    assert lock_step._widths(9, 4, cpu) == [4]

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
 from tinyzero_astar.rollout.gumbel import (
@@ -149,6 +148,7 @@ class WithoutReplacement:
         strength = torch.as_tensor(self._guidance.strength, dtype=root.logits.dtype, device=device)
         self._strength = strength.expand(problems)
         self._is_guided = bool((self._strength > 0).any())
+        self._widths = _widths(self._num_rollouts + 1, root.logits.shape[1], device)
         self.num_capped = torch.zeros(problems, dtype=torch.int64, device=device)
         self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
         state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
@@ -164,16 +164,19 @@ class WithoutReplacement:
         logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
         places, vocab_size = beam.places, logp.shape[-1]
         perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size, logp.dtype).add_(logq)
-        best, token = _topk(perturbed, min(self._num_rollouts + 1, vocab_size))
-        best = best.double() + torch.take(beam.log_q, places)[:, None]
-        best = truncated_gumbel(best, best[:, :1], torch.take(beam.priority, places)[:, None])
-
+        phi, bound = torch.take(beam.log_q, places)[:, None], torch.take(beam.priority, places)[:, None]
         num_problems, num_columns = beam.row.shape
-        width = best.shape[1]
-        pool = best.new_full((beam.row.numel(), width), -torch.inf)
-        pool[:, 0] = beam.priority.flatten()  # leaves compete with what they are
-        pool.index_copy_(0, places, best)
-        priority, place = pool.view(num_problems, -1).topk(min(num_columns + 1, num_columns * width))
+        for width in self._widths:
+            best, token = perturbed.topk(width)
+            best = best.double() + phi
+            best = truncated_gumbel(best, best[:, :1], bound)
+            pool = best.new_full((beam.row.numel(), width), -torch.inf)
+            pool[:, 0] = beam.priority.flatten()  # leaves compete with what they are
+            pool.index_copy_(0, places, best)
+            priority, place = pool.view(num_problems, -1).topk(min(num_columns + 1, num_columns * width))
+            least = torch.take(priority[:, -1], places // num_columns)
+            if width == self._widths[-1] or not bool((best[:, -1] > least).any()):
+                break  # else a prefix has so many children among the best that there may be more of them
         if priority.shape[1] > num_columns:
             self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
         priority, place = priority[:, :num_columns], place[:, :num_columns]
@@ -201,13 +204,14 @@ class WithoutReplacement:
         return self._kappa, torch.where(torch.isneginf(beam.priority), 0.0, weight)
 
 
-def _topk(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`x.topk(k)` of rows [N, V]; on a CPU that sorts partially, and much faster, only from 64 k columns on."""
-    missing = 64 * k - x.shape[1]
-    if x.device.type == "cpu" and 0 < missing <= x.shape[1]:
-        x = pad(x, (0, missing), value=-torch.inf)
-    values, indices = x.topk(k)
-    return values, indices
+def _widths(num_needed: int, vocab_size: int, device: torch.device) -> list[int]:
+    """How many children of each prefix to look at: at last as many as can matter, on a CPU first as many as are cheap.
+
+    `topk` sorts partially there as long as it looks for no more than one in 64, and is three times as fast. Two at
+    least, or one prefix could not tell the best one left out.
+    """
+    most, cheap = min(num_needed, vocab_size), vocab_size // 64
+    return [cheap, most] if device.type == "cpu" and 2 <= cheap < most else [most]
 
 
 def lock_step(
