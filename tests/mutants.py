@@ -306,6 +306,14 @@ NETWORK = (
         ("test_decoder.py::test_recorded_steps_equal_recomputation",),
     ),
     Mutant(
+        "children-unscored",
+        "a guided search is given the parents' values for the children's: it is not guided at all",
+        "rollout/generator.py",
+        "scores_children=reads_children",
+        "scores_children=False",
+        ("test_generator.py::test_children_are_scored_wherever_the_search_reads_them",),
+    ),
+    Mutant(
         "rotation-sign",
         "the fast path turns heads the other way",
         "model/fast_decode.py",

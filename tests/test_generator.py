@@ -5,9 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.decoding import shake_value_model
 from tests.oracles import Table, TableDecoder
+from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.model.loading import load_language_model
+from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
-from tinyzero_astar.rollout.generator import RewardedRollouts, make_batch
+from tinyzero_astar.rollout.generator import (
+    Generator,
+    RewardedRollouts,
+    SearchSettings,
+    make_batch,
+    problem_seeds,
+)
+from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.thinning import thin_weights
 
 PAD = 99
@@ -58,3 +70,32 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
         for name, table in (("weight", thinned), ("accuracy", accuracy), ("format", form)):
             assert float(getattr(batch, name)[row]) == pytest.approx(float(table[i, k]), abs=1e-6)
         assert float(batch.reward[row]) == pytest.approx(float(2 * accuracy[i, k] - form[i, k]), abs=1e-6)
+
+
+@pytest.mark.parametrize(("mode", "strength"), [("gumbel", 1.0), ("gumbel", 0.0), ("sample", 1.0), ("best_first", 1.0)])
+def test_children_are_scored_wherever_the_search_reads_them(mode, strength, tiny_base):
+    """The generator leaves children out where it can; the rollouts are those of a decoder that never does."""
+    model, tokenizer = load_language_model(str(tiny_base), torch.float32)
+    torch.manual_seed(0)
+    policy = shake_value_model(Policy(model.eval(), tokenizer.eos_token_id, 8))
+    task = Multiplication(2, 2, 40, seed=0, template="compact")
+    problems = task.train_problems(0, 4)
+    guidance = Guidance(inverse_beta=2.0, cap=None, strength=strength)
+    settings = SearchSettings(mode, 3, 5, 6, guidance, unguided_fraction=0.0, min_weight=0.0)
+    generator = Generator(policy, tokenizer, task, RewardWeights(), 128)
+    found = generator.generate(problems, settings, seed=0, iteration=0).rollouts
+    wanted = astar_rollouts(
+        SlotDecoder(policy, 6),
+        generator.encode(problems, 6)[0],
+        seeds=problem_seeds(problems, 0, 0),
+        num_rollouts=3,
+        beam_width=5,
+        max_search_depth=6,
+        mode=mode,
+        guidance=guidance,
+    )
+    assert found.tokens.tolist() == wanted.tokens.tolist()
+    torch.testing.assert_close(found.logq, wanted.logq)
+    torch.testing.assert_close(found.priority, wanted.priority)
+    if mode == "gumbel":
+        assert bool(((found.logq - found.logp).abs() > 0.01).any()) == (strength > 0)

@@ -13,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks import gpu
 from tests.live_memory import LiveBytes
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.model import decoder, memory
@@ -39,11 +40,7 @@ EMBEDDED = (128, 384, 4, 4, 2, 320)  # width, MLP, layers, heads, key heads, voc
 THIN = (64, 128, 2, 4, 2, 151_936)
 LONG = (256, 1376, 4, 8, 2, 2048)
 LLAMA = (256, 1024, 6, 8, 8, 4096)
-QWEN = {
-    "0.5B": (896, 4864, 24, 14, 2, 151_936),
-    "1.5B": (1536, 8960, 28, 12, 2, 151_936),
-    "3B": (2048, 11008, 36, 16, 2, 151_936),
-}
+QWEN = {name: gpu.SHAPES[name] for name in ("0.5B", "1.5B", "3B")}
 
 
 @dataclass(frozen=True)

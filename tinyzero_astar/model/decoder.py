@@ -57,8 +57,8 @@ class Network(Protocol):
         ...
 
 
-def _alike(value_logit: Tensor, logits: Tensor) -> Tensor:
-    """Every child's value is its parent's; takes no memory."""
+def parents_for_children(value_logit: Tensor, logits: Tensor) -> Tensor:
+    """Values of children [N, V] that were not scored: their parent's [N]. Takes no memory."""
     return value_logit[:, None].expand_as(logits)
 
 
@@ -144,7 +144,8 @@ class SlotDecoder:
         output = self._recorded[num_columns]()
         self._num_filled[target] = length + 1
         logits, value = output.logits[target], output.value_logit[target]  # copies: the next replay overwrites
-        return StepOutput(logits, value, output.child_logit[target] if self._scores_children else _alike(value, logits))
+        child = output.child_logit[target] if self._scores_children else parents_for_children(value, logits)
+        return StepOutput(logits, value, child)
 
     def _run_all(self, num_columns: int) -> StepOutput:
         self._cache.plan_tokens(len(self._column), self._column, num_columns)

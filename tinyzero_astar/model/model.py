@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.adapters import add_adapters, has_adapters, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
-from tinyzero_astar.model.decoder import HiddenFn, SlotDecoder
+from tinyzero_astar.model.decoder import HiddenFn, SlotDecoder, parents_for_children
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
@@ -97,7 +97,7 @@ class Policy(nn.Module):
     def score(self, hidden: Tensor, scores_children: bool = True) -> StepOutput:
         """Next-token logits and values at hidden states [N, D], in float32; see `model.decoder.Network.score`."""
         logits, value = self._logits(hidden), self.value_model(hidden).accuracy
-        child = self.value_model.child_logits(hidden, value) if scores_children else value[:, None].expand_as(logits)
+        child = self.value_model.child_logits(hidden, value) if scores_children else parents_for_children(value, logits)
         return StepOutput(logits, value.float(), child.float())
 
     def forward(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:

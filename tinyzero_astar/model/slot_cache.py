@@ -33,7 +33,7 @@ class SlotCache(Cache):
         self._rows = self._columns = torch.empty(0)
         self._written: Sequence[Tensor] = ()  # of each layer, [2, N, H, D] where keys and values of tokens go
         self._seen: Sequence[Tensor] = ()  # keys of the first layer, its values, and so on: [N, H, L, D] each
-        self._visible = self._num_cleared = 0
+        self._length = self._visible = self._num_cleared = 0
 
     @property
     def num_bytes(self) -> int:

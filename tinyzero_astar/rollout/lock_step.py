@@ -41,7 +41,7 @@ _NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no l
 
 @dataclass(frozen=True)
 class _Beam:
-    """K rows per problem; every tensor is [P, K]."""
+    """K rows per problem; [P, K] each, but for `places`."""
 
     priority: Tensor  # float64; -inf where there is no prefix
     log_q: Tensor  # float64, phi of the prefix
