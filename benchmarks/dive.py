@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
 from tinyzero_astar.rollout.gumbel import fold, gumbel_noise, log_inclusion, mix64, root_gumbel
-from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of, log_policy, propose, soft_value
+from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of, log_policy, propose, soft_value, tilt_of
 
 
 @dataclass
@@ -84,11 +84,11 @@ class _Dives:
         logp = log_policy(output)
         rows = logp[:, None]
         if self.is_guided:
-            child_h = soft_value(output.child_logit, self.inverse_beta[problem, None])
-            log_weight = (dive.log_pi - dive.log_q)[problem].to(logp.dtype)
-            strength = self.strength[problem]
+            child_h = soft_value(output.child_logit(), tilt_of(self.inverse_beta[problem, None]))
+            log_weight = (dive.log_pi - dive.log_q)[problem, None].to(logp.dtype)
+            strength = self.strength[problem, None]
             proposal = propose(logp, child_h, log_weight, strength, self.cap)
-            self.capped[problem] += proposal.tau < strength
+            self.capped[problem] += (proposal.tau < strength)[:, 0]
             rows = torch.stack([proposal.logq, logp], 1)
         dive.rows[problem] = rows
         dive.value[problem] = torch.sigmoid(output.value_logit.double())

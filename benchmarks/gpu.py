@@ -128,7 +128,7 @@ class Bench:
 
     def search(self, mode: str) -> Rollouts:
         return astar_rollouts(
-            SlotDecoder(self.policy, self.args.depth, scores_children=mode == "guided"),  # as in training
+            SlotDecoder(self.policy, self.args.depth),
             self.prompts,
             seeds=torch.arange(len(self.prompts)),
             num_rollouts=LEAVES,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 
@@ -61,12 +64,16 @@ def full_forward(policy, prefix):
     """Scores after a prefix by the language model itself, without any cache and with its own head."""
     output = policy.language_model(input_ids=torch.tensor([prefix]), use_cache=False, output_hidden_states=True)
     scores = policy.score(output.hidden_states[-1][:, -1])
-    return scores._replace(logits=output.logits[:, -1])
+    return StepOutput(output.logits[:, -1], scores.value_logit, partial(policy.score_children, scores))
 
 
 def assert_equals_full_forward(policy, output, prefixes):
+    every = (output.logits, output.value_logit, output.child_logit())
+    assert not any(x.requires_grad for x in every)
     for row, prefix in enumerate(prefixes):
-        for name, got, want in zip(output._fields, output, full_forward(policy, prefix), strict=True):
+        full = full_forward(policy, prefix)
+        wanted = (full.logits, full.value_logit, full.child_logit())
+        for name, got, want in zip(output._fields, every, wanted, strict=True):
             torch.testing.assert_close(
                 got[row], want[0], atol=ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
             )

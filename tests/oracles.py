@@ -119,7 +119,8 @@ class TableDecoder:
             logits.append(table.log_prob[prefix])
             value.append(self.success_logit(index, prefix))
             child.append([self.success_logit(index, (*prefix, a)) for a in range(table.num_tokens)])
-        return StepOutput(*(torch.tensor(x, dtype=torch.float64) for x in (logits, value, child)))
+        logits, value, child = (torch.tensor(x, dtype=torch.float64) for x in (logits, value, child))
+        return StepOutput(logits, value, lambda: child)
 
 
 class IndexedDecoder(TableDecoder):
@@ -163,7 +164,7 @@ class IndexedDecoder(TableDecoder):
         return self._at(self.held[target])
 
     def _at(self, node: torch.Tensor) -> StepOutput:
-        return StepOutput(self.logits[node], self.value_logit[node], self.value_logit[self.child[node]])
+        return StepOutput(self.logits[node], self.value_logit[node], lambda: self.value_logit[self.child[node]])
 
     def visited(self, tokens: torch.Tensor, length: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
         """Numbers of the prefixes before each token and of the leaf, [..., T + 1]; the leaf's at padding."""
@@ -230,20 +231,17 @@ def twisted_leaf_law(
         if table.is_leaf(prefix):
             law[prefix] = (log_pi, log_q)
             return
-        logp = table.log_prob[prefix]
-        best = None
-        for level in (4, 3, 2, 1, 0) if cap is not None else (4,):
-            tau = strength * level / 4
-            score = [logp[a] + tau * h((*prefix, a)) for a in range(table.num_tokens)]
-            total = math.log(sum(math.exp(x) for x in score))
-            logq = [x - total for x in score]
-            worst = max(logp[a] - logq[a] for a in range(table.num_tokens) if math.isfinite(logp[a]))
-            if cap is None or log_pi - log_q + worst <= math.log(cap) or level == 0:
-                best = logq
-                break
-        assert best is not None
+        logp, child_h = table.log_prob[prefix], [h((*prefix, a)) for a in range(table.num_tokens)]
+
+        def log_norm(tau: float) -> float:
+            return math.log(sum(math.exp(lp + tau * x) for lp, x in zip(logp, child_h, strict=True)))
+
+        tau = strength
+        worst = log_norm(strength) - strength * min(child_h)
+        if cap is not None and worst > 0:
+            tau = strength * min(1.0, max(0.0, math.log(cap) - (log_pi - log_q)) / worst)
         for a in range(table.num_tokens):
-            visit((*prefix, a), log_pi + logp[a], log_q + best[a])
+            visit((*prefix, a), log_pi + logp[a], log_q + logp[a] + tau * child_h[a] - log_norm(tau))
 
     visit((), 0.0, 0.0)
     return law

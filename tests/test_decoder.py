@@ -108,10 +108,10 @@ def test_batch_composition_and_order_do_not_matter(policy, mode):
 
 def test_child_logit_of_one_token_is_that_of_the_whole_vocabulary(policy):
     hidden = torch.randn(6, 32)
-    accuracy = policy.value_model(hidden).accuracy
+    value = policy.value_model(hidden)
     tokens = torch.arange(6)
-    every = policy.value_model.child_logits(hidden, accuracy)
-    one = policy.value_model.child_logit_of(hidden, accuracy, tokens)
+    every = policy.value_model.child_logits(value.features, value.accuracy)
+    one = policy.value_model.child_logit_of(value.features, value.accuracy, tokens)
     torch.testing.assert_close(one, every[tokens, tokens])
 
 
@@ -124,6 +124,7 @@ def test_value_loss_does_not_reach_the_policy(policy):
     policy.zero_grad()
 
 
+@torch.no_grad()
 def test_bellman_residuals_telescope_to_the_weight(policy):
     """log w(y) = sum_t [delta_t + h(s_t) - h(s_t a_t)] for the untempered twist, whatever h is (docs eq. 5)."""
     prompt, completion = [3, 4, 5], [7, 9, 2, 11]
@@ -134,7 +135,7 @@ def test_bellman_residuals_telescope_to_the_weight(policy):
     for t, token in enumerate(completion):
         output = full_forward(policy, [*prompt, *completion[:t]])
         logp = torch.log_softmax(output.logits[0], -1)
-        child_h = torch.log1p(torch.sigmoid(output.child_logit[0]) * torch.expm1(inverse_beta))
+        child_h = torch.log1p(torch.sigmoid(output.child_logit()[0]) * torch.expm1(inverse_beta))
         own_h = torch.log1p(torch.sigmoid(output.value_logit[0]) * torch.expm1(inverse_beta))
         log_weight += float(logp[token] - torch.log_softmax(logp + child_h, -1)[token])
         expected += float(delta[t] + own_h - child_h[token])

@@ -73,8 +73,8 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
 
 
 @pytest.mark.parametrize(("mode", "strength"), [("gumbel", 1.0), ("gumbel", 0.0), ("sample", 1.0), ("best_first", 1.0)])
-def test_children_are_scored_wherever_the_search_reads_them(mode, strength, tiny_base):
-    """The generator leaves children out where it can; the rollouts are those of a decoder that never does."""
+def test_a_guided_search_reads_the_values_of_children(mode, strength, tiny_base):
+    """The rollouts are those of the search itself, and q differs from pi where they are guided."""
     model, tokenizer = load_language_model(str(tiny_base), torch.float32)
     torch.manual_seed(0)
     policy = shake_value_model(Policy(model.eval(), tokenizer.eos_token_id, 8))

@@ -189,12 +189,11 @@ def search(name, case, policy):
     problems = case.problems // world_size()
     prompts = torch.randint(2, case.shape[-1], (problems, case.prompt)).tolist()
     if name == "evaluation":  # the greedy completions, and the same number of samples at once
-        greedy_rollouts(SlotDecoder(policy, case.depth, scores_children=False), prompts, case.depth)
+        greedy_rollouts(SlotDecoder(policy, case.depth), prompts, case.depth)
         search("sample", case, policy)
         return
-    slots = SlotDecoder(policy, case.depth, scores_children=name in ("guided", "best_first"))  # as the generator does
     astar_rollouts(
-        slots,
+        SlotDecoder(policy, case.depth),
         prompts,
         seeds=torch.arange(problems),
         num_rollouts=case.leaves,

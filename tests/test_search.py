@@ -22,7 +22,7 @@ from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.rollout import lock_step
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.gumbel import log_inclusion
-from tinyzero_astar.rollout.heuristic import f_score, soft_value
+from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
 
 PLAIN = Guidance(strength=0.0)
 
@@ -47,7 +47,7 @@ def test_g_plus_h_is_the_log_mass_of_the_subtree(inverse_beta):
     decoder = TableDecoder([table])
     for prefix in [*table.log_prob, *table.reward]:
         x = torch.tensor(decoder.success_logit(0, prefix), dtype=torch.float64)
-        h = soft_value(x, torch.tensor(inverse_beta, dtype=torch.float64))
+        h = soft_value(x, tilt_of(torch.tensor(inverse_beta, dtype=torch.float64)))
         f = f_score(torch.tensor(table.log_pi(prefix), dtype=torch.float64), h)
         assert abs(float(f) - f_exact(table, prefix, inverse_beta)) < 1e-10
 
@@ -315,7 +315,7 @@ def test_leaves_too_improbable_for_a_double_have_finite_weights():
 
         def step(self, tokens, source, length, target):
             logits = torch.zeros((len(tokens), 1000), dtype=torch.float64)
-            return StepOutput(logits, logits[:, 0], logits)
+            return StepOutput(logits, logits[:, 0], lambda: logits)
 
     guidance = Guidance(strength=0.0)
     options = {"num_rollouts": 3, "beam_width": 4, "max_search_depth": 120, "guidance": guidance}
@@ -357,7 +357,7 @@ class ManyTokens:
     def scores(self, prefixes):
         drawn = [torch.randn(200, generator=torch.Generator().manual_seed(hash(s) % 2**31)) for s in prefixes]
         logits = self.scale * torch.stack(drawn)
-        return StepOutput(logits, torch.zeros(len(prefixes)), torch.zeros_like(logits))
+        return StepOutput(logits, torch.zeros(len(prefixes)), lambda: torch.zeros_like(logits))
 
 
 @pytest.mark.parametrize("num_rollouts", [1, 3, 8])

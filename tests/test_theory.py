@@ -30,7 +30,7 @@ from tinyzero_astar.rollout import lock_step
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import _THINNING_STREAM
 from tinyzero_astar.rollout.gumbel import fold, to_uniform
-from tinyzero_astar.rollout.heuristic import propose, soft_value
+from tinyzero_astar.rollout.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.thinning import thin_weights
@@ -78,7 +78,7 @@ def test_h_is_admissible_and_its_gap_is_the_min_entropy(inverse_beta):
     table = Table(3, 4, seed=1, success=0.4)
     decoder = TableDecoder([table])
     for s in [*table.log_prob, *table.reward]:
-        h = float(soft_value(double(decoder.success_logit(0, s)), double(inverse_beta)))
+        h = float(soft_value(double(decoder.success_logit(0, s)), tilt_of(double(inverse_beta))))
         mass = [
             table.log_pi(y, len(s)) + table.reward[y] * inverse_beta for y in table.leaves(s)
         ]  # log of pi(y|s) e^(R/beta)
@@ -96,12 +96,12 @@ def test_h_is_consistent_and_its_proposal_carries_the_mass_of_subtrees(inverse_b
     for s in sorted(table.log_prob, key=len):
         children = [(*s, a) for a in range(table.num_tokens)]
         logp = double(table.log_prob[s])[None]
-        h = soft_value(double(decoder.success_logit(0, s)), double(inverse_beta))
-        child_h = soft_value(double([[decoder.success_logit(0, c) for c in children]]), double(inverse_beta))
+        h = soft_value(double(decoder.success_logit(0, s)), tilt_of(double(inverse_beta)))
+        child_h = soft_value(double([[decoder.success_logit(0, c) for c in children]]), tilt_of(double(inverse_beta)))
         # flow: sum_a pi(a|s) e^h(sa) = e^h(s), which implies log pi(a|s) + h(sa) <= h(s)
         assert float(torch.logsumexp(logp + child_h, -1)) == pytest.approx(float(h), abs=1e-10)
         assert bool((logp + child_h <= h + 1e-12).all())
-        one = torch.ones(1, dtype=torch.float64)
+        one = torch.ones(1, 1, dtype=torch.float64)
         proposal = propose(logp, child_h, 0 * one, one, None)
         for a, c in enumerate(children):
             log_q[c] = log_q[s] + float(proposal.logq[0, a])
@@ -602,7 +602,7 @@ class OneToken:
         return self._rows(len(tokens))
 
     def _rows(self, n):
-        return StepOutput(torch.zeros(n, 1), torch.zeros(n), torch.zeros(n, 1))
+        return StepOutput(torch.zeros(n, 1), torch.zeros(n), lambda: torch.zeros(n, 1))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,7 +10,7 @@ D hidden width, N rows of one decoder call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -61,7 +61,7 @@ class StepOutput(NamedTuple):
 
     logits: Tensor  # [N, V] next-token logits of the policy, temperature 1, no top-k or top-p
     value_logit: Tensor  # [N] logit of p(s), the success probability of the prefix
-    child_logit: Tensor  # [N, V] logit of p(s a) for every next token a
+    child_logit: Callable[[], Tensor]  # [N, V] logit of p(s a) for every next token a, computed when asked for
 
 
 class Decoder(Protocol):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,14 @@ HiddenFn = Callable[[Tensor, Tensor, Tensor | None, SlotCache], Tensor]
 
 The mask is boolean [N, 1, Q, L], True where a query sees a column; None, for Q = 1: every query sees all of them.
 """
+
+
+class Scores(NamedTuple):
+    """What a network says at N prefixes."""
+
+    logits: Tensor  # [N, V] of the next token
+    value_logit: Tensor  # [N]
+    features: Tensor  # [N, ...] what it needs to know of the prefixes to score their children
 
 
 class Network(Protocol):
@@ -52,14 +60,13 @@ class Network(Protocol):
         """
         ...
 
-    def score(self, hidden: Tensor, scores_children: bool) -> StepOutput:
-        """Next-token logits and values at hidden states [N, D]; without children theirs is their parent's."""
+    def score(self, hidden: Tensor) -> Scores:
+        """Scores at hidden states [N, D]."""
         ...
 
-
-def parents_for_children(value_logit: Tensor, logits: Tensor) -> Tensor:
-    """Values of children [N, V] that were not scored: their parent's [N]. Takes no memory."""
-    return value_logit[:, None].expand_as(logits)
+    def score_children(self, scores: Scores) -> Tensor:
+        """Value logits of all children, [N, V]."""
+        ...
 
 
 class SlotDecoder:
@@ -68,13 +75,11 @@ class SlotDecoder:
     Args:
         network: the policy with its value model.
         max_new_tokens: most generated tokens that a slot will hold.
-        scores_children: False: `child_logit` is the prefix's own, for searches that do not read it.
     """
 
-    def __init__(self, network: Network, max_new_tokens: int, scores_children: bool = True) -> None:
+    def __init__(self, network: Network, max_new_tokens: int) -> None:
         self.eos_id = network.eos_id
-        self._network = network
-        self._max_new_tokens, self._scores_children = max_new_tokens, scores_children
+        self._network, self._max_new_tokens = network, max_new_tokens
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
@@ -109,8 +114,8 @@ class SlotDecoder:
         self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)
         self._token = torch.full((num_slots, 1), self.eos_id, dtype=torch.int64, device=device)  # by row
         self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
-        self._recorded: dict[int, Callable[[], StepOutput]] = {}
-        return self._network.score(hidden[:, -1], self._scores_children)
+        self._recorded: dict[int, Callable[[], Scores]] = {}
+        return self._output(self._network.score(hidden[:, -1]))
 
     @torch.no_grad()
     def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
@@ -129,7 +134,7 @@ class SlotDecoder:
         self._cache.plan_tokens(num_rows, last if is_even else column, last + 1)
         hidden = self._hidden(column, last + 1, is_masked=self._is_padded or not is_even)
         self._num_filled[row] = length + 1
-        return self._network.score(hidden[row, 0], self._scores_children)
+        return self._output(self._network.score(hidden[row, 0]))
 
     def _recorded_step(self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor) -> StepOutput:
         """All slots at once, each in the row of its number; a slot that is not extended writes behind what it holds."""
@@ -141,16 +146,20 @@ class SlotDecoder:
         if num_columns not in self._recorded:
             self._cache.plan_tokens(len(self._column), self._column, num_columns)  # clears them, once
             self._recorded[num_columns] = recorder.record(partial(self._run_all, num_columns))
-        output = self._recorded[num_columns]()
+        scores = Scores(*(x[target] for x in self._recorded[num_columns]()))  # copies: the next replay overwrites
         self._num_filled[target] = length + 1
-        logits, value = output.logits[target], output.value_logit[target]  # copies: the next replay overwrites
-        child = output.child_logit[target] if self._scores_children else parents_for_children(value, logits)
-        return StepOutput(logits, value, child)
+        return self._output(scores)
 
-    def _run_all(self, num_columns: int) -> StepOutput:
+    def _run_all(self, num_columns: int) -> Scores:
         self._cache.plan_tokens(len(self._column), self._column, num_columns)
-        hidden = self._hidden(self._column, num_columns, is_masked=True)
-        return self._network.score(hidden[:, 0], self._scores_children)
+        return self._network.score(self._hidden(self._column, num_columns, is_masked=True)[:, 0])
+
+    def _output(self, scores: Scores) -> StepOutput:
+        return StepOutput(scores.logits, scores.value_logit, partial(self._score_children, scores))
+
+    @torch.no_grad()
+    def _score_children(self, scores: Scores) -> Tensor:
+        return self._network.score_children(scores)
 
     def _hidden(self, column: Tensor, num_columns: int, is_masked: bool) -> Tensor:
         """Hidden states [N, 1, D] of the first N rows' tokens at `column` [N], as the cache was planned."""
@@ -162,6 +171,8 @@ class SlotDecoder:
 
     def _fork(self, source: Tensor, length: Tensor, target: Tensor) -> None:
         """Copy generated tokens to the slots that are not their own source; the prompt is there already."""
+        if source is target:
+            return
         forked = (source != target).nonzero()[:, 0]
         if len(forked) == 0:
             return

@@ -152,21 +152,20 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
     """The slots, the copies that `model.fast_decode` makes, and the largest of what comes one after another."""
     rows = num_problems if mode == "best_first" else num_slots
     vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
-    per_output = FLOAT * (2 if is_guided or mode == "best_first" else 1)  # logits; children's values
     moments: list[Memory] = [
         {"activations": _forward(shapes, work, num_problems * work.prompt_length)},
         {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
         {"logits": vocab * (rows * (_PER_LOGIT[mode] + _GUIDED * is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
-        {"activations": _forward(shapes, work, rows), "logits": rows * vocab * per_output},  # a step; the last output
+        {"activations": _forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step; the last output
     ]
     if mode == "best_first":  # every pop may fork
-        moments.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * per_output})
+        moments.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * FLOAT})
     copies = shapes.num_layers * shapes.linear_parameters * FLOAT
     is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
     found = {"KV slots": slots, "decoding copies": copies * is_copied}
     if work.cuda_graphs:  # one recording per block of columns, all slots in each; its outputs are kept
         blocks = work.length // _BLOCK - work.prompt_length // _BLOCK + 1
-        outputs = blocks * num_slots * vocab * per_output
+        outputs = blocks * num_slots * vocab * FLOAT
         found["recorded steps"] = outputs + _forward(shapes, work, num_slots)
     return found | max(moments, key=lambda parts: sum(parts.values()))
 

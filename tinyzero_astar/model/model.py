@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.adapters import add_adapters, has_adapters, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
-from tinyzero_astar.model.decoder import HiddenFn, SlotDecoder, parents_for_children
+from tinyzero_astar.model.decoder import HiddenFn, Scores, SlotDecoder
 from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
@@ -26,7 +25,7 @@ from tinyzero_astar.model.liger import apply_liger
 from tinyzero_astar.model.loading import Say, load_language_model
 from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
-from tinyzero_astar.rollout.heuristic import f_score, soft_value
+from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
 from tinyzero_astar.rollout.value_model import ValueModel
 
 _CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary per chunk: 64 MiB of float32 logits
@@ -94,11 +93,14 @@ class Policy(nn.Module):
             is_seen = torch.ones(len(ids), 1, 1, cache.get_seq_length(), dtype=torch.bool, device=ids.device)
         return self.hidden(ids, position_ids, is_seen, cache)
 
-    def score(self, hidden: Tensor, scores_children: bool = True) -> StepOutput:
-        """Next-token logits and values at hidden states [N, D], in float32; see `model.decoder.Network.score`."""
-        logits, value = self._logits(hidden), self.value_model(hidden).accuracy
-        child = self.value_model.child_logits(hidden, value) if scores_children else parents_for_children(value, logits)
-        return StepOutput(logits, value.float(), child.float())
+    def score(self, hidden: Tensor) -> Scores:
+        """Next-token logits and values at hidden states [N, D], in float32; see `model.decoder.Scores`."""
+        value = self.value_model(hidden)
+        return Scores(self._logits(hidden), value.accuracy.float(), value.features)
+
+    def score_children(self, scores: Scores) -> Tensor:
+        """Value logits of all children, [N, V], in float32."""
+        return self.value_model.child_logits(scores.features, scores.value_logit.to(scores.features.dtype)).float()
 
     def forward(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
         """`token_scores` for training: what sharding gathers its weights for."""
@@ -127,7 +129,7 @@ class Policy(nn.Module):
         before = self._visited(ids, prompt_length, tokens.shape[1])
         logp, entropy = self._chunked_logp(before.flatten(0, 1), tokens.flatten())
         value = self.value_model(before)
-        child = self.value_model.child_logit_of(before, value.accuracy, tokens)
+        child = self.value_model.child_logit_of(value.features, value.accuracy, tokens)
         shape = tokens.shape
         return TokenScores(logp.view(shape), entropy.view(shape), value.accuracy, value.format, child)
 
@@ -163,10 +165,11 @@ class Policy(nn.Module):
         """
         position = torch.arange(ids.shape[1], device=ids.device)[None]
         hidden = self.hidden(ids, position, None, None)[0, prompt_length - 1 : prompt_length - 1 + length]
-        output = self.score(hidden)
-        logp = torch.log_softmax(output.logits, -1)
-        flow = torch.logsumexp(f_score(logp, soft_value(output.child_logit, inverse_beta)), -1)
-        return flow - soft_value(output.value_logit, inverse_beta)
+        scores = self.score(hidden)
+        tilt = tilt_of(inverse_beta)
+        child_h = soft_value(self.score_children(scores), tilt)
+        flow = torch.logsumexp(f_score(torch.log_softmax(scores.logits, -1), child_h), -1)
+        return flow - soft_value(scores.value_logit, tilt)
 
     def shard(self, sharding: Sharding) -> None:
         """Split all weights over the process group, decoder layer by decoder layer; do it before optimizers exist."""

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
-from tinyzero_astar.rollout.heuristic import Guidance, child_heuristic, f_score, inverse_beta_of, log_policy, soft_value
+from tinyzero_astar.rollout.heuristic import (
+    Guidance,
+    Tilt,
+    child_heuristic,
+    f_score,
+    inverse_beta_of,
+    log_policy,
+    soft_value,
+    tilt_of,
+)
 
 
 @dataclass
@@ -75,7 +84,7 @@ class _Search:
     def __init__(self, root: StepOutput, num_rollouts: int, width: int, max_depth: int, guidance: Guidance) -> None:
         problems, like = len(root.value_logit), root.logits
         self.width, self.max_depth = width, max_depth
-        self.inverse_beta = inverse_beta_of(guidance, root.value_logit.double())
+        self.tilt = tilt_of(inverse_beta_of(guidance, root.value_logit.double()))
         strength = torch.as_tensor(guidance.strength, dtype=torch.float64, device=like.device)
         self.strength = strength.expand(problems)
         self.open = _Entries.empty(problems, width, like)
@@ -90,7 +99,8 @@ class _Search:
         node = len(self.tree.parent)
         self._record(problem, output, popped)
         logp = log_policy(output).double()
-        h = child_heuristic(output.child_logit.double(), self.inverse_beta[problem, None])
+        tilt = Tilt(*(x[problem, None] for x in self.tilt))
+        h = child_heuristic(output.child_logit().double(), tilt)
         g = popped.g[:, None] + logp
         f = f_score(g, h, self.strength[problem, None])
         f = torch.where(torch.isfinite(logp), f, -torch.inf)
@@ -167,7 +177,7 @@ def best_first(
     search = _Search(output, num_rollouts, beam_width, max_search_depth, guidance)
     problem = torch.arange(len(prompts), device=output.logits.device)
     root = _Entries.empty(len(prompts), 1, output.logits).at(problem, torch.zeros_like(problem))
-    root_h = soft_value(output.value_logit.double(), search.inverse_beta)
+    root_h = soft_value(output.value_logit.double(), search.tilt)
     root.f = f_score(root.g, root_h, search.strength)
     root.node = root.node - 1
     search.expand(problem, output, root, torch.zeros_like(problem), decoder.eos_id)

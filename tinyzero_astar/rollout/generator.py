@@ -88,10 +88,9 @@ class Generator:
         seeds = problem_seeds(problems, seed, iteration)
         share = to_uniform(fold(seeds, torch.tensor(_UNGUIDED_STREAM, device="cpu")))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance.strength)
-        reads_children = settings.mode == "best_first" or (settings.mode == "gumbel" and bool((strength > 0).any()))
         prompts, depth = self.encode(problems, settings.max_search_depth)
         rollouts = astar_rollouts(
-            SlotDecoder(self._policy, depth, scores_children=reads_children),
+            SlotDecoder(self._policy, depth),
             prompts,
             seeds=seeds,
             num_rollouts=settings.num_rollouts,
@@ -105,7 +104,7 @@ class Generator:
     def greedy(self, problems: Sequence[Problem], max_search_depth: int) -> RewardedRollouts:
         """The greedy completion of every problem."""
         prompts, depth = self.encode(problems, max_search_depth)
-        rollouts = greedy_rollouts(SlotDecoder(self._policy, depth, scores_children=False), prompts, depth)
+        rollouts = greedy_rollouts(SlotDecoder(self._policy, depth), prompts, depth)
         return self._judge(problems, prompts, rollouts, problem_seeds(problems, 0, 0), 0.0)
 
     def encode(self, problems: Sequence[Problem], max_search_depth: int) -> tuple[list[list[int]], int]:

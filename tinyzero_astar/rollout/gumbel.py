@@ -68,7 +68,7 @@ def gumbel_noise(state: Tensor, num_tokens: int, dtype: torch.dtype = torch.floa
 def truncated_gumbel(gumbel: Tensor, maximum: Tensor, bound: Tensor) -> Tensor:
     """Gumbels conditioned on their maximum being `bound`, by a monotone map; docs/algorithm.md eq. 8.
 
-    G~ = T - log(1 + e^v),  v = T - G + log1p(-e^(G - Z)), with T the bound and Z the maximum.
+    G~ = T - log(1 + e^v),  v = T - Z + log(e^(Z - G) - 1), with T the bound and Z the maximum.
     Source: Kool et al. 2019, appendix. Where G == Z the result is the bound; -inf stays -inf.
 
     Args:
@@ -76,7 +76,7 @@ def truncated_gumbel(gumbel: Tensor, maximum: Tensor, bound: Tensor) -> Tensor:
         maximum: [..., 1] the largest G among *all* siblings, Z.
         bound: [..., 1] the parent's value T.
     """
-    gap = torch.exp(gumbel - maximum).neg_().log1p_().add_(bound - gumbel)
+    gap = torch.sub(maximum, gumbel).expm1_().log_().add_(bound - maximum)
     return bound - softplus(gap, threshold=50.0)  # the default, 20, is off by 2e-9
 
 

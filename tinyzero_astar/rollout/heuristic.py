@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tinyzero_astar.interfaces import StepOutput
 
-_LEVELS = 4  # the budget chooses among strengths 0, 1/4, 1/2, 3/4, 1
+_MAX_INVERSE_BETA = 50.0  # e^h is a float32
+_TINY = 1e-30  # in place of 0 in a quotient; a float32
 
 
 @dataclass(frozen=True)
@@ -31,24 +32,39 @@ class Guidance:
         """Refuse values outside the stated ranges."""
         if self.cap is not None and not self.cap > 1.0:
             raise ValueError(f"guidance cap {self.cap} must be larger than 1, or None for no bound")
-        if not self.max_inverse_beta >= 0.0:
-            raise ValueError(f"max_inverse_beta {self.max_inverse_beta} must not be negative")
+        if not 0.0 <= self.max_inverse_beta <= _MAX_INVERSE_BETA:
+            raise ValueError(f"max_inverse_beta {self.max_inverse_beta} must lie in [0, {_MAX_INVERSE_BETA}]")
+        if isinstance(self.inverse_beta, (int, float)) and not abs(self.inverse_beta) <= _MAX_INVERSE_BETA:
+            raise ValueError(f"inverse_beta {self.inverse_beta} must lie in +-{_MAX_INVERSE_BETA}, or be 'balanced'")
         if isinstance(self.strength, (int, float)) and not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"guidance strength {self.strength} must lie in [0, 1]")
 
 
-def soft_value(success_logit: Tensor, inverse_beta: Tensor) -> Tensor:
+class Tilt(NamedTuple):
+    """What eq. 3 needs of 1/beta; tensors of its shape."""
+
+    sign: Tensor
+    gain: Tensor  # expm1(|1/beta|)
+    shift: Tensor  # the smallest value of h, min(1/beta, 0)
+
+
+def tilt_of(inverse_beta: Tensor) -> Tilt:
+    """The tilt of every 1/beta."""
+    return Tilt(inverse_beta.sign(), torch.expm1(inverse_beta.abs()), inverse_beta.clamp(max=0.0))
+
+
+def soft_value(success_logit: Tensor, tilt: Tilt) -> Tensor:
     """h(s) = log E[e^(R/beta)] = log1p(p expm1(1/beta)) for R in {0, 1}; eq. 3.
 
-    Computed from the logit x of p as log(sigmoid(-x) + e^(1/beta) sigmoid(x)): neither term cancels the other.
+    For 1/beta < 0 as 1/beta + log1p((1 - p) expm1(-1/beta)), the same without cancellation. Computed from the logit of
+    p, of which 1 - p is the sigmoid of the negative.
     """
-    success, failure = torch.sigmoid(success_logit), torch.sigmoid(-success_logit)
-    return torch.addcmul(failure, success, torch.exp(inverse_beta)).log_()
+    return torch.mul(success_logit, tilt.sign).sigmoid_().mul_(tilt.gain).log1p_().add_(tilt.shift)
 
 
 def f_score(g: Tensor, h: Tensor, strength: Tensor | float = 1.0) -> Tensor:
     """f = g + strength * h; eq. 4. The one place where a prefix gets its score: larger is better."""
-    return g + strength * h
+    return torch.addcmul(g, h, strength) if isinstance(strength, Tensor) else g + strength * h
 
 
 def balanced_inverse_beta(root_logit: Tensor, bound: float) -> Tensor:
@@ -67,47 +83,28 @@ class Proposal(NamedTuple):
     """q at N prefixes."""
 
     logq: Tensor  # [N, V]
-    tau: Tensor  # [N] the strength that the budget allowed
+    tau: Tensor  # [N, 1] the strength that the budget allowed
 
 
-def propose(
-    logp: Tensor,
-    child_h: Tensor,
-    log_weight: Tensor,
-    strength: Tensor,
-    cap: float | None,
-) -> Proposal:
+def propose(logp: Tensor, child_h: Tensor, log_weight: Tensor, strength: Tensor, cap: float | None) -> Proposal:
     """The policy twisted by the heuristic, q(a|s) ~ exp f(sa); eqs. 5 and 9.
 
-    With a cap c, tau is the largest of strength * {0, 1/4, 1/2, 3/4, 1} for which no token can push the running
-    weight pi/q above c. It depends on the prefix alone, so the weights of eq. 6 stay exact.
+    With a cap c, tau is a share of the strength with which no token pushes the running weight pi/q above c. It depends
+    on the prefix alone, so the weights of eq. 6 stay exact.
 
     Args:
         logp: [N, V] log pi(a|s).
-        child_h: [N, V] h(sa).
-        log_weight: [N] log of the running weight pi/q of the prefix.
-        strength: [N] upper end of tau.
+        child_h: [N, V] h(sa), finite also at impossible tokens, where it counts for the cap alone.
+        log_weight: [N, 1] log of the running weight pi/q of the prefix.
+        strength: [N, 1] upper end of tau.
         cap: c > 1 or None.
     """
-    if math.isinf(float(logp.min())):  # impossible tokens must not set the scale
-        is_possible = torch.isfinite(logp)
-        shift = torch.where(is_possible, child_h, -torch.inf).amax(-1, keepdim=True)
-        gain = torch.where(is_possible, child_h - shift, 0.0)
-    else:
-        gain = child_h - child_h.amax(-1, keepdim=True)  # <= 0; a constant per row cancels in q
-    if cap is None:
-        return Proposal(torch.log_softmax(f_score(logp, gain, strength[:, None]), -1), strength)
-    levels = torch.arange(_LEVELS + 1, dtype=logp.dtype, device=logp.device)[:, None] / _LEVELS
-    factor = (gain * (strength[:, None] / _LEVELS)).exp_()
-    mass = torch.exp(logp)  # pi * factor**level, its sum is the norm of q at that level
-    norms = [torch.ones_like(strength)] + [mass.mul_(factor).sum(-1) for _ in range(_LEVELS)]
-    log_norm, taus = torch.log(torch.stack(norms)), strength * levels  # [levels, N]
-    worst = log_norm - taus * gain.amin(-1)  # max over a of log pi - log q
-    is_too_much = log_weight + worst > math.log(cap)
-    is_too_much[0] = False
-    level = is_too_much.cumsum(0).eq(0).sum(0, keepdim=True) - 1  # the last before the first that is too much
-    tau, log_norm = taus.gather(0, level)[0], log_norm.gather(0, level)
-    return Proposal(f_score(logp, gain, tau[:, None]).sub_(log_norm.T), tau)
+    tau = strength
+    if cap is not None:
+        norm = f_score(logp, child_h, strength).exp_().sum(-1, keepdim=True).log_()
+        worst = norm - strength * child_h.amin(-1, keepdim=True)  # max over a of log pi - log q at full strength
+        tau = strength * ((math.log(cap) - log_weight) / worst.clamp(min=_TINY)).clamp(0.0, 1.0)
+    return Proposal(torch.log_softmax(f_score(logp, child_h, tau), -1), tau)
 
 
 def log_policy(output: StepOutput) -> Tensor:
@@ -126,13 +123,13 @@ def log_policy(output: StepOutput) -> Tensor:
     return logp
 
 
-def child_heuristic(child_logit: Tensor, inverse_beta: Tensor) -> Tensor:
+def child_heuristic(child_logit: Tensor, tilt: Tilt) -> Tensor:
     """h(sa) of every child, [N, V]; see `soft_value`.
 
     Raises:
         FloatingPointError: a child's value is NaN or infinite.
     """
-    h = soft_value(child_logit, inverse_beta)
+    h = soft_value(child_logit, tilt)
     if not math.isfinite(float(h.sum())):
         raise FloatingPointError("the decoder returned a child's value that is NaN or infinite")
     return h

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
 from tinyzero_astar.rollout.gumbel import (
@@ -27,12 +28,14 @@ from tinyzero_astar.rollout.gumbel import (
 )
 from tinyzero_astar.rollout.heuristic import (
     Guidance,
+    Tilt,
     child_heuristic,
     f_score,
     inverse_beta_of,
     log_policy,
     propose,
     soft_value,
+    tilt_of,
 )
 
 _UNTRACED = torch.empty(0)
@@ -51,13 +54,15 @@ class _Beam:
     row: Tensor  # int64, row of the latest StepOutput that evaluated the prefix
     is_open: Tensor  # True where the prefix can be extended
     places: Tensor  # [N] of the open rows in the flattened beam; the decoder is asked for them in this order
+    problem: Tensor  # [N] of the open rows
 
 
 class _Choice(NamedTuple):
     """The next K rows of every problem; [P, K] each."""
 
-    parent: Tensor  # row of the beam that each new row extends or carries on
-    token: Tensor  # the token it adds, or _NO_TOKEN
+    parent: Tensor | None  # row of the beam that each new row extends or carries on; None: its own
+    is_extended: Tensor  # True where it adds a token
+    token: Tensor  # that token, else _NO_TOKEN
     priority: Tensor
     logp: Tensor
     logq: Tensor
@@ -66,7 +71,7 @@ class _Choice(NamedTuple):
 class _Step(NamedTuple):
     """What one step added; [P, K] each. Enough to read every leaf off backwards."""
 
-    parent: Tensor
+    parent: Tensor | None
     token: Tensor
     logp: Tensor
     logq: Tensor
@@ -77,8 +82,6 @@ class _Step(NamedTuple):
 
 class Chooser(Protocol):
     """Which K rows the next step keeps."""
-
-    num_capped: Tensor  # [P] see `SearchStats`
 
     def begin(self, root: StepOutput) -> _Beam:
         """The beam that holds the prompts only."""
@@ -92,6 +95,10 @@ class Chooser(Protocol):
         """kappa [P] and the leaves' weights [P, K]."""
         ...
 
+    def count_capped(self) -> Tensor:
+        """[P] see `SearchStats.num_capped`."""
+        ...
+
 
 class Sampling:
     """Independent draws by the Gumbel-max trick (or the mode itself, without noise)."""
@@ -101,9 +108,7 @@ class Sampling:
 
     def begin(self, root: StepOutput) -> _Beam:
         device, shape = root.logits.device, (len(self._seeds), self._num_rollouts)
-        self.num_capped = torch.zeros(shape[0], dtype=torch.int64, device=device)
         stream = torch.arange(self._num_rollouts, device=device)[None]
-        self._itself = stream.repeat(shape[0], 1)
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         return _Beam(
@@ -115,24 +120,28 @@ class Sampling:
             row=index + torch.arange(len(self._seeds), device=device)[:, None],
             is_open=torch.ones(shape, dtype=torch.bool, device=device),
             places=torch.arange(index.numel(), device=device),
+            problem=torch.arange(len(self._seeds), device=device).repeat_interleave(self._num_rollouts),
         )
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        if len(logp) != len(beam.places):  # at first all streams share the prompt's row
+        parent = None
+        if len(logp) != len(beam.places):  # at first all streams share the prompt's row, and its slot
             logp = logp[beam.row.flatten()]
+            parent = torch.arange(self._num_rollouts, device=logp.device).expand_as(beam.row)
         perturbed = logp
         if self._noise:
             perturbed = gumbel_noise(torch.take(beam.state, beam.places), logp.shape[-1], logp.dtype).add_(logp)
         drawn = perturbed.argmax(-1)
-        token = torch.full_like(beam.row, _NO_TOKEN)
-        token.view(-1).index_copy_(0, beam.places, drawn)
-        step_logp = torch.zeros_like(beam.log_pi)
-        step_logp.view(-1).index_copy_(0, beam.places, logp.gather(1, drawn[:, None])[:, 0].double())
-        return _Choice(self._itself, token, beam.priority + step_logp, step_logp, step_logp)
+        step_logp = _at_places(logp.gather(1, drawn[:, None])[:, 0].double(), beam, 0.0)
+        token = _at_places(drawn, beam, _NO_TOKEN)
+        return _Choice(parent, beam.is_open, token, beam.priority + step_logp, step_logp, step_logp)
 
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
         kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
         return kappa, torch.full_like(beam.log_pi, 1.0 / self._num_rollouts)
+
+    def count_capped(self) -> Tensor:
+        return torch.zeros_like(self._seeds)
 
 
 class WithoutReplacement:
@@ -144,12 +153,12 @@ class WithoutReplacement:
     def begin(self, root: StepOutput) -> _Beam:
         device, problems = root.logits.device, len(self._seeds)
         shape = (problems, self._num_rollouts)
-        self._inverse_beta = inverse_beta_of(self._guidance, root.value_logit)
-        strength = torch.as_tensor(self._guidance.strength, dtype=root.logits.dtype, device=device)
-        self._strength = strength.expand(problems)
-        self._is_guided = bool((self._strength > 0).any())
+        strength = torch.as_tensor(self._guidance.strength, dtype=root.logits.dtype, device=device).expand(problems)
+        tilt = tilt_of(inverse_beta_of(self._guidance, root.value_logit))
+        self._strength_and_tilt = torch.stack((strength, *tilt))[..., None]  # [4, P, 1], to be looked up at once
+        self._is_guided = bool((strength > 0).any())
+        self._capped: list[tuple[Tensor, Tensor]] = []  # of every step: [N] problems, [N] whether their guidance was
         self._widths = _widths(self._num_rollouts + 1, root.logits.shape[1], device)
-        self.num_capped = torch.zeros(problems, dtype=torch.int64, device=device)
         self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
         state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
@@ -158,50 +167,80 @@ class WithoutReplacement:
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         row = index + torch.arange(problems, device=device)[:, None]
         is_open = torch.isfinite(priority)
-        return _Beam(priority, zero, zero, state, index, row, is_open, is_open.flatten().nonzero()[:, 0])
+        each = torch.arange(problems, device=device)
+        return _Beam(priority, zero, zero, state, index, row, is_open, each * shape[1], each)
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        logq = self._log_proposal(beam, output.child_logit, logp) if self._is_guided else logp
+        logq = self._log_proposal(beam, output, logp) if self._is_guided else logp
         places, vocab_size = beam.places, logp.shape[-1]
         perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size, logp.dtype).add_(logq)
         phi, bound = torch.take(beam.log_q, places)[:, None], torch.take(beam.priority, places)[:, None]
         num_problems, num_columns = beam.row.shape
         for width in self._widths:
             best, token = perturbed.topk(width)
-            best = best.double() + phi
+            best = best.double().add_(phi)
             best = truncated_gumbel(best, best[:, :1], bound)
-            pool = best.new_full((beam.row.numel(), width), -torch.inf)
-            pool[:, 0] = beam.priority.flatten()  # leaves compete with what they are
+            if width == self._widths[0] and self._keeps_rows(beam, best[:, 1:2]):
+                return self._carry_on(beam, token[:, :1], logp, logq)
+            pool = pad(beam.priority.view(-1, 1), (0, width - 1), value=-torch.inf)  # leaves compete as they are
             pool.index_copy_(0, places, best)
             priority, place = pool.view(num_problems, -1).topk(min(num_columns + 1, num_columns * width))
-            least = torch.take(priority[:, -1], places // num_columns)
+            least = torch.take(priority[:, -1], beam.problem)
             if width == self._widths[-1] or not bool((best[:, -1] > least).any()):
                 break  # else a prefix has so many children among the best that there may be more of them
         if priority.shape[1] > num_columns:
             self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
-        priority, place = priority[:, :num_columns], place[:, :num_columns]
+        priority, place = priority[:, :num_columns].contiguous(), place[:, :num_columns]
 
         parent = place.div(width, rounding_mode="floor")
         row = beam.row.gather(1, parent)
         is_extended = beam.is_open.gather(1, parent) & (priority > -torch.inf)
-        chosen = torch.take(token, row * width + place % width).where(is_extended, _NO_TOKEN)
-        at = row * vocab_size + chosen.clamp(min=0)  # in the flattened output
+        chosen = torch.take(token, torch.add(place % width, row, alpha=width))
+        at = torch.add(chosen, row, alpha=vocab_size)  # in the flattened output
         step_logp = torch.take(logp, at).double().where(is_extended, 0.0)
         step_logq = torch.take(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
-        return _Choice(parent, chosen, priority, step_logp, step_logq)
+        return _Choice(parent, is_extended, chosen.where(is_extended, _NO_TOKEN), priority, step_logp, step_logq)
 
-    def _log_proposal(self, beam: _Beam, child_logit: Tensor, logp: Tensor) -> Tensor:
-        problem = beam.places // beam.row.shape[1]
-        child_h = child_heuristic(child_logit, torch.take(self._inverse_beta, problem)[:, None])
-        log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)
-        strength = torch.take(self._strength, problem)
+    def _keeps_rows(self, beam: _Beam, seconds: Tensor) -> bool:
+        """Whether every prefix goes on with its best child, which has its G, and `seconds` [N, 1] are left out.
+
+        So it is at most steps: where the policy hardly doubts, second children are far behind.
+        """
+        least = torch.take(beam.priority.amin(1), beam.problem)[:, None]
+        if bool((seconds > least).any()):
+            return False
+        if seconds.numel() > 0:
+            self._kappa.scatter_reduce_(0, beam.problem, seconds[:, 0], "amax")
+        return True
+
+    def _carry_on(self, beam: _Beam, best: Tensor, logp: Tensor, logq: Tensor) -> _Choice:
+        step_logp = _at_places(logp.gather(1, best)[:, 0].double(), beam, 0.0)
+        step_logq = _at_places(logq.gather(1, best)[:, 0].double(), beam, 0.0) if self._is_guided else step_logp
+        token = _at_places(best[:, 0], beam, _NO_TOKEN)
+        return _Choice(None, beam.is_open, token, beam.priority, step_logp, step_logq)
+
+    def _log_proposal(self, beam: _Beam, output: StepOutput, logp: Tensor) -> Tensor:
+        strength, *tilt = self._strength_and_tilt.index_select(1, beam.problem)  # [N, 1] each
+        log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)[:, None]
+        child_h = child_heuristic(output.child_logit(), Tilt(*tilt))
         proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
-        self.num_capped.index_add_(0, problem, (proposal.tau < strength).long())
+        self._capped.append((beam.problem, proposal.tau < strength))
         return proposal.logq
+
+    def count_capped(self) -> Tensor:
+        count = torch.zeros_like(self._kappa, dtype=torch.int64)
+        for problem, is_capped in self._capped:
+            count.index_add_(0, problem, is_capped[:, 0].long())
+        return count
 
     def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
         weight = torch.exp(beam.log_pi - log_inclusion(beam.log_q, self._kappa[:, None]))
         return self._kappa, torch.where(torch.isneginf(beam.priority), 0.0, weight)
+
+
+def _at_places(values: Tensor, beam: _Beam, elsewhere: float) -> Tensor:
+    """[P, K] of values [N] of the open rows, and one number at the others."""
+    return values.new_full(beam.row.shape, elsewhere).flatten().index_copy_(0, beam.places, values).view_as(beam.row)
 
 
 def _widths(num_needed: int, vocab_size: int, device: torch.device) -> list[int]:
@@ -230,10 +269,11 @@ def lock_step(
     token_hash = hash_token(torch.arange(output.logits.shape[-1], device=output.logits.device))
     history: list[_Step] = []
     one = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
-    num_open, num_forked = [one], [torch.zeros_like(one)]
+    none = torch.zeros_like(one)
+    num_open, num_forked = [one], [none]
     for depth in range(1, max_search_depth + 1):
         choice = chooser.choose(beam, output, log_policy(output))
-        row = beam.row.gather(1, choice.parent)
+        row = _carried(beam.row, choice.parent)
         history.append(
             _Step(
                 choice.parent,
@@ -241,7 +281,7 @@ def lock_step(
                 choice.logp,
                 choice.logq,
                 torch.take(output.value_logit, row),
-                output.child_logit[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
+                output.child_logit()[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
                 choice.priority,
             )
         )
@@ -249,16 +289,15 @@ def lock_step(
         places = beam.places
         if len(places) == 0:
             break
-        source = beam.slot
-        slot, forked = _assign_slots(source, beam.is_open)
-        beam = replace(beam, slot=slot)
-        base = places // num_rollouts * num_rollouts
-        output = decoder.step(
-            tokens=torch.take(choice.token, places),
-            source=base + torch.take(source, places),
-            length=torch.full_like(places, depth - 1),
-            target=base + torch.take(beam.slot, places),
-        )
+        base = beam.problem * num_rollouts
+        source = target = base + torch.take(beam.slot, places)
+        forked = none
+        if choice.parent is not None:
+            slot, forked = _assign_slots(beam.slot, beam.is_open)
+            beam = replace(beam, slot=slot)
+            target = base + torch.take(slot, places)
+        length = torch.full_like(places, depth - 1)
+        output = decoder.step(torch.take(choice.token, places), source, length, target)
         beam.row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
         num_open.append(beam.is_open.sum(1))
         num_forked.append(forked)
@@ -271,7 +310,7 @@ def lock_step(
         max_open=opened.amax(0),
         num_open_final=beam.is_open.sum(1),
         num_pruned=torch.zeros_like(expanded),
-        num_capped=chooser.num_capped,
+        num_capped=chooser.count_capped(),
     )
     if trace is not None:
         trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_id))
@@ -280,19 +319,26 @@ def lock_step(
 
 def _extend(beam: _Beam, choice: _Choice, token_hash: Tensor, eos_id: int, is_last: bool) -> _Beam:
     """The beam after each row took its token; a depth-limited row is closed as a leaf."""
-    is_extended = choice.token != _NO_TOKEN
-    state = beam.state.gather(1, choice.parent)
+    is_extended, parent = choice.is_extended, choice.parent
+    state = _carried(beam.state, parent)
     is_open = is_extended & (choice.token != eos_id) & (not is_last)
+    places = is_open.flatten().nonzero()[:, 0]
     return _Beam(
         priority=choice.priority,
-        log_q=beam.log_q.gather(1, choice.parent).add_(choice.logq),
-        log_pi=beam.log_pi.gather(1, choice.parent).add_(choice.logp),
+        log_q=_carried(beam.log_q, parent) + choice.logq,
+        log_pi=_carried(beam.log_pi, parent) + choice.logp,
         state=torch.where(is_extended, mix64(state ^ torch.take(token_hash, choice.token)), state),
-        slot=beam.slot.gather(1, choice.parent),
+        slot=_carried(beam.slot, parent),
         row=torch.zeros_like(beam.row),
         is_open=is_open,
-        places=is_open.flatten().nonzero()[:, 0],
+        places=places,
+        problem=places.div(is_open.shape[1], rounding_mode="floor"),
     )
+
+
+def _carried(x: Tensor, parent: Tensor | None) -> Tensor:
+    """What each row's parent has; [P, K]."""
+    return x if parent is None else x.gather(1, parent)
 
 
 def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,7 +366,7 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
     columns: list[list[Tensor]] = []
     for step in reversed(history):
         columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
-        row = step.parent.gather(1, row)
+        row = row if step.parent is None else step.parent.gather(1, row)
     tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != _NO_TOKEN
     tokens = torch.where(is_token, tokens, eos_id)
@@ -345,8 +391,8 @@ def _trace(
     history: list[_Step], root_priority: Tensor, root_logit: Tensor, guidance: Guidance, eos_id: int
 ) -> list[TraceNode]:
     """The kept prefixes of every problem as nodes, parents before children."""
-    inverse_beta = inverse_beta_of(guidance, root_logit)
-    root_h = soft_value(root_logit, inverse_beta)
+    tilt = tilt_of(inverse_beta_of(guidance, root_logit))
+    root_h = soft_value(root_logit, tilt)
     nodes: list[TraceNode] = []
     for problem in range(len(root_logit)):
         h = float(root_h[problem])
@@ -355,9 +401,10 @@ def _trace(
         at_row = [nodes[-1]] * history[0].token.shape[1]
         num_nodes = 1
         for depth, step in enumerate(history, start=1):
-            child_h = soft_value(step.child_logit[problem], inverse_beta[problem])
+            child_h = soft_value(step.child_logit[problem], Tilt(*(x[problem] for x in tilt)))
             next_row = []
-            for k, parent in enumerate(at_row[j] for j in step.parent[problem].tolist()):
+            parents = range(len(at_row)) if step.parent is None else step.parent[problem].tolist()
+            for k, parent in enumerate(at_row[j] for j in parents):
                 token = int(step.token[problem, k])
                 if token == _NO_TOKEN:
                     next_row.append(parent)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Rollouts
-from tinyzero_astar.rollout.heuristic import soft_value
+from tinyzero_astar.rollout.heuristic import soft_value, tilt_of
 
 NUM_BINS = 10
 _EPS = 1e-6  # of the logit of a recorded probability
@@ -100,7 +100,7 @@ def admissibility(rollouts: Rollouts, accuracy: Tensor, weight: Tensor, inverse_
     to_go = rollouts.logp.flip(-1).cumsum(-1).flip(-1)  # log pi of the rest, from before each token
     found = to_go + (accuracy * inverse_beta[:, None])[..., None]
     probability = rollouts.value.clamp(_EPS, 1 - _EPS)
-    h = soft_value(torch.logit(probability), inverse_beta[:, None, None])
+    h = soft_value(torch.logit(probability), tilt_of(inverse_beta[:, None, None]))
     mass = weight[..., None] * rollouts.is_token
     total = mass.sum().clamp(min=1e-12)
     gap = h - found

@@ -19,11 +19,12 @@ CHILD_RANK = 64
 _PRIOR_LOGIT = -4.0  # a base model rarely succeeds: start from p = 0.02 rather than 0.5
 
 
-class ValueLogits(NamedTuple):
-    """Logits at prefixes; the shape is that of the prefixes, [..., V] for `child`."""
+class Values(NamedTuple):
+    """What the value model says of prefixes [...]."""
 
-    accuracy: Tensor
-    format: Tensor
+    accuracy: Tensor  # [...] logit
+    format: Tensor  # [...] logit
+    features: Tensor  # [..., CHILD_RANK] what `child_logits` needs to know of them
 
 
 class ValueModel(nn.Module):
@@ -37,31 +38,25 @@ class ValueModel(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
-        self.trunk = nn.Linear(input_size, hidden_size)
+        self.trunk = nn.Linear(input_size, hidden_size + CHILD_RANK)  # for both heads by one product
         self.output = nn.Linear(hidden_size, 2)
-        self.down = nn.Linear(input_size, CHILD_RANK)
         self.up = nn.Embedding(vocab_size, CHILD_RANK)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.up.weight)
         with torch.no_grad():
             self.output.bias.copy_(torch.tensor([_PRIOR_LOGIT, 0.0]))
 
-    def forward(self, hidden: Tensor) -> ValueLogits:
+    def forward(self, hidden: Tensor) -> Values:
         """Logits of both rewards' probabilities, for hidden states [..., D]."""
-        logits = self.output(silu(self.trunk(self._detached(hidden))))
-        return ValueLogits(logits[..., 0], logits[..., 1])
+        trunk = silu(self.trunk(hidden.detach().to(self.trunk.weight.dtype)))
+        accuracy, form = self.output(trunk[..., :-CHILD_RANK]).unbind(-1)
+        return Values(accuracy, form, trunk[..., -CHILD_RANK:])
 
-    def child_logits(self, hidden: Tensor, accuracy: Tensor) -> Tensor:
-        """Accuracy logits of every child, [..., V], given those of the prefixes, [...]."""
-        features = silu(self.down(self._detached(hidden)))
-        child = torch.addmm(accuracy.flatten()[:, None], features.flatten(0, -2), self.up.weight.T)
-        return child.view(*accuracy.shape, -1)
+    def child_logits(self, features: Tensor, accuracy: Tensor) -> Tensor:
+        """Accuracy logits of every child, [N, V], given what `forward` says of the prefixes [N]."""
+        return torch.addmm(accuracy[:, None], features, self.up.weight.T)
 
-    def child_logit_of(self, hidden: Tensor, accuracy: Tensor, token: Tensor) -> Tensor:
+    def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor) -> Tensor:
         """Accuracy logits of one child each, [...], without scoring the whole vocabulary."""
-        features = silu(self.down(self._detached(hidden)))
         child: Tensor = accuracy + (features * self.up(token)).sum(-1)
         return child
-
-    def _detached(self, hidden: Tensor) -> Tensor:
-        return hidden.detach().to(self.trunk.weight.dtype)
