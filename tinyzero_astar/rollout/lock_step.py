@@ -158,7 +158,7 @@ class WithoutReplacement:
         self._strength_and_tilt = torch.stack((strength, *tilt))[..., None]  # [4, P, 1], to be looked up at once
         self._is_guided = bool((strength > 0).any())
         self._capped: list[tuple[Tensor, Tensor]] = []  # of every step: [N] problems, [N] whether their guidance was
-        self._widths = _widths(self._num_rollouts + 1, root.logits.shape[1], device)
+        self._widths = _widths(self._num_rollouts, root.logits.shape[1], device)
         self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
         state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
@@ -171,53 +171,51 @@ class WithoutReplacement:
         return _Beam(priority, zero, zero, state, index, row, is_open, each * shape[1], each)
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
+        """The best child of a prefix has its G, so it takes its place, unless others' second children push it out.
+
+        They rarely do: where the policy hardly doubts they are far behind. Only where one is among the K best are further
+        children looked at, and only its prefix's.
+        """
         logq = self._log_proposal(beam, output, logp) if self._is_guided else logp
-        places, vocab_size = beam.places, logp.shape[-1]
-        perturbed = gumbel_noise(torch.take(beam.state, places), vocab_size, logp.dtype).add_(logq)
-        phi, bound = torch.take(beam.log_q, places)[:, None], torch.take(beam.priority, places)[:, None]
+        places, problem = beam.places, beam.problem
+        perturbed = gumbel_noise(torch.take(beam.state, places), logp.shape[-1], logp.dtype).add_(logq)
+        phi, bound = torch.take(beam.log_q, places), torch.take(beam.priority, places)
+        best, token = perturbed.max(-1)
+        others = perturbed.scatter_(1, token[:, None], -torch.inf)
+        best = best.double().add_(phi)
+        second = truncated_gumbel(others.amax(-1).double().add_(phi), best, bound)
+        is_close = second > torch.take(beam.priority.amin(1), problem)
+        close = is_close.nonzero()[:, 0]
+        self._kappa.scatter_reduce_(0, problem, second.masked_fill_(is_close, -torch.inf), "amax")
+        tokens = _at_places(token, beam, _NO_TOKEN)
+        if len(close) == 0:
+            at = torch.arange(0, logp.numel(), logp.shape[1], device=token.device).add_(token)
+            step_logp = _at_places(torch.take(logp, at).double(), beam, 0.0)
+            step_logq = _at_places(torch.take(logq, at).double(), beam, 0.0) if self._is_guided else step_logp
+            return _Choice(None, beam.is_open, tokens, beam.priority, step_logp, step_logq)
+
         num_problems, num_columns = beam.row.shape
+        others, phi, best, bound, places, problem = (x[close] for x in (others, phi, best, bound, places, problem))
         for width in self._widths:
-            best, token = perturbed.topk(width)
-            best = best.double().add_(phi)
-            best = truncated_gumbel(best, best[:, :1], bound)
-            if width == self._widths[0] and self._keeps_rows(beam, best[:, 1:2]):
-                return self._carry_on(beam, token[:, :1], logp, logq)
-            pool = pad(beam.priority.view(-1, 1), (0, width - 1), value=-torch.inf)  # leaves compete as they are
-            pool.index_copy_(0, places, best)
-            priority, place = pool.view(num_problems, -1).topk(min(num_columns + 1, num_columns * width))
-            least = torch.take(priority[:, -1], beam.problem)
-            if width == self._widths[-1] or not bool((best[:, -1] > least).any()):
+            more, further = others.topk(width)
+            more = truncated_gumbel(more.double().add_(phi[:, None]), best[:, None], bound[:, None])
+            pool = pad(beam.priority.view(-1, 1), (0, width), value=-torch.inf)  # best children, and leaves as they are
+            pool[:, 1:].index_copy_(0, places, more)
+            priority, place = pool.view(num_problems, -1).topk(num_columns + 1)
+            if width == self._widths[-1] or not bool((more[:, -1] > torch.take(priority[:, -1], problem)).any()):
                 break  # else a prefix has so many children among the best that there may be more of them
-        if priority.shape[1] > num_columns:
-            self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
+        self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
         priority, place = priority[:, :num_columns].contiguous(), place[:, :num_columns]
 
-        parent = place.div(width, rounding_mode="floor")
-        row = beam.row.gather(1, parent)
-        is_extended = beam.is_open.gather(1, parent) & (priority > -torch.inf)
-        chosen = torch.take(token, torch.add(place % width, row, alpha=width))
-        at = torch.add(chosen, row, alpha=vocab_size)  # in the flattened output
+        children = pad(tokens.view(-1, 1), (0, width), value=_NO_TOKEN)
+        children[:, 1:].index_copy_(0, places, further)
+        chosen = children.view(num_problems, -1).gather(1, place)
+        parent = place.div(width + 1, rounding_mode="floor")
+        is_extended = (chosen != _NO_TOKEN) & (priority > -torch.inf)
+        at = torch.add(chosen, beam.row.gather(1, parent), alpha=logp.shape[1]).clamp_(min=0)
         step_logp = torch.take(logp, at).double().where(is_extended, 0.0)
         step_logq = torch.take(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
         return _Choice(parent, is_extended, chosen.where(is_extended, _NO_TOKEN), priority, step_logp, step_logq)
-
-    def _keeps_rows(self, beam: _Beam, seconds: Tensor) -> bool:
-        """Whether every prefix goes on with its best child, which has its G, and `seconds` [N, 1] are left out.
-
-        So it is at most steps: where the policy hardly doubts, second children are far behind.
-        """
-        least = torch.take(beam.priority.amin(1), beam.problem)[:, None]
-        if bool((seconds > least).any()):
-            return False
-        if seconds.numel() > 0:
-            self._kappa.scatter_reduce_(0, beam.problem, seconds[:, 0], "amax")
-        return True
-
-    def _carry_on(self, beam: _Beam, best: Tensor, logp: Tensor, logq: Tensor) -> _Choice:
-        step_logp = _at_places(logp.gather(1, best)[:, 0].double(), beam, 0.0)
-        step_logq = _at_places(logq.gather(1, best)[:, 0].double(), beam, 0.0) if self._is_guided else step_logp
-        token = _at_places(best[:, 0], beam, _NO_TOKEN)
-        return _Choice(None, beam.is_open, token, beam.priority, step_logp, step_logq)
 
     def _log_proposal(self, beam: _Beam, output: StepOutput, logp: Tensor) -> Tensor:
         strength, *tilt = self._strength_and_tilt.index_select(1, beam.problem)  # [N, 1] each
@@ -244,13 +242,12 @@ def _at_places(values: Tensor, beam: _Beam, elsewhere: float) -> Tensor:
 
 
 def _widths(num_needed: int, vocab_size: int, device: torch.device) -> list[int]:
-    """How many children of each prefix to look at: at last as many as can matter, on a CPU first as many as are cheap.
+    """How many further children of a prefix to look at: at last as many as can matter, on a CPU first what is cheap.
 
-    `topk` sorts partially there as long as it looks for no more than one in 64, and is three times as fast. Two at
-    least, or one prefix could not tell the best one left out.
+    `topk` sorts partially there as long as it looks for no more than one in 64, and is several times as fast.
     """
     most, cheap = min(num_needed, vocab_size), vocab_size // 64
-    return [cheap, most] if device.type == "cpu" and 2 <= cheap < most else [most]
+    return [cheap, most] if device.type == "cpu" and 0 < cheap < most else [most]
 
 
 def lock_step(
