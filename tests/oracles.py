@@ -225,6 +225,8 @@ def twisted_leaf_law(
         p = 1 / (1 + math.exp(-x)) if x > -700 else 0.0
         return math.log1p(p * math.expm1(inverse_beta))
 
+    lowest = min(inverse_beta, 0.0)  # h of certain failure, or of certain success where failures are looked for
+
     law: dict[Prefix, tuple[float, float]] = {}
 
     def visit(prefix: Prefix, log_pi: float, log_q: float) -> None:
@@ -237,7 +239,7 @@ def twisted_leaf_law(
             return math.log(sum(math.exp(lp + tau * x) for lp, x in zip(logp, child_h, strict=True)))
 
         tau = strength
-        worst = log_norm(strength) - strength * min(child_h)
+        worst = log_norm(strength) - strength * lowest
         if cap is not None and worst > 0:
             tau = strength * min(1.0, max(0.0, math.log(cap) - (log_pi - log_q)) / worst)
         for a in range(table.num_tokens):

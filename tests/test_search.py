@@ -403,6 +403,7 @@ def test_a_vocabulary_is_looked_at_in_part_only_where_that_is_exact_and_cheap():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert lock_step._widths(9, 320, cpu) == [5, 9]
     assert lock_step._widths(9, 320, gpu) == [9]
-    assert lock_step._widths(9, 127, cpu) == [9]  # one child alone could not tell who was left out
+    assert lock_step._widths(9, 127, cpu) == [1, 9]
     assert lock_step._widths(9, 151_936, cpu) == [9]
+    assert lock_step._widths(9, 63, cpu) == [9]
     assert lock_step._widths(9, 4, cpu) == [4]

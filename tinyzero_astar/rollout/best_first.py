@@ -21,10 +21,10 @@ from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
 from tinyzero_astar.rollout.heuristic import (
     Guidance,
     Tilt,
-    child_heuristic,
     f_score,
     inverse_beta_of,
     log_policy,
+    rise_of_children,
     soft_value,
     tilt_of,
 )
@@ -100,7 +100,7 @@ class _Search:
         self._record(problem, output, popped)
         logp = log_policy(output).double()
         tilt = Tilt(*(x[problem, None] for x in self.tilt))
-        h = child_heuristic(output.child_logit().double(), tilt)
+        h = rise_of_children(output, tilt).double().add_(tilt.floor)
         g = popped.g[:, None] + logp
         f = f_score(g, h, self.strength[problem, None])
         f = torch.where(torch.isfinite(logp), f, -torch.inf)

@@ -45,7 +45,7 @@ class Tilt(NamedTuple):
 
     sign: Tensor
     gain: Tensor  # expm1(|1/beta|)
-    shift: Tensor  # the smallest value of h, min(1/beta, 0)
+    floor: Tensor  # the smallest value of h, min(1/beta, 0)
 
 
 def tilt_of(inverse_beta: Tensor) -> Tilt:
@@ -54,12 +54,16 @@ def tilt_of(inverse_beta: Tensor) -> Tilt:
 
 
 def soft_value(success_logit: Tensor, tilt: Tilt) -> Tensor:
-    """h(s) = log E[e^(R/beta)] = log1p(p expm1(1/beta)) for R in {0, 1}; eq. 3.
+    """h(s) = log E[e^(R/beta)] = log1p(p expm1(1/beta)) for R in {0, 1}; eq. 3."""
+    return rise(success_logit, tilt).add_(tilt.floor)
 
-    For 1/beta < 0 as 1/beta + log1p((1 - p) expm1(-1/beta)), the same without cancellation. Computed from the logit of
-    p, of which 1 - p is the sigmoid of the negative.
+
+def rise(success_logit: Tensor, tilt: Tilt) -> Tensor:
+    """h(s) above its floor, >= 0: log1p(p expm1(1/beta)), or log1p((1 - p) expm1(-1/beta)) for 1/beta < 0.
+
+    Computed from the logit of p, of which 1 - p is the sigmoid of the negative: nothing cancels.
     """
-    return torch.mul(success_logit, tilt.sign).sigmoid_().mul_(tilt.gain).log1p_().add_(tilt.shift)
+    return torch.mul(success_logit, tilt.sign).sigmoid_().mul_(tilt.gain).log1p_()
 
 
 def f_score(g: Tensor, h: Tensor, strength: Tensor | float = 1.0) -> Tensor:
@@ -86,7 +90,7 @@ class Proposal(NamedTuple):
     tau: Tensor  # [N, 1] the strength that the budget allowed
 
 
-def propose(logp: Tensor, child_h: Tensor, log_weight: Tensor, strength: Tensor, cap: float | None) -> Proposal:
+def propose(logp: Tensor, child_rise: Tensor, log_weight: Tensor, strength: Tensor, cap: float | None) -> Proposal:
     """The policy twisted by the heuristic, q(a|s) ~ exp f(sa); eqs. 5 and 9.
 
     With a cap c, tau is a share of the strength with which no token pushes the running weight pi/q above c. It depends
@@ -94,17 +98,16 @@ def propose(logp: Tensor, child_h: Tensor, log_weight: Tensor, strength: Tensor,
 
     Args:
         logp: [N, V] log pi(a|s).
-        child_h: [N, V] h(sa), finite also at impossible tokens, where it counts for the cap alone.
+        child_rise: [N, V] h(sa) above its floor; a constant per prefix cancels in q.
         log_weight: [N, 1] log of the running weight pi/q of the prefix.
         strength: [N, 1] upper end of tau.
         cap: c > 1 or None.
     """
     tau = strength
     if cap is not None:
-        norm = f_score(logp, child_h, strength).exp_().sum(-1, keepdim=True).log_()
-        worst = norm - strength * child_h.amin(-1, keepdim=True)  # max over a of log pi - log q at full strength
+        worst = f_score(logp, child_rise, strength).exp_().sum(-1, keepdim=True).log_()
         tau = strength * ((math.log(cap) - log_weight) / worst.clamp(min=_TINY)).clamp(0.0, 1.0)
-    return Proposal(torch.log_softmax(f_score(logp, child_h, tau), -1), tau)
+    return Proposal(torch.log_softmax(f_score(logp, child_rise, tau), -1), tau)
 
 
 def log_policy(output: StepOutput) -> Tensor:
@@ -123,13 +126,13 @@ def log_policy(output: StepOutput) -> Tensor:
     return logp
 
 
-def child_heuristic(child_logit: Tensor, tilt: Tilt) -> Tensor:
-    """h(sa) of every child, [N, V]; see `soft_value`.
+def rise_of_children(output: StepOutput, tilt: Tilt) -> Tensor:
+    """h(sa) above its floor of every child, [N, V]; see `rise`.
 
     Raises:
         FloatingPointError: a child's value is NaN or infinite.
     """
-    h = soft_value(child_logit, tilt)
+    h = rise(output.child_logit(), tilt)
     if not math.isfinite(float(h.sum())):
         raise FloatingPointError("the decoder returned a child's value that is NaN or infinite")
     return h

@@ -29,11 +29,11 @@ from tinyzero_astar.rollout.gumbel import (
 from tinyzero_astar.rollout.heuristic import (
     Guidance,
     Tilt,
-    child_heuristic,
     f_score,
     inverse_beta_of,
     log_policy,
     propose,
+    rise_of_children,
     soft_value,
     tilt_of,
 )
@@ -171,10 +171,10 @@ class WithoutReplacement:
         return _Beam(priority, zero, zero, state, index, row, is_open, each * shape[1], each)
 
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        """The best child of a prefix has its G, so it takes its place, unless others' second children push it out.
+        """The best child of a prefix has its G and takes its place, unless others' second children push it out.
 
-        They rarely do: where the policy hardly doubts they are far behind. Only where one is among the K best are further
-        children looked at, and only its prefix's.
+        They rarely do: where the policy hardly doubts they are far behind. Only where one is better than the worst of the
+        K rows are further children looked at, and only those of its prefix.
         """
         logq = self._log_proposal(beam, output, logp) if self._is_guided else logp
         places, problem = beam.places, beam.problem
@@ -220,8 +220,8 @@ class WithoutReplacement:
     def _log_proposal(self, beam: _Beam, output: StepOutput, logp: Tensor) -> Tensor:
         strength, *tilt = self._strength_and_tilt.index_select(1, beam.problem)  # [N, 1] each
         log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)[:, None]
-        child_h = child_heuristic(output.child_logit(), Tilt(*tilt))
-        proposal = propose(logp, child_h, log_weight, strength, self._guidance.cap)
+        child_rise = rise_of_children(output, Tilt(*tilt))
+        proposal = propose(logp, child_rise, log_weight, strength, self._guidance.cap)
         self._capped.append((beam.problem, proposal.tau < strength))
         return proposal.logq
 
