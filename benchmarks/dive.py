@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
 from tinyzero_astar.rollout.gumbel import fold, gumbel_noise, log_inclusion, mix64, root_gumbel
-from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of, log_policy, propose, rise_of_children, tilt_of
+from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of, log_policy, propose, rise, tilt_of
 
 
 @dataclass
@@ -84,7 +84,7 @@ class _Dives:
         logp = log_policy(output)
         rows = logp[:, None]
         if self.is_guided:
-            child_rise = rise_of_children(output, tilt_of(self.inverse_beta[problem, None]))
+            child_rise = rise(output.child_logit(), tilt_of(self.inverse_beta[problem, None]))
             log_weight = (dive.log_pi - dive.log_q)[problem, None].to(logp.dtype)
             strength = self.strength[problem, None]
             proposal = propose(logp, child_rise, log_weight, strength, self.cap)

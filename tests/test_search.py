@@ -248,10 +248,13 @@ def test_problems_together_equal_one_by_one(mode):
     for i in range(5):
         alone = astar_rollouts(decoder, [[i]], seeds=seeds[i : i + 1], **options)
         assert leaves_of(alone, 0) == leaves_of(together, i)
-        assert alone.priority[0].tolist() == together.priority[i].tolist()
-        assert alone.kappa[0] == together.kappa[i]
         width = alone.tokens.shape[-1]
-        assert alone.logq[0].tolist() == together.logq[i, :, :width].tolist()
+        for one, other in (
+            (alone.priority[0], together.priority[i]),
+            (alone.kappa[0], together.kappa[i]),
+            (alone.logq[0], together.logq[i, :, :width]),
+        ):  # but for the last digit, which depends on the shapes
+            torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-13)
         assert alone.stats.num_decoded_tokens[0] == together.stats.num_decoded_tokens[i]
 
 

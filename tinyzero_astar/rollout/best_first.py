@@ -24,7 +24,6 @@ from tinyzero_astar.rollout.heuristic import (
     f_score,
     inverse_beta_of,
     log_policy,
-    rise_of_children,
     soft_value,
     tilt_of,
 )
@@ -100,7 +99,9 @@ class _Search:
         self._record(problem, output, popped)
         logp = log_policy(output).double()
         tilt = Tilt(*(x[problem, None] for x in self.tilt))
-        h = rise_of_children(output, tilt).double().add_(tilt.floor)
+        h = soft_value(output.child_logit().double(), tilt)
+        if not bool(torch.isfinite(h).all()):
+            raise FloatingPointError("the decoder returned a child's value that is NaN")
         g = popped.g[:, None] + logp
         f = f_score(g, h, self.strength[problem, None])
         f = torch.where(torch.isfinite(logp), f, -torch.inf)

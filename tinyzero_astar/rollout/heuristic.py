@@ -16,6 +16,7 @@ from torch import Tensor
 from tinyzero_astar.interfaces import StepOutput
 
 _MAX_INVERSE_BETA = 50.0  # e^h is a float32
+_LOG2_E = math.log2(math.e)
 _TINY = 1e-30  # in place of 0 in a quotient; a float32
 
 
@@ -102,12 +103,26 @@ def propose(logp: Tensor, child_rise: Tensor, log_weight: Tensor, strength: Tens
         log_weight: [N, 1] log of the running weight pi/q of the prefix.
         strength: [N, 1] upper end of tau.
         cap: c > 1 or None.
+
+    Raises:
+        FloatingPointError: a child's value is NaN.
     """
-    tau = strength
-    if cap is not None:
-        worst = f_score(logp, child_rise, strength).exp_().sum(-1, keepdim=True).log_()
-        tau = strength * ((math.log(cap) - log_weight) / worst.clamp(min=_TINY)).clamp(0.0, 1.0)
-    return Proposal(torch.log_softmax(f_score(logp, child_rise, tau), -1), tau)
+    score = f_score(logp, child_rise, strength)
+    log_norm = _log_sum_exp(score)
+    limit = math.inf if cap is None else math.log(cap)
+    logq = score.sub_(log_norm)
+    if float((log_weight + log_norm).amax()) <= limit:
+        return Proposal(logq, strength)  # as at most steps
+    if not bool(torch.isfinite(log_norm).all()):
+        raise FloatingPointError("the decoder returned a child's value that is NaN")
+    tau = strength * ((limit - log_weight) / log_norm.clamp(min=_TINY)).clamp(0.0, 1.0)
+    held_back = torch.log_softmax(f_score(logp, child_rise, tau), -1)
+    return Proposal(torch.where(tau < strength, held_back, logq), tau)  # the others as if they were alone
+
+
+def _log_sum_exp(score: Tensor) -> Tensor:
+    """Of numbers whose exponentials are no trouble; [N, 1]. `exp2` is three times as fast as `exp` on a CPU."""
+    return (score * _LOG2_E).exp2_().sum(-1, keepdim=True).log_()
 
 
 def log_policy(output: StepOutput) -> Tensor:
@@ -124,15 +139,3 @@ def log_policy(output: StepOutput) -> Tensor:
         if not bool(torch.isfinite(output.value_logit).all()):
             raise FloatingPointError("the decoder returned a value that is NaN or infinite")
     return logp
-
-
-def rise_of_children(output: StepOutput, tilt: Tilt) -> Tensor:
-    """h(sa) above its floor of every child, [N, V]; see `rise`.
-
-    Raises:
-        FloatingPointError: a child's value is NaN or infinite.
-    """
-    h = rise(output.child_logit(), tilt)
-    if not math.isfinite(float(h.sum())):
-        raise FloatingPointError("the decoder returned a child's value that is NaN or infinite")
-    return h

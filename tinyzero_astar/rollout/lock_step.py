@@ -33,7 +33,7 @@ from tinyzero_astar.rollout.heuristic import (
     inverse_beta_of,
     log_policy,
     propose,
-    rise_of_children,
+    rise,
     soft_value,
     tilt_of,
 )
@@ -173,8 +173,8 @@ class WithoutReplacement:
     def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
         """The best child of a prefix has its G and takes its place, unless others' second children push it out.
 
-        They rarely do: where the policy hardly doubts they are far behind. Only where one is better than the worst of the
-        K rows are further children looked at, and only those of its prefix.
+        They rarely do: where the policy hardly doubts they are far behind. Only where one is better than the worst of
+        the K rows are further children looked at, and only those of its prefix.
         """
         logq = self._log_proposal(beam, output, logp) if self._is_guided else logp
         places, problem = beam.places, beam.problem
@@ -220,9 +220,10 @@ class WithoutReplacement:
     def _log_proposal(self, beam: _Beam, output: StepOutput, logp: Tensor) -> Tensor:
         strength, *tilt = self._strength_and_tilt.index_select(1, beam.problem)  # [N, 1] each
         log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)[:, None]
-        child_rise = rise_of_children(output, Tilt(*tilt))
+        child_rise = rise(output.child_logit(), Tilt(*tilt))
         proposal = propose(logp, child_rise, log_weight, strength, self._guidance.cap)
-        self._capped.append((beam.problem, proposal.tau < strength))
+        if proposal.tau is not strength:
+            self._capped.append((beam.problem, proposal.tau < strength))
         return proposal.logq
 
     def count_capped(self) -> Tensor:
