@@ -195,7 +195,9 @@ class WithoutReplacement:
             return _Choice(None, beam.is_open, tokens, beam.priority, step_logp, step_logq)
 
         num_problems, num_columns = beam.row.shape
-        others, phi, best, bound, places, problem = (x[close] for x in (others, phi, best, bound, places, problem))
+        others, phi, best, bound, places, problem = (
+            x.index_select(0, close) for x in (others, phi, best, bound, places, problem)
+        )
         for width in self._widths:
             more, further = others.topk(width)
             more = truncated_gumbel(more.double().add_(phi[:, None]), best[:, None], bound[:, None])
@@ -349,10 +351,10 @@ def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The slots [P, K], distinct over a problem's open rows, and the number of forks [P].
     """
-    same = (source[:, :, None] == source[:, None, :]) & is_open[:, None, :]
-    is_fork = same.tril(-1).any(2) & is_open
-    num_owners = torch.zeros_like(source).scatter_add_(1, source, is_open.long())
-    free = num_owners.argsort(dim=1, stable=True)  # free slots first, in order
+    row, none = torch.arange(source.shape[1], device=source.device), source.shape[1]
+    first = torch.full_like(source, none).scatter_reduce_(1, source, torch.where(is_open, row, none), "amin")
+    is_fork = (first.gather(1, source) != row) & is_open
+    free = first.argsort(dim=1, descending=True, stable=True)  # slots without an open row first, in order
     rank = is_fork.cumsum(1).sub_(1).clamp_(min=0)
     return torch.where(is_fork, free.gather(1, rank), source), is_fork.sum(1)
 
