@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import itertools
 import math
 from collections import Counter
@@ -21,7 +22,7 @@ from tests.oracles import (
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.rollout import lock_step
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.gumbel import log_inclusion
+from tinyzero_astar.rollout.gumbel import log_inclusion, truncated_gumbel
 from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
 
 PLAIN = Guidance(strength=0.0)
@@ -297,6 +298,58 @@ def test_nan_and_impossible_rows_are_named(mode):
         search([table], decoder=decoder, mode=mode, num_rollouts=1, beam_width=2)
 
 
+@pytest.mark.parametrize("mode", ["gumbel", "best_first"])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_a_childs_value_that_is_nan_is_named(mode, cap):
+    class NanChild(TableDecoder):
+        def success_logit(self, table, prefix):
+            return math.nan if prefix == (1, 2) else super().success_logit(table, prefix)
+
+    decoder = NanChild([Table(3, 3, seed=0)])
+    options = {"decoder": decoder, "num_rollouts": 4, "beam_width": 5}
+    with pytest.raises(FloatingPointError, match="a child's value that is NaN"):
+        search(decoder.tables, mode=mode, guidance=Guidance(inverse_beta=2.0, cap=cap), **options)
+    search(decoder.tables, mode="sample", **options)  # looks at no child
+
+
+def test_only_guided_searches_ask_for_the_values_of_children():
+    class Counting(TableDecoder):
+        num_asked = 0
+
+        def _output(self, rows):
+            output = super()._output(rows)
+
+            def child_logit():
+                self.num_asked += 1
+                return output.child_logit()
+
+            return output._replace(child_logit=child_logit)
+
+    asked = []
+    for mode, guidance in (("sample", Guidance()), ("gumbel", PLAIN), ("gumbel", Guidance()), ("best_first", PLAIN)):
+        decoder = Counting([Table(3, 3, seed=0)])
+        search(decoder.tables, decoder=decoder, mode=mode, num_rollouts=3, beam_width=4, guidance=guidance)
+        asked.append(decoder.num_asked)
+    assert asked[:2] == [0, 0] and min(asked[2:]) > 1
+
+
+@pytest.mark.parametrize("lucky", [0.0, 30.0, 900.0])
+def test_truncated_gumbels_equal_their_plain_formula_in_many_digits(lucky):
+    """-log(e^-T - e^-Z + e^-G), with a bound as far above the maximum as improbable prefixes of lucky ones have it."""
+    with decimal.localcontext() as context:
+        context.prec, context.Emin = 900, -(10**6)
+        gumbel = torch.tensor([-1.5, -1.5 - 1e-9, -1.7, -4.0, -40.0, -300.0], dtype=torch.float64)
+        bound = gumbel[0] + lucky + 0.3
+        wanted = []
+        for g in gumbel.tolist():
+            t, z, g = (decimal.Decimal(x) for x in (bound.item(), gumbel[0].item(), g))
+            wanted.append(-float(((-t).exp() - (-z).exp() + (-g).exp()).ln()))
+    found = truncated_gumbel(gumbel, gumbel[:1], bound)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    assert found[0] == bound and (found[1:] < bound).all()
+    assert truncated_gumbel(torch.tensor(-math.inf), gumbel[0], bound) == -math.inf
+
+
 def test_arguments_are_checked():
     table = Table(2, 2, seed=0)
     with pytest.raises(ValueError, match=r"beam_width 4 must be at least num_rollouts \+ 1 = 5"):
@@ -305,6 +358,9 @@ def test_arguments_are_checked():
         astar_rollouts(TableDecoder([table]), [[0]], seeds=torch.zeros(1))
     with pytest.raises(ValueError, match=r"cap 0\.5"):
         Guidance(cap=0.5)
+    for inverse_beta in (51.0, -51.0, math.nan):
+        with pytest.raises(ValueError, match=r"^inverse_beta .* must lie in \+-50"):
+            Guidance(inverse_beta=inverse_beta)
 
 
 def test_leaves_too_improbable_for_a_double_have_finite_weights():

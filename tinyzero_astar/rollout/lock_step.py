@@ -108,6 +108,7 @@ class Sampling:
 
     def begin(self, root: StepOutput) -> _Beam:
         device, shape = root.logits.device, (len(self._seeds), self._num_rollouts)
+        self._none_capped = torch.zeros(shape[0], dtype=torch.int64, device=device)
         stream = torch.arange(self._num_rollouts, device=device)[None]
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -141,7 +142,7 @@ class Sampling:
         return kappa, torch.full_like(beam.log_pi, 1.0 / self._num_rollouts)
 
     def count_capped(self) -> Tensor:
-        return torch.zeros_like(self._seeds)
+        return self._none_capped
 
 
 class WithoutReplacement:
@@ -155,7 +156,8 @@ class WithoutReplacement:
         shape = (problems, self._num_rollouts)
         strength = torch.as_tensor(self._guidance.strength, dtype=root.logits.dtype, device=device).expand(problems)
         tilt = tilt_of(inverse_beta_of(self._guidance, root.value_logit))
-        self._strength_and_tilt = torch.stack((strength, *tilt))[..., None]  # [4, P, 1], to be looked up at once
+        rows = [x.to(strength.dtype) for x in (strength, *tilt)]
+        self._strength_and_tilt = torch.stack(rows)[..., None]  # [4, P, 1], to be looked up at once
         self._is_guided = bool((strength > 0).any())
         self._capped: list[tuple[Tensor, Tensor]] = []  # of every step: [N] problems, [N] whether their guidance was
         self._widths = _widths(self._num_rollouts, root.logits.shape[1], device)
