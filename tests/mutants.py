@@ -73,8 +73,8 @@ HEURISTIC = (
         "gain-sign",
         "the proposal prefers the worse children",
         "rollout/heuristic.py",
-        "torch.log_softmax(f_score(logp, child_rise, tau), -1)",
-        "torch.log_softmax(f_score(logp, -child_rise, tau), -1)",
+        "score = f_score(logp, child_rise, strength)",
+        "score = f_score(logp, -child_rise, strength)",
         ("test_search.py::test_gumbel_ordered_pairs_follow_plackett_luce[True]",),
     ),
     Mutant(
@@ -99,6 +99,14 @@ HEURISTIC = (
         "rollout/heuristic.py",
         "float((log_weight + log_norm).amax()) <= limit",
         "float(log_norm.amax()) <= limit",
+        ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
+    ),
+    Mutant(
+        "budget-forgets-held-back",
+        "the same where the guidance is held back",
+        "rollout/heuristic.py",
+        "(limit - log_weight) / log_norm",
+        "limit / log_norm",
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
     ),
     Mutant(

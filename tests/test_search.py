@@ -199,8 +199,9 @@ def test_balanced_tilt_with_exact_value_succeeds_half_the_time():
     assert moment_q / moment_pi == pytest.approx(4 * p * (1 - p), abs=1e-12)
 
 
+@pytest.mark.parametrize(("inverse_beta", "cap"), [(3.0, 2.0), (-3.0, 2.0), (0.3, 1.05)])  # at once, or by small steps
 @pytest.mark.parametrize("noise", [0.0, 1.0, 4.0])
-def test_budget_bounds_the_weight_of_every_leaf(noise):
+def test_budget_bounds_the_weight_of_every_leaf(noise, inverse_beta, cap):
     table = Table(3, 5, seed=13, success=0.1)
     decoder = TableDecoder([table], value_noise=noise)
     k = len(table.reward)
@@ -210,13 +211,16 @@ def test_budget_bounds_the_weight_of_every_leaf(noise):
         mode="gumbel",
         num_rollouts=k,
         beam_width=k + 1,
-        guidance=Guidance(inverse_beta=3.0, cap=2.0),
+        guidance=Guidance(inverse_beta=inverse_beta, cap=cap),
     )
     found = leaves_of(rollouts, 0)
     assert len(found) == k
     log_weight = (rollouts.logp - rollouts.logq).sum(-1)[0]
-    assert float(log_weight.max()) <= math.log(2.0) + 1e-9
-    law = twisted_leaf_law(table, decoder, 0, 3.0, 2.0)
+    assert float(log_weight.max()) <= math.log(cap) + 1e-9
+    promised = math.log1p(table.success_probability(()) * math.expm1(inverse_beta)) - min(inverse_beta, 0.0)
+    is_held_back = noise > 0 or promised > math.log(cap)  # an exact h needs no more than it promises at the root
+    assert (int(rollouts.stats.num_capped[0]) > 0) == is_held_back
+    law = twisted_leaf_law(table, decoder, 0, inverse_beta, cap)
     expected = [law[y][0] - law[y][1] for y in found]
     assert log_weight.tolist() == pytest.approx(expected, abs=1e-8)
 
