@@ -123,7 +123,7 @@ GUMBEL = (
     Mutant(
         "root-zero",
         "G of the root is 0 instead of a Gumbel number",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "root_gumbel(state[:, 0])",
         "0.0",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -131,7 +131,7 @@ GUMBEL = (
     Mutant(
         "kappa-kth",
         "kappa is the K-th largest G, not the (K+1)-th",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "torch.maximum(self._kappa, priority[:, num_columns])",
         "torch.maximum(self._kappa, priority[:, num_columns - 1])",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -139,7 +139,7 @@ GUMBEL = (
     Mutant(
         "kappa-last-step",
         "kappa forgets the prefixes left out at earlier steps",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "torch.maximum(self._kappa, priority[:, num_columns])",
         "priority[:, num_columns]",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -147,7 +147,7 @@ GUMBEL = (
     Mutant(
         "children-missed",
         "a prefix with many good children loses those that were not looked at first",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "not bool((more[:, -1] > torch.take(priority[:, -1], problem)).any())",
         "True",
         ("test_search.py::test_looking_at_few_children_first_changes_nothing",),
@@ -155,7 +155,7 @@ GUMBEL = (
     Mutant(
         "rows-always-kept",
         "second children never take the place of worse prefixes",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "is_close = second > torch.take(beam.priority.amin(1), problem)",
         "is_close = torch.take(beam.priority.amin(1), problem) == -torch.inf",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -163,7 +163,7 @@ GUMBEL = (
     Mutant(
         "kappa-while-kept",
         "kappa forgets second children that were left out while every prefix went on",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         'self._kappa.scatter_reduce_(0, problem, second.masked_fill_(is_close, -torch.inf), "amax")',
         "pass",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -171,7 +171,7 @@ GUMBEL = (
     Mutant(
         "kappa-of-the-chosen",
         "kappa takes second children that were chosen for left out",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "second.masked_fill_(is_close, -torch.inf)",
         "second",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -179,7 +179,7 @@ GUMBEL = (
     Mutant(
         "streams-share-a-slot",
         "the independent streams of a prompt are never given slots of their own",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "parent = torch.arange(self._num_rollouts, device=logp.device).expand_as(beam.row)",
         "parent = None",
         ("test_search.py::test_recorded_scores_belong_to_the_recorded_tokens[sample]",),
@@ -211,7 +211,7 @@ GUMBEL = (
     Mutant(
         "numerator-q",
         "the weights have q, not pi, in the numerator",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "torch.exp(beam.log_pi - log_inclusion(",
         "torch.exp(beam.log_q - log_inclusion(",
         ("test_search.py::test_weights_are_unbiased[noisy value]",),
@@ -227,7 +227,7 @@ GUMBEL = (
     Mutant(
         "noise-by-place",
         "the noise depends on the place in the batch, not on the seed",
-        "rollout/lock_step.py",
+        "rollout/choosers.py",
         "state = mix64(self._seeds.to(device))[:, None].repeat(",
         "state = mix64(torch.arange(problems, device=device))[:, None].repeat(",
         ("test_search.py::test_problems_together_equal_one_by_one[gumbel]",),

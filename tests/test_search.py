@@ -20,7 +20,7 @@ from tests.oracles import (
     twisted_leaf_law,
 )
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.rollout import lock_step
+from tinyzero_astar.rollout import choosers
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.gumbel import log_inclusion, truncated_gumbel
 from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
@@ -429,7 +429,7 @@ def test_looking_at_few_children_first_changes_nothing(num_rollouts, scale, monk
     prompts, seen = [[i] for i in range(12)], []
     for widths in ((3, num_rollouts + 1), (num_rollouts + 1,)):
         looked = []
-        monkeypatch.setattr(lock_step, "_widths", lambda *a, w=widths, k=looked: k.append(Widths(w)) or k[0])
+        monkeypatch.setattr(choosers, "_widths", lambda *a, w=widths, k=looked: k.append(Widths(w)) or k[0])
         rollouts = astar_rollouts(
             ManyTokens(scale),
             prompts,
@@ -464,9 +464,9 @@ class Widths(tuple):
 
 def test_a_vocabulary_is_looked_at_in_part_only_where_that_is_exact_and_cheap():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert lock_step._widths(9, 320, cpu) == [5, 9]
-    assert lock_step._widths(9, 320, gpu) == [9]
-    assert lock_step._widths(9, 127, cpu) == [1, 9]
-    assert lock_step._widths(9, 151_936, cpu) == [9]
-    assert lock_step._widths(9, 63, cpu) == [9]
-    assert lock_step._widths(9, 4, cpu) == [4]
+    assert choosers._widths(9, 320, cpu) == [5, 9]
+    assert choosers._widths(9, 320, gpu) == [9]
+    assert choosers._widths(9, 127, cpu) == [1, 9]
+    assert choosers._widths(9, 151_936, cpu) == [9]
+    assert choosers._widths(9, 63, cpu) == [9]
+    assert choosers._widths(9, 4, cpu) == [4]

@@ -26,7 +26,7 @@ from tests.oracles import (
 )
 from tinyzero_astar.interfaces import Batch, StepOutput
 from tinyzero_astar.model.model import TokenScores
-from tinyzero_astar.rollout import lock_step
+from tinyzero_astar.rollout import choosers
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import _THINNING_STREAM
 from tinyzero_astar.rollout.gumbel import fold, to_uniform
@@ -204,7 +204,7 @@ def test_a_root_without_noise_would_bias_the_weights(monkeypatch):
     table = Table(3, 3, seed=11, success=0.3)
     decoder = IndexedDecoder([table])
     right = gumbel(decoder, 50_000, 3, PLAIN)
-    monkeypatch.setattr(lock_step, "root_gumbel", lambda state: torch.zeros(state.shape, dtype=torch.float64))
+    monkeypatch.setattr(choosers, "root_gumbel", lambda state: torch.zeros(state.shape, dtype=torch.float64))
     wrong = gumbel(decoder, 50_000, 3, PLAIN)
     assert (right.tokens == wrong.tokens).all(), "the leaves do not depend on the root's number"
     for name, want in expectations(table).items():
@@ -561,7 +561,7 @@ def test_ties_neither_crash_nor_duplicate(mode, monkeypatch):
     def flat(state, num_tokens, dtype):
         return torch.zeros(len(state), num_tokens, dtype=dtype)
 
-    monkeypatch.setattr(lock_step, "gumbel_noise", flat)  # every sibling ties, at every prefix
+    monkeypatch.setattr(choosers, "gumbel_noise", flat)  # every sibling ties, at every prefix
     table = Table(3, 3, seed=0, peak=0.0, success=0.0)
     decoder = IndexedDecoder([table])
     for k in (1, 4, 20):

@@ -1,71 +1,24 @@
 """Search in lock step: K rows per problem, all at the same depth ("sample" and "gumbel").
 
-The two modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the
-next step keeps. In "gumbel" every prefix carries G, the maximum of the Gumbel-perturbed log q over its leaves,
-so the K best prefixes of each depth are all that the K best leaves need (Kool et al. 2019), and a prefix once
-left out never comes back: the largest such G is kappa, the threshold of the weights.
+The two modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the next step
+keeps (`rollout.choosers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
-from tinyzero_astar.rollout.gumbel import (
-    fold,
-    gumbel_noise,
-    hash_token,
-    log_inclusion,
-    mix64,
-    root_gumbel,
-    truncated_gumbel,
-)
-from tinyzero_astar.rollout.heuristic import (
-    Guidance,
-    Tilt,
-    f_score,
-    inverse_beta_of,
-    log_policy,
-    propose,
-    rise,
-    soft_value,
-    tilt_of,
-)
+from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, TraceNode
+from tinyzero_astar.rollout.choosers import NO_TOKEN, Beam, Choice, Chooser
+from tinyzero_astar.rollout.gumbel import hash_token, mix64
+from tinyzero_astar.rollout.heuristic import Guidance, Tilt, f_score, inverse_beta_of, log_policy, soft_value, tilt_of
 
 _UNTRACED = torch.empty(0)
-_NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no leaf at all
-
-
-@dataclass(frozen=True)
-class _Beam:
-    """K rows per problem; [P, K] each, but for `places`."""
-
-    priority: Tensor  # float64; -inf where there is no prefix
-    log_q: Tensor  # float64, phi of the prefix
-    log_pi: Tensor  # float64, g of the prefix
-    state: Tensor  # int64 hash of seed and prefix
-    slot: Tensor  # int64, decoder slot within the problem
-    row: Tensor  # int64, row of the latest StepOutput that evaluated the prefix
-    is_open: Tensor  # True where the prefix can be extended
-    places: Tensor  # [N] of the open rows in the flattened beam; the decoder is asked for them in this order
-    problem: Tensor  # [N] of the open rows
-
-
-class _Choice(NamedTuple):
-    """The next K rows of every problem; [P, K] each."""
-
-    parent: Tensor | None  # row of the beam that each new row extends or carries on; None: its own
-    is_extended: Tensor  # True where it adds a token
-    token: Tensor  # that token, else _NO_TOKEN
-    priority: Tensor
-    logp: Tensor
-    logq: Tensor
 
 
 class _Step(NamedTuple):
@@ -78,181 +31,6 @@ class _Step(NamedTuple):
     value_logit: Tensor
     child_logit: Tensor  # of the new prefix; only for a trace
     priority: Tensor
-
-
-class Chooser(Protocol):
-    """Which K rows the next step keeps."""
-
-    def begin(self, root: StepOutput) -> _Beam:
-        """The beam that holds the prompts only."""
-        ...
-
-    def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        """The next rows, given log pi of every evaluated prefix [N, V]."""
-        ...
-
-    def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
-        """kappa [P] and the leaves' weights [P, K]."""
-        ...
-
-    def count_capped(self) -> Tensor:
-        """[P] see `SearchStats.num_capped`."""
-        ...
-
-
-class Sampling:
-    """Independent draws by the Gumbel-max trick (or the mode itself, without noise)."""
-
-    def __init__(self, seeds: Tensor, num_rollouts: int, noise: bool = True) -> None:
-        self._seeds, self._num_rollouts, self._noise = seeds, num_rollouts, noise
-
-    def begin(self, root: StepOutput) -> _Beam:
-        device, shape = root.logits.device, (len(self._seeds), self._num_rollouts)
-        self._none_capped = torch.zeros(shape[0], dtype=torch.int64, device=device)
-        stream = torch.arange(self._num_rollouts, device=device)[None]
-        zero = torch.zeros(shape, dtype=torch.float64, device=device)
-        index = torch.zeros(shape, dtype=torch.int64, device=device)
-        return _Beam(
-            priority=zero,
-            log_q=zero,
-            log_pi=zero,
-            state=fold(mix64(self._seeds.to(device))[:, None], stream),
-            slot=index,
-            row=index + torch.arange(len(self._seeds), device=device)[:, None],
-            is_open=torch.ones(shape, dtype=torch.bool, device=device),
-            places=torch.arange(index.numel(), device=device),
-            problem=torch.arange(len(self._seeds), device=device).repeat_interleave(self._num_rollouts),
-        )
-
-    def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        parent = None
-        if len(logp) != len(beam.places):  # at first all streams share the prompt's row, and its slot
-            logp = logp[beam.row.flatten()]
-            parent = torch.arange(self._num_rollouts, device=logp.device).expand_as(beam.row)
-        perturbed = logp
-        if self._noise:
-            perturbed = gumbel_noise(torch.take(beam.state, beam.places), logp.shape[-1], logp.dtype).add_(logp)
-        drawn = perturbed.argmax(-1)
-        step_logp = _at_places(logp.gather(1, drawn[:, None])[:, 0].double(), beam, 0.0)
-        token = _at_places(drawn, beam, _NO_TOKEN)
-        return _Choice(parent, beam.is_open, token, beam.priority + step_logp, step_logp, step_logp)
-
-    def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
-        kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
-        return kappa, torch.full_like(beam.log_pi, 1.0 / self._num_rollouts)
-
-    def count_capped(self) -> Tensor:
-        return self._none_capped
-
-
-class WithoutReplacement:
-    """The K prefixes with the largest Gumbel-perturbed f; remembers the best one left out, kappa."""
-
-    def __init__(self, seeds: Tensor, num_rollouts: int, guidance: Guidance) -> None:
-        self._seeds, self._num_rollouts, self._guidance = seeds, num_rollouts, guidance
-
-    def begin(self, root: StepOutput) -> _Beam:
-        device, problems = root.logits.device, len(self._seeds)
-        shape = (problems, self._num_rollouts)
-        strength = torch.as_tensor(self._guidance.strength, dtype=root.logits.dtype, device=device).expand(problems)
-        tilt = tilt_of(inverse_beta_of(self._guidance, root.value_logit))
-        rows = [x.to(strength.dtype) for x in (strength, *tilt)]
-        self._strength_and_tilt = torch.stack(rows)[..., None]  # [4, P, 1], to be looked up at once
-        self._is_guided = bool((strength > 0).any())
-        self._capped: list[tuple[Tensor, Tensor]] = []  # of every step: [N] problems, [N] whether their guidance was
-        self._widths = _widths(self._num_rollouts, root.logits.shape[1], device)
-        self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
-        state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
-        priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
-        priority[:, 0] = root_gumbel(state[:, 0])  # G(x) = 0 would bias eq. 6
-        zero = torch.zeros(shape, dtype=torch.float64, device=device)
-        index = torch.zeros(shape, dtype=torch.int64, device=device)
-        row = index + torch.arange(problems, device=device)[:, None]
-        is_open = torch.isfinite(priority)
-        each = torch.arange(problems, device=device)
-        return _Beam(priority, zero, zero, state, index, row, is_open, each * shape[1], each)
-
-    def choose(self, beam: _Beam, output: StepOutput, logp: Tensor) -> _Choice:
-        """The best child of a prefix has its G and takes its place, unless others' second children push it out.
-
-        They rarely do: where the policy hardly doubts they are far behind. Only where one is better than the worst of
-        the K rows are further children looked at, and only those of its prefix.
-        """
-        logq = self._log_proposal(beam, output, logp) if self._is_guided else logp
-        places, problem = beam.places, beam.problem
-        perturbed = gumbel_noise(torch.take(beam.state, places), logp.shape[-1], logp.dtype).add_(logq)
-        phi, bound = torch.take(beam.log_q, places), torch.take(beam.priority, places)
-        best, token = perturbed.max(-1)
-        others = perturbed.scatter_(1, token[:, None], -torch.inf)
-        best = best.double().add_(phi)
-        second = truncated_gumbel(others.amax(-1).double().add_(phi), best, bound)
-        is_close = second > torch.take(beam.priority.amin(1), problem)
-        close = is_close.nonzero()[:, 0]
-        self._kappa.scatter_reduce_(0, problem, second.masked_fill_(is_close, -torch.inf), "amax")
-        tokens = _at_places(token, beam, _NO_TOKEN)
-        if len(close) == 0:
-            at = torch.arange(0, logp.numel(), logp.shape[1], device=token.device).add_(token)
-            step_logp = _at_places(torch.take(logp, at).double(), beam, 0.0)
-            step_logq = _at_places(torch.take(logq, at).double(), beam, 0.0) if self._is_guided else step_logp
-            return _Choice(None, beam.is_open, tokens, beam.priority, step_logp, step_logq)
-
-        num_problems, num_columns = beam.row.shape
-        others, phi, best, bound, places, problem = (
-            x.index_select(0, close) for x in (others, phi, best, bound, places, problem)
-        )
-        for width in self._widths:
-            more, further = others.topk(width)
-            more = truncated_gumbel(more.double().add_(phi[:, None]), best[:, None], bound[:, None])
-            pool = pad(beam.priority.view(-1, 1), (0, width), value=-torch.inf)  # best children, and leaves as they are
-            pool[:, 1:].index_copy_(0, places, more)
-            priority, place = pool.view(num_problems, -1).topk(num_columns + 1)
-            if width == self._widths[-1] or not bool((more[:, -1] > torch.take(priority[:, -1], problem)).any()):
-                break  # else a prefix has so many children among the best that there may be more of them
-        self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
-        priority, place = priority[:, :num_columns].contiguous(), place[:, :num_columns]
-
-        children = pad(tokens.view(-1, 1), (0, width), value=_NO_TOKEN)
-        children[:, 1:].index_copy_(0, places, further)
-        chosen = children.view(num_problems, -1).gather(1, place)
-        parent = place.div(width + 1, rounding_mode="floor")
-        is_extended = (chosen != _NO_TOKEN) & (priority > -torch.inf)
-        at = torch.add(chosen, beam.row.gather(1, parent), alpha=logp.shape[1]).clamp_(min=0)
-        step_logp = torch.take(logp, at).double().where(is_extended, 0.0)
-        step_logq = torch.take(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
-        return _Choice(parent, is_extended, chosen.where(is_extended, _NO_TOKEN), priority, step_logp, step_logq)
-
-    def _log_proposal(self, beam: _Beam, output: StepOutput, logp: Tensor) -> Tensor:
-        strength, *tilt = self._strength_and_tilt.index_select(1, beam.problem)  # [N, 1] each
-        log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)[:, None]
-        child_rise = rise(output.child_logit(), Tilt(*tilt))
-        proposal = propose(logp, child_rise, log_weight, strength, self._guidance.cap)
-        if proposal.tau is not strength:
-            self._capped.append((beam.problem, proposal.tau < strength))
-        return proposal.logq
-
-    def count_capped(self) -> Tensor:
-        count = torch.zeros_like(self._kappa, dtype=torch.int64)
-        for problem, is_capped in self._capped:
-            count.index_add_(0, problem, is_capped[:, 0].long())
-        return count
-
-    def weight(self, beam: _Beam) -> tuple[Tensor, Tensor]:
-        weight = torch.exp(beam.log_pi - log_inclusion(beam.log_q, self._kappa[:, None]))
-        return self._kappa, torch.where(torch.isneginf(beam.priority), 0.0, weight)
-
-
-def _at_places(values: Tensor, beam: _Beam, elsewhere: float) -> Tensor:
-    """[P, K] of values [N] of the open rows, and one number at the others."""
-    return values.new_full(beam.row.shape, elsewhere).flatten().index_copy_(0, beam.places, values).view_as(beam.row)
-
-
-def _widths(num_needed: int, vocab_size: int, device: torch.device) -> list[int]:
-    """How many further children of a prefix to look at: at last as many as can matter, on a CPU first what is cheap.
-
-    `topk` sorts partially there as long as it looks for no more than one in 64, and is several times as fast.
-    """
-    most, cheap = min(num_needed, vocab_size), vocab_size // 64
-    return [cheap, most] if device.type == "cpu" and 0 < cheap < most else [most]
 
 
 def lock_step(
@@ -319,13 +97,13 @@ def lock_step(
     return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
 
 
-def _extend(beam: _Beam, choice: _Choice, token_hash: Tensor, eos_id: int, is_last: bool) -> _Beam:
+def _extend(beam: Beam, choice: Choice, token_hash: Tensor, eos_id: int, is_last: bool) -> Beam:
     """The beam after each row took its token; a depth-limited row is closed as a leaf."""
     is_extended, parent = choice.is_extended, choice.parent
     state = _carried(beam.state, parent)
     is_open = is_extended & (choice.token != eos_id) & (not is_last)
     places = is_open.flatten().nonzero()[:, 0]
-    return _Beam(
+    return Beam(
         priority=choice.priority,
         log_q=_carried(beam.log_q, parent) + choice.logq,
         log_pi=_carried(beam.log_pi, parent) + choice.logp,
@@ -361,7 +139,7 @@ def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(is_fork, free.gather(1, rank), source), is_fork.sum(1)
 
 
-def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: int, stats: SearchStats) -> Rollouts:
+def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, eos_id: int, stats: SearchStats) -> Rollouts:
     """Every row's tokens, read backwards along the parents, best priority first."""
     order = beam.priority.argsort(dim=1, descending=True, stable=True)
     row = order
@@ -370,7 +148,7 @@ def _read_leaves(history: list[_Step], beam: _Beam, chooser: Chooser, eos_id: in
         columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
         row = row if step.parent is None else step.parent.gather(1, row)
     tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
-    is_token = tokens != _NO_TOKEN
+    is_token = tokens != NO_TOKEN
     tokens = torch.where(is_token, tokens, eos_id)
     length = is_token.sum(-1)
     kappa, weight = chooser.weight(beam)
@@ -399,7 +177,7 @@ def _trace(
     for problem in range(len(root_logit)):
         h = float(root_h[problem])
         priority = float(root_priority[problem])
-        nodes.append(TraceNode(problem, 0, -1, _NO_TOKEN, 0, 0.0, h, h, priority, "expanded"))
+        nodes.append(TraceNode(problem, 0, -1, NO_TOKEN, 0, 0.0, h, h, priority, "expanded"))
         at_row = [nodes[-1]] * history[0].token.shape[1]
         num_nodes = 1
         for depth, step in enumerate(history, start=1):
@@ -408,7 +186,7 @@ def _trace(
             parents = range(len(at_row)) if step.parent is None else step.parent[problem].tolist()
             for k, parent in enumerate(at_row[j] for j in parents):
                 token = int(step.token[problem, k])
-                if token == _NO_TOKEN:
+                if token == NO_TOKEN:
                     next_row.append(parent)
                     continue
                 g, h = parent.g + float(step.logp[problem, k]), float(child_h[k])
