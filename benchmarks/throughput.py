@@ -31,6 +31,8 @@ from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
+WAYS = ("sample", "gumbel", "gumbel_guided", "best_first", "generate", "update")
+
 
 class Run(NamedTuple):
     seconds: float
@@ -47,7 +49,8 @@ class Bench:
         self.model.eval()
         self.config = PRESETS["tiny"]
         self.policy = Policy(self.model, self.tokenizer.eos_token_id, self.config.value.hidden_size)
-        torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.1)  # a value model with something to say
+        # a value model with something to say, which the budget holds back at some prefix of most steps
+        torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.3)
         task = Multiplication(2, 2, 2000, seed=0, template="compact")
         self.generator = Generator(self.policy, self.tokenizer, task, RewardWeights(), 512)
         self.problems = task.train_problems(0, rows // num_rollouts)
@@ -55,7 +58,7 @@ class Bench:
         self.modes = {
             "sample": plain,
             "gumbel": dataclasses.replace(plain, mode="gumbel"),
-            "gumbel_guided": dataclasses.replace(plain, mode="gumbel", guidance=Guidance(inverse_beta=2.0)),
+            "gumbel_guided": dataclasses.replace(plain, mode="gumbel", guidance=Guidance()),
             "best_first": dataclasses.replace(plain, mode="best_first"),
         }
 
@@ -115,8 +118,11 @@ class Bench:
 
 
 def spread(values: list[float], digits: int | None = None) -> dict[str, float]:
+    quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {
         "median": round(statistics.median(values), digits),
+        "lower_quartile": round(quarters[0], digits),
+        "upper_quartile": round(quarters[2], digits),
         "min": round(min(values), digits),
         "max": round(max(values), digits),
     }
@@ -129,12 +135,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--depth", type=int, default=80)
     parser.add_argument("--num-rollouts", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rows", type=int, default=256)  # of preset tiny: 32 problems, 8 leaves each
+    parser.add_argument(
+        "--only", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=f"some of {', '.join(WAYS)}"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     bench = Bench(args.model, args.rows, args.num_rollouts, args.depth)
-    runs: dict[str, list[Run]] = {name: [] for name in [*bench.modes, "generate", "update"]}
+    runs: dict[str, list[Run]] = {name: [] for name in args.only}
     for round_ in range(args.rounds + 1):
         for name, own in runs.items():
             run = bench.run(name, round_)
@@ -143,8 +152,10 @@ def main() -> None:
     completed = {name: [x.completion_tokens / x.seconds for x in own] for name, own in runs.items()}
     decoded = {name: [x.decoded_tokens / x.seconds for x in own] for name, own in runs.items()}
 
-    def ratio(a: list[float], b: list[float]) -> dict[str, float]:
-        return spread([x / y for x, y in zip(a, b, strict=True)], 3)
+    def ratio(of: dict[str, list[float]], one: str, other: str) -> dict[str, float] | None:
+        if one not in of or other not in of:
+            return None
+        return spread([x / y for x, y in zip(of[one], of[other], strict=True)], 3)
 
     result = {
         "what": "tokens per second; ratios are of paired rounds",
@@ -160,10 +171,10 @@ def main() -> None:
         "machine": platform.machine(),
         "completion_tokens_per_s": {name: spread(x) for name, x in completed.items()},
         "decoded_tokens_per_s": {name: spread(x) for name, x in decoded.items()},
-        "speedup_of_sample_over_generate": ratio(completed["sample"], completed["generate"]),
-        "cost_per_token_of_gumbel_over_sample": ratio(decoded["sample"], decoded["gumbel"]),
-        "cost_per_token_of_guided_over_sample": ratio(decoded["sample"], decoded["gumbel_guided"]),
-        "cost_per_token_of_best_first_over_sample": ratio(decoded["sample"], decoded["best_first"]),
+        "speedup_of_sample_over_generate": ratio(completed, "sample", "generate"),
+        "cost_per_token_of_gumbel_over_sample": ratio(decoded, "sample", "gumbel"),
+        "cost_per_token_of_guided_over_sample": ratio(decoded, "sample", "gumbel_guided"),
+        "cost_per_token_of_best_first_over_sample": ratio(decoded, "sample", "best_first"),
     }
     print(json.dumps(result, indent=2))
 

@@ -110,11 +110,11 @@ HEURISTIC = (
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
     ),
     Mutant(
-        "budget-held-back-none",
-        "where one prefix exceeds its budget, its proposal stays as it was",
+        "gain-sign-held-back",
+        "the proposal prefers the worse children where the guidance is held back",
         "rollout/heuristic.py",
-        "torch.where(tau < strength, held_back, logq)",
-        "torch.where(tau < strength, logq, logq)",
+        "torch.log_softmax(f_score(logp, child_rise, tau), -1)",
+        "torch.log_softmax(f_score(logp, -child_rise, tau), -1)",
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
     ),
 )

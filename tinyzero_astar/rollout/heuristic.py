@@ -110,14 +110,13 @@ def propose(logp: Tensor, child_rise: Tensor, log_weight: Tensor, strength: Tens
     score = f_score(logp, child_rise, strength)
     log_norm = _log_sum_exp(score)
     limit = math.inf if cap is None else math.log(cap)
-    logq = score.sub_(log_norm)
-    if float((log_weight + log_norm).amax()) <= limit:
-        return Proposal(logq, strength)  # as at most steps
-    if not bool(torch.isfinite(log_norm).all()):
+    most = float((log_weight + log_norm).amax())
+    if most <= limit:
+        return Proposal(score.sub_(log_norm), strength)
+    if math.isnan(most):
         raise FloatingPointError("the decoder returned a child's value that is NaN")
     tau = strength * ((limit - log_weight) / log_norm.clamp(min=_TINY)).clamp(0.0, 1.0)
-    held_back = torch.log_softmax(f_score(logp, child_rise, tau), -1)
-    return Proposal(torch.where(tau < strength, held_back, logq), tau)  # the others as if they were alone
+    return Proposal(torch.log_softmax(f_score(logp, child_rise, tau), -1), tau)
 
 
 def _log_sum_exp(score: Tensor) -> Tensor:
