@@ -349,7 +349,7 @@ NETWORK = (
         "children-unscored",
         "a guided search is given the parents' values for the children's: it is not guided at all",
         "model/model.py",
-        "self.value_model.child_logits(scores.features, scores.value_logit.to(scores.features.dtype)).float()",
+        "_at_least_float32(self.value_model.child_logits(scores.features, value_logit))",
         "scores.value_logit[:, None].expand_as(scores.logits)",
         ("test_generator.py::test_a_guided_search_reads_the_values_of_children",),
     ),

@@ -94,13 +94,14 @@ class Policy(nn.Module):
         return self.hidden(ids, position_ids, is_seen, cache)
 
     def score(self, hidden: Tensor) -> Scores:
-        """Next-token logits and values at hidden states [N, D], in float32; see `model.decoder.Scores`."""
+        """Next-token logits and values at hidden states [N, D], at least float32; see `model.decoder.Scores`."""
         value = self.value_model(hidden)
-        return Scores(self._logits(hidden), value.accuracy.float(), value.features)
+        return Scores(self._logits(hidden), _at_least_float32(value.accuracy), value.features)
 
     def score_children(self, scores: Scores) -> Tensor:
-        """Value logits of all children, [N, V], in float32."""
-        return self.value_model.child_logits(scores.features, scores.value_logit.to(scores.features.dtype)).float()
+        """Value logits of all children, [N, V], at least float32."""
+        value_logit = scores.value_logit.to(scores.features.dtype)
+        return _at_least_float32(self.value_model.child_logits(scores.features, value_logit))
 
     def forward(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
         """`token_scores` for training: what sharding gathers its weights for."""
@@ -197,8 +198,7 @@ class Policy(nn.Module):
         return max(1, _CHUNK_ELEMENTS // vocab_size)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.language_model.get_output_embeddings()(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = _at_least_float32(self.language_model.get_output_embeddings()(hidden))
         return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
 
     def _chunked_logp(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,6 +215,10 @@ class Policy(nn.Module):
         with torch.no_grad():
             entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
         return logp.gather(-1, tokens[:, None])[:, 0], entropy
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _kl_divergence(logits: Tensor, base_logits: Tensor) -> Tensor:
