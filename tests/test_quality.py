@@ -61,6 +61,8 @@ def test_weighted_auc_equals_the_loop_over_pairs():
                 bottom += pair
                 top += pair * (1.0 if score[i] > score[j] else 0.5 if score[i] == score[j] else 0.0)
     assert weighted_auc(score, outcome, weight) == pytest.approx(top / bottom)
+    blurred = score * (1 + 1e-15 * torch.randn(30, generator=generator).double())  # a sigmoid's last digit
+    assert weighted_auc(blurred, outcome, weight) == pytest.approx(top / bottom)
     assert math.isnan(weighted_auc(score, torch.ones(30).double(), weight))
 
 

@@ -18,12 +18,14 @@ _EPS = 1e-6  # of the logit of a recorded probability
 def weighted_auc(score: Tensor, outcome: Tensor, weight: Tensor) -> float:
     """P(score of a success > score of a failure), ties count half; nan without both kinds.
 
+    Equal as float32 is a tie: leaves of one problem share their root's value but for the last digit of a double.
+
     Args:
         score: [N] any real numbers.
         outcome: [N] 0 or 1.
         weight: [N] >= 0.
     """
-    levels, level = torch.unique(score, return_inverse=True)
+    levels, level = torch.unique(score.float(), return_inverse=True)
     success = weight.new_zeros(len(levels)).index_add(0, level, weight * outcome)
     failure = weight.new_zeros(len(levels)).index_add(0, level, weight * (1 - outcome))
     below = failure.cumsum(0) - failure
