@@ -128,7 +128,7 @@ class WithoutReplacement:
         self._is_guided = bool((strength > 0).any())
         self._capped: list[tuple[Tensor, Tensor]] = []  # of every step: [N] problems, [N] whether their guidance was
         self._widths = _widths(self._num_rollouts, root.logits.shape[1], device)
-        self._kappa = torch.full((problems,), -torch.inf, dtype=torch.float64, device=device)
+        self._left_out: list[tuple[Tensor, Tensor]] = []  # of every step: problems and the G of what they left out
         state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         priority[:, 0] = root_gumbel(state[:, 0])  # G(x) = 0 would bias eq. 6
@@ -136,8 +136,8 @@ class WithoutReplacement:
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         row = index + torch.arange(problems, device=device)[:, None]
         is_open = torch.isfinite(priority)
-        each = torch.arange(problems, device=device)
-        return Beam(priority, zero, zero, state, index, row, is_open, each * shape[1], each)
+        self._every = torch.arange(problems, device=device)
+        return Beam(priority, zero, zero, state, index, row, is_open, self._every * shape[1], self._every)
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
         """The best child of a prefix has its G and takes its place, unless others' second children push it out.
@@ -149,20 +149,20 @@ class WithoutReplacement:
         places, problem = beam.places, beam.problem
         perturbed = gumbel_noise(torch.take(beam.state, places), logp.shape[-1], logp.dtype).add_(logq)
         phi, bound = torch.take(beam.log_q, places), torch.take(beam.priority, places)
-        best, token = perturbed.max(-1)
-        others = perturbed.scatter_(1, token[:, None], -torch.inf)
-        best = best.double().add_(phi)
+        best, token = perturbed.max(-1, keepdim=True)
+        others = perturbed.scatter_(1, token, -torch.inf)
+        best = best[:, 0].double().add_(phi)
         second = truncated_gumbel(others.amax(-1).double().add_(phi), best, bound)
         is_close = second > torch.take(beam.priority.amin(1), problem)
-        close = is_close.nonzero()[:, 0]
-        self._kappa.scatter_reduce_(0, problem, second.masked_fill_(is_close, -torch.inf), "amax")
-        tokens = _at_places(token, beam, NO_TOKEN)
-        if len(close) == 0:
-            at = torch.arange(0, logp.numel(), logp.shape[1], device=token.device).add_(token)
-            step_logp = _at_places(torch.take(logp, at).double(), beam, 0.0)
-            step_logq = _at_places(torch.take(logq, at).double(), beam, 0.0) if self._is_guided else step_logp
+        tokens = _at_places(token[:, 0], beam, NO_TOKEN)
+        if not bool(is_close.any()):
+            self._left_out.append((problem, second))
+            step_logp = _at_places(logp.gather(1, token)[:, 0].double(), beam, 0.0)
+            step_logq = _at_places(logq.gather(1, token)[:, 0].double(), beam, 0.0) if self._is_guided else step_logp
             return Choice(None, beam.is_open, tokens, beam.priority, step_logp, step_logq)
 
+        self._left_out.append((problem, second.masked_fill(is_close, -torch.inf)))
+        close = is_close.nonzero()[:, 0]
         num_problems, num_columns = beam.row.shape
         others, phi, best, bound, places, problem = (
             x.index_select(0, close) for x in (others, phi, best, bound, places, problem)
@@ -175,7 +175,7 @@ class WithoutReplacement:
             priority, place = pool.view(num_problems, -1).topk(num_columns + 1)
             if width == self._widths[-1] or not bool((more[:, -1] > torch.take(priority[:, -1], problem)).any()):
                 break  # else a prefix has so many children among the best that there may be more of them
-        self._kappa = torch.maximum(self._kappa, priority[:, num_columns])
+        self._left_out.append((self._every, priority[:, num_columns]))
         priority, place = priority[:, :num_columns].contiguous(), place[:, :num_columns]
 
         children = pad(tokens.view(-1, 1), (0, width), value=NO_TOKEN)
@@ -198,14 +198,16 @@ class WithoutReplacement:
         return proposal.logq
 
     def count_capped(self) -> Tensor:
-        count = torch.zeros_like(self._kappa, dtype=torch.int64)
+        count = torch.zeros_like(self._every)
         for problem, is_capped in self._capped:
             count.index_add_(0, problem, is_capped[:, 0].long())
         return count
 
     def weight(self, beam: Beam) -> tuple[Tensor, Tensor]:
-        weight = torch.exp(beam.log_pi - log_inclusion(beam.log_q, self._kappa[:, None]))
-        return self._kappa, torch.where(torch.isneginf(beam.priority), 0.0, weight)
+        problem, left_out = (torch.cat(x) for x in zip(*self._left_out, strict=True))
+        kappa = beam.priority.new_full((len(self._every),), -torch.inf).scatter_reduce_(0, problem, left_out, "amax")
+        weight = torch.exp(beam.log_pi - log_inclusion(beam.log_q, kappa[:, None]))
+        return kappa, torch.where(torch.isneginf(beam.priority), 0.0, weight)
 
 
 def _at_places(values: Tensor, beam: Beam, elsewhere: float) -> Tensor:
