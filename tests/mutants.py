@@ -153,6 +153,17 @@ GUMBEL = (
         ("test_search.py::test_looking_at_few_children_first_changes_nothing",),
     ),
     Mutant(
+        "children-too-few",
+        "no prefix is looked at for all the children that it may have among the best",
+        "rollout/choosers.py",
+        "_widths(self._num_rollouts,",
+        "_widths(self._num_rollouts - 1,",
+        (
+            "test_search.py::test_looking_at_few_children_first_changes_nothing[4.0-8]",
+            "test_search.py::test_looking_at_few_children_first_changes_nothing[0.5-8]",
+        ),
+    ),
+    Mutant(
         "rows-always-kept",
         "second children never take the place of worse prefixes",
         "rollout/choosers.py",

@@ -426,10 +426,10 @@ class ManyTokens:
 @pytest.mark.parametrize("num_rollouts", [1, 3, 8])
 @pytest.mark.parametrize("scale", [0.5, 4.0])
 def test_looking_at_few_children_first_changes_nothing(num_rollouts, scale, monkeypatch):
-    prompts, seen = [[i] for i in range(12)], []
-    for widths in ((3, num_rollouts + 1), (num_rollouts + 1,)):
+    prompts, seen, own = [[i] for i in range(12)], [], choosers._widths
+    for widths_of in (own, lambda *a: [200]):  # the latter looks at the whole vocabulary
         looked = []
-        monkeypatch.setattr(choosers, "_widths", lambda *a, w=widths, k=looked: k.append(Widths(w)) or k[0])
+        monkeypatch.setattr(choosers, "_widths", lambda *a, f=widths_of, k=looked: k.append(Widths(f(*a))) or k[0])
         rollouts = astar_rollouts(
             ManyTokens(scale),
             prompts,

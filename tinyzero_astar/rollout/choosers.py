@@ -193,7 +193,7 @@ class WithoutReplacement:
         log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)[:, None]
         child_rise = rise(output.child_logit(), Tilt(*tilt))
         proposal = propose(logp, child_rise, log_weight, strength, self._guidance.cap)
-        if proposal.tau is not strength:
+        if proposal.tau is not strength:  # else nothing was held back
             self._capped.append((beam.problem, proposal.tau < strength))
         return proposal.logq
 
