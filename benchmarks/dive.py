@@ -23,7 +23,18 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
-from tinyzero_astar.rollout.gumbel import fold, gumbel_noise, log_inclusion, mix64, root_gumbel
+from tinyzero_astar.rollout.gumbel import (
+    exponential,
+    fold,
+    gumbel_after,
+    hash_token,
+    hashes,
+    inverse_cdf,
+    log_inclusion,
+    mix64,
+    root_gumbel,
+    to_uniform,
+)
 from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of, log_policy, propose, rise, tilt_of
 
 
@@ -98,15 +109,16 @@ class _Dives:
         """One more token for the dives of these problems, and a rest entry each; returns where that made a leaf."""
         dive = self.dive
         logq = dive.rows[problem, 0].double()
-        noise = fold(dive.state[problem], -1 - dive.num_taken[problem])  # children hash their tokens, which are >= 0
-        token = (logq + gumbel_noise(noise, logq.shape[1], logq.dtype)).argmax(-1)  # q conditioned on a token not taken
-        rest_mass = torch.logsumexp(logq.scatter(1, token[:, None], -torch.inf), -1)  # of q, not conditioned
+        _, which, when = hashes(dive.state[problem] ^ hash_token(-1 - dive.num_taken[problem]))  # tokens are >= 0
+        mass = logq.exp()
+        token = inverse_cdf(mass, to_uniform(which)[:, None])  # q conditioned on a token not taken
+        wait = exponential(when) / mass.scatter(1, token, 0.0).sum(-1)  # for a token of the rest
+        token = token[:, 0]
         step_logq, step_logp = (dive.rows[problem, r, token].double() for r in (0, -1))
 
         dive.rows[problem, 0, token] = -torch.inf
         dive.num_taken[problem] += 1
-        gumbel = dive.log_q[problem] + rest_mass + root_gumbel(noise)
-        self._keep_rest(problem, -torch.logaddexp(-gumbel, -dive.priority[problem]))
+        self._keep_rest(problem, gumbel_after(dive.priority[problem], wait, dive.log_q[problem]))
 
         at = (problem, self.num_leaves[problem], dive.length[problem])
         for record, x in (

@@ -84,6 +84,30 @@ def test_a_fork_to_the_last_slot_moves_to_the_front_with_all_it_holds(policy):
         assert_equals_full_forward(policy, output, [[*PROMPTS[0], *prefix] for prefix in prefixes])
 
 
+FORKED_TO_THE_BACK = {  # token, source, length, target; the fork is longer than what rows to swap with held before
+    "alone": [
+        *([(5 + n, 0, n, 0)] for n in range(5)),
+        [(10, 0, 3, 1)],
+        [(11, 0, 5, 2)],
+    ],
+    "beside others": [
+        [(1, 0, 0, 0), (2, 0, 0, 1), (3, 0, 0, 3)],
+        [(1, 0, 1, 0), (2, 1, 1, 1), (3, 3, 1, 3)],
+        *([(1, 0, n, 0), (3, 3, n, 3)] for n in (2, 3, 4)),
+        [(1, 0, 5, 0), (9, 0, 5, 2), (3, 3, 5, 3)],
+    ],
+}
+
+
+@pytest.mark.parametrize("plan", FORKED_TO_THE_BACK.values(), ids=FORKED_TO_THE_BACK)
+def test_a_fork_to_a_row_at_the_back_keeps_all_its_tokens(policy, plan):
+    decoder, content = SlotDecoder(policy, 8), {0: ()}
+    decoder.start([PROMPTS[0]], 6)
+    for rows in plan:
+        output, prefixes = step(decoder, content, rows)
+        assert_equals_full_forward(policy, output, [[*PROMPTS[0], *prefix] for prefix in prefixes])
+
+
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
 def test_recorded_scores_equal_one_full_forward(policy, mode):
     rollouts = assert_recorded_scores_equal_one_full_forward(policy, mode)

@@ -20,9 +20,8 @@ from tests.oracles import (
     twisted_leaf_law,
 )
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.rollout import choosers
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.gumbel import log_inclusion, truncated_gumbel
+from tinyzero_astar.rollout.gumbel import gumbel_after, log_inclusion
 from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
 
 PLAIN = Guidance(strength=0.0)
@@ -117,14 +116,22 @@ def test_gumbel_with_room_for_every_leaf_returns_them_all_with_weight_pi():
 
 
 def test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise():
-    from tinyzero_astar.rollout.gumbel import fold, gumbel_noise, mix64, root_gumbel
+    from tinyzero_astar.rollout.gumbel import (
+        counters,
+        exponential,
+        exponentials,
+        hash_token,
+        hashes,
+        root_gumbel,
+        to_uniform,
+    )
 
     table, k = Table(3, 4, seed=7), 4
     decoder = TableDecoder([table])
     for seed in range(50):
         rollouts = search([table], seed=seed, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=PLAIN)
-        state = mix64(torch.tensor([1_000_003 * seed]))
-        open_list = [(float(root_gumbel(state)[0]), (), 0.0, state)]
+        state = hashes(torch.tensor([1_000_003 * seed]))
+        open_list = [(float(root_gumbel(state[0])[0]), (), 0.0, state)]
         closed: list[tuple[float, tuple[int, ...]]] = []
         while len(closed) < k + 1:  # pop the largest G, whatever its depth
             open_list.sort(key=lambda entry: -entry[0])
@@ -132,14 +139,25 @@ def test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise():
             if table.is_leaf(prefix):
                 closed.append((gumbel, prefix))
                 continue
-            noise = gumbel_noise(state, table.num_tokens)[0].tolist()
-            g_a = [phi + table.log_prob[prefix][a] + noise[a] for a in range(table.num_tokens)]
-            for a in range(table.num_tokens):
-                z = max(g_a)
-                # -log(e^-T - e^-Z + e^-G): the plain form of the truncated Gumbel
-                mass = math.exp(-gumbel) - math.exp(-z) + math.exp(-g_a[a])
+            prob = [math.exp(x) for x in table.log_prob[prefix]]
+            left, first = float(to_uniform(state[1])[0]), -1
+            while left > 0:  # the first child by inverting the distribution function
+                first += 1
+                left -= prob[first] / sum(prob)
+            unit = math.exp(-phi)  # clocks of the children tick e^phi as fast as those of probabilities
+            time = math.exp(-gumbel)
+            arrival = {first: time}
+            others = [a for a in range(table.num_tokens) if a != first]
+            time += unit * float(exponential(state[2])[0]) / sum(prob[a] for a in others)
+            rings = {
+                a: float(exponentials(state[0], counters(table.num_tokens, torch.device("cpu")))[0, a]) / prob[a]
+                for a in others
+            }
+            arrival |= {a: time + unit * (rings[a] - min(rings.values())) for a in others}
+            for a, t in arrival.items():
                 child_phi = phi + table.log_prob[prefix][a]
-                open_list.append((-math.log(mass), (*prefix, a), child_phi, fold(state, torch.tensor(a))))
+                child_state = hashes(state[0] ^ hash_token(torch.tensor(a)))
+                open_list.append((-math.log(t), (*prefix, a), child_phi, child_state))
         assert leaves_of(rollouts, 0) == [y for _, y in closed[:k]]
         assert rollouts.priority[0].tolist() == pytest.approx([g for g, _ in closed[:k]], abs=1e-9)
         assert float(rollouts.kappa[0]) == pytest.approx(closed[k][0], abs=1e-9)
@@ -337,21 +355,36 @@ def test_only_guided_searches_ask_for_the_values_of_children():
     assert asked[:2] == [0, 0] and min(asked[2:]) > 1
 
 
+@pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
+def test_forks_are_counted(mode):
+    class Counting(TableDecoder):
+        def step(self, tokens, source, length, target):
+            for one, other in zip(source.tolist(), target.tolist(), strict=True):
+                forks[other // self.width] += one != other
+            return super().step(tokens, source, length, target)
+
+    forks = Counter()
+    decoder = Counting([Table(3, 4, seed=s) for s in range(6)])
+    found = search(decoder.tables, decoder=decoder, mode=mode, num_rollouts=4, beam_width=5, guidance=PLAIN)
+    assert found.stats.num_forks.tolist() == [forks[i] for i in range(6)]
+    assert sum(forks.values()) > 6
+
+
+@pytest.mark.parametrize("log_rate", [0.0, -30.0, -900.0])
 @pytest.mark.parametrize("lucky", [0.0, 30.0, 900.0])
-def test_truncated_gumbels_equal_their_plain_formula_in_many_digits(lucky):
-    """-log(e^-T - e^-Z + e^-G), with a bound as far above the maximum as improbable prefixes of lucky ones have it."""
+def test_later_arrivals_equal_their_plain_formula_in_many_digits(log_rate, lucky):
+    """-log(e^-T + wait e^-phi), with a bound as far above phi as improbable prefixes of lucky ones have it."""
     with decimal.localcontext() as context:
         context.prec, context.Emin = 900, -(10**6)
-        gumbel = torch.tensor([-1.5, -1.5 - 1e-9, -1.7, -4.0, -40.0, -300.0], dtype=torch.float64)
-        bound = gumbel[0] + lucky + 0.3
-        wanted = []
-        for g in gumbel.tolist():
-            t, z, g = (decimal.Decimal(x) for x in (bound.item(), gumbel[0].item(), g))
-            wanted.append(-float(((-t).exp() - (-z).exp() + (-g).exp()).ln()))
-    found = truncated_gumbel(gumbel, gumbel[:1], bound)
-    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
-    assert found[0] == bound and (found[1:] < bound).all()
-    assert truncated_gumbel(torch.tensor(-math.inf), gumbel[0], bound) == -math.inf
+        wait = torch.tensor([0.0, 1e-300, 1e-9, 0.3, 1.0, 50.0, 1e40], dtype=torch.float64)
+        bound = torch.tensor(log_rate + lucky + 0.3, dtype=torch.float64)
+        time = (-decimal.Decimal(bound.item())).exp()
+        unit = (-decimal.Decimal(log_rate)).exp()
+        wanted = [-float((time + decimal.Decimal(x) * unit).ln()) for x in wait.tolist()]
+    found = gumbel_after(bound, wait, torch.tensor(log_rate, dtype=torch.float64))
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=1e-14, atol=1e-14)
+    assert found[0] == bound
+    assert gumbel_after(bound, torch.tensor(math.inf), torch.tensor(log_rate)) == -math.inf
 
 
 def test_arguments_are_checked():
@@ -425,48 +458,16 @@ class ManyTokens:
 
 @pytest.mark.parametrize("num_rollouts", [1, 3, 8])
 @pytest.mark.parametrize("scale", [0.5, 4.0])
-def test_looking_at_few_children_first_changes_nothing(num_rollouts, scale, monkeypatch):
-    prompts, seen, own = [[i] for i in range(12)], [], choosers._widths
-    for widths_of in (own, lambda *a: [200]):  # the latter looks at the whole vocabulary
-        looked = []
-        monkeypatch.setattr(choosers, "_widths", lambda *a, f=widths_of, k=looked: k.append(Widths(f(*a))) or k[0])
-        rollouts = astar_rollouts(
-            ManyTokens(scale),
-            prompts,
-            seeds=torch.arange(12),
-            num_rollouts=num_rollouts,
-            beam_width=num_rollouts + 1,
-            max_search_depth=6,
-            guidance=PLAIN,
-        )
-        seen.append((rollouts, looked[0].taken))
-    (few, taken), (every, _) = seen
-    assert few.tokens.tolist() == every.tokens.tolist()
-    for name in ("kappa", "weight", "priority"):  # but for the last digit, which depends on the shapes
-        torch.testing.assert_close(getattr(few, name), getattr(every, name), rtol=1e-12, atol=1e-12)
-    if num_rollouts == 8:
-        assert taken[0] > 1 and taken[1] >= 1  # both ways were gone
+def test_fewer_leaves_are_the_first_of_more(num_rollouts, scale):
+    """And kappa is the G of the next. Of a vocabulary of 200 only the children that can matter are looked at."""
 
+    def found(k):
+        options = {"num_rollouts": k, "beam_width": k + 1, "max_search_depth": 6, "guidance": PLAIN}
+        return astar_rollouts(ManyTokens(scale), [[i] for i in range(12)], seeds=torch.arange(12), **options)
 
-class Widths(tuple):
-    """Counts how often each width was taken."""
-
-    def __new__(cls, widths):
-        self = super().__new__(cls, widths)
-        self.taken = Counter()
-        return self
-
-    def __iter__(self):
-        for place, width in enumerate(super().__iter__()):
-            self.taken[place] += 1
-            yield width
-
-
-def test_a_vocabulary_is_looked_at_in_part_only_where_that_is_exact_and_cheap():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert choosers._widths(9, 320, cpu) == [5, 9]
-    assert choosers._widths(9, 320, gpu) == [9]
-    assert choosers._widths(9, 127, cpu) == [1, 9]
-    assert choosers._widths(9, 151_936, cpu) == [9]
-    assert choosers._widths(9, 63, cpu) == [9]
-    assert choosers._widths(9, 4, cpu) == [4]
+    few, many = found(num_rollouts), found(200)
+    width = few.tokens.shape[-1]
+    assert few.tokens.tolist() == many.tokens[:, :num_rollouts, :width].tolist()
+    for name, wanted in (("priority", many.priority[:, :num_rollouts]), ("kappa", many.priority[:, num_rollouts])):
+        # but for the last digit, which depends on the shapes
+        torch.testing.assert_close(getattr(few, name), wanted, rtol=1e-12, atol=1e-12)

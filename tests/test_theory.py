@@ -558,10 +558,10 @@ def test_the_depth_limit_loses_no_mass(guidance):
 
 @pytest.mark.parametrize("mode", ["gumbel", "best_first"])
 def test_ties_neither_crash_nor_duplicate(mode, monkeypatch):
-    def flat(state, num_tokens, dtype):
-        return torch.zeros(len(state), num_tokens, dtype=dtype)
+    def flat(state, counter):
+        return torch.ones(len(state), len(counter), dtype=torch.float64)
 
-    monkeypatch.setattr(choosers, "gumbel_noise", flat)  # every sibling ties, at every prefix
+    monkeypatch.setattr(choosers, "exponentials", flat)  # all children but the first tie, at every prefix
     table = Table(3, 3, seed=0, peak=0.0, success=0.0)
     decoder = IndexedDecoder([table])
     for k in (1, 4, 20):

@@ -1,8 +1,8 @@
 """The search's `Decoder` on a Hugging Face causal language model, over a slot cache.
 
 Prompts are padded on the left, so that generated token j of every slot stands in the same column; masks and
-position ids hide the padding. Slots are mapped to physical rows, and when few slots are still extended those
-rows are moved to the front: finished prefixes stop costing anything.
+position ids hide the padding. Slots are mapped to physical rows, and the rows that are extended are kept in front:
+finished prefixes cost nothing.
 
 With a recorder (`model.recording`) all slots are stepped at every step instead, in shapes that change only from block
 to block of columns: on a GPU rows are cheap and starting kernels is not.
@@ -22,7 +22,6 @@ from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
 
 BLOCK = 128  # columns: a recorded step attends to a whole number of blocks
-_WORTH_MOVING = 0.9  # move rows once fewer than this share of the rows in front is extended
 
 
 HiddenFn = Callable[[Tensor, Tensor, Tensor | None, SlotCache], Tensor]
@@ -100,7 +99,7 @@ class SlotDecoder:
         self._num_filled = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row
         self._padding = padding.repeat_interleave(slots_per_prompt)  # by row
         self._is_padded = any(len(p) < longest for p in prompts)
-        # one column more than needed: rows that only keep others company write there
+        # one column more than needed: in recorded steps, rows that only keep others company write there
         self._cache = SlotCache(self._network.num_layers, num_slots, num_columns + 1)
         self._cache.plan_prompts(torch.arange(len(prompts), device=device) * slots_per_prompt, longest)
 
@@ -120,28 +119,31 @@ class SlotDecoder:
     @torch.no_grad()
     def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
         """See `interfaces.Decoder.step`."""
-        self._fork(source, length, target)
+        shortest, longest = (int(x) for x in length.aminmax())
+        row = self._row_of_slot.index_select(0, target)
+        if source is not target:
+            self._fork(source, target, row, longest)
         if self._network.recorder is not None:
-            return self._recorded_step(self._network.recorder, tokens, length, target)
-        row = self._bring_to_front(target)
-        num_rows = int(row.max()) + 1
-        self._token[row, 0] = tokens
-        self._num_filled[row] = length
-        column = self._num_prompt_columns + self._num_filled[:num_rows]
-        last = int(column.max())
-        # of the rows to be extended; rows between them that are shorter write and see what nobody reads
-        is_even = self._num_prompt_columns + int(length.min()) == last
-        self._cache.plan_tokens(num_rows, last if is_even else column, last + 1)
-        hidden = self._hidden(column, last + 1, is_masked=self._is_padded or not is_even)
-        self._num_filled[row] = length + 1
+            return self._recorded_step(self._network.recorder, tokens, length, target, longest)
+        self._num_filled.index_copy_(0, row, length + 1)  # before rows move: forks hold more than they did
+        row = self._bring_to_front(target, row)
+        self._token.index_copy_(0, row, tokens[:, None])
+        num_rows, num_columns = len(row), self._num_prompt_columns + longest + 1
+        column: Tensor | int = num_columns - 1
+        if shortest < longest:
+            column = self._num_filled[:num_rows] + (self._num_prompt_columns - 1)
+        self._cache.plan_tokens(num_rows, column, num_columns)
+        hidden = self._hidden(num_rows, column, num_columns)
         return self._output(self._network.score(hidden[row, 0]))
 
-    def _recorded_step(self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+    def _recorded_step(
+        self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor, longest: int
+    ) -> StepOutput:
         """All slots at once, each in the row of its number; a slot that is not extended writes behind what it holds."""
         self._token[target, 0] = tokens
         self._num_filled[target] = length
         torch.add(self._num_filled, self._num_prompt_columns, out=self._column)
-        blocks = (self._num_prompt_columns + int(length.max())) // BLOCK + 1
+        blocks = (self._num_prompt_columns + longest) // BLOCK + 1
         num_columns = min(blocks * BLOCK, self._cache.num_columns)
         if num_columns not in self._recorded:
             self._cache.plan_tokens(len(self._column), self._column, num_columns)  # clears them, once
@@ -152,7 +154,7 @@ class SlotDecoder:
 
     def _run_all(self, num_columns: int) -> Scores:
         self._cache.plan_tokens(len(self._column), self._column, num_columns)
-        return self._network.score(self._hidden(self._column, num_columns, is_masked=True)[:, 0])
+        return self._network.score(self._hidden(len(self._column), self._column, num_columns)[:, 0])
 
     def _output(self, scores: Scores) -> StepOutput:
         return StepOutput(scores.logits, scores.value_logit, partial(self._score_children, scores))
@@ -161,31 +163,27 @@ class SlotDecoder:
     def _score_children(self, scores: Scores) -> Tensor:
         return self._network.score_children(scores)
 
-    def _hidden(self, column: Tensor, num_columns: int, is_masked: bool) -> Tensor:
-        """Hidden states [N, 1, D] of the first N rows' tokens at `column` [N], as the cache was planned."""
-        is_seen, padding = None, self._padding[: len(column)]
-        if is_masked:
-            visible = torch.arange(num_columns, device=column.device)
-            is_seen = ((visible >= padding[:, None]) & (visible <= column[:, None]))[:, None, None]
-        return self._hidden_fn(self._token[: len(column)], (column - padding)[:, None], is_seen, self._cache)
+    def _hidden(self, num_rows: int, column: Tensor | int, num_columns: int) -> Tensor:
+        """Hidden states [N, 1, D] of the first rows' tokens at `column` ([N] or one), as the cache was planned."""
+        padding, is_seen = self._padding[:num_rows, None], None
+        last = column[:, None] if isinstance(column, Tensor) else column
+        if self._is_padded or isinstance(column, Tensor):
+            visible = torch.arange(num_columns, device=padding.device)
+            is_seen = ((visible >= padding) & (visible <= last))[:, None, None]
+        return self._hidden_fn(self._token[:num_rows], last - padding, is_seen, self._cache)
 
-    def _fork(self, source: Tensor, length: Tensor, target: Tensor) -> None:
-        """Copy generated tokens to the slots that are not their own source; the prompt is there already."""
-        if source is target:
-            return
+    def _fork(self, source: Tensor, target: Tensor, row: Tensor, longest: int) -> None:
+        """Copy generated tokens to the rows of slots that are not their own source; the prompt is there already."""
         forked = (source != target).nonzero()[:, 0]
         if len(forked) == 0:
             return
-        here, there = (self._row_of_slot.index_select(0, x.index_select(0, forked)) for x in (source, target))
-        kept, first = length.index_select(0, forked), self._num_prompt_columns
-        self._cache.fork(here, there, first, first + int(kept.max()))
-        self._num_filled.index_copy_(0, there, kept)
+        here = self._row_of_slot.index_select(0, source.index_select(0, forked))
+        first = self._num_prompt_columns
+        self._cache.fork(here, row.index_select(0, forked), first, first + longest)
 
-    def _bring_to_front(self, slots: Tensor) -> Tensor:
-        """Rows of `slots`; those far back swap places with idle rows in front when there are enough of them."""
-        row = self._row_of_slot.index_select(0, slots)
-        in_front = int(row.max()) + 1
-        if len(row) >= _WORTH_MOVING * in_front:
+    def _bring_to_front(self, slots: Tensor, row: Tensor) -> Tensor:
+        """The first rows, in the order of `slots`; those further back swap places with idle rows in front."""
+        if int(row.max()) < len(row):
             return row
         is_idle = torch.ones(len(row), dtype=torch.bool, device=row.device)
         is_idle[row[row < len(row)]] = False

@@ -141,10 +141,11 @@ def _evaluation(shapes: Shapes, work: Work) -> Memory:
     return max(arms, key=lambda parts: sum(parts.values()))
 
 
-# bytes per row and token of the vocabulary while the next tokens are chosen: logits and log-probabilities, values of
-# children where they are read, and what makes the noise (64-bit hashes and their shifts)
-_PER_LOGIT = {"greedy": 10, "sample": 32, "gumbel": 32, "best_first": 68}
-_GUIDED = 8  # more
+# bytes per row and token of the vocabulary while the next tokens are chosen: logits, their log-probabilities, q and
+# its running sums; values of children where they are read. Not counted: 28 for prefixes whose further children are
+# drawn one by one, which are few after the first steps
+_PER_LOGIT = {"greedy": 10, "sample": 20, "gumbel": 20, "best_first": 68}
+_GUIDED = 4  # more
 _BLOCK = 128  # columns: `model.decoder.BLOCK`
 
 

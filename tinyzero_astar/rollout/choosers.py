@@ -12,11 +12,22 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.rollout.gumbel import fold, gumbel_noise, log_inclusion, mix64, root_gumbel, truncated_gumbel
-from tinyzero_astar.rollout.heuristic import Guidance, Tilt, inverse_beta_of, propose, rise, tilt_of
+from tinyzero_astar.rollout.gumbel import (
+    counters,
+    exponential,
+    exponentials,
+    gumbel_after,
+    hash_token,
+    hashes,
+    inverse_cdf,
+    log_inclusion,
+    mix64,
+    root_gumbel,
+    to_uniform,
+)
+from tinyzero_astar.rollout.heuristic import Guidance, Proposal, Tilt, inverse_beta_of, propose, rise, tilt_of
 
 NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no leaf at all
 
@@ -28,8 +39,7 @@ class Beam:
     priority: Tensor  # float64; -inf where there is no prefix
     log_q: Tensor  # float64, phi of the prefix
     log_pi: Tensor  # float64, g of the prefix
-    state: Tensor  # int64 hash of seed and prefix
-    slot: Tensor  # int64, decoder slot within the problem
+    state: Tensor  # [3, P, K] int64 hashes of seed and prefix: of itself, and for what is drawn at it
     row: Tensor  # int64, row of the latest StepOutput that evaluated the prefix
     is_open: Tensor  # True where the prefix can be extended
     places: Tensor  # [N] of the open rows in the flattened beam; the decoder is asked for them in this order
@@ -39,9 +49,8 @@ class Beam:
 class Choice(NamedTuple):
     """The next K rows of every problem; [P, K] each."""
 
-    parent: Tensor | None  # row of the beam that each new row extends or carries on; None: its own
-    is_extended: Tensor  # True where it adds a token
-    token: Tensor  # that token, else NO_TOKEN
+    parent: Tensor | None  # place in the flattened beam of what each new row extends or carries on; None: its own
+    token: Tensor  # that it adds, or NO_TOKEN
     priority: Tensor
     logp: Tensor
     logq: Tensor
@@ -67,8 +76,18 @@ class Chooser(Protocol):
         ...
 
 
+class _Children(NamedTuple):
+    """What is known of the children of N prefixes once the best of each is drawn."""
+
+    logp: Tensor  # [N, V]
+    twist: Proposal | None  # None: q is the policy. Its mass is `others` by now
+    others: Tensor  # [N, V] q(a|s) up to a factor of the prefix; 0 at the best child
+    log_rate: Tensor  # [N] phi of the prefix, less the log of that factor
+    second: Tensor  # [N] the largest G of the others
+
+
 class Sampling:
-    """Independent draws by the Gumbel-max trick (or the mode itself, without noise)."""
+    """Independent draws from the policy (or its likeliest token, without noise)."""
 
     def __init__(self, seeds: Tensor, num_rollouts: int, noise: bool = True) -> None:
         self._seeds, self._num_rollouts, self._noise = seeds, num_rollouts, noise
@@ -83,8 +102,7 @@ class Sampling:
             priority=zero,
             log_q=zero,
             log_pi=zero,
-            state=fold(mix64(self._seeds.to(device))[:, None], stream),
-            slot=index,
+            state=hashes(mix64(self._seeds.to(device))[:, None] ^ hash_token(stream)),
             row=index + torch.arange(len(self._seeds), device=device)[:, None],
             is_open=torch.ones(shape, dtype=torch.bool, device=device),
             places=torch.arange(index.numel(), device=device),
@@ -92,17 +110,15 @@ class Sampling:
         )
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
-        parent = None
-        if len(logp) != len(beam.places):  # at first all streams share the prompt's row, and its slot
+        if len(logp) != len(beam.places):  # at first all streams share the prompt's row
             logp = logp[beam.row.flatten()]
-            parent = torch.arange(self._num_rollouts, device=logp.device).expand_as(beam.row)
-        perturbed = logp
         if self._noise:
-            perturbed = gumbel_noise(torch.take(beam.state, beam.places), logp.shape[-1], logp.dtype).add_(logp)
-        drawn = perturbed.argmax(-1)
-        step_logp = _at_places(logp.gather(1, drawn[:, None])[:, 0].double(), beam, 0.0)
-        token = _at_places(drawn, beam, NO_TOKEN)
-        return Choice(parent, beam.is_open, token, beam.priority + step_logp, step_logp, step_logp)
+            drawn = inverse_cdf(logp.exp(), to_uniform(torch.take(beam.state[1], beam.places)[:, None]))
+        else:
+            drawn = logp.argmax(-1, keepdim=True)
+        step_logp = _at_places(logp.gather(1, drawn)[:, 0].double(), beam, 0.0)
+        token = _at_places(drawn[:, 0], beam, NO_TOKEN)
+        return Choice(None, token, beam.priority + step_logp, step_logp, step_logp)
 
     def weight(self, beam: Beam) -> tuple[Tensor, Tensor]:
         kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
@@ -127,75 +143,107 @@ class WithoutReplacement:
         self._strength_and_tilt = torch.stack(rows)[..., None]  # [4, P, 1], to be looked up at once
         self._is_guided = bool((strength > 0).any())
         self._capped: list[tuple[Tensor, Tensor]] = []  # of every step: [N] problems, [N] whether their guidance was
-        self._widths = _widths(self._num_rollouts, root.logits.shape[1], device)
         self._left_out: list[tuple[Tensor, Tensor]] = []  # of every step: problems and the G of what they left out
-        state = mix64(self._seeds.to(device))[:, None].repeat(1, shape[1])
+        state = hashes(self._seeds.to(device)[:, None].repeat(1, shape[1]))
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
-        priority[:, 0] = root_gumbel(state[:, 0])  # G(x) = 0 would bias eq. 6
+        priority[:, 0] = root_gumbel(state[0, :, 0])  # G(x) = 0 would bias eq. 6
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
         index = torch.zeros(shape, dtype=torch.int64, device=device)
         row = index + torch.arange(problems, device=device)[:, None]
         is_open = torch.isfinite(priority)
         self._every = torch.arange(problems, device=device)
-        return Beam(priority, zero, zero, state, index, row, is_open, self._every * shape[1], self._every)
+        self._own = torch.arange(priority.numel(), device=device).view_as(priority)  # every row's own place
+        self._first = self._own[:, :1]  # [P, 1] place of a problem's first row
+        self._counter = counters(root.logits.shape[1], device)
+        self._worst = priority.amin(1)  # [P] of the beam's rows; changes only when rows are replaced
+        return Beam(priority, zero, zero, state, row, is_open, self._first[:, 0], self._every)
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
-        """The best child of a prefix has its G and takes its place, unless others' second children push it out.
+        """The best child of a prefix has its G and takes its row, unless others' further children push it out.
 
-        They rarely do: where the policy hardly doubts they are far behind. Only where one is better than the worst of
-        the K rows are further children looked at, and only those of its prefix.
+        They rarely do: where the policy hardly doubts they are far behind. So the further children of a prefix are
+        drawn as one at first, and one by one only where their best is better than the worst of the K rows.
         """
-        logq = self._log_proposal(beam, output, logp) if self._is_guided else logp
         places, problem = beam.places, beam.problem
-        perturbed = gumbel_noise(torch.take(beam.state, places), logp.shape[-1], logp.dtype).add_(logq)
-        phi, bound = torch.take(beam.log_q, places), torch.take(beam.priority, places)
-        best, token = perturbed.max(-1, keepdim=True)
-        others = perturbed.scatter_(1, token, -torch.inf)
-        best = best[:, 0].double().add_(phi)
-        second = truncated_gumbel(others.amax(-1).double().add_(phi), best, bound)
-        is_close = second > torch.take(beam.priority.amin(1), problem)
+        log_rate = torch.take(beam.log_q, places)
+        twist = self._propose(beam, output, logp) if self._is_guided else None
+        if twist is None:
+            mass = logp.exp()
+        else:
+            mass, log_rate = twist.mass, log_rate - twist.log_norm[:, 0]
+        which, when = (torch.take(x, places) for x in beam.state[1:])
+        token = inverse_cdf(mass, to_uniform(which)[:, None])
+        others = mass.scatter_(1, token, 0.0)
+        wait = exponential(when).div_(others.sum(-1))
+        second = gumbel_after(torch.take(beam.priority, places), wait, log_rate)
+        children = _Children(logp, twist, others, log_rate, second)
+
+        step_logp = step_logq = _at_places(logp.gather(1, token)[:, 0].double(), beam, 0.0)
+        if twist is not None:
+            step_logq = _at_places((twist.score.gather(1, token) - twist.log_norm)[:, 0].double(), beam, 0.0)
         tokens = _at_places(token[:, 0], beam, NO_TOKEN)
-        if not bool(is_close.any()):
-            self._left_out.append((problem, second))
-            step_logp = _at_places(logp.gather(1, token)[:, 0].double(), beam, 0.0)
-            step_logq = _at_places(logq.gather(1, token)[:, 0].double(), beam, 0.0) if self._is_guided else step_logp
-            return Choice(None, beam.is_open, tokens, beam.priority, step_logp, step_logq)
-
-        self._left_out.append((problem, second.masked_fill(is_close, -torch.inf)))
+        choice = Choice(None, tokens, beam.priority, step_logp, step_logq)
+        is_close = second > torch.take(self._worst, problem)
         close = is_close.nonzero()[:, 0]
+        if len(close) == 0:
+            self._left_out.append((problem, second))
+            return choice
+        self._left_out.append((problem, second.masked_fill(is_close, -torch.inf)))
+        return self._replace_worst(choice, beam, children, close)
+
+    def _replace_worst(self, choice: Choice, beam: Beam, children: _Children, close: Tensor) -> Choice:
+        """The choice with worse rows replaced by the further children of the `close` prefixes, one by one."""
         num_problems, num_columns = beam.row.shape
-        others, phi, best, bound, places, problem = (
-            x.index_select(0, close) for x in (others, phi, best, bound, places, problem)
+        places, others, log_rate, bound = (
+            x.index_select(0, close) for x in (beam.places, children.others, children.log_rate, children.second)
         )
-        for width in self._widths:
-            more, further = others.topk(width)
-            more = truncated_gumbel(more.double().add_(phi[:, None]), best[:, None], bound[:, None])
-            pool = pad(beam.priority.view(-1, 1), (0, width), value=-torch.inf)  # best children, and leaves as they are
-            pool[:, 1:].index_copy_(0, places, more)
-            priority, place = pool.view(num_problems, -1).topk(num_columns + 1)
-            if width == self._widths[-1] or not bool((more[:, -1] > torch.take(priority[:, -1], problem)).any()):
-                break  # else a prefix has so many children among the best that there may be more of them
-        self._left_out.append((self._every, priority[:, num_columns]))
-        priority, place = priority[:, :num_columns].contiguous(), place[:, :num_columns]
+        vocab_size = others.shape[1]
+        arrival, token = (
+            exponentials(torch.take(beam.state[0], places), self._counter)
+            .div_(others)
+            .topk(min(num_columns, vocab_size), largest=False)  # no more can be chosen, or be the best one left out
+        )
+        g = gumbel_after(bound[:, None], arrival - arrival[:, :1], log_rate[:, None])
+        shape = beam.row.numel(), token.shape[1]
+        pool = g.new_full(shape, -torch.inf).index_copy_(0, places, g).view(num_problems, -1)
+        tokens = token.new_empty(shape).index_copy_(0, places, token)  # where G is -inf nobody looks
+        # the best of them for the worst of the rows, and so on; K of them are enough, as a child is never better than
+        # the row of its prefix, so that not all rows are replaced
+        best, entry = pool.topk(num_columns)
+        worst, column = beam.priority.topk(num_columns, largest=False)
+        self._left_out.append((self._every, torch.minimum(best, worst).amax(1)))
+        self._worst = torch.maximum(best, worst).amin(1)
 
-        children = pad(tokens.view(-1, 1), (0, width), value=NO_TOKEN)
-        children[:, 1:].index_copy_(0, places, further)
-        chosen = children.view(num_problems, -1).gather(1, place)
-        parent = place.div(width + 1, rounding_mode="floor")
-        is_extended = (chosen != NO_TOKEN) & (priority > -torch.inf)
-        at = torch.add(chosen, beam.row.gather(1, parent), alpha=logp.shape[1]).clamp_(min=0)
-        step_logp = torch.take(logp, at).double().where(is_extended, 0.0)
-        step_logq = torch.take(logq, at).double().where(is_extended, 0.0) if self._is_guided else step_logp
-        return Choice(parent, is_extended, chosen.where(is_extended, NO_TOKEN), priority, step_logp, step_logq)
+        swaps = (best > worst).flatten().nonzero()[:, 0]
+        target = torch.take(self._first + column, swaps)
+        entry = torch.take(torch.add(entry, self._first, alpha=shape[1]), swaps)
+        source = entry.div(shape[1], rounding_mode="floor")
+        row, chosen = torch.take(beam.row, source), torch.take(tokens, entry)
+        at = torch.add(chosen, row, alpha=vocab_size)
 
-    def _log_proposal(self, beam: Beam, output: StepOutput, logp: Tensor) -> Tensor:
+        def put(x: Tensor, values: Tensor) -> Tensor:
+            return x.flatten().index_copy(0, target, values).view_as(x)
+
+        step_logp = step_logq = put(choice.logp, torch.take(children.logp, at).double())
+        if children.twist is not None:
+            logq = torch.take(children.twist.score, at) - torch.take(children.twist.log_norm, row)
+            step_logq = put(choice.logq, logq.double())
+        return Choice(
+            parent=put(self._own, source),
+            token=put(choice.token, chosen),
+            priority=put(choice.priority, torch.take(best, swaps)),
+            logp=step_logp,
+            logq=step_logq,
+        )
+
+    def _propose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Proposal:
         strength, *tilt = self._strength_and_tilt.index_select(1, beam.problem)  # [N, 1] each
         log_weight = torch.take(beam.log_pi - beam.log_q, beam.places).to(logp.dtype)[:, None]
         child_rise = rise(output.child_logit(), Tilt(*tilt))
         proposal = propose(logp, child_rise, log_weight, strength, self._guidance.cap)
         if proposal.tau is not strength:  # else nothing was held back
             self._capped.append((beam.problem, proposal.tau < strength))
-        return proposal.logq
+        return proposal
 
     def count_capped(self) -> Tensor:
         count = torch.zeros_like(self._every)
@@ -213,12 +261,3 @@ class WithoutReplacement:
 def _at_places(values: Tensor, beam: Beam, elsewhere: float) -> Tensor:
     """[P, K] of values [N] of the open rows, and one number at the others."""
     return values.new_full(beam.row.shape, elsewhere).flatten().index_copy_(0, beam.places, values).view_as(beam.row)
-
-
-def _widths(num_needed: int, vocab_size: int, device: torch.device) -> list[int]:
-    """How many further children of a prefix to look at: at last as many as can matter, on a CPU first what is cheap.
-
-    `topk` sorts partially there as long as it looks for no more than one in 64, and is several times as fast.
-    """
-    most, cheap = min(num_needed, vocab_size), vocab_size // 64
-    return [cheap, most] if device.type == "cpu" and 0 < cheap < most else [most]

@@ -1,22 +1,22 @@
 """Stateless noise and Gumbel arithmetic for sampling without replacement.
 
-Pure functions on tensors. Noise is a counter-based hash (splitmix64) of a prefix and a token, so a problem's
-rollouts depend on its seed alone: not on the batch, the rank, or any generator's state.
+Pure functions on tensors. Noise is a hash (splitmix64) of a seed and a prefix, so a problem's rollouts depend on its
+seed alone: not on the batch, the rank, or any generator's state.
 
-Sources: Steele et al. 2014 (splitmix64); Kool et al. 2019, "Stochastic Beams and Where to Find Them"
-(children conditioned on the parent's maximum; inclusion probabilities from a threshold).
+Sources: Steele et al. 2014 (splitmix64); Maddison et al. 2014, "A* sampling" (children from the top down); Kool et al.
+2019, "Stochastic Beams and Where to Find Them" (inclusion probabilities from a threshold).
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64; tensor arithmetic wraps modulo 2**64
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 _FOLD = 0x632BE59BD9B4E019
+_WHICH, _WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -25,7 +25,11 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def mix64(x: Tensor) -> Tensor:
     """Splitmix64's finaliser: a bijection of int64 whose output bits look independent."""
-    x = x + _GOLDEN  # a new tensor; the rest is in place, as the noise of a whole vocabulary is a tenth of a step
+    return _finalise(x + _GOLDEN)
+
+
+def _finalise(x: Tensor) -> Tensor:
+    """In place: x is a whole vocabulary at times."""
     x.bitwise_xor_(_shift_right(x, 30)).mul_(_MULTIPLY_1)
     x.bitwise_xor_(_shift_right(x, 27)).mul_(_MULTIPLY_2)
     return x.bitwise_xor_(_shift_right(x, 31))
@@ -43,41 +47,66 @@ def hash_token(token: Tensor) -> Tensor:
 
 def to_uniform(bits: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), both ends excluded, of hashed int64 bits; float64."""
-    return _shift_right(bits, 11).double().add_(0.5).mul_(2.0**-53)
+    # as a signed number first: the sum with one half and half a step is exact, and never rounds to an end
+    return (bits >> 12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)
+
+
+def hashes(x: Tensor) -> Tensor:
+    """Three independent hashes of each number, [3, ...]: a prefix's state, and the bits of its two draws."""
+    return mix64(torch.stack((x, x ^ _WHICH, x ^ _WHEN)))
+
+
+def inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
+    """A token for each prefix, drawn in proportion to its mass, [N, 1]; never one without mass.
+
+    Args:
+        mass: [N, V], >= 0 and somewhere above.
+        uniform: [N, 1] in (0, 1].
+    """
+    cdf = mass.to(torch.float64, copy=True).cumsum_(-1)  # in float32 rare tokens would be rounded away
+    token = torch.searchsorted(cdf, cdf[:, -1:] * uniform)
+    return token if mass.device.type == "cpu" else likeliest_if_impossible(mass, token)
+
+
+def likeliest_if_impossible(mass: Tensor, token: Tensor) -> Tensor:
+    """`token` [N, 1], or the one with the largest mass [N, V] where it has none.
+
+    Sums in parallel, as on a GPU, may grow by a rounding at a token without mass.
+    """
+    return torch.where(mass.gather(1, token) > 0, token, mass.argmax(-1, keepdim=True))
 
 
 def root_gumbel(state: Tensor) -> Tensor:
-    """One Gumbel(0) number for each hash state, float64; independent of `gumbel_noise` of that state."""
+    """One Gumbel(0) number for each hash state, float64; independent of all else that is drawn at it."""
     return -torch.log(-torch.log(to_uniform(mix64(state ^ _FOLD))))
 
 
-def gumbel_noise(state: Tensor, num_tokens: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Independent Gumbel(0) noise of every next token, [N, V].
+def counters(num: int, device: torch.device) -> Tensor:
+    """What `exponentials` adds to a state for each of `num` tokens, [num] int64: splitmix64's steps."""
+    return torch.arange(1, num + 1, device=device) * _GOLDEN
+
+
+def exponentials(state: Tensor, counter: Tensor) -> Tensor:
+    """Independent exponential numbers of rate 1, [N, V] float64, for hash states [N] and V counters."""
+    return exponential(_finalise(state[:, None] + counter))
+
+
+def exponential(bits: Tensor) -> Tensor:
+    """Exponential numbers of rate 1, > 0, of hashed int64 bits; float64."""
+    return to_uniform(bits).log_().neg_()
+
+
+def gumbel_after(bound: Tensor, wait: Tensor, log_rate: Tensor) -> Tensor:
+    """G of what arrives `wait` after a prefix does; docs/algorithm.md eq. 8.
+
+    -log(e^-bound + wait e^-log_rate): arrival times are e^-G, and a prefix's own unit of time is e^-log_rate.
 
     Args:
-        state: int64 [N], hash state of each prefix.
-        num_tokens: V.
-        dtype: of the result: that of the log-probabilities it is added to. The exponential numbers inside are always
-            float64: in float32 uniform numbers near 1 are too coarse for the large values, which are those that win.
+        bound: G of the prefix.
+        wait: >= 0, in that unit; inf: never, and G is -inf.
+        log_rate: phi, log-probability of the prefix under the proposal.
     """
-    counter = torch.arange(1, num_tokens + 1, device=state.device) * _GOLDEN
-    exponential = to_uniform(mix64(state[:, None] + counter)).log_().neg_()
-    return exponential.to(dtype).log_().neg_()
-
-
-def truncated_gumbel(gumbel: Tensor, maximum: Tensor, bound: Tensor) -> Tensor:
-    """Gumbels conditioned on their maximum being `bound`, by a monotone map; docs/algorithm.md eq. 8.
-
-    G~ = T - log(1 + e^v),  v = T - Z + log(e^(Z - G) - 1), with T the bound and Z the maximum.
-    Source: Kool et al. 2019, appendix. Where G == Z the result is the bound; -inf stays -inf.
-
-    Args:
-        gumbel: [..., C] perturbed log-masses G of siblings.
-        maximum: [..., 1] the largest G among *all* siblings, Z.
-        bound: [..., 1] the parent's value T.
-    """
-    gap = torch.sub(maximum, gumbel).expm1_().log_().add_(bound - maximum)
-    return bound - softplus(gap, threshold=50.0)  # the default, 20, is off by 2e-9
+    return torch.logaddexp(torch.log(wait).sub_(log_rate), -bound).neg_()
 
 
 def log_inclusion(log_q: Tensor, kappa: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ keeps (`rollout.choosers`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, TraceNode
 from tinyzero_astar.rollout.choosers import NO_TOKEN, Beam, Choice, Chooser
-from tinyzero_astar.rollout.gumbel import hash_token, mix64
+from tinyzero_astar.rollout.gumbel import hash_token, hashes
 from tinyzero_astar.rollout.heuristic import Guidance, Tilt, f_score, inverse_beta_of, log_policy, soft_value, tilt_of
 
 _UNTRACED = torch.empty(0)
@@ -46,11 +45,12 @@ def lock_step(
     output = decoder.start(prompts, num_rollouts)
     beam = chooser.begin(output)
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
-    token_hash = hash_token(torch.arange(output.logits.shape[-1], device=output.logits.device))
+    token_ids = torch.arange(output.logits.shape[-1] + 1, device=output.logits.device)  # the last: for NO_TOKEN
+    token_hash = hash_token(token_ids)
+    goes_on = (token_ids != decoder.eos_id) & (token_ids != token_ids[NO_TOKEN])  # after that token
     history: list[_Step] = []
-    one = torch.ones(len(prompts), dtype=torch.int64, device=output.logits.device)
-    none = torch.zeros_like(one)
-    num_open, num_forked = [one], [none]
+    opened: list[Tensor] = []  # by step, [P, K]: the prefixes that were decoded
+    moved: list[tuple[Tensor, Tensor]] = []  # of steps with forks: places of prefixes, and where these came from
     for depth in range(1, max_search_depth + 1):
         choice = chooser.choose(beam, output, log_policy(output))
         row = _carried(beam.row, choice.parent)
@@ -65,50 +65,60 @@ def lock_step(
                 choice.priority,
             )
         )
-        beam = _extend(beam, choice, token_hash, decoder.eos_id, is_last=depth == max_search_depth)
+        if depth == max_search_depth:
+            goes_on = torch.zeros_like(goes_on)
+        beam = _extend(beam, choice, token_hash, goes_on)
         places = beam.places
         if len(places) == 0:
             break
-        base = beam.problem * num_rollouts
-        source = target = base + torch.take(beam.slot, places)
-        forked = none
-        if choice.parent is not None:
-            slot, forked = _assign_slots(beam.slot, beam.is_open)
-            beam = replace(beam, slot=slot)
-            target = base + torch.take(slot, places)
+        source = places  # slots are numbered like places
+        if depth == 1:  # only the first of a problem's slots holds its prompt
+            source = beam.problem * num_rollouts
+        elif choice.parent is not None:
+            source = torch.take(choice.parent, places)
+        if source is not places:
+            moved.append((places, source))
         length = torch.full_like(places, depth - 1)
-        output = decoder.step(torch.take(choice.token, places), source, length, target)
+        output = decoder.step(torch.take(choice.token, places), source, length, places)
         beam.row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
-        num_open.append(beam.is_open.sum(1))
-        num_forked.append(forked)
-    opened = torch.stack(num_open)
-    expanded = opened.sum(0)
-    stats = SearchStats(
-        num_expanded=expanded,
-        num_forks=torch.stack(num_forked).sum(0),
-        num_decoded_tokens=expanded - 1,
-        max_open=opened.amax(0),
-        num_open_final=beam.is_open.sum(1),
-        num_pruned=torch.zeros_like(expanded),
-        num_capped=chooser.count_capped(),
-    )
+        opened.append(beam.is_open)
+    stats = _statistics(opened, moved, beam, chooser)
     if trace is not None:
         trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_id))
     return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
 
 
-def _extend(beam: Beam, choice: Choice, token_hash: Tensor, eos_id: int, is_last: bool) -> Beam:
-    """The beam after each row took its token; a depth-limited row is closed as a leaf."""
-    is_extended, parent = choice.is_extended, choice.parent
-    state = _carried(beam.state, parent)
-    is_open = is_extended & (choice.token != eos_id) & (not is_last)
+def _statistics(opened: list[Tensor], moved: list[tuple[Tensor, Tensor]], beam: Beam, chooser: Chooser) -> SearchStats:
+    root = torch.ones_like(beam.is_open[:, 0], dtype=torch.int64)
+    num_open = torch.stack([root, *(x.sum(1) for x in opened)])
+    num_expanded, none = num_open.sum(0), torch.zeros_like(root)
+    num_forks = none
+    if moved:
+        places, source = (torch.cat(x) for x in zip(*moved, strict=True))
+        problem = places.div(beam.is_open.shape[1], rounding_mode="floor")
+        num_forks = none.index_add(0, problem, (source != places).long())
+    return SearchStats(
+        num_expanded=num_expanded,
+        num_forks=num_forks,
+        num_decoded_tokens=num_expanded - 1,
+        max_open=num_open.amax(0),
+        num_open_final=beam.is_open.sum(1),
+        num_pruned=none,
+        num_capped=chooser.count_capped(),
+    )
+
+
+def _extend(beam: Beam, choice: Choice, token_hash: Tensor, goes_on: Tensor) -> Beam:
+    """The beam after each row took its token; rows whose token does not go on are leaves."""
+    parent, token = choice.parent, choice.token
+    state = _carried(beam.state[0], parent)
+    is_open = torch.take(goes_on, token)
     places = is_open.flatten().nonzero()[:, 0]
     return Beam(
         priority=choice.priority,
         log_q=_carried(beam.log_q, parent) + choice.logq,
         log_pi=_carried(beam.log_pi, parent) + choice.logp,
-        state=torch.where(is_extended, mix64(state ^ torch.take(token_hash, choice.token)), state),
-        slot=_carried(beam.slot, parent),
+        state=hashes(state ^ torch.take(token_hash, token)),  # of rows that stay open
         row=torch.zeros_like(beam.row),
         is_open=is_open,
         places=places,
@@ -118,35 +128,17 @@ def _extend(beam: Beam, choice: Choice, token_hash: Tensor, eos_id: int, is_last
 
 def _carried(x: Tensor, parent: Tensor | None) -> Tensor:
     """What each row's parent has; [P, K]."""
-    return x if parent is None else x.gather(1, parent)
-
-
-def _assign_slots(source: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
-    """A slot of its own for every open row: the first row of a source stays, the others fork to free slots.
-
-    Args:
-        source: [P, K] slot where each row's prefix stands, in [0, K).
-        is_open: [P, K] rows that need a slot.
-
-    Returns:
-        The slots [P, K], distinct over a problem's open rows, and the number of forks [P].
-    """
-    row, none = torch.arange(source.shape[1], device=source.device), source.shape[1]
-    first = torch.full_like(source, none).scatter_reduce_(1, source, torch.where(is_open, row, none), "amin")
-    is_fork = (first.gather(1, source) != row) & is_open
-    free = first.argsort(dim=1, descending=True, stable=True)  # slots without an open row first, in order
-    rank = is_fork.cumsum(1).sub_(1).clamp_(min=0)
-    return torch.where(is_fork, free.gather(1, rank), source), is_fork.sum(1)
+    return x if parent is None else torch.take(x, parent)
 
 
 def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, eos_id: int, stats: SearchStats) -> Rollouts:
     """Every row's tokens, read backwards along the parents, best priority first."""
     order = beam.priority.argsort(dim=1, descending=True, stable=True)
-    row = order
+    row = order + torch.arange(order.numel(), device=order.device).view_as(order)[:, :1]
     columns: list[list[Tensor]] = []
     for step in reversed(history):
-        columns.append([x.gather(1, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
-        row = row if step.parent is None else step.parent.gather(1, row)
+        columns.append([torch.take(x, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
+        row = row if step.parent is None else torch.take(step.parent, row)
     tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != NO_TOKEN
     tokens = torch.where(is_token, tokens, eos_id)
@@ -183,7 +175,7 @@ def _trace(
         for depth, step in enumerate(history, start=1):
             child_h = soft_value(step.child_logit[problem], Tilt(*(x[problem] for x in tilt)))
             next_row = []
-            parents = range(len(at_row)) if step.parent is None else step.parent[problem].tolist()
+            parents = range(len(at_row)) if step.parent is None else (step.parent[problem] % len(at_row)).tolist()
             for k, parent in enumerate(at_row[j] for j in parents):
                 token = int(step.token[problem, k])
                 if token == NO_TOKEN:

@@ -1,0 +1,79 @@
+"""Random numbers and draws of `rollout.gumbel`, one by one; what searches make of them is in test_search.py."""
+
+import math
+
+import pytest
+import torch
+
+from tinyzero_astar.rollout.gumbel import (
+    counters,
+    exponential,
+    exponentials,
+    hashes,
+    inverse_cdf,
+    likeliest_if_impossible,
+    mix64,
+    to_uniform,
+)
+
+NUM = 200_000
+
+
+def test_uniform_numbers_exclude_both_ends():
+    ends = torch.tensor([0, -1, 2**63 - 1, -(2**63)])
+    uniform = to_uniform(ends)
+    assert uniform.min() > 0 and uniform.max() < 1
+    assert uniform[2] == 1 - 2.0**-53 and uniform[3] == 2.0**-53
+    assert exponential(ends).min() > 0 and torch.isfinite(exponential(ends)).all()
+
+
+def test_hashes_of_a_state_are_uniform_and_independent_of_each_other():
+    bits = hashes(mix64(torch.arange(NUM)))
+    uniform = to_uniform(bits)
+    assert (uniform.mean(1) - 0.5).abs().max() < 4 * math.sqrt(1 / 12 / NUM)
+    cells = (uniform * 8).long()  # every pair of the three on a board of 8 by 8
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        counts = torch.bincount(cells[i] * 8 + cells[j], minlength=64).double()
+        chi2 = float(((counts - NUM / 64) ** 2 / (NUM / 64)).sum())
+        assert chi2 < 63 + 4 * math.sqrt(2 * 63)
+    children = to_uniform(hashes(bits[0] ^ 12345))  # and of those of a child
+    centred = torch.cat([uniform, children]) - 0.5
+    correlation = centred @ centred.T / NUM * 12
+    assert (correlation - torch.eye(6, dtype=torch.float64)).abs().max() < 4 * math.sqrt(1.8 / NUM)
+
+
+def test_exponential_numbers_have_the_moments_of_their_law():
+    found = exponentials(mix64(torch.arange(NUM // 100)), counters(100, torch.device("cpu")))
+    for power, spread in ((1, 1.0), (2, math.sqrt(20.0)), (3, math.sqrt(684.0))):
+        mean = (found**power).mean()
+        assert abs(float(mean) - math.factorial(power)) < 4 * spread / math.sqrt(NUM)
+    assert found.unique().numel() == NUM
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tokens_are_drawn_in_proportion_to_their_mass(dtype):
+    mass = torch.tensor([0.2, 0.0, 3.0, 1e-3, 0.7], dtype=dtype)
+    uniform = (torch.arange(NUM, dtype=torch.float64) + 0.5) / NUM  # evenly spread: counts are exact but for the ends
+    token = inverse_cdf(mass.expand(NUM, -1), uniform[:, None])
+    share = torch.bincount(token[:, 0], minlength=5).double() / NUM
+    torch.testing.assert_close(share, (mass / mass.sum()).double(), rtol=0, atol=2 / NUM)
+
+
+def test_a_rare_token_among_many_is_drawn_as_often_as_its_mass_says():
+    """In float32 the sum of all masses has no digit left for it."""
+    mass = torch.full((1, 100_000), 1e-5)
+    mass[0, -1] = 1e-12
+    edge = 1e-12 / float(mass.double().sum())
+    uniform = torch.tensor([[1 - 1.1 * edge, 1 - 0.9 * edge]], dtype=torch.float64)
+    assert inverse_cdf(mass, uniform).tolist() == [[99_998, 99_999]]
+
+
+def test_tokens_without_mass_are_never_drawn():
+    mass = torch.tensor([[0.0, 0.25, 0.0, 0.25, 0.5, 0.0]], dtype=torch.float64)
+    uniform = torch.tensor([[2.0**-53, 0.25, 0.25 + 2.0**-53, 0.5, 0.75, 1 - 2.0**-53, 1.0]], dtype=torch.float64)
+    assert inverse_cdf(mass, uniform).tolist() == [[1, 1, 3, 3, 4, 4, 4]]
+
+
+def test_where_rounding_would_draw_a_token_without_mass_it_is_the_likeliest():
+    mass = torch.tensor([[0.25, 0.0, 0.75], [0.25, 0.5, 0.25]])
+    assert likeliest_if_impossible(mass, torch.tensor([[1], [0]])).tolist() == [[2], [0]]
