@@ -97,16 +97,16 @@ class Sampling:
         self._none_capped = torch.zeros(shape[0], dtype=torch.int64, device=device)
         stream = torch.arange(self._num_rollouts, device=device)[None]
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
-        index = torch.zeros(shape, dtype=torch.int64, device=device)
+        every = torch.arange(shape[0], device=device)
         return Beam(
             priority=zero,
             log_q=zero,
             log_pi=zero,
             state=hashes(mix64(self._seeds.to(device))[:, None] ^ hash_token(stream)),
-            row=index + torch.arange(len(self._seeds), device=device)[:, None],
+            row=every[:, None].expand(shape),
             is_open=torch.ones(shape, dtype=torch.bool, device=device),
-            places=torch.arange(index.numel(), device=device),
-            problem=torch.arange(len(self._seeds), device=device).repeat_interleave(self._num_rollouts),
+            places=torch.arange(zero.numel(), device=device),
+            problem=every.repeat_interleave(self._num_rollouts),
         )
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
@@ -148,14 +148,13 @@ class WithoutReplacement:
         priority = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         priority[:, 0] = root_gumbel(state[0, :, 0])  # G(x) = 0 would bias eq. 6
         zero = torch.zeros(shape, dtype=torch.float64, device=device)
-        index = torch.zeros(shape, dtype=torch.int64, device=device)
-        row = index + torch.arange(problems, device=device)[:, None]
         is_open = torch.isfinite(priority)
         self._every = torch.arange(problems, device=device)
         self._own = torch.arange(priority.numel(), device=device).view_as(priority)  # every row's own place
         self._first = self._own[:, :1]  # [P, 1] place of a problem's first row
         self._counter = counters(root.logits.shape[1], device)
         self._worst = priority.amin(1)  # [P] of the beam's rows; changes only when rows are replaced
+        row = self._every[:, None].expand(shape)
         return Beam(priority, zero, zero, state, row, is_open, self._first[:, 0], self._every)
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
