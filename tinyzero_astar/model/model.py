@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +59,9 @@ class Policy(nn.Module):
         self.eos_id = eos_id
         self.dtype = language_model.dtype  # of weights and activations; shards hold float32
         self.recorder: Recorder | None = None  # of decode steps
+        # transformers 5.24 renamed the argument: the old name warns there, the new one is unknown to older versions
+        is_renamed = "cache" in signature(language_model.base_model.forward).parameters
+        self._cache_argument = "cache" if is_renamed else "past_key_values"
         self.gradient_checkpointing = False  # whether `token_scores` with gradients recomputes the decoder layers
         config = language_model.config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
@@ -77,8 +81,8 @@ class Policy(nn.Module):
             input_ids=ids,
             position_ids=position_ids,
             attention_mask=attention_mask,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **{self._cache_argument: cache},
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
