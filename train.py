@@ -1,6 +1,13 @@
 """Launcher: `python train.py --help`."""
 
-from tinyzero_astar.train import main
+from tinyzero_astar.terminal import run_command
+
+
+def _train() -> int:
+    from tinyzero_astar.train import main  # here, so that a missing package is one sentence
+
+    return main()
+
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(_train))

@@ -285,7 +285,7 @@ def test_without_peft_one_sentence_before_anything_is_loaded(missing, tmp_path, 
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert err == (
-        f"error: lora_rank 8 needs the package {missing}, which is not installed: pip install 'tinyzero-astar[lora]',"
+        f"error: lora_rank 8 needs the package {missing}, which is not installed: pip install -e '.[lora]',"
         " or train all weights with --model.lora-rank 0\n"
     )
     assert not (tmp_path / "r").exists()

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.test_run import OPTIONS
-from tinyzero_astar import doctor, fit, machine, session
+from tinyzero_astar import fit, machine, session
 from tinyzero_astar.config import Config
 from tinyzero_astar.doctor import Doctor, doctor_main
 from tinyzero_astar.machine import Speed, available_ram, free_disk, measure_speed
+from tinyzero_astar.terminal import USAGE_ERROR
 from tinyzero_astar.train import main, parse_as
 
 QWEN_3B = {
@@ -165,7 +166,7 @@ def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     ],
 )
 def test_wrong_use_is_one_sentence(line, sentence, capsys):
-    assert doctor_main(line.split()) == doctor.USAGE_ERROR
+    assert doctor_main(line.split()) == USAGE_ERROR
     out, err = capsys.readouterr()
     assert out == "" and err.startswith(f"error: {sentence}") and err.count("\n") == 1
 

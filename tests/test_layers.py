@@ -22,6 +22,7 @@ PACKAGE = "tinyzero_astar"
 # Module (without the package's name) -> layer. Entries may be ahead of their files.
 LAYER = {
     "interfaces": 0,
+    "terminal": 0,
     "rollout.gumbel": 0,
     "data.expression": 1,
     "loggers.*": 1,

@@ -46,7 +46,7 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
         import_liger(CUDA)
     sentence = str(refused.value)
     assert sentence.startswith("model.liger asks for the kernels of liger-kernel, which cannot be imported (")
-    assert sentence.endswith(f"): pip install 'tinyzero-astar[gpu]', or {INSTEAD}") and "\n" not in sentence
+    assert sentence.endswith(f"): pip install -e '.[gpu]', or {INSTEAD}") and "\n" not in sentence
 
 
 def test_a_package_that_does_not_fit_is_one_sentence_with_its_reason(calls, monkeypatch):

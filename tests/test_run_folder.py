@@ -177,6 +177,25 @@ def test_what_is_no_checkpoint_is_refused_with_the_places_looked_at(tmp_path):
         resolve_checkpoint(Path("/nowhere/x"), "tiny", tmp_path)
 
 
+def test_a_path_that_begins_with_the_root_is_not_looked_for_inside_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_checkpoint(tmp_path / "runs" / "tiny-001" / NAME)
+    wanted = Path("runs") / "tiny-001" / "checkpoints" / "checkpoint_iter_40"
+    with pytest.raises(ValueError) as refused:
+        resolve_checkpoint(wanted, "tiny")
+    assert str(refused.value) == f"--checkpoint {wanted}: no checkpoint folder found; looked for {wanted}"
+
+
+def test_the_folder_of_a_run_means_its_newest_checkpoint(tmp_path):
+    for iteration in (9, 10):
+        make_checkpoint(tmp_path / "tiny-001" / "checkpoints" / f"checkpoint_iter_{iteration}")
+    newest = tmp_path / "tiny-001" / "checkpoints" / "checkpoint_iter_10"
+    assert resolve_checkpoint(tmp_path / "tiny-001", "tiny") == newest
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"^--checkpoint \S*empty: no checkpoint in "):
+        resolve_checkpoint(tmp_path / "empty", "tiny")
+
+
 def test_latest_checkpoint_is_that_of_the_highest_iteration(tmp_path):
     for name in (
         "checkpoint_iter_9",

@@ -2,13 +2,22 @@
 
 import sys
 
-from tinyzero_astar.doctor import doctor_main
-from tinyzero_astar.solve import solve_main
-from tinyzero_astar.train import main, while_read
+from tinyzero_astar.terminal import run_command
+
+
+def _run() -> int:  # imports stand here, so that a missing package is one sentence
+    if sys.argv[1:2] == ["solve"]:
+        from tinyzero_astar.solve import solve_main
+
+        return solve_main(sys.argv[2:])
+    if sys.argv[1:2] == ["doctor"]:
+        from tinyzero_astar.doctor import doctor_main
+
+        return doctor_main(sys.argv[2:])
+    from tinyzero_astar.train import main
+
+    return main()
+
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["solve"]:
-        raise SystemExit(while_read(lambda: solve_main(sys.argv[2:])))
-    if sys.argv[1:2] == ["doctor"]:
-        raise SystemExit(while_read(lambda: doctor_main(sys.argv[2:])))
-    raise SystemExit(main())
+    raise SystemExit(run_command(_run))

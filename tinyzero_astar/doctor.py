@@ -16,9 +16,10 @@ from typing import Annotated, Any
 import tyro
 
 from tinyzero_astar.config import Config
+from tinyzero_astar.terminal import complain, printable
 from tinyzero_astar.train import Command, parse_as
 
-FITS, DOES_NOT_FIT, USAGE_ERROR = 0, 1, 2
+FITS, DOES_NOT_FIT = 0, 1
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ def doctor_main(argv: Sequence[str]) -> int:
             )
         found = _diagnose(options)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return complain(error)
     if options.json:
         print(json.dumps(found, indent=1))
     else:
@@ -66,7 +66,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
     device, count = choose_device(config.model.device), options.processes
     check_options(config, device)
-    model = read_model(config, lambda text: print(text, file=sys.stderr))  # stdout may be JSON
+    model = read_model(config, lambda text: print(printable(text), file=sys.stderr))  # stdout may be JSON
     outlook = predict(config, model, count, device.type)
     # processes on a CPU share its memory
     memory = free_memory(device) // (count if device.type == "cpu" else 1)
@@ -108,14 +108,15 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from tinyzero_astar.loggers.console import Terminal, safe
+
+    console = Terminal(highlight=False)
     memory, disk, times = found["memory"], found["disk"], found["time"]
     where = f"{found['processes']} × {found['device']}" if found["processes"] > 1 else found["device"]
     table = Table(
-        title=f"{found['model']}, {found['parameters']:,} parameters, on {where}: peak memory, GB",
+        title=f"{safe(found['model'])}, {found['parameters']:,} parameters, on {where}: peak memory, GB",
         box=SIMPLE,
         padding=0,
     )
@@ -144,4 +145,4 @@ def _show(found: dict[str, Any]) -> None:
     )
     for one in (memory, disk):
         if one["advice"] is not None:
-            console.print(f"[bold]{one['advice']}[/]", soft_wrap=True)
+            console.print(f"[bold]{safe(one['advice'])}[/]", soft_wrap=True)

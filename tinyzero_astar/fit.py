@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tinyzero_astar.config import Config, check
-from tinyzero_astar.data.generation import TEMPLATES
+from tinyzero_astar.data.generation import TEMPLATES, room_after
 from tinyzero_astar.machine import Speed
 from tinyzero_astar.model.adapters import import_peft
 from tinyzero_astar.model.liger import import_liger
@@ -86,14 +86,16 @@ def read_model(config: Config, say: Say = print) -> Model:
     """Shapes and prompts of the model of a run.
 
     Raises:
-        ValueError: there is no such model, or it cannot be used.
+        ValueError: there is no such model, it cannot be used, or its longest prompt leaves no room for a completion.
     """
     hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)
     largest = 10**config.data.max_digits - 1
     prompt = TEMPLATES[config.data.template].format(a=largest, b=largest)
     if tokenizer is None:
         return Model(shapes_of(hf_config), -(-len(prompt) // _LETTERS_PER_TOKEN), True)
-    return Model(shapes_of(hf_config), len(tokenizer(prompt)["input_ids"]), False)
+    length = len(tokenizer(prompt)["input_ids"])
+    room_after(length, config.model.max_seq_length, config.search.max_search_depth)  # or refuses
+    return Model(shapes_of(hf_config), length, False)
 
 
 def work_of(config: Config, model: Model, num_processes: int, device: str) -> Work:

@@ -83,23 +83,27 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
     """The checkpoint folder that `path` means.
 
     `NAME`, and `NAME.pt` for the folder `NAME`, are looked for as given and then inside the newest run of the
-    preset, so that `checkpoints/checkpoint_iter_100.pt` works from the project's folder and from the run's.
+    preset, so that `checkpoints/checkpoint_iter_100.pt` works from the project's folder and from the run's. The
+    folder of a run means its newest checkpoint.
 
     Raises:
         ValueError: there is no such checkpoint; says where it was looked for.
     """
     names = [path, path.with_suffix("")] if path.suffix == ".pt" else [path]
     runs = _numbered_runs(root, preset)
-    candidates = [*names, *(runs[max(runs)] / name for name in names if runs and not name.is_absolute())]
+    is_of_a_run = not path.is_absolute() and not path.is_relative_to(root)  # may be
+    candidates = [*names, *(runs[max(runs)] / name for name in names if runs and is_of_a_run)]
     for candidate in candidates:
         if (candidate / TRAINER_STATE).is_file():
             return candidate
+        if (candidate / CHECKPOINTS).is_dir():
+            return latest_checkpoint(candidate, "--checkpoint")
     looked = ", ".join(str(c) for c in candidates)
     raise ValueError(f"--checkpoint {path}: no checkpoint folder found; looked for {looked}")
 
 
-def latest_checkpoint(run: Path) -> Path:
-    """The checkpoint of the highest iteration in a run.
+def latest_checkpoint(run: Path, option: str = "--resume") -> Path:
+    """The checkpoint of the highest iteration in a run, which the user named with `option`.
 
     Raises:
         ValueError: the run has none.
@@ -109,5 +113,5 @@ def latest_checkpoint(run: Path) -> Path:
         if (number := folder.name.removeprefix("checkpoint_iter_")).isdigit():
             found[int(number)] = folder
     if not found:
-        raise ValueError(f"--resume {run}: no checkpoint in {run / CHECKPOINTS}; name the folder of a run")
+        raise ValueError(f"{option} {run}: no checkpoint in {run / CHECKPOINTS}; name the folder of a run")
     return found[max(found)]

@@ -18,6 +18,9 @@ import tyro
 
 from tinyzero_astar.config import PRESETS, Config, from_dict
 from tinyzero_astar.run_folder import resolve_checkpoint
+from tinyzero_astar.terminal import FAILED, complain, printable
+
+_SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
 
 if TYPE_CHECKING:
     from tinyzero_astar.interfaces import TraceNode
@@ -30,7 +33,7 @@ class Solve:
     problem: tyro.conf.Positional[str]
     """Two positive integers of at most 6 digits, as in 37*84."""
     checkpoint: Path | None = None
-    """Checkpoint folder; default: the embedded base model with an untrained value model."""
+    """Checkpoint folder, or that of a run for its newest one; default: the embedded base, its value model untrained."""
     beam_width: int = 8
     """Size of the open list."""
     inverse_beta: float = 3.0
@@ -51,12 +54,15 @@ def solve_main(argv: Sequence[str]) -> int:
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
         trace = _search(options, operands, folder)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return complain(error)
+    except FloatingPointError as error:
+        return complain(f"{folder or 'embedded'}: {error}; its weights are damaged, use another checkpoint", FAILED)
     if options.json:
-        print(json.dumps(trace, ensure_ascii=False, indent=1))
-    else:
-        _show(trace, options.max_nodes)
+        print(json.dumps(trace, indent=1))  # in ASCII: exact in any encoding of the output
+        return 0
+    if folder is None:
+        print("the value model is untrained, so that h says nothing yet; give a trained one with --checkpoint")
+    _show(trace, options.max_nodes)
     return 0
 
 
@@ -79,7 +85,7 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from tinyzero_astar.data.generation import TEMPLATES
+    from tinyzero_astar.data.generation import TEMPLATES, room_after
     from tinyzero_astar.model.checkpoint import load_trainer, read_state
     from tinyzero_astar.model.decoder import SlotDecoder
     from tinyzero_astar.model.loading import choose_device
@@ -100,14 +106,14 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
         device=choose_device(options.device),
         value_hidden_size=config.value.hidden_size,
         max_length=config.model.max_seq_length,
-        say=lambda text: print(text, file=sys.stderr),  # stdout may be JSON
+        say=lambda text: print(printable(text), file=sys.stderr),  # stdout may be JSON
     )
     if folder is not None:
         load_trainer(folder, policy, {})
     a, b = operands
     prompt = TEMPLATES[config.data.template].format(a=a, b=b)
     ids = list(tokenizer(prompt)["input_ids"])
-    depth = min(config.search.max_search_depth, config.model.max_seq_length - len(ids))
+    depth = room_after(len(ids), config.model.max_seq_length, config.search.max_search_depth)
     nodes: list[TraceNode] = []
     rollouts = astar_rollouts(
         SlotDecoder(policy, depth),
@@ -149,11 +155,11 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
 
 
 def _show(trace: dict[str, Any], max_nodes: int) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.tree import Tree
 
-    console = Console(highlight=False)
+    from tinyzero_astar.loggers.console import Terminal, safe
+
+    console = Terminal(highlight=False)
     nodes = {n["node"]: n for n in trace["nodes"]}
     answer_path: set[int] = set()
     leaves = [n for n in trace["nodes"] if n["status"] == "leaf"]
@@ -171,10 +177,10 @@ def _show(trace: dict[str, Any], max_nodes: int) -> None:
     colours = {"expanded": "white", "leaf": "green", "open": "yellow"}
 
     def label(n: dict[str, Any]) -> str:
-        text = "prompt" if n["parent"] < 0 else repr(n["text"])[1:-1]
+        text = "prompt" if n["parent"] < 0 else repr(n["text"])[1:-1].replace(" ", _SPACE)
         style = "bold " if n["node"] in answer_path else ""
         scores = f"g {n['g']:.2f}  h {n['h']:+.2f}  f {n['f']:.2f}"
-        return f"[{style}{colours[n['status']]}]{escape(text)}[/]  [dim]{scores}  {n['status']}[/]"
+        return f"[{style}{colours[n['status']]}]{safe(text)}[/]  [dim]{scores}  {n['status']}[/]"
 
     children: dict[int, list[dict[str, Any]]] = {}
     for n in trace["nodes"]:
@@ -190,8 +196,8 @@ def _show(trace: dict[str, Any], max_nodes: int) -> None:
             place.add(label(n))
             stack.append((n["node"], place))
     console.print(f"[bold]{trace['problem']}[/]")
-    console.print(escape(trace["completion"]))
-    console.print(f"answer [bold]{trace['answer']}[/]  ({escape(trace['verdict'])})")
+    console.print(safe(trace["completion"]))
+    console.print(f"answer [bold]{trace['answer']}[/]  ({safe(trace['verdict'])})")
     hidden = len(nodes) - len(shown)
     console.print(tree)
     stats = trace["stats"]

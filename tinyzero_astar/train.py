@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, replace
 from io import StringIO
@@ -19,9 +19,8 @@ import tyro
 
 from tinyzero_astar.config import PRESETS, Config, check, from_json
 from tinyzero_astar.run_folder import CONFIG, latest_checkpoint, resolve_checkpoint
+from tinyzero_astar.terminal import FAILED, INTERRUPTED, USAGE_ERROR, complain
 
-FAILED, USAGE_ERROR = 1, 2
-INTERRUPTED, UNREAD = 130, 141  # the shell's for Ctrl-C, and for output that nobody reads
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE_S = 10.0  # torchrun ends everyone at the first failure: rank 0 must be the first, or it could not say why
 
@@ -168,28 +167,11 @@ def _only_main_speaks() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted, 141 see `while_read`."""
-    return while_read(lambda: _main(argv))
-
-
-def while_read(run: Callable[[], int]) -> int:
-    """The status of `run`, or 141 as soon as nobody reads the output any more, as in `... | head`."""
-    try:
-        status = run()
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
-        return UNREAD
-
-
-def _main(argv: Sequence[str] | None) -> int:
+    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted; see `run_command`."""
     try:
         return _run(argv)
     except FloatingPointError as error:  # all ranks raise it
-        if _is_main():
-            print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return complain(error, FAILED) if _is_main() else FAILED
     except KeyboardInterrupt:
         print("stopped at once; only what was saved before is kept", file=sys.stderr)
         return INTERRUPTED
@@ -234,7 +216,6 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _refuse(error: ValueError) -> int:
     if _is_main():
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(_PATIENCE_S)
+        return complain(error)
+    time.sleep(_PATIENCE_S)
     return USAGE_ERROR

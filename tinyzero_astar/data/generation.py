@@ -39,6 +39,20 @@ TEMPLATES = {
 }
 
 
+def room_after(prompt_length: int, max_seq_length: int, max_search_depth: int) -> int:
+    """Tokens that a completion may have after a prompt of `prompt_length` tokens, up to `max_search_depth`.
+
+    Raises:
+        ValueError: there is no room.
+    """
+    if prompt_length >= max_seq_length:
+        raise ValueError(
+            f"max_seq_length {max_seq_length} leaves no room after a prompt of {prompt_length} tokens:"
+            f" raise it to {prompt_length + max_search_depth} for completions of max_search_depth tokens"
+        )
+    return min(max_search_depth, max_seq_length - prompt_length)
+
+
 def is_held_out(a: int, b: int) -> bool:
     """Whether the unordered pair {a, b} belongs to the held-out set (20 % of all pairs do)."""
     low, high = sorted((a, b))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -9,7 +10,24 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tinyzero_astar.terminal import printable
+
 _MAX_SAMPLE_CHARACTERS = 600
+
+
+class Terminal(Console):
+    """Rich's console, but output that nobody reads any more ends in `run_command`, not in status 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich."""
+        if threading.current_thread() is threading.main_thread():
+            raise BrokenPipeError
+        raise SystemExit  # ends a progress bar's thread without a word; the main thread will notice by itself
+
+
+def safe(text: str) -> str:
+    """Text of foreign origin for rich: neither markup nor anything that a terminal would obey."""
+    return escape(printable(text))
 
 
 class ConsoleLogger:
@@ -22,16 +40,16 @@ class ConsoleLogger:
 
     def __init__(self, console: Console | None = None, is_silent: bool = False) -> None:
         terminal = False if is_silent else None
-        self.console = console or Console(highlight=False, soft_wrap=True, quiet=is_silent, force_terminal=terminal)
+        self.console = console or Terminal(highlight=False, soft_wrap=True, quiet=is_silent, force_terminal=terminal)
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
         """One line; brackets in it are not markup."""
-        self.console.print(escape(text))
+        self.console.print(safe(text))
 
     def warn(self, text: str) -> None:
         """One line that stands out."""
-        self.console.print(f"[bold yellow]warning:[/] {escape(text)}")
+        self.console.print(f"[bold yellow]warning:[/] {safe(text)}")
 
     def start(self, num_iterations: int, done: int) -> None:
         """Show a progress bar until `stop`."""
@@ -71,15 +89,14 @@ class ConsoleLogger:
 
     def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """A small two-column table."""
-        table = Table(title=escape(title), show_header=False, title_justify="left", title_style="bold")
+        table = Table(title=safe(title), show_header=False, title_justify="left", title_style="bold")
         for name, value in rows:
-            table.add_row(escape(name), escape(value))
+            table.add_row(safe(name), safe(value))
         self.console.print(table)
 
     def sample(self, question: str, completion: str, verdict: str) -> None:
         """One completion with what the verifier said."""
         shown = completion[:_MAX_SAMPLE_CHARACTERS]
         rest = len(completion) - len(shown)
-        shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in shown)
         text = " ⏎ ".join(shown.split("\n")) + (f" … ({rest} more characters)" if rest else "")
-        self.console.print(f"  [cyan]{escape(question)}[/]  {escape(text)}  [dim]({escape(verdict)})[/]")
+        self.console.print(f"  [cyan]{safe(question)}[/]  {safe(text)}  [dim]({safe(verdict)})[/]")

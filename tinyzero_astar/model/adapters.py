@@ -36,8 +36,8 @@ def import_peft(rank: int) -> ModuleType:
         import peft
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"lora_rank {rank} needs the package {error.name}, which is not installed: pip install"
-            " 'tinyzero-astar[lora]', or train all weights with --model.lora-rank 0"
+            f"lora_rank {rank} needs the package {error.name}, which is not installed: pip install -e"
+            " '.[lora]', or train all weights with --model.lora-rank 0"
         ) from error
     module: ModuleType = peft
     return module

@@ -31,8 +31,8 @@ def import_liger(device: torch.device) -> ModuleType:
     except ImportError as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"model.liger asks for the kernels of liger-kernel, which cannot be imported ({why}): pip install"
-            f" 'tinyzero-astar[gpu]', or {_INSTEAD}"
+            f"model.liger asks for the kernels of liger-kernel, which cannot be imported ({why}): pip install -e"
+            f" '.[gpu]', or {_INSTEAD}"
         ) from error
     module: ModuleType = monkey_patch
     return module

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
+from tinyzero_astar.data.generation import room_after
 from tinyzero_astar.interfaces import Batch, Problem, Rollouts, SearchMode, Task, Verdict
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
@@ -114,14 +115,7 @@ class Generator:
             ValueError: there is no room.
         """
         prompts = [list(ids) for ids in self._tokenizer([p.prompt for p in problems])["input_ids"]]
-        longest = max(len(p) for p in prompts)
-        room = self._max_seq_length - longest
-        if room < 1:
-            raise ValueError(
-                f"max_seq_length {self._max_seq_length} leaves no room after a prompt of {longest} tokens:"
-                f" raise it to {longest + max_search_depth} for completions of max_search_depth tokens"
-            )
-        return prompts, min(max_search_depth, room)
+        return prompts, room_after(max(len(p) for p in prompts), self._max_seq_length, max_search_depth)
 
     def _judge(
         self,

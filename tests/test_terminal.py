@@ -1,0 +1,222 @@
+"""What every command does when its output or its installation is not what it hoped for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+
+import pytest
+import torch
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerFast
+
+from tests.test_layers import product_files
+from tests.test_run import OPTIONS
+from tinyzero_astar import machine, terminal
+from tinyzero_astar.doctor import doctor_main
+from tinyzero_astar.loggers.console import ConsoleLogger, Terminal
+from tinyzero_astar.machine import Speed
+from tinyzero_astar.report import curve
+from tinyzero_astar.solve import solve_main
+from tinyzero_astar.terminal import printable, run_command
+from tinyzero_astar.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+ENCODINGS = ["cp1252", "ascii", "latin-1", "cp437"]
+HOSTILE = "a\x1b[2J\x9b31m\x07\r\u202eb"  # clears the screen, colours, rings, overwrites, turns the direction
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "measure_speed", lambda *a: Speed(1e12, 1e14))
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base, tmp_path_factory):
+    """The folder of a finished run of one iteration."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    argv = [*OPTIONS.split(), "--train.num-iterations", "1", "--output-dir", str(folder)]
+    assert main(["--model.model-name", str(tiny_base), *argv]) == 0
+    return folder
+
+
+def commands(run):
+    """Each command a user types, cheap."""
+    checkpoint = str(run / "checkpoints" / "checkpoint_iter_1")
+    quick = ["--model.model-name", checkpoint, *OPTIONS.split(), "--train.num-iterations", "1"]
+    return {
+        "train": lambda: main([*quick, "--output-dir", "r"]),
+        "evaluate": lambda: main(["--eval-only", "--checkpoint", checkpoint, "--eval.num-problems", "4"]),
+        "doctor": lambda: doctor_main(quick),
+        "solve": lambda: solve_main(["3*4", "--checkpoint", checkpoint]),
+        "report": lambda: curve.main([str(run)]),
+    }
+
+
+NAMES = ["train", "evaluate", "doctor", "solve", "report"]
+
+
+def printed(monkeypatch, encoding, run):
+    """The status of a command, and what it wrote to a standard output of an encoding."""
+    raw = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(raw, encoding=encoding))
+    return run_command(run), raw.getvalue().decode(encoding)
+
+
+# ------------------------------------------------------------------------------------------------ the encoding
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_the_output_cannot_encode_is_replaced(name, run, monkeypatch):
+    status, text = printed(monkeypatch, "ascii", commands(run)[name])
+    assert status == 0 and text
+    assert "?" in text or name not in ("train", "solve")  # which print Σŵ, and ␣
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_every_encoding_takes_every_character(encoding, monkeypatch):
+    kept = "é" if encoding != "ascii" else "?"
+    assert printed(monkeypatch, encoding, lambda: print("ŵ é ⏎ \ud800"))[1] == f"? {kept} ? ?\n"
+
+
+def test_json_is_exact_in_any_encoding(run, monkeypatch):
+    checkpoint = str(run / "checkpoints" / "checkpoint_iter_1")
+    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda *a, **k: "é⏎\x9b")
+    status, text = printed(monkeypatch, "ascii", lambda: solve_main(["3*4", "--checkpoint", checkpoint, "--json"]))
+    assert status == 0 and json.loads(text)["completion"] == "é⏎\x9b"
+
+
+# --------------------------------------------------------------------------- output that is closed, full or unread
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_full_disk_behind_the_output_is_one_sentence(name, run, monkeypatch, capfd):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_command(commands(run)[name]) == 1
+        monkeypatch.undo()
+    err = capfd.readouterr().err
+    assert err == "error: standard output cannot be written (No space left on device); send it elsewhere\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_output_that_nobody_reads_is_status_141_and_no_word(name, run, monkeypatch, capfd):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        assert run_command(commands(run)[name]) == 141
+        monkeypatch.undo()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_pipe_that_breaks_in_a_progress_bars_thread_is_noticed_by_the_main_thread(monkeypatch):
+    said = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: said.append(args.exc_type))
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as broken:
+        console = Terminal(file=broken, force_terminal=True)
+        thread = threading.Thread(target=lambda: console.print("x"))
+        thread.start()
+        thread.join()
+        assert said in ([], [SystemExit])  # which threading itself passes over in silence
+        with pytest.raises(BrokenPipeError), Progress(console=console):
+            console.print("x")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+
+
+def test_another_error_of_the_system_is_not_taken_for_the_outputs():
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run_command(fail)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_closed_streams_take_everything(name, run, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_command(commands(run)[name]) == 0
+    sys.stdout.close()
+    sys.stderr.close()
+    monkeypatch.undo()
+    assert capfd.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------- what is not installed
+
+
+@pytest.mark.parametrize(
+    "command", [["train.py"], ["-m", "tinyzero_astar"], ["-m", "tinyzero_astar", "solve", "3*4"]], ids=" ".join
+)
+def test_without_an_activated_environment_one_sentence_says_how(command):
+    """-S: without site-packages, as the system's Python is."""
+    done = subprocess.run([sys.executable, "-S", "-E", *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {sys.executable} has no package ") and done.stderr.count("\n") == 1
+    assert "`make train`" in done.stderr and "`.venv/bin/python`" in done.stderr
+
+
+def test_a_package_that_is_missing_later_is_the_same_sentence_but_not_a_module_of_ours(capsys):
+    def missing(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert run_command(lambda: missing("torch.nn")) == 2
+    assert "has no package 'torch.nn': " in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):
+        run_command(lambda: missing("tinyzero_astar.nowhere"))
+
+
+def test_an_old_python_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(terminal.sys, "version_info", (3, 10, 9))
+    assert run_command(lambda: 0) == 2
+    assert capsys.readouterr().err == f"error: Python 3.11 or newer is needed, and {sys.executable} is older\n"
+
+
+def test_nothing_says_that_an_index_has_the_package():
+    """No index does: `pip install -e '.[plot]'` is what works."""
+    files = [*product_files(), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert [str(file) for file in files if "tinyzero-astar[" in file.read_text(encoding="utf-8")] == []
+
+
+# -------------------------------------------------------------------------------------- text of foreign origin
+
+
+def test_nothing_that_a_terminal_obeys_is_printable():
+    assert printable(HOSTILE) == "a�[2J�31m���b"
+    assert printable("a\nŵ ⏎") == "a\nŵ ⏎"
+
+
+def test_hostile_text_reaches_the_terminal_harmless(capsys):
+    console = ConsoleLogger()
+    console.say(HOSTILE)
+    console.warn(HOSTILE)
+    console.table(HOSTILE, [(HOSTILE, HOSTILE)])
+    console.sample(HOSTILE, HOSTILE, HOSTILE)
+    terminal.complain(HOSTILE)
+    out, err = capsys.readouterr()
+    assert out.count("a�[2J�31m���b") == 8 and err.count("a�[2J�31m���b") == 1
+    assert all(c.isprintable() or c == "\n" for c in out + err)
+
+
+def test_a_hostile_model_name_and_completion_reach_it_harmless(run, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "[red]\x1b[2J"
+    folder.symlink_to(run / "checkpoints" / "checkpoint_iter_1")
+    assert doctor_main(["--model.model-name", str(folder)]) == 0
+    out = "".join(capsys.readouterr().out.split())
+    assert "[red]�[2J" in out and "\x1b" not in out
+    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda *a, **k: HOSTILE)
+    assert solve_main(["3*4", "--checkpoint", str(folder)]) == 0
+    out, err = capsys.readouterr()
+    assert "a�[2J�31m���b" in out and "\x1b" not in out + err and "\x9b" not in out
