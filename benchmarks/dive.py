@@ -176,12 +176,13 @@ def dive_rollouts(
     search = _Dives(output, seeds, num_rollouts, max_search_depth, guidance)
     dive = search.dive
     problem = torch.arange(len(prompts), device=output.logits.device)
+    ends = torch.tensor(decoder.eos_ids, device=problem.device)
     while len(problem):
         search.receive(problem, output)
         extended = []
         while len(problem):  # a popped prefix has its row already, so its dive loses no step
             token = search.draw(problem)
-            is_leaf = (token == decoder.eos_id) | (dive.length[problem] == max_search_depth)
+            is_leaf = torch.isin(token, ends) | (dive.length[problem] == max_search_depth)
             extended.append((problem[~is_leaf], token[~is_leaf]))
             problem = search.pop(problem[is_leaf])
         problem, token = (torch.cat(x) for x in zip(*extended, strict=True))
@@ -192,13 +193,13 @@ def dive_rollouts(
             base = problem * num_rollouts
             output = decoder.step(token, base + slot, dive.length[problem] - 1, base + target)
             dive.slot[problem] = target
-    return _read_leaves(search, decoder.eos_id)
+    return _read_leaves(search, ends)
 
 
-def _read_leaves(search: _Dives, eos_id: int) -> Rollouts:
+def _read_leaves(search: _Dives, ends: Tensor) -> Rollouts:
     longest = int(search.length.max())
     is_token = torch.arange(longest, device=search.length.device) < search.length[..., None]
-    tokens = torch.where(is_token, search.tokens[..., :longest], eos_id)
+    tokens = torch.where(is_token, search.tokens[..., :longest], ends[0])
     last = tokens.gather(-1, (search.length - 1).clamp(min=0)[..., None])[..., 0]
     logp, logq, value = (torch.where(is_token, x[..., :longest], 0.0) for x in (search.logp, search.logq, search.value))
     kappa = search.rest.priority.amax(1)  # the largest G left: the (K+1)-th largest of all
@@ -216,7 +217,7 @@ def _read_leaves(search: _Dives, eos_id: int) -> Rollouts:
     return Rollouts(
         tokens=tokens,
         length=search.length,
-        is_finished=is_leaf & (last == eos_id),
+        is_finished=is_leaf & torch.isin(last, ends),
         logp=logp,
         logq=logq,
         value=value,

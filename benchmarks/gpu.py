@@ -83,7 +83,7 @@ class Bench:
             model = AutoModelForCausalLM.from_config(
                 config_of(name), dtype=self.dtype, attn_implementation="sdpa", trust_remote_code=False
             ).eval()
-            self.policy = Policy(model, EOS, args.value_hidden_size)
+            self.policy = Policy(model, (EOS,), args.value_hidden_size)
         self.policy.gradient_checkpointing = args.gradient_checkpointing
         torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.1)  # a value model with something to say
         generator = torch.Generator().manual_seed(0)

@@ -24,7 +24,8 @@ import transformers
 
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.data.generation import Multiplication
-from tinyzero_astar.model.model import Policy, load_language_model
+from tinyzero_astar.model.loading import end_tokens, load_language_model
+from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator, SearchSettings, make_batch
 from tinyzero_astar.training.astar_po import AStarPO
@@ -48,7 +49,7 @@ class Bench:
         self.model, self.tokenizer = load_language_model(model_name, torch.float32)
         self.model.eval()
         self.config = PRESETS["tiny"]
-        self.policy = Policy(self.model, self.tokenizer.eos_token_id, self.config.value.hidden_size)
+        self.policy = Policy(self.model, end_tokens(self.model), self.config.value.hidden_size)
         # a value model with something to say, which the budget holds back at some prefix of most steps
         torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.3)
         task = Multiplication(2, 2, 2000, seed=0, template="compact")
@@ -85,16 +86,16 @@ class Bench:
         new = output[:, inputs["input_ids"].shape[1] :]
         self.tokenizer.batch_decode(new)  # the search decodes its texts within the measured time too
         elapsed = time.perf_counter() - began
-        is_end = new == self.tokenizer.eos_token_id
+        is_end = torch.isin(new, torch.tensor(self.policy.eos_ids))
         num_before = is_end.long().cumsum(1) - is_end.long()
         tokens = int((num_before == 0).sum())
         return Run(elapsed, tokens, tokens)
 
     def update(self) -> Run:
         rewarded = self.generator.generate(self.problems, self.modes["gumbel"], seed=0, iteration=0)
-        batch = make_batch(rewarded, self.policy.eos_id)
+        batch = make_batch(rewarded, self.policy.eos_ids[0])
         model = load_language_model(self.model_name, torch.float32)[0]
-        copy = Policy(model, self.policy.eos_id, self.config.value.hidden_size)
+        copy = Policy(model, self.policy.eos_ids, self.config.value.hidden_size)
         train = self.config.train
         settings = UpdateSettings(
             num_iterations=1,

@@ -73,7 +73,7 @@ def logit(p: float) -> float:
 class TableDecoder:
     """A `Decoder` over one table per problem, with exact values (plus noise, to stand for a learned one)."""
 
-    eos_id = 0
+    eos_ids = (0,)
 
     def __init__(self, tables: list[Table], value_noise: float = 0.0) -> None:
         self.tables = tables

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tinyzero_astar.model import checkpoint as module
 from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
-from tinyzero_astar.model.model import Policy, load_language_model
+from tinyzero_astar.model.loading import end_tokens, load_language_model
+from tinyzero_astar.model.model import Policy
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 STATE = {"iteration": 3, "num_updates": 6, "config": {"run": {"seed": 0}}}
@@ -25,7 +26,7 @@ class Trained:
 
     def __init__(self, source, value_hidden_size=8, num_steps=2):
         language_model, self.tokenizer = load_language_model(str(source), torch.float32)
-        self.policy = Policy(language_model, self.tokenizer.eos_token_id, value_hidden_size)
+        self.policy = Policy(language_model, end_tokens(language_model), value_hidden_size)
         self.optimizers = {
             "policy_optimizer": MasterAdamW(self.policy.language_model, 1e-2, 0.1),
             "value_optimizer": MasterAdamW(self.policy.value_model, 1e-2, 0.0),
@@ -133,7 +134,7 @@ def test_plain_from_pretrained_gives_the_same_tokens_and_logits(trained, saved):
         assert tokenizer.decode(ids) == trained.tokenizer.decode(ids) == text
     tags = tokenizer(texts[1])["input_ids"]
     assert len(tags) == len(["</think>", "<answer>", *"1035", "</answer>", "<|endoftext|>"])
-    assert tokenizer.eos_token_id == trained.policy.eos_id == tags[-1]
+    assert (tokenizer.eos_token_id,) == trained.policy.eos_ids == (tags[-1],)
 
 
 def test_a_checkpoint_holds_text_and_safetensors_only(saved):

@@ -36,7 +36,7 @@ def policy():
         max_position_embeddings=128,
         initializer_range=0.3,
     )
-    return shake_value_model(Policy(Qwen2ForCausalLM(config).eval(), EOS, value_hidden_size=16))
+    return shake_value_model(Policy(Qwen2ForCausalLM(config).eval(), (EOS,), value_hidden_size=16))
 
 
 def test_prompts_of_different_lengths_start_right(policy):

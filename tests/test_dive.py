@@ -152,7 +152,7 @@ def test_recorded_scores_equal_one_full_forward_of_a_real_model():
         vocab_size=24, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3,
     )  # fmt: skip
-    policy = Policy(Qwen2ForCausalLM(config).eval(), 0, value_hidden_size=16)
+    policy = Policy(Qwen2ForCausalLM(config).eval(), (0,), value_hidden_size=16)
     for p in policy.value_model.parameters():
         torch.nn.init.normal_(p, std=0.5)
     prompts = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5]]

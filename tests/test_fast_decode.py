@@ -64,7 +64,7 @@ MODELS = {
 def test_equals_the_full_forward(name):
     model = make(MODELS[name])
     assert is_supported(model)
-    policy = shake_value_model(Policy(model, 0, value_hidden_size=16))
+    policy = shake_value_model(Policy(model, (0,), value_hidden_size=16))
     assert isinstance(policy.decoding_fn(40).__self__, FastDecode)
     assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
 
@@ -86,7 +86,7 @@ def test_equals_the_full_forward(name):
 def test_everything_else_goes_through_the_model(config, dtype):
     model = make(config, dtype)
     assert not is_supported(model)
-    policy = Policy(model, 0, value_hidden_size=16)
+    policy = Policy(model, (0,), value_hidden_size=16)
     assert policy.decoding_fn(40).__self__ is policy
 
 

@@ -77,7 +77,7 @@ def test_a_guided_search_reads_the_values_of_children(mode, strength, tiny_base)
     """The rollouts are those of the search itself, and q differs from pi where they are guided."""
     model, tokenizer = load_language_model(str(tiny_base), torch.float32)
     torch.manual_seed(0)
-    policy = shake_value_model(Policy(model.eval(), tokenizer.eos_token_id, 8))
+    policy = shake_value_model(Policy(model.eval(), (tokenizer.eos_token_id,), 8))
     task = Multiplication(2, 2, 40, seed=0, template="compact")
     problems = task.train_problems(0, 4)
     guidance = Guidance(inverse_beta=2.0, cap=None, strength=strength)

@@ -35,7 +35,7 @@ def make_policy(is_checkpointed, dtype=torch.float64):
         max_position_embeddings=128,
         initializer_range=0.3,
     )
-    policy = Policy(Qwen2ForCausalLM(config).to(dtype).eval(), 0, value_hidden_size=16)
+    policy = Policy(Qwen2ForCausalLM(config).to(dtype).eval(), (0,), value_hidden_size=16)
     policy.value_model.to(torch.promote_types(dtype, torch.float32))
     policy.gradient_checkpointing = is_checkpointed
     return policy
@@ -89,7 +89,7 @@ def test_a_model_that_would_drop_out_in_training_mode_keeps_dropout_off():
     found = []
     for is_checkpointed in (True, False):
         torch.manual_seed(0)
-        policy = Policy(OPTForCausalLM(config).eval(), 0, value_hidden_size=16).double()
+        policy = Policy(OPTForCausalLM(config).eval(), (0,), value_hidden_size=16).double()
         policy.gradient_checkpointing = is_checkpointed
         found.append(gradients(policy))
     assert_same(*found)

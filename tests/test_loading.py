@@ -220,11 +220,11 @@ def test_a_window_is_allowed_from_the_length_of_the_longest_sequence(window, is_
         ({"model_type": "mine"}, "architecture 'mine' is unknown to the installed transformers, or its config.json"),
         ({"model_type": None}, "architecture None is unknown to the installed transformers"),
         ({"hidden_size": "wide"}, "a file in that folder cannot be used ("),
-        ({"vocab_size": 3}, "a file in that folder cannot be used ("),
-        ({"num_attention_heads": 0}, "a file in that folder cannot be used ("),
+        ({"vocab_size": 3}, "Qwen2ForCausalLM has pad_token_id 319 in its config.json, outside of its vocabulary of 3"),
+        ({"num_attention_heads": 0}, "Qwen2ForCausalLM has num_attention_heads 0 in its config.json, which must be"),
         ({"layer_types": ["full_attention"]}, "a file in that folder cannot be used ("),
         ({"layer_types": ["full_attention", "sideways"]}, "a file in that folder cannot be used ("),
-        ({"rope_parameters": {"rope_type": "mine"}}, "a file in that folder cannot be used ("),
+        ({"rope_parameters": {"rope_type": "mine"}}, "Qwen2ForCausalLM cannot be built from its config.json (KeyError"),
     ],
 )
 def test_a_config_that_transformers_does_not_understand_is_one_sentence(change, sentence, tiny_base, tmp_path):
@@ -282,7 +282,7 @@ def test_masks_that_are_added_instead_of_applied_are_found(dtype, tiny_base, tmp
     folder = save_checkpoint(tmp_path / "model", tiny_base, make_config(tiny_base, "qwen2"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
     with pytest.raises(ValueError, match="Qwen2ForCausalLM scores tokens differently through the slot cache"):
-        check_decoding(Policy(model, 0, 16))
+        check_decoding(Policy(model, (0,), 16))
 
 
 # ---------------------------------------------------------------------------------------- damaged folders

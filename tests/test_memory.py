@@ -114,7 +114,7 @@ def make_policy(case):
         model = case.kind[1](config_of(case)).eval()
     finally:
         torch.set_default_dtype(before)
-    policy = Policy(model, 1, case.value_size)
+    policy = Policy(model, (1,), case.value_size)
     policy.gradient_checkpointing = case.checkpointing
     if case.rank:
         add_adapters(model, case.rank)

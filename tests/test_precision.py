@@ -33,7 +33,7 @@ def make_policy(dtype):
         max_position_embeddings=128,
         initializer_range=0.3,
     )
-    return Policy(Qwen2ForCausalLM(config).to(torch.bfloat16).to(dtype).eval(), 0, value_hidden_size=16)
+    return Policy(Qwen2ForCausalLM(config).to(torch.bfloat16).to(dtype).eval(), (0,), value_hidden_size=16)
 
 
 def linear(dtype):

@@ -404,7 +404,7 @@ def test_leaves_too_improbable_for_a_double_have_finite_weights():
     """120 tokens of a uniform policy over 1,000: log pi = -828.9, and exp of that is 0."""
 
     class Uniform:
-        eos_id = 0
+        eos_ids = (0,)
 
         def start(self, prompts, slots_per_prompt):
             return self.step(torch.zeros(len(prompts)), None, None, None)
@@ -435,7 +435,7 @@ def test_inclusion_probability_is_continuous_where_its_series_takes_over():
 class ManyTokens:
     """A policy of 200 tokens whose logits are drawn from each prefix."""
 
-    eos_id = 0
+    eos_ids = (0,)
 
     def __init__(self, scale):
         self.scale = scale

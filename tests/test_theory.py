@@ -592,8 +592,8 @@ def test_more_leaves_wanted_than_there_are(mode):
 class OneToken:
     """A vocabulary of one token."""
 
-    def __init__(self, eos_id):
-        self.eos_id = eos_id
+    def __init__(self, eos_ids):
+        self.eos_ids = eos_ids
 
     def start(self, prompts, slots_per_prompt):
         return self._rows(len(prompts))
@@ -609,7 +609,7 @@ class OneToken:
 @pytest.mark.parametrize("ends", [True, False])
 def test_a_vocabulary_of_one_token(mode, ends):
     rollouts = astar_rollouts(
-        OneToken(0 if ends else 9),
+        OneToken((0,) if ends else (9,)),
         [[0], [0]],
         seeds=torch.arange(2),
         num_rollouts=2,

@@ -110,7 +110,7 @@ def make_policy(seed=0):
         max_position_embeddings=64,
         initializer_range=0.3,
     )
-    return Policy(Qwen2ForCausalLM(config), 0, value_hidden_size=8).double()
+    return Policy(Qwen2ForCausalLM(config), (0,), value_hidden_size=8).double()
 
 
 def make_rows(policy, seed=0, num_problems=4, num_leaves=3):

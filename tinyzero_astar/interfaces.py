@@ -67,7 +67,7 @@ class StepOutput(NamedTuple):
 class Decoder(Protocol):
     """How the search reaches a network: slots that hold prefixes, extended by one token a step."""
 
-    eos_id: int
+    eos_ids: tuple[int, ...]  # the tokens that end a completion; the first of them pads
 
     def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
         """Evaluate each prompt once; prompt i then stands in slot `i * slots_per_prompt`."""
@@ -99,9 +99,9 @@ class SearchStats:
 class Rollouts:
     """P problems with K leaves each, best priority first; T is the longest leaf."""
 
-    tokens: Tensor  # [P, K, T] int64, generated tokens only (eos included), padded with eos_id
+    tokens: Tensor  # [P, K, T] int64, generated tokens only (the end token included), padded
     length: Tensor  # [P, K] int64, 0 where there is no k-th leaf
-    is_finished: Tensor  # [P, K] True where eos ended the leaf, False where the depth limit cut it
+    is_finished: Tensor  # [P, K] True where an end token ended the leaf, False where the depth limit cut it
     logp: Tensor  # [P, K, T] log pi of each token (0 after length)
     logq: Tensor  # [P, K, T] log q of each token under the search's proposal (0 after length)
     value: Tensor  # [P, K, T] p(s) before each token (0 after length)

@@ -100,7 +100,7 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
         rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
         inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
         residual = _bellman_residual(session, rewarded, inverse_beta)  # before the update, like all measures of h
-    batch = make_batch(rewarded, session.policy.eos_id)
+    batch = make_batch(rewarded, session.policy.eos_ids[0])
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
     metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward)
@@ -128,7 +128,7 @@ def _search(session: Session, problems: list[Problem], search: SearchSettings, i
     if world_size() == 1:
         return own
     parts = gather(on_device(own, torch.device("cpu")))
-    return on_device(concatenate(parts, policy.eos_id), policy.device)
+    return on_device(concatenate(parts, policy.eos_ids[0]), policy.device)
 
 
 def _bellman_residual(session: Session, rewarded: RewardedRollouts, inverse_beta: Tensor) -> float:

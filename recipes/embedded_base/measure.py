@@ -10,7 +10,8 @@ import torch
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.eval.evaluate import evaluate
-from tinyzero_astar.model.model import Policy, load_language_model
+from tinyzero_astar.model.loading import end_tokens, load_language_model
+from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator, SearchSettings
 from tinyzero_astar.training.reward import RewardWeights
@@ -20,7 +21,7 @@ def measure(model_name: str, num_problems: int, num_samples: int) -> dict[str, f
     """Greedy accuracy, sampled pass@k up to `num_samples`, format; with 95 % intervals."""
     config = PRESETS["tiny"]
     model, tokenizer = load_language_model(model_name, torch.float32)
-    policy = Policy(model, tokenizer.eos_token_id, config.value.hidden_size)
+    policy = Policy(model, end_tokens(model), config.value.hidden_size)
     task = Multiplication(2, 2, 1, seed=0, template="compact")
     generator = Generator(policy, tokenizer, task, RewardWeights(), config.model.max_seq_length)
     depth = config.search.max_search_depth

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from tinyzero_astar.eval.evaluate import Estimate, wilson
 from tinyzero_astar.interfaces import Problem, Task
@@ -78,7 +78,7 @@ def compare(
     width = max(1, round(budget / length))
     sampled = _sample(generator, problems, settings, width, max_rows)
     chosen = torch.cat([_best_by_value(s) for s in sampled])
-    beams, beam_tokens = _beam_search(policy, tokenizer, task, problems, settings, width, max_rows)
+    beams, beam_tokens = _beam_search(policy, tokenizer, task, generator, problems, settings, width, max_rows)
     nan = float("nan")
     return [
         _arm("greedy", torch.cat([g.accuracy[:, 0] for g in greedy]), greedy),
@@ -125,6 +125,7 @@ def _beam_search(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
+    generator: Generator,
     problems: Sequence[Problem],
     settings: SearchSettings,
     num_beams: int,
@@ -132,27 +133,50 @@ def _beam_search(
 ) -> tuple[torch.Tensor, float]:
     """Accuracy per problem and the tokens decoded by all beams until their best hypothesis ended."""
     correct: list[float] = []
-    num_tokens = 0.0
+    num_tokens = 0
     rows = max(1, max_rows // num_beams)
     for i in range(0, len(problems), rows):
         chunk = problems[i : i + rows]
-        inputs = tokenizer([p.prompt for p in chunk], return_tensors="pt", padding=True, padding_side="left")
-        inputs = inputs.to(policy.device)
-        output = policy.language_model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            do_sample=False,
-            num_beams=num_beams,
-            # the plain sum of log-probabilities, like the search's g
-            **({"length_penalty": 0.0} if num_beams > 1 else {}),
-            max_new_tokens=settings.max_search_depth,
-            pad_token_id=policy.eos_id,
-        )
-        new = output[:, inputs["input_ids"].shape[1] :]
-        for problem, row in zip(chunk, new.tolist(), strict=True):
-            is_finished = policy.eos_id in row
-            length = row.index(policy.eos_id) if is_finished else len(row)
-            num_tokens += num_beams * (length + is_finished)
+        prompts, depth = generator.encode(chunk, settings.max_search_depth)
+        for problem, row in zip(chunk, _best_beams(policy, prompts, depth, len(tokenizer), num_beams), strict=True):
+            length = next((n for n, token in enumerate(row) if token in policy.eos_ids), len(row))
+            is_finished = length < len(row)
+            num_tokens += num_beams * (length + is_finished - 1)  # the last token is not decoded, here as in the search
             verdict = task.verify(problem, tokenizer.decode(row[:length]), is_finished)
             correct.append(float(verdict.accuracy))
-    return torch.tensor(correct, dtype=torch.float64, device="cpu"), num_tokens
+    return torch.tensor(correct, dtype=torch.float64, device="cpu"), float(num_tokens)
+
+
+def _best_beams(
+    policy: Policy, prompts: Sequence[Sequence[int]], depth: int, num_words: int, num_beams: int
+) -> list[list[int]]:
+    """The completion of the largest log-probability that beam search finds for each prompt; what follows its end pads.
+
+    Args:
+        policy: whose language model decodes.
+        prompts: token lists.
+        depth: most tokens of a completion.
+        num_words: ids from there on have no text, and the policy never chooses them.
+        num_beams: kept at each depth.
+    """
+    longest, pad = max(len(p) for p in prompts), policy.eos_ids[0]
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=policy.device)
+    start = torch.tensor([[longest - len(p)] for p in prompts], device=policy.device)
+    settings = GenerationConfig(  # the model's own says nothing else, see `loading.load_language_model`
+        do_sample=False,
+        num_beams=num_beams,
+        # the plain sum of log-probabilities, like the search's g
+        **({"length_penalty": 0.0} if num_beams > 1 else {}),
+        suppress_tokens=list(range(num_words, policy.vocab_size)) or None,
+        renormalize_logits=True,
+        max_new_tokens=depth,
+        eos_token_id=list(policy.eos_ids),
+        pad_token_id=pad,
+    )
+    output = policy.language_model.generate(
+        input_ids=ids,
+        attention_mask=(torch.arange(longest, device=policy.device) >= start).long(),
+        generation_config=settings,
+    )
+    found: list[list[int]] = output[:, longest:].tolist()
+    return found

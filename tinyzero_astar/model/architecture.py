@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 SUPPORTED = "use a model with full attention in every layer, such as those of Qwen2, Qwen3, Llama, Mistral or Gemma"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+_MOST_LAYERS = 1000
 
 
 def check_architecture(config: PreTrainedConfig, max_length: int | None) -> None:
@@ -32,6 +34,19 @@ def check_architecture(config: PreTrainedConfig, max_length: int | None) -> None
             raise ValueError(f"{architecture_name(config)} {reason}")
 
 
+def check_causal(model: PreTrainedModel) -> None:
+    """Refuse attention to later tokens; what `is_decoder` in a config says of it, some architectures do not read.
+
+    Args:
+        model: of the architecture, if need be without storage.
+
+    Raises:
+        ValueError: names the architecture and the remedy.
+    """
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        raise ValueError(f"{architecture_name(model.config)} is no causal language model; {SUPPORTED}")
+
+
 def architecture_name(config: PreTrainedConfig) -> str:
     """The class that config.json names, else the model type."""
     return str((config.architectures or [config.model_type])[0])
@@ -46,10 +61,28 @@ def _classes(config: PreTrainedConfig) -> tuple[Any, ...]:
 def _not_causal(config: PreTrainedConfig, max_length: int | None) -> str | None:
     if config.is_encoder_decoder:
         return f"is an encoder-decoder; {SUPPORTED}"
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or getattr(config, "is_decoder", True) is False:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return f"is no causal language model; {SUPPORTED}"
     if config.get_text_config() is not config:
         return f"is more than a language model (its config has parts); {SUPPORTED}"
+    return None
+
+
+def _impossible_sizes(config: PreTrainedConfig, max_length: int | None) -> str | None:
+    for name in _SIZES:
+        size = getattr(config, name, None)
+        if size is not None and (type(size) is not int or size < 1):
+            return f"has {name} {size!r} in its config.json, which must be a whole number of at least 1"
+    layers, heads, pad = (
+        getattr(config, x, None) for x in ("num_hidden_layers", "num_attention_heads", "pad_token_id")
+    )
+    if type(layers) is not int or not 1 <= layers <= _MOST_LAYERS:
+        return f"has num_hidden_layers {layers!r} in its config.json, which must be between 1 and {_MOST_LAYERS}"
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    if heads is not None and heads % groups:
+        return f"has num_attention_heads {heads} in its config.json, no multiple of num_key_value_heads {groups}"
+    if pad is not None and pad >= config.vocab_size:
+        return f"has pad_token_id {pad} in its config.json, outside of its vocabulary of {config.vocab_size} tokens"
     return None
 
 
@@ -107,6 +140,7 @@ def _short_positions(config: PreTrainedConfig, max_length: int | None) -> str | 
 _RULES: tuple[Callable[[PreTrainedConfig, int | None], str | None], ...] = (
     _not_causal,
     _recurrent,
+    _impossible_sizes,
     _sliding,
     _capped_scores,
     _without_sdpa,

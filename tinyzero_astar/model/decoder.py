@@ -42,7 +42,7 @@ class Scores(NamedTuple):
 class Network(Protocol):
     """What the decoder needs of a policy."""
 
-    eos_id: int
+    eos_ids: tuple[int, ...]  # the tokens that end a completion; the first of them pads
     num_layers: int  # with keys and values
     recorder: Recorder | None  # of decode steps; None: each is run anew
 
@@ -77,7 +77,7 @@ class SlotDecoder:
     """
 
     def __init__(self, network: Network, max_new_tokens: int) -> None:
-        self.eos_id = network.eos_id
+        self.eos_ids = network.eos_ids
         self._network, self._max_new_tokens = network, max_new_tokens
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class SlotDecoder:
         device = self._network.device
         longest = max(len(p) for p in prompts)
         num_slots = len(prompts) * slots_per_prompt
-        ids = torch.full((len(prompts), longest), self.eos_id, dtype=torch.int64, device="cpu")
+        ids = torch.full((len(prompts), longest), self.eos_ids[0], dtype=torch.int64, device="cpu")
         for row, prompt in zip(ids, prompts, strict=True):
             row[longest - len(prompt) :] = torch.tensor(prompt, device="cpu")
         padding = torch.tensor([longest - len(p) for p in prompts], device=device)
@@ -111,7 +111,7 @@ class SlotDecoder:
         hidden = self._hidden_fn(ids.to(device), position, is_seen[:, None], self._cache)
         every = torch.arange(num_slots, device=device)  # has its prompt from the start: forks leave that out
         self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)
-        self._token = torch.full((num_slots, 1), self.eos_id, dtype=torch.int64, device=device)  # by row
+        self._token = torch.full((num_slots, 1), self.eos_ids[0], dtype=torch.int64, device=device)  # by row
         self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
         self._recorded: dict[int, Callable[[], Scores]] = {}
         return self._output(self._network.score(hidden[:, -1]))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,29 +20,33 @@ import torch
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, StrictDataclassError
 from huggingface_hub.errors import HTTPError as HubError  # type: ignore[attr-defined]  # httpx's or httpx2's
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.model.architecture import check_architecture
+from tinyzero_astar.model.architecture import architecture_name, check_architecture, check_causal
 
 EMBEDDED = "embedded"  # the name of the base model that comes with the package
 Say = Callable[[str], None]
 
-_CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_CONFIG, _GENERATION, _ADAPTERS = "config.json", "generation_config.json", "adapter_config.json"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _OTHERS = re.compile(  # of a repository; besides weights and config.json
     r"(tokenizer.*|special_tokens_map|added_tokens|vocab|generation_config)\.json|vocab\.txt|merges\.txt"
     r"|(tokenizer|spiece)\.model|chat_template\.jinja"
 )
+_PROBE = "12*3=?\n<think>4</think> <answer>0123456789</answer>"  # letters of problems, tags and answers
+_FLOATING = {"F64", "F32", "F16", "BF16"}  # of safetensors
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?", re.ASCII)
 # what damaged or foreign files raise in transformers, tokenizers and safetensors
 _DAMAGE = (
@@ -77,54 +82,45 @@ def load_language_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
+    How its generation_config.json wants it to be sampled does not count: that file is read for end tokens alone.
+
     Args:
         name: "embedded", a folder, or a name on the hub.
         dtype: of the weights.
         max_length: tokens of the longest sequence, see `check_architecture`.
-        say: told of every download before it begins.
+        say: told of every download before it begins, and of what in the files contradicts itself.
 
     Raises:
         ValueError: nothing usable under that name; one sentence says what was looked for, where, and the remedy.
     """
     folder = _find(name, max_length, say)
-    _check_config(name, folder, max_length)
-    if (lacking := _lacking(folder)) is not None:
+    config = _check_config(name, folder, max_length)
+    if (lacking := _lacking(name, folder)) is not None:
         raise ValueError(f"model_name {name!r} lacks {lacking}")
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its table of missing weights; ours is a sentence
-    try:
-        with _DamageInOneSentence(name, folder):
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            plain, special = (tokenizer("1", add_special_tokens=add)["input_ids"] for add in (False, True))
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                attn_implementation="sdpa",  # the decoder's masks are boolean; eager attention would add them
-                output_loading_info=True,
-            )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    if missing := sorted(info["missing_keys"]):  # from_pretrained would draw them at random
-        raise ValueError(f"model_name {name!r}: {len(missing)} of its weights are missing, first {missing[0]}")
-    num_rows = model.get_output_embeddings().weight.shape[0]
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
-    if not plain:
-        raise ValueError(f"model_name {name!r}: its tokenizer knows no digits; is it the right one?")
-    if len(tokenizer) > num_rows:
-        raise ValueError(
-            f"model_name {name!r}: its tokenizer has {len(tokenizer)} tokens, the model {num_rows}; they do not belong"
-            " together"
-        )
-    if special[-1] == tokenizer.eos_token_id:
+    tokenizer = _read_tokenizer(name, folder, config)
+    ends = _declared_ends(name, folder, tokenizer)
+    with _DamageInOneSentence(name, folder):
+        last = tokenizer("1")["input_ids"][-1]
+    if last in ends:
         raise ValueError(
             f"model_name {name!r}: its tokenizer ends every text with {tokenizer.eos_token}, so that no prompt could be"
             " continued; set add_eos_token to false in its tokenizer_config.json"
         )
+    if len(ends) > 1:
+        names = (f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ends)
+        say(f"the files of {name} declare {len(ends)} end tokens, and each ends a completion: {', '.join(names)}")
+    model = _read_weights(name, folder, dtype, _generation_config(tokenizer, ends))
+    model.config.eos_token_id = model.generation_config.eos_token_id
+    if model.config.tie_word_embeddings and not _is_tied(model):
+        say(f"{name} has a head of its own, though its {_CONFIG} says tie_word_embeddings: trained and saved as it is")
+        model.config.tie_word_embeddings = False  # or whoever reads a checkpoint would lose the head
     return model, tokenizer
+
+
+def end_tokens(model: PreTrainedModel) -> tuple[int, ...]:
+    """The ids that end a completion of a model from `load_language_model`; the first is its tokenizer's."""
+    ends: int | list[int] = model.generation_config.eos_token_id
+    return (ends,) if isinstance(ends, int) else tuple(ends)
 
 
 def read_config(
@@ -147,8 +143,104 @@ def read_config(
     config = _check_config(name, folder, max_length)
     if not any((folder / file).is_file() for file in _TOKENIZERS):
         return config, None
+    return config, _read_tokenizer(name, folder, config)
+
+
+def _read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     with _DamageInOneSentence(name, folder):
-        return config, AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+        text = tokenizer.decode(ids)
+        count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
+    if text != _PROBE:
+        raise ValueError(
+            f"model_name {name!r}: its tokenizer does not give back what problems and answers are made of:"
+            f" {_PROBE!r} becomes {text!r}; use a model whose tokenizer does"
+        )
+    if count > config.vocab_size:
+        raise ValueError(
+            f"model_name {name!r}: its tokenizer has {count} tokens, the model {config.vocab_size}; they do not belong"
+            " together"
+        )
+    return tokenizer
+
+
+def _declared_ends(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer, config.json and generation_config.json say, as it stands there, without defaults."""
+    known, ends = set(tokenizer.get_vocab().values()), [tokenizer.eos_token_id]
+    for file in (_CONFIG, _GENERATION):
+        with _DamageInOneSentence(name, folder):
+            said = json.loads((folder / file).read_text(encoding="utf-8")) if (folder / file).is_file() else {}
+            declared = said.get("eos_token_id")
+        ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        for i in ids:
+            if type(i) is not int or i not in known:
+                raise ValueError(
+                    f"model_name {name!r}: its {file} declares the end token {i!r} (eos_token_id), and its tokenizer"
+                    f" has no token of that id; correct {file}"
+                )
+        ends += ids
+    return tuple(dict.fromkeys(ends))
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> GenerationConfig:
+    """Plain sampling, which is what is trained: not the temperature or the penalties of the base."""
+    pad = tokenizer.pad_token_id
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(ends) if len(ends) > 1 else ends[0],
+        pad_token_id=ends[0] if pad is None else pad,
+    )
+
+
+def _read_weights(name: str, folder: Path, dtype: torch.dtype, generation: GenerationConfig) -> PreTrainedModel:
+    with _DamageInOneSentence(name, folder), quiet_transformers():  # its table of missing weights; ours is a sentence
+        foreign = _not_floating(folder)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation="sdpa",  # the decoder's masks are boolean; eager attention would add them
+            generation_config=generation,
+            output_loading_info=True,
+        )
+    if foreign:
+        raise ValueError(
+            f"model_name {name!r}: {len(foreign)} of its weights are in no floating-point format, first {foreign[0]};"
+            " use the original checkpoint"
+        )
+    if missing := sorted(info["missing_keys"]):  # from_pretrained would draw them at random
+        raise ValueError(f"model_name {name!r}: {len(missing)} of its weights are missing, first {missing[0]}")
+    return model
+
+
+def _not_floating(folder: Path) -> list[str]:
+    """Matrices of integers or of 8 bits; masks and the like, which old checkpoints hold, are none."""
+    found = []
+    for file in [_WEIGHTS] if (folder / _WEIGHTS).is_file() else _shards(folder / _INDEX):
+        with safe_open(folder / file, framework="pt") as tensors:
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key.endswith("weight")}  # noqa: SIM118
+        found += [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING]
+    return found
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, only errors of transformers are printed."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _find(name: str, max_length: int | None, say: Say) -> Path:
@@ -156,7 +248,7 @@ def _find(name: str, max_length: int | None, say: Say) -> Path:
     if (folder := _local(name)) is not None:
         return folder
     cached = try_to_load_from_cache(name, _CONFIG)
-    if isinstance(cached, str) and _lacking(Path(cached).parent) is None:
+    if isinstance(cached, str) and _lacking(name, Path(cached).parent) is None:
         return Path(cached).parent
     return _download(name, max_length, say)
 
@@ -168,6 +260,11 @@ def _local(name: str) -> Path | None:
         return folder
     if name == EMBEDDED:
         raise ValueError(f"model_name {name!r}: {folder} is missing from this installation; make it with `make base`")
+    if (folder / _ADAPTERS).is_file():
+        raise ValueError(
+            f"model_name {name!r}: that folder holds adapters ({_ADAPTERS}) without their model; merge them"
+            " (merge_and_unload of peft) and give the folder of the whole model"
+        )
     if folder.exists() or not _HUB_NAME.fullmatch(name):
         raise ValueError(
             f"model_name {name!r}: no folder with a {_CONFIG} there; give the name of a Hugging Face model"
@@ -246,8 +343,13 @@ def _unreachable(name: str, error: Exception) -> ValueError:
 
 
 def _check_config(name: str, folder: Path, max_length: int | None) -> PreTrainedConfig:
-    """Refuse by config.json alone."""
-    with _DamageInOneSentence(name, folder):
+    """Refuse by config.json alone, and by a model of it without storage."""
+    if (folder / _ADAPTERS).is_file():
+        raise ValueError(
+            f"model_name {name!r}: beside its model lie adapters ({_ADAPTERS}), which could be meant or not: merge them"
+            " (merge_and_unload of peft), or take that file away"
+        )
+    with _DamageInOneSentence(name, folder), quiet_transformers():
         raw = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         kind = raw.get("model_type")
         is_known = kind in CONFIG_MAPPING
@@ -260,12 +362,29 @@ def _check_config(name: str, folder: Path, max_length: int | None) -> PreTrained
         )
     try:
         check_architecture(config, max_length)
+        check_causal(skeleton_of(config))
     except ValueError as error:
         raise ValueError(f"model_name {name!r}: {error}") from None
     return config
 
 
-def _lacking(folder: Path) -> str | None:
+def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config without storage, its weights as they would be in float32.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    try:
+        with torch.device("meta"), quiet_transformers():
+            return AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False, attn_implementation="sdpa"
+            )
+    except _DAMAGE as error:
+        cause = _first_line(error)
+        raise ValueError(f"{architecture_name(config)} cannot be built from its {_CONFIG} ({cause})") from error
+
+
+def _lacking(name: str, folder: Path) -> str | None:
     """What of weights and tokenizer a folder lacks, in words; None when it is complete."""
     if not (folder / _WEIGHTS).is_file():
         if not (folder / _INDEX).is_file():
@@ -273,6 +392,11 @@ def _lacking(folder: Path) -> str | None:
             why_not = ": its pytorch_model.bin is a pickle, which can run code and is not read; convert it"
             return f"{_WEIGHTS}{why_not if is_pickled else ''}"
         shards = _shards(folder / _INDEX)
+        if outside := [shard for shard in shards if Path(shard).name != shard]:
+            raise ValueError(
+                f"model_name {name!r}: its {_INDEX} names {outside[0]!r} as a file of weights, which is no file of that"
+                " folder itself; get the model anew"
+            )
         if gone := [shard for shard in shards if not (folder / shard).is_file()]:
             return f"{len(gone)} of its {len(shards)} weight files, first {gone[0]}"
     if not any((folder / file).is_file() for file in _TOKENIZERS):
@@ -284,7 +408,7 @@ def _shards(index: Path) -> list[str]:
     """The weight files that an index names; none if it is damaged, which loading will say."""
     try:
         parts: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return sorted(set(parts.values()))
+        return sorted({str(part) for part in parts.values()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
 
@@ -305,4 +429,5 @@ class _DamageInOneSentence:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__} {line}" if isinstance(error, KeyError) else line  # whose line is the key alone

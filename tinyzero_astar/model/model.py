@@ -23,7 +23,7 @@ from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
 from tinyzero_astar.model.liger import apply_liger
-from tinyzero_astar.model.loading import Say, load_language_model
+from tinyzero_astar.model.loading import Say, end_tokens, load_language_model
 from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
 from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
@@ -49,14 +49,14 @@ class Policy(nn.Module):
 
     Args:
         language_model: any Hugging Face causal language model with full attention.
-        eos_id: the token that ends a completion.
+        eos_ids: the tokens that end a completion; the first of them pads.
         value_hidden_size: width of the value model's MLP.
     """
 
-    def __init__(self, language_model: PreTrainedModel, eos_id: int, value_hidden_size: int) -> None:
+    def __init__(self, language_model: PreTrainedModel, eos_ids: tuple[int, ...], value_hidden_size: int) -> None:
         super().__init__()
         self.language_model = language_model
-        self.eos_id = eos_id
+        self.eos_ids = eos_ids
         self.dtype = language_model.dtype  # of weights and activations; shards hold float32
         self.recorder: Recorder | None = None  # of decode steps
         # transformers 5.24 renamed the argument: the old name warns there, the new one is unknown to older versions
@@ -260,7 +260,7 @@ def load_policy(
     language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
     if liger:
         apply_liger(language_model, device)
-    policy = Policy(language_model, tokenizer.eos_token_id, value_hidden_size).to(device)
+    policy = Policy(language_model, end_tokens(language_model), value_hidden_size).to(device)
     try:
         check_decoding(policy)
     except ValueError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from tinyzero_astar.model.fast_decode import is_supported
 from tinyzero_astar.model.layers import decoder_layers
+from tinyzero_astar.model.loading import skeleton_of
 from tinyzero_astar.model.workload import Shapes
 
 
@@ -17,8 +17,7 @@ def shapes_of(config: PreTrainedConfig) -> Shapes:
     Args:
         config: of an architecture that `model.architecture` allows.
     """
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model = skeleton_of(config)
     layer = decoder_layers(model)[0]
     head = model.get_output_embeddings().weight
     width, heads = config.hidden_size, config.num_attention_heads

@@ -80,9 +80,13 @@ class _Tree:
 class _Search:
     """The state of one call; `expand` and `pop` alternate."""
 
-    def __init__(self, root: StepOutput, num_rollouts: int, width: int, max_depth: int, guidance: Guidance) -> None:
+    def __init__(
+        self, root: StepOutput, ends: Tensor, num_rollouts: int, width: int, max_depth: int, guidance: Guidance
+    ) -> None:
         problems, like = len(root.value_logit), root.logits
         self.width, self.max_depth = width, max_depth
+        self.ends = ends
+        self.is_end = torch.isin(torch.arange(like.shape[1], device=like.device), ends)  # by token
         self.tilt = tilt_of(inverse_beta_of(guidance, root.value_logit.double()))
         strength = torch.as_tensor(guidance.strength, dtype=torch.float64, device=like.device)
         self.strength = strength.expand(problems)
@@ -93,7 +97,7 @@ class _Search:
         self.expanded, self.forks, self.pruned, self.max_open = zero, zero, zero, zero
         self.tree = _Tree()
 
-    def expand(self, problem: Tensor, output: StepOutput, popped: _Entries, slot: Tensor, eos_id: int) -> None:
+    def expand(self, problem: Tensor, output: StepOutput, popped: _Entries, slot: Tensor) -> None:
         """Score the children of the popped prefixes ([N] each) and put them where they belong."""
         node = len(self.tree.parent)
         self._record(problem, output, popped)
@@ -107,7 +111,7 @@ class _Search:
         f = torch.where(torch.isfinite(logp), f, -torch.inf)
         depth = (popped.depth + 1)[:, None].expand_as(f)
         token = torch.arange(f.shape[1], device=f.device).expand_as(f)
-        is_leaf = (token == eos_id) | (depth == self.max_depth)
+        is_leaf = self.is_end | (depth == self.max_depth)
         slots, nodes = slot[:, None].expand_as(token), torch.full_like(token, node)
 
         def best(mask: Tensor, count: int) -> _Entries:
@@ -175,13 +179,14 @@ def best_first(
 ) -> Rollouts:
     """See `astar_search.astar_rollouts`."""
     output = decoder.start(prompts, beam_width)
-    search = _Search(output, num_rollouts, beam_width, max_search_depth, guidance)
+    ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
+    search = _Search(output, ends, num_rollouts, beam_width, max_search_depth, guidance)
     problem = torch.arange(len(prompts), device=output.logits.device)
     root = _Entries.empty(len(prompts), 1, output.logits).at(problem, torch.zeros_like(problem))
     root_h = soft_value(output.value_logit.double(), search.tilt)
     root.f = f_score(root.g, root_h, search.strength)
     root.node = root.node - 1
-    search.expand(problem, output, root, torch.zeros_like(problem), decoder.eos_id)
+    search.expand(problem, output, root, torch.zeros_like(problem))
     while True:
         problem, popped, slot = search.pop()
         if len(problem) == 0:
@@ -190,19 +195,19 @@ def best_first(
         output = decoder.step(
             tokens=popped.token, source=base + popped.slot, length=popped.depth - 1, target=base + slot
         )
-        search.expand(problem, output, popped, slot, decoder.eos_id)
+        search.expand(problem, output, popped, slot)
     if trace is not None:
         trace.extend(_trace(search))
-    return _read_leaves(search, decoder.eos_id)
+    return _read_leaves(search)
 
 
-def _read_leaves(search: _Search, eos_id: int) -> Rollouts:
+def _read_leaves(search: _Search) -> Rollouts:
     leaves, tree = search.leaves, search.tree
     is_leaf = torch.isfinite(leaves.f)
     length = torch.where(is_leaf, leaves.depth, 0)
     longest = max(int(length.max()), 1)
     shape = (*length.shape, longest)
-    tokens = torch.full(shape, eos_id, dtype=torch.int64, device=length.device)
+    tokens = search.ends[0].repeat(shape)
     logp = torch.zeros(shape, dtype=torch.float64, device=length.device)
     value = torch.zeros_like(logp)
     parent, token, node_logp, node_value = (torch.stack(x, 1) for x in (tree.parent, tree.token, tree.logp, tree.value))
@@ -229,7 +234,7 @@ def _read_leaves(search: _Search, eos_id: int) -> Rollouts:
     return Rollouts(
         tokens=tokens,
         length=length,
-        is_finished=is_leaf & (leaves.token == eos_id),
+        is_finished=is_leaf & torch.isin(leaves.token, search.ends),
         logp=logp,
         logq=logp,
         value=value,

@@ -47,7 +47,8 @@ def lock_step(
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
     token_ids = torch.arange(output.logits.shape[-1] + 1, device=output.logits.device)  # the last: for NO_TOKEN
     token_hash = hash_token(token_ids)
-    goes_on = (token_ids != decoder.eos_id) & (token_ids != token_ids[NO_TOKEN])  # after that token
+    ends = torch.tensor(decoder.eos_ids, device=token_ids.device)
+    goes_on = ~torch.isin(token_ids, ends) & (token_ids != token_ids[NO_TOKEN])  # after that token
     history: list[_Step] = []
     opened: list[Tensor] = []  # by step, [P, K]: the prefixes that were decoded
     moved: list[tuple[Tensor, Tensor]] = []  # of steps with forks: places of prefixes, and where these came from
@@ -84,8 +85,8 @@ def lock_step(
         opened.append(beam.is_open)
     stats = _statistics(opened, moved, beam, chooser)
     if trace is not None:
-        trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_id))
-    return _read_leaves(history, beam, chooser, decoder.eos_id, stats)
+        trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_ids))
+    return _read_leaves(history, beam, chooser, ends, stats)
 
 
 def _statistics(opened: list[Tensor], moved: list[tuple[Tensor, Tensor]], beam: Beam, chooser: Chooser) -> SearchStats:
@@ -131,7 +132,7 @@ def _carried(x: Tensor, parent: Tensor | None) -> Tensor:
     return x if parent is None else torch.take(x, parent)
 
 
-def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, eos_id: int, stats: SearchStats) -> Rollouts:
+def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, ends: Tensor, stats: SearchStats) -> Rollouts:
     """Every row's tokens, read backwards along the parents, best priority first."""
     order = beam.priority.argsort(dim=1, descending=True, stable=True)
     row = order + torch.arange(order.numel(), device=order.device).view_as(order)[:, :1]
@@ -141,14 +142,14 @@ def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, eos_id: int
         row = row if step.parent is None else torch.take(step.parent, row)
     tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != NO_TOKEN
-    tokens = torch.where(is_token, tokens, eos_id)
+    tokens = torch.where(is_token, tokens, ends[0])
     length = is_token.sum(-1)
     kappa, weight = chooser.weight(beam)
     last = tokens.gather(-1, (length - 1).clamp(min=0)[..., None])[..., 0]
     return Rollouts(
         tokens=tokens,
         length=length,
-        is_finished=(length > 0) & (last == eos_id),
+        is_finished=(length > 0) & torch.isin(last, ends),
         logp=torch.where(is_token, logp, 0.0),
         logq=torch.where(is_token, logq, 0.0),
         value=torch.where(is_token, torch.sigmoid(value_logit.double()), 0.0),
@@ -160,7 +161,7 @@ def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, eos_id: int
 
 
 def _trace(
-    history: list[_Step], root_priority: Tensor, root_logit: Tensor, guidance: Guidance, eos_id: int
+    history: list[_Step], root_priority: Tensor, root_logit: Tensor, guidance: Guidance, eos_ids: tuple[int, ...]
 ) -> list[TraceNode]:
     """The kept prefixes of every problem as nodes, parents before children."""
     tilt = tilt_of(inverse_beta_of(guidance, root_logit))
@@ -183,7 +184,7 @@ def _trace(
                     continue
                 g, h = parent.g + float(step.logp[problem, k]), float(child_h[k])
                 f = float(f_score(torch.tensor(g, dtype=torch.float64), torch.tensor(h, dtype=torch.float64)))
-                is_leaf = token == eos_id or depth == len(history)
+                is_leaf = token in eos_ids or depth == len(history)
                 status: Literal["leaf", "expanded"] = "leaf" if is_leaf else "expanded"
                 priority = float(step.priority[problem, k])
                 nodes.append(TraceNode(problem, num_nodes, parent.node, token, depth, g, h, f, priority, status))
