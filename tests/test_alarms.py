@@ -77,3 +77,14 @@ def test_gate_opens_only_when_both_measures_rank():
     is_open, reason = guidance_gate(history(2))
     assert not is_open and "fewer than 3 iterations" in reason
     assert not guidance_gate(history(1) + history(3, value__sibling_accuracy=0.5))[0]  # it closes again
+
+
+@pytest.mark.parametrize(("name", "bound"), [("value/sibling_accuracy", 0.55), ("value/auc_depth", 0.60)])
+def test_gate_looks_at_the_mean_of_the_last_three_iterations(name, bound):
+    def is_open(*excess):
+        names = [known for known in HEALTHY if known.startswith(name)]
+        return guidance_gate([HEALTHY | dict.fromkeys(names, bound + x) for x in excess])[0]
+
+    assert is_open(-0.5, 0.2, 0.1, -0.2)  # the last one alone would close it
+    assert not is_open(0.5, -0.2, -0.1, 0.2)  # or open it
+    assert is_open(-0.5, 0.1, 0.1, 0.1) and not is_open(0.4, -0.1, -0.1, -0.1)  # all before the last three

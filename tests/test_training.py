@@ -228,6 +228,68 @@ def test_value_model_is_trained_every_update_frequency_updates():
     assert changed == [True, False, False, True, False, False]
 
 
+def test_the_value_model_keeps_its_learning_rate_while_that_of_the_policy_decays():
+    policy = make_policy()
+    batch, updater = make_rows(policy), make_updater(policy, learning_rate=3e-3, value_learning_rate=1e-2)
+    modules = (policy.language_model, policy.value_model)
+    before = [[p.detach().clone() for p in module.parameters()] for module in modules]
+    updater.update(batch, 4, 9)  # the last of 10 iterations
+    steps = [
+        max(float((p - old).detach().abs().max()) for p, old in zip(module.parameters(), own, strict=True))
+        for module, own in zip(modules, before, strict=True)
+    ]
+    assert steps == pytest.approx([3e-3 / 10, 1e-2], rel=1e-3)  # the first step of Adam is the rate itself
+
+
+@torch.no_grad()
+def test_logged_entropy_and_value_loss_are_means_over_weighted_tokens():
+    policy = make_policy()
+    batch = make_rows(policy)
+    scores = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens)
+    cells = [(r, t) for r in range(12) for t in range(int(batch.is_token[r].sum()))]
+    mass = sum(float(batch.weight[r]) for r, _ in cells)
+    entropy = sum(float(batch.weight[r] * scores.entropy[r, t]) for r, t in cells) / mass
+    error = sum(
+        float(batch.weight[r] * (torch.sigmoid(logit[r, t]) - outcome[r]) ** 2)
+        for logit, outcome in (
+            (scores.value_logit, batch.accuracy),
+            (scores.child_logit, batch.accuracy),
+            (scores.format_logit, batch.format),
+        )
+        for r, t in cells
+    )
+    with torch.enable_grad():
+        metrics = make_updater(policy).update(batch, 4, 0)
+    assert metrics["policy/entropy"] == pytest.approx(entropy, rel=1e-5)
+    assert metrics["train/value_loss"] == pytest.approx(error / mass, rel=1e-5)
+
+
+def test_ratio_deviation_is_the_mean_over_all_tokens():
+    policy = make_policy()
+    batch = make_rows(policy)
+    make_updater(policy).update(batch, 4, 0)
+    with torch.no_grad():
+        logp = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp
+    shift = [float(abs(math.expm1(x))) for x in (logp - batch.logp_sampler)[batch.is_token].tolist()]
+    twice = make_updater(make_policy(), num_epochs=2).update(batch, 4, 0)
+    assert twice["train/ratio_deviation"] == pytest.approx((0 + sum(shift) / len(shift)) / 2, rel=1e-4)
+    assert sum(shift) > 0.1
+
+
+def test_a_problem_without_rows_counts_as_one_whose_rows_weigh_nothing():
+    """Thinning may leave a problem without a row: its leaves count 0, and the problem counts."""
+    kept = (make_rows(make_policy()).problem != 2).nonzero()[:, 0]
+    found = []
+    for without_rows in (False, True):
+        policy = make_policy()
+        batch = make_rows(policy)
+        batch = dataclasses.replace(batch, weight=torch.where(batch.problem == 2, 0.0, batch.weight))
+        found.append(make_updater(policy).update(select_rows(batch, kept) if without_rows else batch, 4, 0))
+    for name in ("train/policy_loss", "train/value_loss", "train/grad_norm"):
+        assert found[1][name] == pytest.approx(found[0][name], rel=1e-6), name
+        assert abs(found[0][name]) > 0.01
+
+
 def test_ratio_audit_is_zero_when_sampler_and_trainer_agree_and_seen_when_not():
     policy = make_policy()
     batch = make_rows(policy)

@@ -1,0 +1,152 @@
+"""What is logged of a batch of rollouts, recomputed leaf by leaf; one problem has a leaf less than the others."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import pytest
+import torch
+
+from tinyzero_astar.interfaces import Rollouts, SearchStats
+from tinyzero_astar.rollout.quality import heuristic_quality
+from tinyzero_astar.rollout.statistics import rollout_metrics
+
+LEAVES = [  # of each problem: tokens (0 ends a leaf), weight, accuracy, reward, values before the tokens
+    [
+        ((3, 4, 0), 0.7, 1, 1.1, (0.3, 0.6, 0.8)),
+        ((3, 5, 6, 7), 0.2, 0, 0.0, (0.3, 0.6, 0.5, 0.1)),
+        ((2, 0), 0.4, 0, 0.1, (0.3, 0.2)),
+    ],
+    [((5, 0), 0.5, 1, 1.1, (0.9, 0.95)), ((5, 5, 0), 0.3, 1, 1.1, (0.9, 0.95, 0.7)), None],
+    [((1, 0), 0.6, 0, 0.1, (0.5, 0.1)), ((2, 2, 2, 0), 0.4, 0, 0.1, (0.5, 0.4, 0.3, 0.2)), ((4, 0), 0.1, 0, 0.0, (0.5, 0.7))],
+]  # fmt: skip
+FOUND = [[leaf for leaf in own if leaf] for own in LEAVES]
+EVERY = [leaf for own in FOUND for leaf in own]
+INVERSE_BETA = (1.5, -0.5, 2.0)
+
+
+def table(column, missing=0.0):
+    rows = [[missing if leaf is None else leaf[column] for leaf in own] for own in LEAVES]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def padded(column, dtype=torch.float64):
+    rows = [[[*((leaf or ((),) * 5)[column]), *[0] * 4][:4] for leaf in own] for own in LEAVES]
+    return torch.tensor(rows, dtype=dtype)
+
+
+def make_rollouts():
+    tokens, length = padded(0, torch.int64), torch.tensor([[len(leaf[0]) if leaf else 0 for leaf in o] for o in LEAVES])
+    logp = torch.where(torch.arange(4) < length[..., None], -0.1 * (1 + tokens), 0.0).double()
+    counts = [torch.tensor(x) for x in ([5, 3, 9], [1, 0, 2], [4, 2, 8], [3, 2, 3], [0, 1, 0], [0, 0, 6], [2, 0, 1])]
+    return Rollouts(
+        tokens=tokens,
+        length=length,
+        is_finished=torch.tensor([[True, False, True], [True, True, False], [True, True, True]]),
+        logp=logp,
+        logq=logp,
+        value=padded(4),
+        priority=torch.zeros(3, 3),
+        kappa=torch.zeros(3),
+        weight=table(1),
+        stats=SearchStats(*counts),
+    )
+
+
+def weighted_mean(pairs):
+    return sum(w * x for w, x in pairs) / sum(w for w, _ in pairs)
+
+
+def test_rollout_metrics_equal_their_definitions():
+    found = rollout_metrics(make_rollouts(), table(1), table(2), table(3))
+    estimates = [sum(w * a for _, w, a, _, _ in own) for own in FOUND]
+    error = [(w, (a - values[0]) ** 2) for _, w, a, _, values in EVERY]
+    lengths, accuracies, rewards = (
+        [f(leaf) for leaf in EVERY] for f in (lambda x: len(x[0]), lambda x: x[2], lambda x: x[3])
+    )
+    sizes = [sum(w for _, w, *_ in own) ** 2 / sum(w * w for _, w, *_ in own) for own in FOUND]
+    assert found == pytest.approx(
+        {
+            "rollout/accuracy": 3 / 8,
+            "rollout/policy_accuracy": sum(estimates) / 3,
+            "rollout/policy_accuracy_stderr": statistics.stdev(estimates) / math.sqrt(3),
+            "rollout/mixed_fraction": 1 / 3,  # the missing leaf of the second problem is no failure
+            "rollout/length": sum(lengths) / 8,
+            "rollout/finished_fraction": 7 / 8,
+            "rollout/unique_fraction": 1.0,
+            # of two leaves each way: 3 4 0 and 3 5 6 7 share one of three, 5 0 and 5 5 0 one of two
+            "rollout/shared_prefix_fraction": (2 / 3 + 2 / 2) / 14,
+            "weight/sum": sum(w for _, w, *_ in EVERY) / 3,
+            "weight/max": 0.7,
+            "weight/variance_ratio": 3 * sum(w * w * e for w, e in error) / sum(w * e for w, e in error),
+            "weight/capped_fraction": 2 / 3,
+            "reward/length_correlation": statistics.correlation(rewards, lengths),
+            "reward/accuracy_correlation": statistics.correlation(rewards, accuracies),
+            "weight/effective_sample_size": sum(sizes) / 3,
+            "search/num_expanded": 17,
+            "search/num_forks": 3,
+            "search/num_decoded_tokens": 14,
+            "search/max_open": 3,
+            "search/num_open_final": 1,
+            "search/num_pruned": 6,
+            "search/tokens_per_leaf": 14 / 8,
+        }
+    )
+
+
+def test_leaves_found_twice_are_one_of_the_unique_ones():
+    rollouts = make_rollouts()
+    rollouts.tokens[1, 1], rollouts.length[1, 1] = rollouts.tokens[1, 0], 2
+    rollouts.tokens[2, 2], rollouts.tokens[2, 0] = rollouts.tokens[2, 0], rollouts.tokens[2, 0]
+    found = rollout_metrics(rollouts, table(1), table(2), table(3))
+    assert found["rollout/unique_fraction"] == pytest.approx((3 / 3 + 1 / 2 + 2 / 3) / 3)
+
+
+def auc(rows):
+    """Of (weight, value, outcome): P(a success has the larger value), ties half."""
+    pairs = [
+        (w * v, 1.0 if x > y else 0.5 if x == y else 0.0)
+        for w, x, one in rows
+        for v, y, other in rows
+        if one > other
+    ]  # fmt: skip
+    return weighted_mean(pairs)
+
+
+def test_heuristic_quality_equals_its_definitions():
+    rollouts = make_rollouts()
+    # the second problem's successes all fall into the same quarters as failures of others: no measure is nan
+    found = heuristic_quality(rollouts, table(2), table(1), torch.tensor(INVERSE_BETA, dtype=torch.float64))
+    rows = [(w, v, a, t / len(tokens)) for tokens, w, a, _, values in EVERY for t, v in enumerate(values)]
+    assert found["value/brier"] == pytest.approx(weighted_mean([(w, (v - a) ** 2) for w, v, a, _ in rows]))
+
+    def variance(pairs):
+        mean = weighted_mean(pairs)
+        return weighted_mean([(w, (x - mean) ** 2) for w, x in pairs])
+
+    unexplained = variance([(w, a - v) for w, v, a, _ in rows]) / variance([(w, a) for w, _, a, _ in rows])
+    assert found["value/explained_variance"] == pytest.approx(1 - unexplained)
+    assert found["value/auc_root"] == pytest.approx(auc([(w, values[0], a) for _, w, a, _, values in EVERY]))
+    for quarter in range(4):
+        inside = [(w, v, a) for w, v, a, place in rows if quarter / 4 <= place < (quarter + 1) / 4]
+        wanted = auc(inside) if {a for *_, a in inside} == {0, 1} else math.nan
+        assert found[f"value/auc_depth_{quarter + 1}"] == pytest.approx(wanted, nan_ok=True), quarter
+    total = sum(w for w, *_ in rows)
+    error = 0.0
+    for tenth in range(10):
+        inside = [(w, v, a) for w, v, a, _ in rows if int(v * 10) == tenth]
+        if inside:
+            gap = weighted_mean([(w, v) for w, v, _ in inside]) - weighted_mean([(w, a) for w, _, a in inside])
+            error += sum(w for w, *_ in inside) / total * abs(gap)
+    assert found["value/calibration_error"] == pytest.approx(error)
+    gaps = []
+    for i, own in enumerate(FOUND):
+        for tokens, w, a, _, values in own:
+            for t, v in enumerate(values):
+                to_go = sum(-0.1 * (1 + token) for token in tokens[t:]) + a * INVERSE_BETA[i]
+                gaps.append((w, math.log1p(v * math.expm1(INVERSE_BETA[i])) - to_go))
+    below = weighted_mean([(w, float(gap < -1e-3)) for w, gap in gaps])
+    assert 0 < below < 1 and found["heuristic/inadmissible_fraction"] == pytest.approx(below)
+    above = weighted_mean([(w, max(gap, 0.0)) for w, gap in gaps])
+    assert found["heuristic/overestimate_nats"] == pytest.approx(above)
