@@ -504,6 +504,7 @@ GRADIENT = ("test_theory.py::test_the_training_loss_has_the_gradient_of_the_expe
 SURROGATE = (
     "test_training.py::test_clipped_surrogate_equals_the_token_loop_and_its_gradient_the_policy_gradient",
 )  # fmt: skip
+LOGGED = ("test_training.py::test_logged_entropy_and_value_loss_are_means_over_weighted_tokens",)
 BATCH = ("test_generator.py::test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights",)
 KL = ("test_adapters.py::test_kl_to_base_is_the_weighted_mean_of_the_sum_over_the_vocabulary",)
 REGRESSION = (
@@ -686,9 +687,184 @@ TRAINING = (
         "torch.where(uniform * floor < weight, weight, 0.0)",
         ("test_theory.py::test_thinning_keeps_the_mean_and_adds_the_stated_variance",),
     ),
+    Mutant(
+        "value-rate-decays",
+        "the value model's learning rate decays with the policy's",
+        "training/update.py",
+        "self.policy_optimizer.set_learning_rate(rate)",
+        "self.policy_optimizer.set_learning_rate(rate)\n"
+        "        self.value_optimizer.set_learning_rate(\n"
+        "            self.settings.value_learning_rate * rate / self.settings.learning_rate\n"
+        "        )",
+        ("test_training.py::test_the_value_model_keeps_its_learning_rate_while_that_of_the_policy_decays",),
+    ),
+    Mutant(
+        "entropy-unweighted",
+        "the logged entropy is one over searched tokens, not over the policy's",
+        "training/update.py",
+        "float((mass * entropy).sum() / total)",
+        "float(entropy[batch.is_token].mean())",
+        LOGGED,
+    ),
+    Mutant(
+        "value-denominator-unweighted",
+        "the weighted value loss is divided by the unweighted number of tokens",
+        "training/update.py",
+        "float((batch.weight[:, None] * batch.is_token).sum())",
+        "float(batch.is_token.sum())",
+        LOGGED,
+    ),
+    Mutant(
+        "ratio-deviation-per-row",
+        "the deviation of the ratios is summed over a row",
+        "training/update.py",
+        "max(int(batch.is_token.sum()), 1)",
+        "max(len(batch.ids), 1)",
+        ("test_training.py::test_ratio_deviation_is_the_mean_over_all_tokens",),
+    ),
+    Mutant(
+        "empty-problems-uncounted",
+        "problems without a row are left out of the divisor: the gradient is too large",
+        "training/astar_po.py",
+        "return float(num_problems)",
+        "return float(len(batch.problem.unique()))",
+        ("test_training.py::test_a_problem_without_rows_counts_as_one_whose_rows_weigh_nothing",),
+    ),
 )
 
+STATISTICS = ("test_statistics.py::test_rollout_metrics_equal_their_definitions",)
+QUALITY = ("test_statistics.py::test_heuristic_quality_equals_its_definitions",)
+GATE = ("test_alarms.py::test_gate_looks_at_the_mean_of_the_last_three_iterations",)
+TRACE = ("test_trace.py::test_every_node_has_the_scores_of_its_prefix",)
 MEASURES = (
+    Mutant(
+        "stderr-of-one",
+        "the standard error of the accuracy is the deviation of one problem",
+        "rollout/statistics.py",
+        "float(estimate.std() / len(estimate) ** 0.5)",
+        "float(estimate.std())",
+        STATISTICS,
+    ),
+    Mutant(
+        "missing-leaf-fails",
+        "a leaf that does not exist counts as a failure beside the problem's successes",
+        "rollout/statistics.py",
+        "torch.where(has_leaf, accuracy, 1.0).amin(1)",
+        "accuracy.amin(1)",
+        STATISTICS,
+    ),
+    Mutant(
+        "accuracy-of-proposal",
+        "the policy's accuracy is that of the searched leaves",
+        "rollout/statistics.py",
+        "estimate = (weight * accuracy).sum(1)",
+        "estimate = accuracy.mean(1)",
+        STATISTICS,
+    ),
+    Mutant(
+        "variance-ratio-per-leaf",
+        "the variance of K leaves is compared with that of one sample",
+        "rollout/statistics.py",
+        "return weight.shape[1] * float(",
+        "return float(",
+        STATISTICS,
+    ),
+    Mutant(
+        "ties-win",
+        "a value that does not tell success from failure ranks them right",
+        "rollout/quality.py",
+        "(below + 0.5 * failure)",
+        "(below + failure)",
+        ("test_quality.py::test_weighted_auc_equals_the_loop_over_pairs",),
+    ),
+    Mutant(
+        "explained-by-its-mean",
+        "explained variance counts a constant error of the value as unexplained",
+        "rollout/quality.py",
+        "(mass * (x - (mass * x).sum()).square()).sum()",
+        "(mass * x.square()).sum()",
+        ("test_quality.py::test_explained_variance_knows_its_limits",),
+    ),
+    Mutant(
+        "brier-of-proposal",
+        "the logged Brier score is one over searched prefixes, not over the policy's",
+        "rollout/quality.py",
+        "(mass * (value - outcome).square()).sum() / mass.sum()",
+        "(value - outcome).square().mean()",
+        QUALITY,
+    ),
+    Mutant(
+        "quarters-of-the-longest",
+        "the quarters of a completion are those of the longest of all",
+        "rollout/quality.py",
+        "rollouts.length.clamp(min=1)[..., None]",
+        "rollouts.length.amax().expand_as(rollouts.length)[..., None]",
+        QUALITY,
+    ),
+    Mutant(
+        "found-after-the-token",
+        "h before a token is held against what is to go after it",
+        "rollout/quality.py",
+        "rollouts.logp.flip(-1).cumsum(-1).flip(-1)",
+        "rollouts.logp.flip(-1).cumsum(-1).flip(-1) - rollouts.logp",
+        QUALITY,
+    ),
+    Mutant(
+        "gate-of-the-last-ranking",
+        "the gate looks at the sibling ranking of the last iteration only",
+        "loggers/alarms.py",
+        "auc > MIN_AUC and _mean(sibling) > MIN_SIBLING",
+        "auc > MIN_AUC and sibling[-1] > MIN_SIBLING",
+        GATE,
+    ),
+    Mutant(
+        "gate-of-the-last-auc",
+        "the gate looks at the AUC of the last iteration only",
+        "loggers/alarms.py",
+        "auc = _mean([_mean(q) for q in quartiles])",
+        "auc = _mean([q[-1] for q in quartiles])",
+        GATE,
+    ),
+    Mutant(
+        "gate-of-the-first",
+        "the gate looks at the first three iterations of a run",
+        "loggers/alarms.py",
+        "if math.isfinite(v)][-count:]",
+        "if math.isfinite(v)][:count]",
+        GATE,
+    ),
+    Mutant(
+        "traced-q",
+        "the g of a trace sums log q",
+        "rollout/lock_step.py",
+        "parent.g + float(step.logp[problem, k])",
+        "parent.g + float(step.logq[problem, k])",
+        TRACE,
+    ),
+    Mutant(
+        "traced-priority",
+        "a trace of the searched tree has f where G belongs",
+        "rollout/lock_step.py",
+        "priority = float(step.priority[problem, k])",
+        "priority = f",
+        ("test_trace.py::test_the_priority_of_a_searched_prefix_is_that_of_its_best_leaf",),
+    ),
+    Mutant(
+        "traced-parent",
+        "a trace hangs children at the prefix that stood in their row before",
+        "rollout/lock_step.py",
+        "for k, parent in enumerate(at_row[j] for j in parents):",
+        "for k, parent in enumerate(at_row[j] for j in range(len(at_row))):",
+        TRACE,
+    ),
+    Mutant(
+        "traced-open",
+        "a trace takes leaves of best_first for open prefixes",
+        "rollout/best_first.py",
+        '"leaf" if is_leaf else "open"',
+        '"open"',
+        TRACE,
+    ),
     Mutant(
         "siblings-inverted",
         "sibling ranking counts the pairs that are the wrong way round",
@@ -696,6 +872,161 @@ MEASURES = (
         "torch.where(mine > other, 1.0,",
         "torch.where(mine < other, 1.0,",
         ("test_quality.py::test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_value",),
+    ),
+)
+
+COUNTED = ("test_evaluate.py::test_evaluation_counts_problems_and_samples",)
+BEST_OF_N = ("test_test_time.py::test_the_finished_sample_with_the_highest_last_value_is_chosen",)
+ARMS = ("test_test_time.py::test_every_arm_decodes_all_problems_and_may_spend_what_best_first_did",)
+CLEARED = ("test_decoder.py::test_memory_that_the_cache_was_given_is_not_read_before_it_is_written",)
+THINNED = ("test_generator.py::test_every_leaf_is_thinned_by_a_draw_of_its_own",)
+ROLLOUTS = (
+    Mutant(
+        "same-problems-unguided",
+        "the same problems are searched without guidance in every iteration",
+        "rollout/generator.py",
+        "share = to_uniform(fold(seeds, torch.tensor(_UNGUIDED_STREAM",
+        "share = to_uniform(fold(problem_seeds(problems, seed, 0), torch.tensor(_UNGUIDED_STREAM",
+        ("test_generator.py::test_a_share_of_the_problems_is_searched_without_guidance_anew_in_every_iteration",),
+    ),
+    Mutant(
+        "one-draw-per-problem",
+        "all leaves of a problem are thinned by the same draw",
+        "rollout/generator.py",
+        "fold(seeds[:, None], leaf)",
+        "fold(seeds[:, None], leaf[:1]).expand(-1, len(leaf))",
+        THINNED,
+    ),
+    Mutant(
+        "same-draw-every-problem",
+        "the k-th leaves of all problems are thinned by the same draw",
+        "rollout/generator.py",
+        "fold(seeds[:, None], leaf)",
+        "fold(seeds[:1, None], leaf).expand(len(seeds), -1)",
+        THINNED,
+    ),
+    Mutant(
+        "greedy-short",
+        "greedy decoding stops a token early",
+        "rollout/generator.py",
+        "greedy_rollouts(SlotDecoder(self._policy, depth), prompts, depth)",
+        "greedy_rollouts(SlotDecoder(self._policy, depth), prompts, depth - 1)",
+        ("test_generator.py::test_greedy_takes_the_likeliest_token_up_to_the_depth_limit",),
+    ),
+    Mutant(
+        "end-token-judged",
+        "the verifier reads the end token as text",
+        "rollout/generator.py",
+        "(rollouts.length - rollouts.is_finished.long()).tolist()",
+        "rollouts.length.tolist()",
+        ("test_generator.py::test_the_verifier_reads_the_completion_without_its_end_token",),
+    ),
+    Mutant(
+        "missing-leaves-weigh",
+        "leaves that best_first did not find take their share of the weight",
+        "rollout/generator.py",
+        "uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)",
+        "uniform = has_leaf / has_leaf.shape[1]",
+        ("test_generator.py::test_missing_leaves_of_best_first_do_not_take_weight_from_the_others",),
+    ),
+    Mutant(
+        "padded-with-token-0",
+        "shorter completions of another rank are padded with token 0",
+        "rollout/generator.py",
+        'value=pad_id if name == "tokens" else 0',
+        "value=0",
+        ("test_generator.py::test_groups_of_problems_put_together_are_as_if_searched_together",),
+    ),
+    Mutant(
+        "value-unchecked",
+        "values that are NaN go unnoticed",
+        "rollout/heuristic.py",
+        "float(likeliest.sum() + output.value_logit.sum())",
+        "float(likeliest.sum())",
+        ("test_search.py::test_a_value_that_is_not_finite_is_named",),
+    ),
+    Mutant(
+        "slots-not-cleared",
+        "the slot cache is not cleared when it is made: masked columns may hold NaN",
+        "model/slot_cache.py",
+        "self._buffer[..., : self._num_cleared, :] = 0",
+        "pass",
+        CLEARED,
+    ),
+    Mutant(
+        "later-slots-not-cleared",
+        "the slot cache is not cleared where prefixes grow",
+        "model/slot_cache.py",
+        "self._buffer[..., first : self._num_cleared, :] = 0",
+        "pass",
+        CLEARED,
+    ),
+)
+
+EVALUATION = (
+    Mutant(
+        "interval-of-samples",
+        "the interval of pass@k counts samples as if they were problems",
+        "eval/evaluate.py",
+        "share(pass_at_k(num_correct, num_samples, k))",
+        "wilson(float(pass_at_k(num_correct, num_samples, k).mean()), count * num_samples)",
+        COUNTED,
+    ),
+    Mutant(
+        "pass-with-replacement",
+        "pass@k is that of k draws with replacement, which is too low",
+        "eval/evaluate.py",
+        "math.comb(num_samples - int(c), k) / math.comb(num_samples, k)",
+        "(1 - int(c) / num_samples) ** k",
+        ("test_evaluate.py::test_pass_at_k_equals_the_share_of_all_subsets_with_a_success",),
+    ),
+    Mutant(
+        "evaluated-on-training-noise",
+        "evaluations draw the noise of the first training iteration",
+        "eval/evaluate.py",
+        "sampling, seed=0, iteration=_EVAL_ITERATION",
+        "sampling, seed=0, iteration=0",
+        ("test_evaluate.py::test_evaluation_samples_independently_whatever_the_training_mode",),
+    ),
+    Mutant(
+        "interval-90",
+        "intervals are those of 90 %",
+        "eval/evaluate.py",
+        "_Z95 = 1.959963984540054",
+        "_Z95 = 1.6448536269514722",
+        ("test_evaluate.py::test_wilson_equals_known_intervals",),
+    ),
+    Mutant(
+        "best-of-n-cut-off",
+        "a completion that was cut off may be the best of N",
+        "eval/test_time.py",
+        " + rollouts.is_finished.double()",
+        "",
+        BEST_OF_N,
+    ),
+    Mutant(
+        "best-of-n-by-first-value",
+        "the best of N is chosen by the value of the prompt",
+        "eval/test_time.py",
+        "last = (rollouts.length - 1).clamp(min=0)[..., None]",
+        "last = torch.zeros_like(rollouts.length)[..., None]",
+        BEST_OF_N,
+    ),
+    Mutant(
+        "decoded-unguided",
+        "A* at test time leaves the guidance of some problems out",
+        "eval/test_time.py",
+        "        unguided_fraction=0.0,\n",
+        "",
+        ARMS,
+    ),
+    Mutant(
+        "budget-of-one-sample",
+        "best of N may spend what best_first did for each sample",
+        "eval/test_time.py",
+        "width = max(1, round(budget / length))",
+        "width = max(1, round(budget))",
+        ARMS,
     ),
 )
 
@@ -726,7 +1057,7 @@ PROCESSES = (
         TWO,
     ),
 )
-MUTANTS = (*HEURISTIC, *GUMBEL, *BEST_FIRST, *NETWORK, *TRAINING, *MEASURES, *PROCESSES)
+MUTANTS = (*HEURISTIC, *GUMBEL, *BEST_FIRST, *NETWORK, *TRAINING, *MEASURES, *ROLLOUTS, *EVALUATION, *PROCESSES)
 
 
 def planted(mutant: Mutant, source: str) -> str:

@@ -48,6 +48,26 @@ def test_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
     assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
 
 
+@pytest.mark.parametrize("at_once", [1, 64])
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_memory_that_the_cache_was_given_is_not_read_before_it_is_written(
+    policy, is_recorded, at_once, request, monkeypatch
+):
+    """Memory may hold anything, NaN as well, of which 0 times is NaN."""
+    if is_recorded:
+        request.getfixturevalue("tape")
+    monkeypatch.setattr("tinyzero_astar.model.slot_cache._CLEARED_AT_ONCE", at_once)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)  # fills it with NaN
+    try:
+        assert torch.empty(3).new_empty(2).isnan().all()
+        assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
+        for mode in ("sample", "best_first"):
+            assert_recorded_scores_equal_one_full_forward(policy, mode)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture
 def tape(policy, monkeypatch):
     """Decode steps of `policy` are recorded, in blocks of 4 columns."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import pytest
 import torch
 
@@ -16,7 +19,9 @@ from tinyzero_astar.rollout.generator import (
     Generator,
     RewardedRollouts,
     SearchSettings,
+    concatenate,
     make_batch,
+    on_device,
     problem_seeds,
 )
 from tinyzero_astar.training.reward import RewardWeights
@@ -72,20 +77,152 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
         assert float(batch.reward[row]) == pytest.approx(float(2 * accuracy[i, k] - form[i, k]), abs=1e-6)
 
 
-@pytest.mark.parametrize(("mode", "strength"), [("gumbel", 1.0), ("gumbel", 0.0), ("sample", 1.0), ("best_first", 1.0)])
-def test_a_guided_search_reads_the_values_of_children(mode, strength, tiny_base):
-    """The rollouts are those of the search itself, and q differs from pi where they are guided."""
+class Verifier(Multiplication):
+    """Notes what it is asked to judge."""
+
+    def verify(self, problem, completion, is_finished):
+        self.asked.append((problem.text, completion, is_finished))
+        return super().verify(problem, completion, is_finished)
+
+
+@pytest.fixture
+def generator(tiny_base):
+    """Of a tiny model whose value model has opinions."""
     model, tokenizer = load_language_model(str(tiny_base), torch.float32)
     torch.manual_seed(0)
     policy = shake_value_model(Policy(model.eval(), (tokenizer.eos_token_id,), 8))
-    task = Multiplication(2, 2, 40, seed=0, template="compact")
-    problems = task.train_problems(0, 4)
+    task = Verifier(2, 2, 80, seed=0, template="compact")
+    task.asked = []
+    generator = Generator(policy, tokenizer, task, RewardWeights(), 128)
+    generator.policy, generator.tokenizer, generator.task = policy, tokenizer, task
+    return generator
+
+
+def settings_of(mode="gumbel", num_rollouts=3, depth=4, **changes):
+    guidance = Guidance(inverse_beta=2.0, cap=None)
+    plain = SearchSettings(mode, num_rollouts, num_rollouts + 1, depth, guidance, unguided_fraction=0.0, min_weight=0.0)
+    return dataclasses.replace(plain, **changes)
+
+
+def test_a_share_of_the_problems_is_searched_without_guidance_anew_in_every_iteration(generator):
+    problems = generator.task.train_problems(0, 80)
+    unguided = []
+    for iteration in range(3):
+        settings = settings_of(num_rollouts=1, depth=2, unguided_fraction=0.3)
+        found = generator.generate(problems, settings, seed=0, iteration=iteration).rollouts
+        unguided.append(((found.logq - found.logp).abs() < 1e-5).flatten(1).all(1))
+    for own in unguided:
+        assert abs(int(own.sum()) - 24) < 4 * math.sqrt(80 * 0.3 * 0.7)
+    assert not torch.equal(unguided[0], unguided[1]) and not torch.equal(unguided[1], unguided[2])
+
+
+def test_every_leaf_is_thinned_by_a_draw_of_its_own(generator):
+    """Samples weigh 1/8; of those below 1/2 a quarter survives, each on its own account."""
+    problems = generator.task.train_problems(0, 80)
+    settings = settings_of("sample", 8, 1, min_weight=0.5)
+    kept = []
+    for iteration in range(2):
+        found = generator.generate(problems, settings, seed=0, iteration=iteration)
+        assert found.weight.unique().tolist() == [1 / 8] and found.update_weight.unique().tolist() == [0.0, 0.5]
+        kept.append(found.update_weight > 0)
+    assert not torch.equal(kept[0], kept[1])
+    counts = torch.stack(kept).sum(-1).flatten()
+    law = [160 * math.comb(8, n) * 0.25**n * 0.75 ** (8 - n) for n in range(9)]
+    wanted = [*law[:4], sum(law[4:])]
+    seen = [int((counts == n).sum()) for n in range(4)]
+    chi2 = sum((x - e) ** 2 / e for x, e in zip([*seen, 160 - sum(seen)], wanted, strict=True))
+    assert chi2 < 4 + 4 * math.sqrt(2 * 4)
+
+
+@torch.no_grad()
+def test_greedy_takes_the_likeliest_token_up_to_the_depth_limit(generator):
+    problems = generator.task.held_out_problems(12)
+    found = generator.greedy(problems, 5).rollouts
+    for i, problem in enumerate(problems):
+        prompt, leaf = generator.tokenizer(problem.prompt)["input_ids"], []
+        while len(leaf) < 5 and generator.policy.eos_ids[0] not in leaf:
+            ids = torch.tensor([[*prompt, *leaf]])
+            leaf.append(int(generator.policy.language_model(input_ids=ids).logits[0, -1].argmax()))
+        assert found.tokens[i, 0, : found.length[i, 0]].tolist() == leaf
+    assert 5 in found.length.tolist()[0], "no completion reaches the limit: nothing was tested"
+
+
+def test_the_verifier_reads_the_completion_without_its_end_token(generator):
+    problems = generator.task.train_problems(0, 20)
+    often = generator.greedy(problems, 4).rollouts.tokens.flatten().mode().values
+    with torch.no_grad():  # end tokens become as likely as that one
+        weight = generator.policy.language_model.get_output_embeddings().weight
+        weight[generator.policy.eos_ids[0]] = weight[often]
+    generator.task.asked.clear()
+    found = generator.generate(problems, settings_of("sample"), seed=0, iteration=0)
+    wanted = []
+    for i, problem in enumerate(problems):
+        for k in range(3):
+            tokens = found.rollouts.tokens[i, k, : found.rollouts.length[i, k]].tolist()
+            is_finished = tokens[-1] in generator.policy.eos_ids
+            wanted.append((problem.text, generator.tokenizer.decode(tokens[: len(tokens) - is_finished]), is_finished))
+    assert generator.task.asked == wanted
+    assert [[text for _, text, _ in wanted[3 * i : 3 * i + 3]] for i in range(20)] == found.texts
+    assert {is_finished for *_, is_finished in wanted} == {True, False}
+
+
+def test_missing_leaves_of_best_first_do_not_take_weight_from_the_others(generator):
+    settings = settings_of("best_first", 400, 1, beam_width=2)  # 320 tokens: no more leaves than that
+    found = generator.generate(generator.task.train_problems(0, 2), settings, seed=0, iteration=0)
+    has_leaf = found.rollouts.length > 0
+    assert has_leaf.sum(1).tolist() == [320, 320]
+    assert found.weight.sum(1).tolist() == pytest.approx([1.0, 1.0])
+    assert found.weight[has_leaf].unique().tolist() == pytest.approx([1 / 320])
+    assert not found.weight[~has_leaf].any()
+
+
+def test_groups_of_problems_put_together_are_as_if_searched_together(generator):
+    """What several ranks searched; leaves of 7 and of 3 tokens at most."""
+    problems = generator.task.train_problems(0, 5)
+    parts = [
+        generator.generate(problems[:2], settings_of(depth=3), seed=0, iteration=0),
+        generator.generate(problems[2:], settings_of(depth=7), seed=0, iteration=0),
+    ]
+    assert parts[0].rollouts.tokens.shape[-1] < parts[1].rollouts.tokens.shape[-1]
+    found = concatenate(parts, PAD)
+    rollouts, num_before = found.rollouts, 0
+    for part in parts:
+        own, count = part.rollouts, len(part.problems)
+        here, width = slice(num_before, num_before + count), own.tokens.shape[-1]
+        for name in ("tokens", "logp", "logq", "value"):
+            table, padding = getattr(rollouts, name)[here], PAD if name == "tokens" else 0
+            assert torch.equal(table[..., :width], getattr(own, name)), name
+            assert (table[..., width:] == padding).all(), name
+        for name in ("length", "is_finished", "priority", "kappa", "weight"):
+            assert torch.equal(getattr(rollouts, name)[here], getattr(own, name)), name
+        assert torch.equal(rollouts.stats.num_expanded[here], own.stats.num_expanded)
+        for name in ("accuracy", "format", "reward", "weight", "update_weight"):
+            assert torch.equal(getattr(found, name)[here], getattr(part, name)), name
+        for name in ("problems", "prompts", "texts", "verdicts"):
+            assert getattr(found, name)[here] == getattr(part, name), name
+        num_before += count
+    assert num_before == len(found.problems) == 5
+    assert concatenate(parts[:1], PAD) is parts[0]
+    assert_on(on_device(found, torch.device("meta")), "meta")
+
+
+def assert_on(record, device):
+    """All of a record's tensors, and those of the records in it."""
+    for x in vars(record).values():
+        assert not isinstance(x, torch.Tensor) or x.device.type == device
+        if dataclasses.is_dataclass(x):
+            assert_on(x, device)
+
+
+@pytest.mark.parametrize(("mode", "strength"), [("gumbel", 1.0), ("gumbel", 0.0), ("sample", 1.0), ("best_first", 1.0)])
+def test_a_guided_search_reads_the_values_of_children(mode, strength, generator):
+    """The rollouts are those of the search itself, and q differs from pi where they are guided."""
+    problems = generator.task.train_problems(0, 4)
     guidance = Guidance(inverse_beta=2.0, cap=None, strength=strength)
     settings = SearchSettings(mode, 3, 5, 6, guidance, unguided_fraction=0.0, min_weight=0.0)
-    generator = Generator(policy, tokenizer, task, RewardWeights(), 128)
     found = generator.generate(problems, settings, seed=0, iteration=0).rollouts
     wanted = astar_rollouts(
-        SlotDecoder(policy, 6),
+        SlotDecoder(generator.policy, 6),
         generator.encode(problems, 6)[0],
         seeds=problem_seeds(problems, 0, 0),
         num_rollouts=3,

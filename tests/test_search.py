@@ -320,6 +320,22 @@ def test_nan_and_impossible_rows_are_named(mode):
         search([table], decoder=decoder, mode=mode, num_rollouts=1, beam_width=2)
 
 
+@pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_named(mode, wrong):
+    """Also where nothing is guided by it: it would be logged, and be the baseline."""
+
+    class WrongValue(TableDecoder):
+        def _output(self, rows):
+            output = super()._output(rows)
+            is_late = torch.tensor([len(prefix) == 1 for _, prefix in rows])
+            return output._replace(value_logit=torch.where(is_late, wrong, output.value_logit))
+
+    decoder = WrongValue([Table(3, 4, seed=s) for s in range(4)])
+    with pytest.raises(FloatingPointError, match="returned a value that is NaN or infinite"):
+        search(decoder.tables, decoder=decoder, mode=mode, num_rollouts=6, beam_width=7, guidance=PLAIN)
+
+
 @pytest.mark.parametrize("mode", ["gumbel", "best_first"])
 @pytest.mark.parametrize("cap", [None, 2.0])
 def test_a_childs_value_that_is_nan_is_named(mode, cap):
@@ -393,11 +409,25 @@ def test_arguments_are_checked():
         search([table], mode="gumbel", num_rollouts=4, beam_width=4)
     with pytest.raises(ValueError, match="seeds must be int64"):
         astar_rollouts(TableDecoder([table]), [[0]], seeds=torch.zeros(1))
+    for prompts in ([], [[0], []]):
+        with pytest.raises(ValueError, match="prompts must be non-empty token lists"):
+            astar_rollouts(TableDecoder([table]), prompts, seeds=torch.arange(len(prompts)))
+    for name in ("num_rollouts", "beam_width", "max_search_depth"):
+        with pytest.raises(ValueError, match=f"{name} 0.* must be at least 1"):
+            astar_rollouts(TableDecoder([table]), [[0]], seeds=torch.arange(1), **{name: 0})
+    with pytest.raises(ValueError, match="mode 'astar' is not one of"):
+        search([table], mode="astar")
     with pytest.raises(ValueError, match=r"cap 0\.5"):
         Guidance(cap=0.5)
     for inverse_beta in (51.0, -51.0, math.nan):
         with pytest.raises(ValueError, match=r"^inverse_beta .* must lie in \+-50"):
             Guidance(inverse_beta=inverse_beta)
+    for bound in (-1.0, 51.0, math.nan):
+        with pytest.raises(ValueError, match=r"^max_inverse_beta .* must lie in \[0, 50"):
+            Guidance(max_inverse_beta=bound)
+    for strength in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match=r"^guidance strength .* must lie in \[0, 1\]"):
+            Guidance(strength=strength)
 
 
 def test_leaves_too_improbable_for_a_double_have_finite_weights():

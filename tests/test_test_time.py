@@ -50,7 +50,7 @@ def answer(mode, problems, k):
 def test_every_arm_decodes_all_problems_and_may_spend_what_best_first_did(monkeypatch):
     asked = []
 
-    def beam_search(policy, tokenizer, task, problems, settings, num_beams, max_rows):
+    def beam_search(policy, tokenizer, task, generator, problems, settings, num_beams, max_rows):
         asked.append((len(problems), num_beams, max_rows))
         return torch.tensor([1, 1, 1, 1, 0], dtype=torch.float64), 120.0
 
