@@ -24,9 +24,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from tinyzero_astar.interfaces import Batch, Rollouts
-from tinyzero_astar.machine import Speed, measure_speed
+from tinyzero_astar.machine import Speed, choose_device, measure_speed
 from tinyzero_astar.model.decoder import SlotDecoder
-from tinyzero_astar.model.loading import choose_device
 from tinyzero_astar.model.memory import kv_bytes, phases
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.recording import CudaGraphs

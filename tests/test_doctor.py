@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+import os
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
+from transformers import Qwen2Config
 
 from tests.test_run import OPTIONS
 from tinyzero_astar import fit, machine, session
 from tinyzero_astar.config import Config
 from tinyzero_astar.doctor import Doctor, doctor_main
 from tinyzero_astar.machine import Speed, available_ram, free_disk, measure_speed
-from tinyzero_astar.terminal import USAGE_ERROR
+from tinyzero_astar.model.known import known_shapes
+from tinyzero_astar.model.shapes import shapes_of
+from tinyzero_astar.terminal import USAGE_ERROR, readable_bytes, readable_seconds
 from tinyzero_astar.train import main, parse_as
 
 QWEN_3B = {
@@ -29,6 +37,7 @@ QWEN_3B = {
     "max_position_embeddings": 32_768,
 }
 GB = 10**9
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +95,117 @@ def test_a_run_that_fits_is_told_by_part_from_config_json_alone(three_b, has, ca
     assert seconds["update"] == pytest.approx(8 * found["parameters"] * tokens / 1e14)  # layers run again
     assert seconds["scoring"] == pytest.approx(2 * found["parameters"] * tokens / 1e14)
     assert seconds["search"] > 200 * 2 * found["parameters"] / 1e12 and rows == 128
+
+
+def test_the_time_of_a_run_is_that_of_its_iterations_and_evaluations(three_b, has, capsys):
+    """At a speed where reading the weights is all that counts: a step takes 6.17 s for 3.09 billion in bfloat16."""
+    has()
+    argv = ["--config", "training", "--model.model-name", str(three_b)]
+    config, speed = config_of(argv), Speed(1e9, 1e30)
+    model = fit.read_model(config)
+    model = replace(model, shapes=replace(model.shapes, num_kv_heads=0))  # slots are for nothing
+    step = 2 * 3_085_938_688 / 1e9
+    assert fit.seconds(config, model, 1, "cuda", speed)["search"] == pytest.approx(200 * step)
+    # 500 greedy in two chunks of 256 rows; 2,000 sampled, 64 problems at once, in eight
+    assert fit.evaluation_seconds(config, model, 1, "cuda", speed) == pytest.approx(10 * 200 * step)
+    assert fit.num_evaluations(config) == 11  # 0, 10, .. 100
+    assert fit.num_evaluations(config_of([*argv, "--train.num-iterations", "95"])) == 11
+    assert fit.num_evaluations(config_of([*argv, "--train.num-iterations", "0"])) == 1
+    time = diagnose(argv, capsys)[1]["time"]
+    assert time["seconds"] == pytest.approx(
+        100 * sum(time["seconds_per_iteration"].values()) + 11 * time["seconds_per_evaluation"]
+    )
+
+
+def test_what_a_person_reads_has_units(three_b, has, capsys):
+    has()
+    assert doctor_main([]) == 0
+    out = capsys.readouterr().out
+    assert "peak memory, MB" in out and "memory: 128 MB of 1 TB free: fits" in out
+    assert " = 30 iterations of " in out and " and 7 evaluations of " in out and "e+" not in out and "e-" not in out
+    assert "test time" not in out
+    assert doctor_main(["--eval.search", "best_first"]) == 0
+    assert "(without A* and beam search at test time)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        *((0, "0 bytes"), (999, "999 bytes"), (999.6, "1 kB"), (546_000, "546 kB")),
+        *((1_674_000_000, "1.67 GB"), (216_700_000_000, "217 GB"), (1.234e12, "1.23 TB")),
+    ],
+)
+def test_bytes_for_people(size, text):
+    assert readable_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0.306, "0.306 s"), (119, "119 s"), (121, "2.02 min"), (14_500, "4.03 h"), (172_700, "48 h")),
+        *((10 * 86_400, "10 days"), (86_400 * 12_345, "12,345 days")),
+    ],
+)
+def test_seconds_for_people(seconds, text):
+    assert readable_seconds(seconds) == text
+
+
+# ---------------------------------------------------------------------------------------------- without a network
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "sizes"),
+    [
+        ("Qwen/Qwen2.5-1.5B", 1_543_714_304, (1536, 8960, 28, 12, 131_072)),
+        ("Qwen/Qwen2.5-3B", 3_085_938_688, (2048, 11008, 36, 16, 32_768)),
+    ],
+)
+def test_the_known_shapes_are_those_of_the_architecture(name, parameters, sizes):
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    config = Qwen2Config(**(QWEN_3B | dict(zip(names, sizes, strict=True))))
+    assert known_shapes(name, sizes[-1]) == shapes_of(config)
+    assert shapes_of(config).num_parameters == parameters
+    assert known_shapes(name, sizes[-1] + 1) is None and known_shapes("Qwen/Qwen2.5-7B", 8) is None
+
+
+@pytest.mark.parametrize("preset", ["local", "training"])
+def test_presets_are_answered_without_the_hub_or_transformers(preset, has, tmp_path):
+    program = (
+        "import socket, sys\n"
+        "def refuse(*args, **options): raise AssertionError('the network was asked')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from tinyzero_astar.doctor import doctor_main\n"
+        "status = doctor_main(sys.argv[1:])\n"
+        "print('loaded:', 'transformers' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--config", preset],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.stderr == "" and done.stdout.endswith("loaded: False\n")
+    assert "1,543,714,304 parameters" in done.stdout or "3,085,938,688 parameters" in done.stdout
+
+
+def test_files_of_a_known_model_on_this_machine_tell_more(three_b, tmp_path, monkeypatch):
+    config = config_of(["--config", "training"])
+    assert fit.read_model(config).shapes.num_layers == 36
+    smaller = json.dumps(QWEN_3B | {"num_hidden_layers": 2})
+    commit = tmp_path / "cache" / "models--Qwen--Qwen2.5-3B" / "snapshots" / "abc"
+    commit.mkdir(parents=True)
+    (commit / "config.json").write_text(smaller)
+    (commit.parents[1] / "refs").mkdir()
+    (commit.parents[1] / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert fit.read_model(config).shapes.num_layers == 2
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    folder = tmp_path / "Qwen" / "Qwen2.5-3B"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(smaller)
+    assert fit.read_model(config).shapes.num_layers == 2
 
 
 def test_tables_and_the_exit_status_of_what_does_not_fit(three_b, has, capsys):
@@ -195,7 +315,7 @@ def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys,
     argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--train.num-iterations", "0"]
     assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 0
     first = " ".join(capsys.readouterr().out.split())
-    assert first.startswith("warning: memory: ") and " GB free, " in first and "; peak " in first
+    assert first.startswith("warning: memory: ") and " of 300 kB free, " in first and "; peak " in first
 
 
 # ------------------------------------------------------------------------------------------------- the machine

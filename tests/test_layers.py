@@ -58,6 +58,7 @@ LAYER = {
     "training.rloo": 2,
     "model.model": 3,
     "model.shapes": 3,
+    "model.known": 2,
     "model.workload": 1,
     "rollout.lock_step": 3,
     "rollout.astar_search": 4,

@@ -26,7 +26,8 @@ from tests.decoding import (
     shake_value_model,
 )
 from tinyzero_astar.config import ModelConfig
-from tinyzero_astar.model.loading import choose_device, load_language_model
+from tinyzero_astar.machine import choose_device
+from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy, check_decoding, load_policy
 from tinyzero_astar.train import main
 

@@ -72,6 +72,18 @@ def printed(monkeypatch, encoding, run):
     return run_command(run), raw.getvalue().decode(encoding)
 
 
+@pytest.fixture
+def hostile(monkeypatch):
+    """The tokenizer decodes to hostile text, but where loading looks whether it is the right one."""
+    decode = PreTrainedTokenizerFast.decode
+
+    def decoded(self, *args, **options):
+        text = decode(self, *args, **options)
+        return text if "0123456789" in text else HOSTILE
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", decoded)
+
+
 # ------------------------------------------------------------------------------------------------ the encoding
 
 
@@ -88,11 +100,10 @@ def test_every_encoding_takes_every_character(encoding, monkeypatch):
     assert printed(monkeypatch, encoding, lambda: print("ŵ é ⏎ \ud800"))[1] == f"? {kept} ? ?\n"
 
 
-def test_json_is_exact_in_any_encoding(run, monkeypatch):
+def test_json_is_exact_in_any_encoding(run, monkeypatch, hostile):
     checkpoint = str(run / "checkpoints" / "checkpoint_iter_1")
-    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda *a, **k: "é⏎\x9b")
     status, text = printed(monkeypatch, "ascii", lambda: solve_main(["3*4", "--checkpoint", checkpoint, "--json"]))
-    assert status == 0 and json.loads(text)["completion"] == "é⏎\x9b"
+    assert status == 0 and json.loads(text)["completion"] == HOSTILE
 
 
 # --------------------------------------------------------------------------- output that is closed, full or unread
@@ -210,13 +221,12 @@ def test_hostile_text_reaches_the_terminal_harmless(capsys):
     assert all(c.isprintable() or c == "\n" for c in out + err)
 
 
-def test_a_hostile_model_name_and_completion_reach_it_harmless(run, tmp_path, monkeypatch, capsys):
+def test_a_hostile_model_name_and_completion_reach_it_harmless(run, tmp_path, hostile, capsys):
     folder = tmp_path / "[red]\x1b[2J"
     folder.symlink_to(run / "checkpoints" / "checkpoint_iter_1")
     assert doctor_main(["--model.model-name", str(folder)]) == 0
     out = "".join(capsys.readouterr().out.split())
     assert "[red]�[2J" in out and "\x1b" not in out
-    monkeypatch.setattr(PreTrainedTokenizerFast, "decode", lambda *a, **k: HOSTILE)
     assert solve_main(["3*4", "--checkpoint", str(folder)]) == 0
     out, err = capsys.readouterr()
     assert "a�[2J�31m���b" in out and "\x1b" not in out + err and "\x9b" not in out

@@ -11,13 +11,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from tinyzero_astar.config import Config
-from tinyzero_astar.terminal import complain, printable
+from tinyzero_astar.terminal import complain, printable, readable_bytes, readable_seconds
 from tinyzero_astar.train import Command, parse_as
+
+if TYPE_CHECKING:
+    from tinyzero_astar.fit import Model
+    from tinyzero_astar.loggers.console import Terminal
+    from tinyzero_astar.machine import Speed
 
 FITS, DOES_NOT_FIT = 0, 1
 
@@ -55,14 +60,11 @@ def doctor_main(argv: Sequence[str]) -> int:
 
 def _diagnose(options: Doctor) -> dict[str, Any]:
     import torch
-    from transformers.utils import logging as transformers_logging
 
-    from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model, seconds
-    from tinyzero_astar.machine import free_disk, free_memory, measure_speed
-    from tinyzero_astar.model.loading import choose_device
+    from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
+    from tinyzero_astar.machine import choose_device, free_disk, free_memory, measure_speed
     from tinyzero_astar.model.memory import peak
 
-    transformers_logging.disable_progress_bar()
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
     device, count = choose_device(config.model.device), options.processes
     check_options(config, device)
@@ -97,26 +99,63 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
             "available": disk,
             "advice": disk_advice(config, model, count, device.type, disk),
         },
-        "time": {
-            "is_estimate": True,
-            "seconds_per_iteration": seconds(config, model, count, device.type, speed),
-            "copied_bytes_per_s": speed.bytes_per_s,
-            "matmul_flops_per_s": speed.flops_per_s,
-        },
+        "time": _time(config, model, count, device.type, speed),
+    }
+
+
+def _time(config: Config, model: Model, count: int, device: str, speed: Speed) -> dict[str, Any]:
+    from tinyzero_astar.fit import evaluation_seconds, num_evaluations, seconds
+
+    parts, evaluations = seconds(config, model, count, device, speed), num_evaluations(config)
+    evaluation = evaluation_seconds(config, model, count, device, speed)
+    return {
+        "is_estimate": True,
+        "seconds_per_iteration": parts,
+        "seconds_per_evaluation": evaluation,
+        "num_iterations": config.train.num_iterations,
+        "num_evaluations": evaluations,
+        "seconds": config.train.num_iterations * sum(parts.values()) + evaluations * evaluation,
+        "is_test_time_search_left_out": config.eval.search == "best_first",
+        "copied_bytes_per_s": speed.bytes_per_s,
+        "matmul_flops_per_s": speed.flops_per_s,
     }
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     from tinyzero_astar.loggers.console import Terminal, safe
 
     console = Terminal(highlight=False)
-    memory, disk, times = found["memory"], found["disk"], found["time"]
+    memory, disk = found["memory"], found["disk"]
+    _show_phases(console, found)
+    guess = " (estimated: its tokenizer is not on this machine)" if found["prompt_length_is_estimated"] else ""
+    console.print(f"longest prompt: {found['prompt_length']} tokens{guess}")
+    for name, one in (("memory", memory), ("disk", disk)):
+        verdict = "[green]fits[/]" if one["needed"] <= one["available"] else "[bold red]does not fit[/]"
+        console.print(f"{name}: {readable_bytes(one['needed'])} of {readable_bytes(one['available'])} free: {verdict}")
+    console.print(f"  {disk['num_checkpoints']} checkpoint(s) of {readable_bytes(disk['checkpoint'])}")
+    _show_time(console, found["time"])
+    for one in (memory, disk):
+        if one["advice"] is not None:
+            console.print(f"[bold]{safe(one['advice'])}[/]", soft_wrap=True)
+
+
+def _show_phases(console: Terminal, found: dict[str, Any]) -> None:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from tinyzero_astar.loggers.console import safe
+
+    memory = found["memory"]
+    unit, in_bytes = ("GB", 1e9) if memory["needed"] >= 1e9 else ("MB", 1e6)
+
+    def cell(size: int) -> str:
+        if 0 < size < 0.005 * in_bytes:
+            return "<0.01"
+        return f"{size / in_bytes:.2f}" if size else ""
+
     where = f"{found['processes']} × {found['device']}" if found["processes"] > 1 else found["device"]
     table = Table(
-        title=f"{safe(found['model'])}, {found['parameters']:,} parameters, on {where}: peak memory, GB",
+        title=f"{safe(found['model'])}, {found['parameters']:,} parameters, on {where}: peak memory, {unit}",
         box=SIMPLE,
         padding=0,
     )
@@ -125,24 +164,22 @@ def _show(found: dict[str, Any]) -> None:
     for name in names:
         table.add_column(name, justify="right", style="bold" if name == memory["peak_phase"] else None)
     for part in dict.fromkeys(part for parts in memory["phases"].values() for part in parts):
-        sizes = [memory["phases"][name].get(part, 0) for name in names]
-        table.add_row(part, *(f"{size / 1e9:.3g}" if size else "" for size in sizes))
+        table.add_row(part, *(cell(memory["phases"][name].get(part, 0)) for name in names))
     table.add_section()
-    table.add_row("all", *(f"{sum(memory['phases'][name].values()) / 1e9:.3g}" for name in names))
+    table.add_row("all", *(cell(sum(memory["phases"][name].values())) for name in names))
     console.print(table)
-    guess = " (estimated: its tokenizer is not on this machine)" if found["prompt_length_is_estimated"] else ""
-    console.print(f"longest prompt: {found['prompt_length']} tokens{guess}")
-    for name, one in (("memory", memory), ("disk", disk)):
-        verdict = "[green]fits[/]" if one["needed"] <= one["available"] else "[bold red]does not fit[/]"
-        console.print(f"{name}: {one['needed'] / 1e9:.2f} GB of {one['available'] / 1e9:.2f} GB free: {verdict}")
-    console.print(f"  {disk['num_checkpoints']} checkpoint(s) of {disk['checkpoint'] / 1e9:.2f} GB")
-    parts = times["seconds_per_iteration"]
+
+
+def _show_time(console: Terminal, time: dict[str, Any]) -> None:
+    parts = time["seconds_per_iteration"]
+    evaluation = readable_seconds(time["seconds_per_evaluation"])
+    left_out = " (without A* and beam search at test time)" if time["is_test_time_search_left_out"] else ""
     console.print(
-        f"time of an iteration, an estimate: {sum(parts.values()):.3g} s ("
-        + ", ".join(f"{name} {value:.3g}" for name, value in parts.items())
-        + f"), with every completion at full length, from {times['copied_bytes_per_s'] / 1e9:.3g} GB/s and"
-        f" {times['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s measured just now"
+        f"time, an estimate: {readable_seconds(time['seconds'])} = {time['num_iterations']} iterations of"
+        f" {readable_seconds(sum(parts.values()))} ("
+        + ", ".join(f"{name} {readable_seconds(value)}" for name, value in parts.items())
+        + f") and {time['num_evaluations']} evaluations of {evaluation}{left_out}, with every completion at full"
+        f" length, from {readable_bytes(time['copied_bytes_per_s'])}/s and"
+        f" {time['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s measured just now",
+        soft_wrap=True,
     )
-    for one in (memory, disk):
-        if one["advice"] is not None:
-            console.print(f"[bold]{safe(one['advice'])}[/]", soft_wrap=True)

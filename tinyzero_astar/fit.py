@@ -1,27 +1,27 @@
 """Whether a run fits a machine: memory by phase, disk, time per iteration, and the options that mend what does not.
 
 Everything comes from the configuration and the model's config.json, before any weights are read. Completions are
-taken to be as long as they may become, so that a run may need less, but not more.
+taken to be as long as they may become, so that a run may need less, but not more. transformers and the hub's client
+are imported only where a model has to be looked for: they take seconds.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinyzero_astar.config import Config, check
+from tinyzero_astar.config import Config, ModelConfig, check
 from tinyzero_astar.data.generation import TEMPLATES, room_after
 from tinyzero_astar.machine import Speed
-from tinyzero_astar.model.adapters import import_peft
-from tinyzero_astar.model.liger import import_liger
-from tinyzero_astar.model.loading import Say, read_config
+from tinyzero_astar.model.known import known_shapes
 from tinyzero_astar.model.memory import Memory, checkpoint_bytes, kv_bytes, peak, phases
-from tinyzero_astar.model.shapes import shapes_of
 from tinyzero_astar.model.workload import Shapes, Work
+from tinyzero_astar.terminal import readable_bytes
 
 _LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
 _MOST_PROCESSES = 8  # of one machine
@@ -77,25 +77,48 @@ def check_options(config: Config, device: torch.device) -> None:
     if config.model.cuda_graphs and device.type != "cuda":
         raise ValueError(f"model.cuda_graphs is for GPUs, and the model would run on {device}: leave that option out")
     if config.model.lora_rank:
+        from tinyzero_astar.model.adapters import import_peft
+
         import_peft(config.model.lora_rank)
     if config.model.liger:
+        from tinyzero_astar.model.liger import import_liger
+
         import_liger(device)
 
 
-def read_model(config: Config, say: Say = print) -> Model:
+def read_model(config: Config, say: Callable[[str], None] = print) -> Model:
     """Shapes and prompts of the model of a run.
 
     Raises:
         ValueError: there is no such model, it cannot be used, or its longest prompt leaves no room for a completion.
     """
-    hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)
     largest = 10**config.data.max_digits - 1
     prompt = TEMPLATES[config.data.template].format(a=largest, b=largest)
+    estimated = -(-len(prompt) // _LETTERS_PER_TOKEN)
+    if (shapes := _known(config.model)) is not None:
+        return Model(shapes, estimated, True)
+    from transformers.utils import logging as transformers_logging
+
+    from tinyzero_astar.model.loading import read_config
+    from tinyzero_astar.model.shapes import shapes_of
+
+    transformers_logging.disable_progress_bar()
+    hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)
     if tokenizer is None:
-        return Model(shapes_of(hf_config), -(-len(prompt) // _LETTERS_PER_TOKEN), True)
+        return Model(shapes_of(hf_config), estimated, True)
     length = len(tokenizer(prompt)["input_ids"])
     room_after(length, config.model.max_seq_length, config.search.max_search_depth)  # or refuses
     return Model(shapes_of(hf_config), length, False)
+
+
+def _known(model: ModelConfig) -> Shapes | None:
+    """The shapes of a preset's model, unless its files are on this machine: they tell more."""
+    shapes = known_shapes(model.model_name, model.max_seq_length)
+    if shapes is None or Path(model.model_name).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    return None if isinstance(try_to_load_from_cache(model.model_name, "config.json"), str) else shapes
 
 
 def work_of(config: Config, model: Model, num_processes: int, device: str) -> Work:
@@ -146,23 +169,49 @@ def predict(config: Config, model: Model, num_processes: int, device: str) -> Ou
 def seconds(config: Config, model: Model, num_processes: int, device: str, speed: Speed) -> dict[str, float]:
     """Estimated seconds of one iteration's parts, with every completion at full length.
 
-    Decoding reads all weights and the slots so far in each step, or is bound by arithmetic; the rest is arithmetic:
     2 operations per parameter and token forward, 4 backward (2 for frozen weights), 2 more where layers run again.
     """
-    shapes, work = model.shapes, work_of(config, model, num_processes, device)
-    n, rows = shapes.num_parameters, work.num_problems * work.num_rollouts
-    slots = kv_bytes(shapes, work, rows) * (work.prompt_length + work.depth / 2) / (work.length + 1)
-    read = (n * work.dtype_bytes + slots) / speed.bytes_per_s
-    step = max(read, 2 * n * rows / speed.flops_per_s)
-    prompts = 2 * n * work.num_problems * work.prompt_length / speed.flops_per_s
+    work, n = work_of(config, model, num_processes, device), model.shapes.num_parameters
     tokens = work.num_rows * work.length
     forwards = 3 if work.lora_rank else 1  # and two for the divergence from the base
     per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
     return {
-        "search": prompts + work.depth * step,
+        "search": _decoding(model.shapes, work, work.num_problems, work.num_rollouts, speed),
         "scoring": forwards * 2 * n * tokens / speed.flops_per_s,
         "update": config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
     }
+
+
+def evaluation_seconds(config: Config, model: Model, num_processes: int, device: str, speed: Speed) -> float:
+    """Estimated seconds of one evaluation: a greedy and some sampled completions per problem, at full length.
+
+    What `eval.search` best_first adds is not counted: it depends on the policy.
+    """
+    work, total = work_of(config, model, num_processes, device), 0.0
+    for samples in (1, work.eval_samples):
+        at_once = max(1, work.eval_rows // samples)
+        whole, rest = divmod(work.eval_problems, at_once)
+        total += whole * _decoding(model.shapes, work, at_once, samples, speed)
+        total += _decoding(model.shapes, work, rest, samples, speed) if rest else 0.0
+    return total
+
+
+def num_evaluations(config: Config) -> int:
+    """Before the first iteration, every `eval_frequency`, and at the end."""
+    last, frequency = config.train.num_iterations, config.eval.eval_frequency
+    return len({0, last, *range(frequency, last + 1, frequency)})
+
+
+def _decoding(shapes: Shapes, work: Work, num_problems: int, per_problem: int, speed: Speed) -> float:
+    """Seconds for a prompt per problem and `per_problem` completions of it.
+
+    Each step reads all weights and the slots so far, or is bound by arithmetic.
+    """
+    n, rows = shapes.num_parameters, num_problems * per_problem
+    slots = kv_bytes(shapes, work, rows) * (work.prompt_length + work.depth / 2) / (work.length + 1)
+    read = (n * work.dtype_bytes + slots) / speed.bytes_per_s
+    prompts = 2 * n * num_problems * work.prompt_length / speed.flops_per_s
+    return prompts + work.depth * max(read, 2 * n * rows / speed.flops_per_s)
 
 
 def mend(config: Config, model: Model, num_processes: int, device: str, available: int) -> Plan:
@@ -220,10 +269,10 @@ def memory_advice(config: Config, model: Model, num_processes: int, device: str,
     plan = mend(config, model, num_processes, device, available)
     need, most = sum(found[phase].values()), found[phase][part]
     text = (
-        f"memory: {phase} needs {_gb(need)} of {_gb(available)} free, {_gb(most)} of it for {part}; peak"
-        f" {_gb(peak(found)[1])}; "
+        f"memory: {phase} needs {readable_bytes(need)} of {readable_bytes(available)} free, {readable_bytes(most)} of"
+        f" it for {part}; peak {readable_bytes(peak(found)[1])}; "
     )
-    then = f"{' '.join(plan.options)}: predicted peak {_gb(plan.outlook.memory)}"
+    then = f"{' '.join(plan.options)}: predicted peak {readable_bytes(plan.outlook.memory)}"
     if plan.fits:
         return f"{text}use {then}"
     if plan.options:
@@ -237,17 +286,15 @@ def disk_advice(config: Config, model: Model, num_processes: int, device: str, a
     if outlook.disk <= available:
         return None
     text = (
-        f"disk: {outlook.num_checkpoints} checkpoints of {_gb(outlook.checkpoint)} and the records need"
-        f" {_gb(outlook.disk)} of {_gb(available)} free; "
+        f"disk: {outlook.num_checkpoints} checkpoints of {readable_bytes(outlook.checkpoint)} and the records need"
+        f" {readable_bytes(outlook.disk)} of {readable_bytes(available)} free; "
     )
     plan = mend_disk(config, model, num_processes, device, available)
     if plan.fits:
-        return f"{text}use {' '.join(plan.options)}: {_gb(plan.outlook.disk)}, or --output-dir on a larger disk"
+        return (
+            f"{text}use {' '.join(plan.options)}: {readable_bytes(plan.outlook.disk)}, or --output-dir on a larger disk"
+        )
     return f"{text}one is too much already: use --output-dir on a larger disk"
-
-
-def _gb(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 def _remedies(

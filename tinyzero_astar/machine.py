@@ -1,4 +1,4 @@
-"""What a machine has: free memory and disk, and by a short probe its bandwidth and arithmetic."""
+"""What a machine has: a GPU or none, free memory and disk, and by a short probe its bandwidth and arithmetic."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ class Speed:
 
     bytes_per_s: float  # read and written in a large copy
     flops_per_s: float  # of a large matrix product
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`cpu`, `cuda`, or for `auto` the GPU if there is one.
+
+    Raises:
+        ValueError: a GPU is asked for and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if wanted == "cuda" and not has_gpu:
+        raise ValueError(
+            f"device cuda: PyTorch {torch.__version__} finds no CUDA device on this machine; use --model.device cpu,"
+            " or install a driver and a CUDA build of PyTorch"
+        )
+    return torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:

@@ -17,15 +17,15 @@ from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.machine import free_disk, free_memory
+from tinyzero_astar.machine import choose_device, free_disk, free_memory
 from tinyzero_astar.model.checkpoint import load_trainer, read_state
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
-from tinyzero_astar.model.loading import choose_device
 from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.model.recording import CudaGraphs
 from tinyzero_astar.rollout.generator import Generator, SearchSettings
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.run_folder import CONFIG, METRICS, SAMPLES, keep_iterations, new_run_folder, read_jsonl
+from tinyzero_astar.terminal import readable_bytes
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.reward import RewardWeights
@@ -134,8 +134,9 @@ def _check_fit(config: Config, model_source: str, folder: Path, console: Console
     if advice == [None, None]:
         outlook = predict(config, model, world_size(), device.type)
         console.say(
-            f"predicted: {outlook.memory / 1e9:.3g} of {memory / 1e9:.3g} GB of memory, {outlook.disk / 1e9:.3g} of"
-            f" {disk / 1e9:.3g} GB of disk; by part: python -m tinyzero_astar doctor"
+            f"predicted: {readable_bytes(outlook.memory)} of {readable_bytes(memory)} of memory,"
+            f" {readable_bytes(outlook.disk)} of {readable_bytes(disk)} of disk;"
+            " by part: python -m tinyzero_astar doctor"
         )
 
 

@@ -86,9 +86,9 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     from transformers.utils import logging as transformers_logging
 
     from tinyzero_astar.data.generation import TEMPLATES, room_after
+    from tinyzero_astar.machine import choose_device
     from tinyzero_astar.model.checkpoint import load_trainer, read_state
     from tinyzero_astar.model.decoder import SlotDecoder
-    from tinyzero_astar.model.loading import choose_device
     from tinyzero_astar.model.model import load_policy
     from tinyzero_astar.rollout.astar_search import astar_rollouts
     from tinyzero_astar.rollout.heuristic import Guidance

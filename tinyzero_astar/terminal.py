@@ -66,6 +66,23 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def readable_bytes(size: float) -> str:
+    """With a unit in which it has at most three digits."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def readable_seconds(seconds: float) -> str:
+    """In seconds below two minutes, minutes below two hours, hours below two days, and days."""
+    for unit, in_seconds, next_unit in (("s", 1, 60), ("min", 60, 60), ("h", 3600, 24)):
+        if seconds < 2 * in_seconds * next_unit:
+            return f"{seconds / in_seconds:.3g} {unit}"
+    return f"{seconds / 86400:,.0f} days"
+
+
 def _can_write() -> bool:
     try:
         print(flush=True)

@@ -194,8 +194,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
     from tinyzero_astar import session as sessions  # PyTorch and transformers: seconds
     from tinyzero_astar import trainer
+    from tinyzero_astar.machine import choose_device
     from tinyzero_astar.model.fsdp_utils import set_up, tear_down
-    from tinyzero_astar.model.loading import choose_device
 
     try:
         if command.distributed:

@@ -34,10 +34,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.model.architecture import architecture_name, check_architecture, check_causal
+from tinyzero_astar.terminal import readable_bytes
 
 EMBEDDED = "embedded"  # the name of the base model that comes with the package
 Say = Callable[[str], None]
 
+_PATIENCE_S = 10.0  # for the hub's first answer, tried once: without a network a run says so soon
 _CONFIG, _GENERATION, _ADAPTERS = "config.json", "generation_config.json", "adapter_config.json"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -60,21 +62,6 @@ def resolve_model(name: str) -> str:
     if name == EMBEDDED:
         return str(resources.files("tinyzero_astar") / "assets" / "embedded_base")
     return name
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`cpu`, `cuda`, or for `auto` the GPU if there is one.
-
-    Raises:
-        ValueError: a GPU is asked for and there is none.
-    """
-    has_gpu = torch.cuda.is_available()
-    if wanted == "cuda" and not has_gpu:
-        raise ValueError(
-            f"device cuda: PyTorch {torch.__version__} finds no CUDA device on this machine; use --model.device cpu,"
-            " or install a driver and a CUDA build of PyTorch"
-        )
-    return torch.device("cuda" if has_gpu and wanted != "cpu" else "cpu")
 
 
 def load_language_model(
@@ -277,7 +264,7 @@ def _fetch_config(name: str, say: Say) -> tuple[Path, dict[str, int | None]]:
     """Fetch config.json; returns its folder, and what else there is to fetch with the sizes."""
     cache, hub = constants.HF_HUB_CACHE, constants.ENDPOINT
     try:
-        info = HfApi().model_info(name, files_metadata=True, timeout=30)
+        info = HfApi().model_info(name, files_metadata=True, timeout=_PATIENCE_S)
         size = {s.rfilename: s.size for s in info.siblings or []}
         wanted = _wanted(size)
         if _CONFIG in wanted:
@@ -317,14 +304,7 @@ def _wanted(size: Mapping[str, int | None]) -> list[str]:
 
 def _total(size: Mapping[str, int | None]) -> str:
     known = [n for n in size.values() if n is not None]
-    if len(known) < len(size):
-        return "size not told"
-    total = float(sum(known))
-    for unit in ("bytes", "kB", "MB"):
-        if total < 1000:
-            return f"{total:.3g} {unit}"
-        total /= 1000
-    return f"{total:.3g} GB"
+    return "size not told" if len(known) < len(size) else readable_bytes(sum(known))
 
 
 def _unreachable(name: str, error: Exception) -> ValueError:
