@@ -1,0 +1,151 @@
+"""The commands of README and docs, read from there: cheap ones run as written, the others are parsed.
+
+They run one after another in a folder of their own, with the README's first run, `python train.py`, made before. Its
+preset is made small; how often it saves and how many iterations it has stay those of the real one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tinyzero_astar import __main__, machine
+from tinyzero_astar.config import PRESETS, DataConfig, EvalConfig, ModelConfig, SearchConfig, ValueConfig
+from tinyzero_astar.doctor import Doctor
+from tinyzero_astar.machine import Speed
+from tinyzero_astar.report import curve
+from tinyzero_astar.run_folder import CONFIG
+from tinyzero_astar.solve import solve_main
+from tinyzero_astar.train import main, parse, parse_as
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+_BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+_COMMAND = re.compile(r"(\w+=\S+ )*(\.venv/bin/)?(python|pip|make|torchrun|source|git) .*", re.DOTALL)
+
+
+def commands_of(text):
+    """Commands in code blocks, and in backquotes in tables and sentences; each once, on one line."""
+    lines = [line for block in _BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    bare = [" ".join(line.split(" #")[0].split()) for line in [*lines, *spans]]
+    return list(dict.fromkeys(line for line in bare if _COMMAND.fullmatch(line)))
+
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+COMMANDS = {command: path.name for path in [*DOCS, README] for command in commands_of(path.read_text("utf-8"))}
+
+
+@pytest.fixture(scope="module")
+def project(tiny_base, tmp_path_factory):
+    """A folder in which `python train.py` was run, with a small preset."""
+    folder, real = tmp_path_factory.mktemp("project"), PRESETS["tiny"]
+    small = replace(
+        real,
+        model=ModelConfig(model_name=str(tiny_base)),
+        data=DataConfig(num_problems=12),
+        search=SearchConfig(num_rollouts_per_problem=2, beam_width=5, max_search_depth=6),
+        value=ValueConfig(hidden_size=8),
+        train=replace(real.train, problems_per_iteration=2, batch_size=2),
+        eval=EvalConfig(eval_frequency=real.train.num_iterations, num_problems=4, num_samples=2, max_rows=16),
+    )
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setitem(PRESETS, "tiny", small)
+        patch.setattr(machine, "measure_speed", lambda *a: Speed(1e12, 1e14))
+        assert main([]) == 0 and (folder / "runs" / "tiny-001" / CONFIG).is_file()
+        yield folder
+    torch.set_num_threads(threads)
+
+
+def words_of(command):
+    """The words, with what stands for something of the reader's own filled in."""
+    words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
+    words[0] = words[0].removeprefix(".venv/bin/")
+    return [{"S": "1", "…": "runs/tiny-001"}.get(word, word) for word in words]
+
+
+def is_for_a_cpu(argv):
+    return not ({"local", "training"} & set(argv))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_documented_command_works_as_written(command, project, capsys):
+    program, *argv = words_of(command)
+    if program == "torchrun":
+        own = argv[argv.index("train.py") + 1 :]
+        parse(own)
+        assert "--distributed" in own
+        per_node = next(int(word.split("=")[1]) for word in argv if word.startswith("--nproc_per_node="))
+        nodes = next((int(word.split("=")[1]) for word in argv if word.startswith("--nnodes=")), 1)
+        assert parse(own).train.problems_per_iteration % (per_node * nodes) == 0
+    elif program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert argv[0] in targets
+    elif program == "pip":
+        assert argv[0] == "install" and argv[1] in ("-e", "-r")
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        assert (ROOT / argv[2]).is_file() if argv[1] == "-r" else argv[2].strip(".[]") in extras
+    elif program == "source":
+        assert argv == [".venv/bin/activate"]
+    else:
+        assert program == "python" and run_python(argv, COMMANDS[command] == README.name) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def run_python(argv, is_run):
+    """The exit status of a command of Python's; trainings of docs/, and those that need a hub or a GPU, are parsed."""
+    if argv[0] == "train.py":
+        if is_run and is_for_a_cpu(argv) and argv != ["train.py"]:  # which has made the project
+            return main(argv[1:])
+        parse(argv[1:])
+    elif argv[:2] == ["-m", "tinyzero_astar"]:
+        if argv[2] == "doctor":
+            parse_as(Doctor, "doctor", argv[3:])
+        else:
+            return solve_main(argv[3:])
+    elif argv[:2] == ["-m", "tinyzero_astar.report.curve"]:
+        status = curve.main(argv[2:])
+        assert Path("curve.png").stat().st_size > 1000
+        return status
+    elif argv[1].startswith("benchmarks."):
+        source = Path(importlib.util.find_spec(argv[1]).origin).read_text(encoding="utf-8")
+        assert all(f'"{word}"' in source for word in argv if word.startswith("--"))
+    else:
+        assert argv == ["-m", "venv", ".venv"]
+    return 0
+
+
+def test_the_readers_find_commands_in_tables_blocks_and_sentences():
+    text = "a `make x` b\n```bash\npython train.py \\\n  --a 1   # why\n```\n| `python -m c` | `d` |\n`e.py`"
+    assert commands_of(text) == ["python train.py --a 1", "make x", "python -m c"]
+    assert len([name for name in COMMANDS.values() if name == "README.md"]) >= 20
+
+
+def test_the_launcher_chooses_the_command(project, monkeypatch, capsys):
+    for argv, said in (
+        (["doctor", "--json"], '"fits"'),
+        (["solve", "3*4", "--json"], '"nodes"'),
+        (["--help"], "train"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["x", *argv])
+        try:
+            assert __main__._run() == 0
+        except SystemExit as leaving:
+            assert leaving.code == 0
+        assert said in capsys.readouterr().out
+
+
+def test_what_the_run_says_at_its_end_works_as_written(project, capsys):
+    assert main(["--train.num-iterations", "1"]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert main(shlex.split(last.split("python train.py ")[1])) == 0
