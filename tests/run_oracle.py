@@ -1,0 +1,840 @@
+"""What a run must write, in plain loops from its config.json: problems, noise, leaves, weights, losses, steps, metrics.
+
+Written from docs/algorithm.md and docs/metrics.md (equation numbers are those of the former), with nothing of the
+package in it but Hugging Face's own forward, one sequence without padding at a time. All in float64; hashes are Python
+integers. What no document says stands in the docstrings that are named where it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import random
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+Tokens = tuple[int, ...]
+INF, NAN = math.inf, math.nan
+
+# ------------------------------------------------------------------------------------------------------------- noise
+
+MASK = (1 << 64) - 1
+GOLDEN, FOLD = 0x9E3779B97F4A7C15, 0x632BE59BD9B4E019
+WHICH, WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
+UNGUIDED, THINNING, EVALUATION = 0x5EED, 0x7417, 1 << 40
+
+
+def finalised(x: int) -> int:
+    """Splitmix64's last step (Steele et al. 2014)."""
+    x &= MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def mix(x: int) -> int:
+    return finalised(x + GOLDEN)
+
+
+def fold(state: int, number: int) -> int:
+    return mix(state ^ mix(number + FOLD))
+
+
+def uniform(bits: int) -> float:
+    """The upper 52 bits as a signed number around one half."""
+    signed = bits - (1 << 64) if bits >> 63 else bits
+    return (signed >> 12) * 2.0**-52 + (0.5 + 2.0**-53)
+
+
+def exponential(bits: int) -> float:
+    return -math.log(uniform(bits))
+
+
+def problem_seed(seed: int, iteration: int, number: int) -> int:
+    return fold(fold(mix(seed), iteration), number)
+
+
+# ---------------------------------------------------------------------------------------------------------- problems
+
+TEMPLATES = {
+    "compact": "{a}*{b}=?\n<think>",
+    "conversation": (
+        "The user asks a question about arithmetic and the assistant works it out. The assistant"
+        " first writes down its reasoning, step by step, between <think> and </think>, then states"
+        " nothing but the final integer between <answer> and </answer>, as in <answer>42</answer>,"
+        " and stops.\nUser: What is {a} * {b}?\nAssistant: <think>"
+    ),
+}
+
+
+def is_held_out(a: int, b: int) -> bool:
+    """20 % of the unordered pairs, by a hash (data/generation.py)."""
+    digest = hashlib.blake2b(f"multiply {min(a, b)} {max(a, b)}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 100 < 20
+
+
+def drawn_pairs(name: str, low: int, high: int) -> list[tuple[int, int]]:
+    """All pairs of up to two digits, by exponential clocks: a number of digits is as likely as any other."""
+    assert high <= 2, "larger operands are drawn, not listed"
+    rng = random.Random(name)
+    numbers = range(10 ** (low - 1), 10**high)
+    clock = {(a, b): rng.expovariate(10.0 ** -len(f"{a}{b}")) for a in numbers for b in numbers}
+    return sorted(clock, key=clock.__getitem__)
+
+
+def training_pairs(config: Mapping[str, Any], iteration: int) -> list[tuple[int, int]]:
+    data, seed, count = config["data"], config["run"]["seed"], config["train"]["problems_per_iteration"]
+    pairs = drawn_pairs(f"{seed} training set", data["min_digits"], data["max_digits"])
+    order = [p for p in pairs if not is_held_out(*p)][: data["num_problems"]]
+    random.Random(f"{seed} epoch 0").shuffle(order)
+    assert (iteration + 1) * count <= len(order), "later epochs: tests/test_generation.py"
+    return order[iteration * count : (iteration + 1) * count]
+
+
+def held_out_pairs(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    data, found = config["data"], {}
+    for a, b in drawn_pairs(f"held out {data['min_digits']} {data['max_digits']}", *_digits(data)):
+        if is_held_out(a, b):
+            low, high = min(a, b), max(a, b)
+            is_turned = hashlib.blake2b(f"order {low} {high}".encode(), digest_size=1).digest()[0] % 2 == 0
+            found[(high, low) if is_turned else (low, high)] = None
+    return list(found)[: config["eval"]["num_problems"]]
+
+
+def _digits(data: Mapping[str, Any]) -> tuple[int, int]:
+    return data["min_digits"], data["max_digits"]
+
+
+# ---------------------------------------------------------------------------------------------------------- verifier
+
+_RIGHT = re.compile(r"(.*)</think>[ \n\t\r]*<answer>[ \n\t\r]*(0|-?[1-9][0-9]*)[ \n\t\r]*</answer>[ \n\t\r]*", re.S)
+_TAG = re.compile(r"</?think>|</?answer>", re.I)
+
+
+def judged(text: str, is_finished: bool, answer: int) -> tuple[float, float]:
+    """Accuracy and format of a completion, 0 or 1 (the grammar is that of training/reward.py)."""
+    match = _RIGHT.fullmatch(text)
+    if not is_finished or match is None or _TAG.search(match[1]) is not None:
+        return 0.0, 0.0
+    return float(int(match[2]) == answer), 1.0
+
+
+# ----------------------------------------------------------------------------------------------------------- network
+
+
+class Network:
+    """The language model and the value model in float64; what they say of a prefix is kept while weights stay."""
+
+    def __init__(self, model: torch.nn.Module, value: Mapping[str, torch.Tensor]) -> None:
+        self.model = model
+        self.value = {name: x.detach().double().requires_grad_() for name, x in value.items()}
+        self.policy = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.seen: dict[Tokens, Seen] = {}
+
+    def hidden_and_logits(self, ids: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        output = self.model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+        return output.hidden_states[-1][0], output.logits[0]
+
+    def values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of accuracy and format, and what children are scored by (rollout/value_model.py)."""
+        v = self.value
+        trunk = hidden.detach() @ v["trunk.weight"].T + v["trunk.bias"]
+        trunk = trunk * torch.sigmoid(trunk)
+        width = v["output.weight"].shape[1]
+        out = trunk[..., :width] @ v["output.weight"].T + v["output.bias"]
+        return out[..., 0], out[..., 1], trunk[..., width:]
+
+    @torch.no_grad()
+    def at(self, ids: Tokens) -> Seen:
+        if ids not in self.seen:
+            hidden, logits = self.hidden_and_logits(ids)
+            accuracy, form, features = self.values(hidden[-1])
+            children = accuracy + self.value["up.weight"] @ features
+            logp = torch.log_softmax(logits[-1], -1)
+            self.seen[ids] = Seen(logp.tolist(), float(accuracy), float(form), children.tolist())
+        return self.seen[ids]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network says of a prefix."""
+
+    logp: list[float]
+    value_logit: float
+    format_logit: float
+    child_logit: list[float]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def soft_value(logit: float, inverse_beta: float) -> float:
+    """Equation 3."""
+    return math.log1p(sigmoid(logit) * math.expm1(inverse_beta))
+
+
+# ------------------------------------------------------------------------------------------------------------ search
+
+
+@dataclass
+class Node:
+    """A prefix of one problem."""
+
+    tokens: Tokens  # generated
+    state: int  # of its noise
+    priority: float
+    logp: list[float]  # by token, as the two below
+    logq: list[float]
+    before: list[Seen]
+    depth_limit: int
+    eos: int
+    is_first: bool = True  # the child that its prefix's own time of arrival belongs to
+
+    @property
+    def is_finished(self) -> bool:
+        return self.tokens[-1:] == (self.eos,)
+
+    @property
+    def is_leaf(self) -> bool:
+        return self.is_finished or len(self.tokens) == self.depth_limit
+
+    def child(self, seen: Seen, token: int, priority: float, logq: float, is_first: bool) -> Node:
+        return Node(
+            (*self.tokens, token),
+            mix(self.state) ^ mix(token + FOLD),
+            priority,
+            [*self.logp, seen.logp[token]],
+            [*self.logq, logq],
+            [*self.before, seen],
+            self.depth_limit,
+            self.eos,
+            is_first,
+        )
+
+
+@dataclass
+class Found:
+    """The leaves of one problem, best first, and what the search counted."""
+
+    prompt: Tokens
+    leaves: list[Node]
+    weight: list[float]
+    kappa: float = -INF
+    num_expanded: int = 1
+    num_forks: int = 0
+    max_open: int = 1
+    num_open_final: int = 0
+    num_pruned: int = 0
+    num_capped: int = 0
+    accuracy: list[float] = field(default_factory=list)
+    format: list[float] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Guide:
+    """How h bends one problem's search."""
+
+    strength: float
+    inverse_beta: float
+    cap: float | None
+
+    def proposal(self, seen: Seen, log_weight: float) -> tuple[list[float], bool]:
+        """log q of every child, equations 5 and 9, and whether the budget lowered tau; `log_weight` is log(pi/q)."""
+        if self.strength == 0:
+            return seen.logp, False
+        h = [soft_value(x, self.inverse_beta) for x in seen.child_logit]
+        lowest = min(self.inverse_beta, 0.0)
+        pairs = list(zip(seen.logp, h, strict=True))
+
+        def worst(tau: float) -> float:
+            return math.log(sum(math.exp(lp + tau * (x - lowest)) for lp, x in pairs))
+
+        most, share = worst(self.strength), 1.0
+        if self.cap is not None and most > 0:
+            share = min(1.0, max(0.0, math.log(self.cap) - log_weight) / most)
+        tau = self.strength * share
+        norm = worst(tau)
+        return [lp + tau * (x - lowest) - norm for lp, x in pairs], share < 1
+
+
+def drawn(logq: Sequence[float], u: float) -> int:
+    """The first token at which the running sum of probabilities reaches the share u of all."""
+    total = list(itertools.accumulate(math.exp(x) for x in logq))
+    return next(a for a, x in enumerate(total) if x >= u * total[-1])
+
+
+def later(g: float, wait: float, phi: float) -> float:
+    """Equation 8: -log(e^-g + wait e^-phi), with the larger exponent taken out."""
+    if wait == 0:
+        return g
+    if wait == INF:
+        return -INF
+    one, other = -g, math.log(wait) - phi
+    top = max(one, other)
+    return -(top + math.log(math.exp(one - top) + math.exp(other - top)))
+
+
+def children_without_replacement(node: Node, seen: Seen, logq: list[float], worst: float) -> tuple[list[Node], float]:
+    """Children with their G, and the largest G of those that are not listed because none is better than `worst`."""
+    q, phi = [math.exp(x) for x in logq], sum(node.logq)
+    token = drawn(logq, uniform(mix(node.state ^ WHICH)))
+    best = node.child(seen, token, node.priority, logq[token], True)
+    rate = sum(q[:token]) + sum(q[token + 1 :])
+    second = later(node.priority, exponential(mix(node.state ^ WHEN)) / rate if rate else INF, phi)
+    if second <= worst:
+        return [best], second
+    own = mix(node.state)
+    arrival = {b: exponential(finalised(own + (b + 1) * GOLDEN)) / q[b] for b in range(len(q)) if b != token and q[b]}
+    first = min(arrival.values())
+    rest = [node.child(seen, b, later(second, t - first, phi), logq[b], False) for b, t in arrival.items()]
+    return [best, *rest], -INF
+
+
+def search_without_replacement(net: Network, prompt: Tokens, root: Node, k: int, guide: Guide) -> Found:
+    """The K largest G of every depth; kappa is the largest ever left out; equation 6 weighs the leaves."""
+    found = Found(prompt, [], [])
+    root.priority = -math.log(exponential(mix(mix(root.state) ^ FOLD)))
+    beam = [root]
+    for _ in range(root.depth_limit):
+        pool = [n for n in beam if n.is_leaf and n.tokens]
+        worst = beam[-1].priority if len(beam) == k else -INF
+        for node in beam:
+            if node.is_leaf and node.tokens:
+                continue
+            seen = net.at(prompt + node.tokens)
+            logq, is_capped = guide.proposal(seen, sum(node.logp) - sum(node.logq))
+            found.num_capped += is_capped
+            own, best_unlisted = children_without_replacement(node, seen, logq, worst)
+            found.kappa = max(found.kappa, best_unlisted)
+            pool += own
+        pool.sort(key=lambda n: -n.priority)
+        beam, left_out = pool[:k], pool[k:]
+        found.kappa = max([found.kappa, *(n.priority for n in left_out[:1])])
+        is_open = [n for n in beam if not n.is_leaf]
+        found.num_expanded += len(is_open)
+        found.max_open = max(found.max_open, len(is_open))
+        found.num_forks += sum(not n.is_first for n in is_open)  # a first child goes on in its prefix's slot
+    found.leaves = beam
+    for leaf in beam:
+        phi = sum(leaf.logq)
+        inclusion = -math.expm1(-math.exp(phi - found.kappa)) if found.kappa > -INF else 1.0
+        found.weight.append(math.exp(sum(leaf.logp)) / inclusion)
+    return found
+
+
+def search_samples(net: Network, prompt: Tokens, root: Node, k: int, has_noise: bool = True) -> Found:
+    """Independent draws from the policy; without noise its likeliest token."""
+    found, leaves, num_open = Found(prompt, [], []), [], [0] * (root.depth_limit + 1)
+    for stream in range(k):
+        node = Node((), mix(root.state) ^ mix(stream + FOLD), 0.0, [], [], [], root.depth_limit, root.eos)
+        while not node.is_leaf or not node.tokens:
+            seen = net.at(prompt + node.tokens)
+            likeliest = max(range(len(seen.logp)), key=seen.logp.__getitem__)
+            token = drawn(seen.logp, uniform(mix(node.state ^ WHICH))) if has_noise else likeliest
+            node = node.child(seen, token, node.priority + seen.logp[token], seen.logp[token], True)
+            num_open[len(node.tokens)] += not node.is_leaf
+            found.num_forks += len(node.tokens) == 1 and stream > 0 and not node.is_leaf  # the prompt is in slot 0
+        leaves.append(node)
+    found.leaves = sorted(leaves, key=lambda n: -n.priority)
+    found.weight = [1 / k] * k
+    found.num_expanded += sum(num_open)
+    found.max_open = max(1, *num_open)
+    return found
+
+
+def search_best_first(net: Network, prompt: Tokens, root: Node, k: int, guide: Guide, width: int) -> Found:
+    """The largest f = g + strength h first, until K leaves are as good as all that is open; limits are counted."""
+    found, is_running, node = Found(prompt, [], []), True, root
+    open_list: list[Node] = []
+    popped = [0] * (root.depth_limit + 1)
+    while is_running:
+        seen = net.at(prompt + node.tokens)
+        children = []
+        for token, logit in enumerate(seen.child_logit):
+            f = sum(node.logp) + seen.logp[token] + guide.strength * soft_value(logit, guide.inverse_beta)
+            children.append(node.child(seen, token, f, seen.logp[token], False))
+        by_f = sorted(children, key=lambda n: -n.priority)
+        found.leaves = sorted([*found.leaves, *(n for n in by_f if n.is_leaf)], key=lambda n: -n.priority)[:k]
+        joined = sorted([*open_list, *(n for n in by_f if not n.is_leaf)], key=lambda n: -n.priority)
+        open_list = joined[:width]
+        found.num_pruned += len(joined) - len(open_list)
+        found.max_open = max(found.max_open, len(open_list))
+        is_spent = [popped[len(n.tokens)] >= width for n in open_list]
+        found.num_pruned += sum(is_spent)
+        open_list = [n for n, spent in zip(open_list, is_spent, strict=True) if not spent]
+        is_running = bool(open_list) and sum(x.priority >= open_list[0].priority for x in found.leaves) < k
+        if is_running:
+            node = open_list.pop(0)
+            popped[len(node.tokens)] += 1
+            found.num_expanded += 1
+            found.num_forks += any(n.tokens[:-1] == node.tokens[:-1] for n in open_list)  # a sibling needs the slot
+    found.num_open_final = len(open_list)
+    found.weight = [1 / len(found.leaves)] * len(found.leaves)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- run
+
+
+@dataclass
+class Row:
+    """A leaf that is trained on."""
+
+    ids: Tokens
+    num_prompt: int
+    problem: int
+    weight: float
+    accuracy: float
+    format: float
+    reward: float
+    value: list[float]
+    logp_old: list[float]
+    advantage: list[float] = field(default_factory=list)
+
+
+class Oracle:
+    """A run from its configuration, its base and the value model that it begins with.
+
+    Args:
+        config: what config.json holds.
+        model: the base, float64; trained in place.
+        value: the value model's parameters.
+        tokenizer: of the base.
+        history: records of iterations before the first, for the gate.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        model: torch.nn.Module,
+        value: Mapping[str, torch.Tensor],
+        tokenizer: Any,
+        history: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.config, self.net, self.tokenizer = config, Network(model, value), tokenizer
+        self.history = list(history)
+        self.eos = tokenizer.eos_token_id
+        template, search = TEMPLATES[config["data"]["template"]], config["search"]
+        self.prompt_of = lambda pair: tuple(tokenizer(template.format(a=pair[0], b=pair[1]))["input_ids"])
+        pairs = drawn_pairs(f"{config['run']['seed']} training set", *_digits(config["data"]))
+        asked = [p for p in pairs if not is_held_out(*p)][: config["data"]["num_problems"]]
+        longest = max(len(self.prompt_of(p)) for p in [*asked, *held_out_pairs(config)])
+        self.depth = min(search["max_search_depth"], config["model"]["max_seq_length"] - longest)
+        self.num_updates = self.num_value_updates = 0
+        self.moments: dict[str, list[torch.Tensor]] = {}
+
+    # ---- search
+
+    def searched(self, pair: tuple[int, int], iteration: int, is_open: bool) -> Found:
+        search = self.config["search"]
+        seed = problem_seed(self.config["run"]["seed"], iteration, pair[0] * 10**6 + pair[1])
+        prompt, root = self.prompt_of(pair), self.root(seed)
+        is_unguided = uniform(fold(seed, UNGUIDED)) < search["unguided_fraction"]
+        strength = search["guidance_strength"] if is_open and not is_unguided else 0.0
+        guide = Guide(strength, self.inverse_beta(self.net.at(prompt)), search["weight_cap"])
+        k = search["num_rollouts_per_problem"]
+        if search["mode"] == "gumbel":
+            found = search_without_replacement(self.net, prompt, root, k, guide)
+        elif search["mode"] == "sample":
+            found = search_samples(self.net, prompt, root, k)
+        else:
+            found = search_best_first(self.net, prompt, root, k, guide, search["beam_width"])
+        return self.rewarded(found, pair)
+
+    def root(self, seed: int) -> Node:
+        return Node((), seed, 0.0, [], [], [], self.depth, self.eos)
+
+    def inverse_beta(self, seen: Seen) -> float:
+        """Equation 7, or the number that is given."""
+        search = self.config["search"]
+        bound = search["max_inverse_beta"]
+        p = sigmoid(seen.value_logit)
+        balanced = min(max(math.log((1 - p) / p), -bound), bound)
+        return balanced if search["inverse_beta"] == "balanced" else search["inverse_beta"]
+
+    def rewarded(self, found: Found, pair: tuple[int, int]) -> Found:
+        prices = self.config["reward"]
+        for leaf in found.leaves:
+            shown = leaf.tokens[:-1] if leaf.is_finished else leaf.tokens
+            accuracy, form = judged(self.tokenizer.decode(list(shown)), leaf.is_finished, pair[0] * pair[1])
+            found.accuracy.append(accuracy)
+            found.format.append(form)
+            found.reward.append(prices["accuracy"] * accuracy + prices["format"] * form)
+        return found
+
+    def rows(self, pairs: Sequence[tuple[int, int]], results: Sequence[Found], iteration: int) -> list[Row]:
+        """Equation 14; a leaf's uniform number is a hash of its problem's noise and its place."""
+        floor, prices = self.config["search"]["min_weight"], self.config["reward"]
+        rows = []
+        for i, (pair, found) in enumerate(zip(pairs, results, strict=True)):
+            seed = problem_seed(self.config["run"]["seed"], iteration, pair[0] * 10**6 + pair[1])
+            for k, (leaf, weight) in enumerate(zip(found.leaves, found.weight, strict=True)):
+                if weight < floor:
+                    weight = floor if uniform(fold(seed, k + THINNING)) < weight / floor else 0.0
+                if weight == 0:
+                    continue
+                promised = [
+                    prices["accuracy"] * sigmoid(s.value_logit) + prices["format"] * sigmoid(s.format_logit)
+                    for s in leaf.before
+                ]
+                rewards = found.accuracy[k], found.format[k], found.reward[k]
+                ids = found.prompt + leaf.tokens
+                rows.append(Row(ids, len(found.prompt), i, weight, *rewards, promised, leaf.logp))
+        return rows
+
+    # ---- update
+
+    def prepare(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Equations 11 and 12."""
+        train = self.config["train"]
+        raw = []
+        for row in rows:
+            n, lam = len(row.value), train["gae_lambda"]
+            after = [*row.value[1:], 0.0]
+            delta = [(row.reward if t == n - 1 else 0.0) + after[t] - row.value[t] for t in range(n)]
+            raw.append([sum(lam**j * delta[t + j] for j in range(n - t)) for t in range(n)])
+        mass = sum(row.weight * len(row.value) for row in rows)
+        mean = sum(row.weight * sum(a) for row, a in zip(rows, raw, strict=True)) / mass
+        square = sum(row.weight * sum(x * x for x in a) for row, a in zip(rows, raw, strict=True)) / mass
+        rms = math.sqrt(square)
+        for row, a in zip(rows, raw, strict=True):
+            row.advantage = [x / max(rms, train["advantage_floor"]) for x in a]
+        every = [x for a in raw for x in a]
+        return {
+            "advantage/mean": mean,
+            "advantage/rms": rms,
+            "advantage/max": max(every),
+            "advantage/min": min(every),
+        }
+
+    def update(self, rows: list[Row], iteration: int) -> dict[str, float]:
+        if not rows:
+            return dict.fromkeys(("train/policy_loss", "train/value_loss"), NAN)
+        train = self.config["train"]
+        metrics = self.prepare(rows) | {"policy/entropy": self.entropy(rows)}
+        rate = train["learning_rate"] * self.schedule(iteration)
+        steps = []
+        for _ in range(train["num_epochs"]):
+            for first in range(0, train["problems_per_iteration"], train["batch_size"]):
+                last = min(first + train["batch_size"], train["problems_per_iteration"])
+                own = [row for row in rows if first <= row.problem < last]
+                if own:
+                    steps.append(self.step(own, last - first, rate))
+        metrics |= {name: sum(s[name] for s in steps) / len(steps) for name in steps[0]}
+        return metrics | {"train/learning_rate": rate, "train/num_updates": self.num_updates}
+
+    def schedule(self, iteration: int) -> float:
+        """Linear warm-up over the first iterations, 1 right after them, then linearly to 0 after the last."""
+        train = self.config["train"]
+        num, warm = train["num_iterations"], train["warmup_iterations"]
+        return (iteration + 1) / (warm + 1) if iteration < warm else (num - iteration) / max(1, num - warm)
+
+    @torch.no_grad()
+    def entropy(self, rows: Sequence[Row]) -> float:
+        total = mass = 0.0
+        for row in rows:
+            for t in range(row.num_prompt, len(row.ids)):
+                logp = self.net.at(row.ids[:t]).logp
+                total -= row.weight * sum(math.exp(x) * x for x in logp)
+                mass += row.weight
+        return total / mass
+
+    def step(self, rows: Sequence[Row], num_problems: int, rate: float) -> dict[str, float]:
+        """One optimizer step: equations 10 and 13, gradients clipped apart, AdamW."""
+        train, value = self.config["train"], self.config["value"]
+        net, low, high = self.net, train["clip_low"], train["clip_high"]
+        policy_loss = value_loss = deviation = torch.zeros((), dtype=torch.float64)
+        num_tokens = 0
+        for row in rows:
+            hidden, logits = net.hidden_and_logits(row.ids)
+            accuracy, form, features = net.values(hidden)
+            for t, (old, a) in enumerate(zip(row.logp_old, row.advantage, strict=True)):
+                place, token = row.num_prompt - 1 + t, row.ids[row.num_prompt + t]
+                ratio = torch.exp(torch.log_softmax(logits[place], -1)[token] - old)
+                policy_loss = policy_loss - row.weight * torch.minimum(ratio * a, ratio.clamp(1 - low, 1 + high) * a)
+                child = accuracy[place] + (features[place] * net.value["up.weight"][token]).sum()
+                errors = (
+                    (torch.sigmoid(accuracy[place]) - row.accuracy) ** 2
+                    + (torch.sigmoid(child) - row.accuracy) ** 2
+                    + (torch.sigmoid(form[place]) - row.format) ** 2
+                )
+                value_loss = value_loss + row.weight * errors
+                deviation = deviation + (ratio.detach() - 1).abs()
+                num_tokens += 1
+        policy_loss = policy_loss / num_problems
+        value_loss = value_loss / sum(row.weight * len(row.value) for row in rows)
+        norm = self.adamw("policy", net.policy, policy_loss, rate, train["weight_decay"], self.num_updates + 1)
+        if self.num_updates % value["update_frequency"] == 0:
+            self.num_value_updates += 1
+            self.adamw("value", net.value, value_loss, value["learning_rate"], 0.0, self.num_value_updates)
+        self.num_updates += 1
+        net.seen = {}
+        return {
+            "train/policy_loss": policy_loss.item(),
+            "train/value_loss": value_loss.item(),
+            "train/ratio_deviation": deviation.item() / num_tokens,
+            "train/grad_norm": norm,
+        }
+
+    @torch.no_grad()
+    def adamw(
+        self, name: str, parameters: Mapping[str, torch.Tensor], loss: torch.Tensor, rate: float, decay: float, t: int
+    ) -> float:
+        """Loshchilov and Hutter 2019 with betas 0.9 and 0.95, matrices decayed; returns the norm before clipping."""
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
+        pairs = zip(parameters.items(), found, strict=True)
+        gradient = {key: torch.zeros_like(p) if g is None else g for (key, p), g in pairs}
+        norm = math.sqrt(sum(float((g * g).sum()) for g in gradient.values()))
+        shrink = min(1.0, self.config["train"]["max_grad_norm"] / norm) if norm > 0 else 1.0
+        for key, p in parameters.items():
+            g = gradient[key] * shrink
+            m, v = self.moments.setdefault(f"{name}.{key}", [torch.zeros_like(g), torch.zeros_like(g)])
+            m.mul_(0.9).add_(0.1 * g)
+            v.mul_(0.95).add_(0.05 * g * g)
+            if p.ndim > 1:
+                p.mul_(1 - rate * decay)
+            p.sub_(rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8))
+        return norm
+
+    # ---- an iteration, an evaluation, a run
+
+    def gate(self) -> bool:
+        """docs/metrics.md: the last three iterations that measured a number."""
+
+        def recent(name: str) -> list[float]:
+            known = [r[name] for r in self.history if r.get(name) is not None and math.isfinite(r[name])]
+            return known[-3:]
+
+        measures = [recent(f"value/auc_depth_{q}") for q in (1, 2, 3, 4)]
+        sibling = recent("value/sibling_accuracy")
+        if min(len(x) for x in [*measures, sibling]) < 3:
+            return False
+        return sum(sum(x) for x in measures) / 12 > 0.60 and sum(sibling) / 3 > 0.55
+
+    def iterate(self, iteration: int) -> tuple[dict[str, Any], list[Found]]:
+        pairs, is_open = training_pairs(self.config, iteration), self.gate()
+        results = [self.searched(pair, iteration, is_open) for pair in pairs]
+        rows = self.rows(pairs, results, iteration)
+        metrics = rollout_metrics(results) | self.value_metrics(results)
+        metrics |= self.update(rows, iteration)
+        metrics |= {
+            "guidance/is_open": float(is_open),
+            "train/num_rows": len(rows),
+            "train/num_tokens": sum(len(row.ids) for row in rows),
+        }
+        self.history.append(metrics)
+        return metrics, results
+
+    def value_metrics(self, results: Sequence[Found]) -> dict[str, Any]:
+        cells = []  # weight, V, R, position in the leaf, h, log pi and R/beta of the rest
+        root = []
+        for found in results:
+            inverse_beta = self.inverse_beta(found.leaves[0].before[0])
+            for leaf, weight, right in zip(found.leaves, found.weight, found.accuracy, strict=True):
+                n = len(leaf.tokens)
+                root.append((weight, sigmoid(leaf.before[0].value_logit), right))
+                for t, seen in enumerate(leaf.before):
+                    h = soft_value(seen.value_logit, inverse_beta)
+                    cells.append(
+                        (weight, sigmoid(seen.value_logit), right, t / n, h - sum(leaf.logp[t:]) - right * inverse_beta)
+                    )
+        mass = sum(w for w, *_ in cells)
+        metrics = calibration(cells) | {
+            "value/brier": sum(w * (v - r) ** 2 for w, v, r, *_ in cells) / mass,
+            "value/explained_variance": explained_variance([(w, v, r) for w, v, r, *_ in cells]),
+            "value/auc_root": auc(root),
+            "heuristic/overestimate_nats": sum(w * max(gap, 0.0) for w, _, _, _, gap in cells) / mass,
+            # a thousandth of a nat is allowed for rounding
+            "heuristic/inadmissible_fraction": sum(w for w, _, _, _, gap in cells if gap < -1e-3) / mass,
+            "heuristic/bellman_residual": self.bellman_residual(results[:8]),
+        }
+        for q in range(4):
+            inside = [(w, v, r) for w, v, r, place, _ in cells if q / 4 <= place < (q + 1) / 4]
+            metrics[f"value/auc_depth_{q + 1}"] = auc(inside)
+        return metrics | sibling_ranking(results)
+
+    def bellman_residual(self, results: Sequence[Found]) -> float:
+        totals = []
+        for found in results:
+            inverse_beta, total = self.inverse_beta(found.leaves[0].before[0]), 0.0
+            for seen in found.leaves[0].before:
+                pairs = zip(seen.logp, seen.child_logit, strict=True)
+                flow = sum(math.exp(lp + soft_value(x, inverse_beta)) for lp, x in pairs)
+                total += math.log(flow) - soft_value(seen.value_logit, inverse_beta)
+            totals.append(abs(total))
+        return sum(totals) / len(totals)
+
+    def evaluate(self) -> dict[str, float]:
+        pairs, num = held_out_pairs(self.config), self.config["eval"]["num_samples"]
+        greedy, sampled = [], []
+        for pair in pairs:
+            prompt = self.prompt_of(pair)
+            seed = problem_seed(0, EVALUATION, pair[0] * 10**6 + pair[1])
+            greedy.append(self.rewarded(search_samples(self.net, prompt, self.root(0), 1, has_noise=False), pair))
+            sampled.append(self.rewarded(search_samples(self.net, prompt, self.root(seed), num), pair))
+        shares = {
+            "eval/greedy_accuracy": [f.accuracy[0] for f in greedy],
+            "eval/greedy_format": [f.format[0] for f in greedy],
+            "eval/sampled_format": [sum(f.format) / num for f in sampled],
+        }
+        for k in (2**j for j in range(num.bit_length())):
+            wrong = [num - sum(f.accuracy) for f in sampled]
+            shares[f"eval/pass_at_{k}"] = [1 - math.comb(int(w), k) / math.comb(num, k) for w in wrong]
+        lengths = [len(leaf.tokens) for f in sampled for leaf in f.leaves]
+        metrics = {"eval/num_problems": len(pairs), "eval/mean_length": sum(lengths) / len(lengths)}
+        for name, values in shares.items():
+            metrics |= interval(name, sum(values) / len(values), len(values))
+        return metrics
+
+    def run(self) -> tuple[list[dict[str, Any]], list[list[Found]]]:
+        """What metrics.jsonl holds, and the leaves of every iteration."""
+        last, every = self.config["train"]["num_iterations"], self.config["eval"]["eval_frequency"]
+        records, found = [{"iteration": 0, **self.evaluate()}], []
+        for iteration in range(last):
+            metrics, results = self.iterate(iteration)
+            found.append(results)
+            if (iteration + 1) % every == 0 or iteration + 1 == last:
+                metrics = metrics | self.evaluate()
+            records.append({"iteration": iteration + 1, **metrics})
+        return records, found
+
+
+# ----------------------------------------------------------------------------------------------------------- metrics
+
+
+def interval(name: str, p: float, n: int) -> dict[str, float]:
+    """Wilson 1927, at 95 %."""
+    z2 = 1.959963984540054**2
+    centre, half = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
+    low, high = ((centre + sign * half) / (1 + z2 / n) for sign in (-1, 1))
+    return {name: p, f"{name}_low": low, f"{name}_high": high}
+
+
+def rollout_metrics(results: Sequence[Found]) -> dict[str, float]:
+    leaves = [leaf for f in results for leaf in f.leaves]
+    accuracy, form, reward = ([x for f in results for x in getattr(f, n)] for n in ("accuracy", "format", "reward"))
+    weight = [w for f in results for w in f.weight]
+    lengths = [len(leaf.tokens) for leaf in leaves]
+    num, num_problems = len(leaves), len(results)
+    estimates = [sum(w * r for w, r in zip(f.weight, f.accuracy, strict=True)) for f in results]
+    mean = sum(estimates) / num_problems
+    spread = sum((x - mean) ** 2 for x in estimates) / max(1, num_problems - 1)
+    on_policy = searched = 0.0
+    for f in results:
+        for leaf, w, right in zip(f.leaves, f.weight, f.accuracy, strict=True):
+            error = (right - sigmoid(leaf.before[0].value_logit)) ** 2
+            on_policy += w * error
+            searched += w * w * error
+    tokens = sum(f.num_expanded - 1 for f in results)
+    return {
+        "rollout/accuracy": sum(accuracy) / num,
+        "rollout/format": sum(form) / num,
+        "rollout/reward": sum(reward) / num,
+        "rollout/policy_accuracy": mean,
+        "rollout/policy_accuracy_stderr": math.sqrt(spread / num_problems),
+        "rollout/mixed_fraction": sum(max(f.accuracy) != min(f.accuracy) for f in results) / num_problems,
+        "rollout/length": sum(lengths) / num,
+        "rollout/finished_fraction": sum(leaf.is_finished for leaf in leaves) / num,
+        "rollout/unique_fraction": sum(len({n.tokens for n in f.leaves}) / len(f.leaves) for f in results)
+        / num_problems,
+        "rollout/shared_prefix_fraction": shared_prefix_fraction(results),
+        "reward/length_correlation": correlation(reward, lengths),
+        "reward/accuracy_correlation": correlation(reward, accuracy),
+        "weight/sum": sum(weight) / num_problems,
+        "weight/max": max(weight),
+        "weight/variance_ratio": len(results[0].leaves) * searched / on_policy,
+        "weight/capped_fraction": sum(f.num_capped > 0 for f in results) / num_problems,
+        "weight/effective_sample_size": sum(sum(f.weight) ** 2 / sum(w * w for w in f.weight) for f in results)
+        / num_problems,
+        "search/num_expanded": sum(f.num_expanded for f in results),
+        "search/num_forks": sum(f.num_forks for f in results),
+        "search/num_decoded_tokens": tokens,
+        "search/max_open": max(f.max_open for f in results),
+        "search/num_open_final": sum(f.num_open_final for f in results),
+        "search/num_pruned": sum(f.num_pruned for f in results),
+        "search/tokens_per_leaf": tokens / num,
+    }
+
+
+def shared_prefix_fraction(results: Sequence[Found]) -> float:
+    shares = []
+    for found in results:
+        for one, other in itertools.combinations([leaf.tokens for leaf in found.leaves], 2):
+            common = sum(1 for _ in itertools.takewhile(lambda ab: ab[0] == ab[1], zip(one, other, strict=False)))
+            shares.append(common / min(len(one), len(other)))
+    return sum(shares) / len(shares)
+
+
+def correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Pearson's."""
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    top = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    bottom = math.sqrt(sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
+    return top / bottom if bottom > 1e-12 else NAN
+
+
+def explained_variance(cells: Sequence[tuple[float, float, float]]) -> float:
+    mass = sum(w for w, _, _ in cells)
+
+    def variance(values: Sequence[float]) -> float:
+        pairs = [(w / mass, x) for (w, _, _), x in zip(cells, values, strict=True)]
+        mean = sum(w * x for w, x in pairs)
+        return sum(w * (x - mean) ** 2 for w, x in pairs)
+
+    total = variance([r for _, _, r in cells])
+    return 1 - variance([r - v for _, v, r in cells]) / total if total > 1e-12 else NAN
+
+
+def calibration(cells: Sequence[tuple[float, ...]]) -> dict[str, Any]:
+    """Naeini et al. 2015: ten equal bins of V."""
+    error, bins, mass = 0.0, [], sum(w for w, *_ in cells)
+    for b in range(10):
+        inside = [(w, v, r) for w, v, r, *_ in cells if min(9, int(10 * v)) == b]
+        own = sum(w for w, _, _ in inside)
+        if own > 0:
+            predicted, observed = (sum(x[0] * x[i] for x in inside) / own for i in (1, 2))
+            error += own / mass * abs(predicted - observed)
+            bins.append([predicted, observed, own / mass])
+    return {"value/calibration_error": error, "value/calibration_bins": bins}
+
+
+def single(x: float) -> float:
+    """To float32, in which scores are compared: leaves of one problem share their prompt's."""
+    return struct.unpack("f", struct.pack("f", x))[0]
+
+
+def auc(cells: Sequence[tuple[float, float, float]]) -> float:
+    """Chance that a success scores above a failure, ties half, every pair by the product of its weights."""
+    won = pairs = 0.0
+    for w, v, r in cells:
+        for w2, v2, r2 in cells:
+            if r > r2:
+                pairs += w * w2
+                won += w * w2 * (1.0 if single(v) > single(v2) else 0.5 if single(v) == single(v2) else 0.0)
+    return won / pairs if pairs else NAN
+
+
+def sibling_ranking(results: Sequence[Found]) -> dict[str, float]:
+    """Right and wrong leaves of a problem by the values of the two children where they part."""
+    points = []
+    for found in results:
+        for i, j in itertools.product(range(len(found.leaves)), repeat=2):
+            if not found.accuracy[i] > found.accuracy[j]:
+                continue
+            one, other = found.leaves[i], found.leaves[j]
+            pairs = zip(one.tokens, other.tokens, strict=False)
+            child = 1 + sum(1 for _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+            if child < min(len(one.tokens), len(other.tokens)):  # a child that ends its leaf has no value
+                mine, theirs = one.before[child].value_logit, other.before[child].value_logit
+                points.append(1.0 if mine > theirs else 0.5 if mine == theirs else 0.0)
+    accuracy = sum(points) / len(points) if points else NAN
+    return {"value/sibling_accuracy": accuracy, "value/sibling_pairs": len(points)}

@@ -1,0 +1,415 @@
+"""Whole runs of the program against the loops of tests/run_oracle.py: leaves exactly, numbers and weights closely."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from recipes.embedded_base.make_base import make_tokenizer
+from tests.run_oracle import Oracle
+from tinyzero_astar import config as configuration
+from tinyzero_astar import trainer
+from tinyzero_astar.session import start_run
+from tinyzero_astar.train import main
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A model that answers without thinking: mostly well-formed, at times right, at times too long."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    tokenizer = make_tokenizer(320, 0, 0.03)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=512,
+                initializer_range=0.3,
+                tie_word_embeddings=False,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=None,
+                pad_token_id=tokenizer.eos_token_id,
+            )
+        )
+        teach_the_format(model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def teach_the_format(model, tokenizer):
+    """One direction of the hidden state for each kind of token, and what follows it."""
+    digits = [tokenizer(d)["input_ids"][0] for d in "0123456789"]
+    opened, closed, answer, ended = (
+        tokenizer(tag)["input_ids"][0] for tag in ("<think>", "</think>", "<answer>", "</answer>")
+    )
+    kinds = [[opened], [closed], [answer], digits, [ended]]
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    for direction, tokens in enumerate(kinds):
+        embedding[:, direction] = 0.0
+        embedding[tokens, direction] = 8.0
+        head[:, direction] = -0.2
+    embedding[:, 5] = 4.0
+    for kind in kinds:
+        embedding[kind, 5] = 0.0
+    head[closed, 0] = 3.4
+    head[answer, 1] = 3.4
+    head[digits[1:5], 2] = 3.0
+    head[digits[1], 2] += 0.3
+    head[digits[1:5], 3] = 2.4
+    head[digits[2], 3] += 0.3
+    head[ended, 3] = 3.0
+    head[tokenizer.eos_token_id, 4] = 3.0
+    head[closed, 5] = 2.6
+
+
+BASE = {
+    "model": {"max_seq_length": 256},
+    "data": {"min_digits": 1, "max_digits": 1, "num_problems": 12},
+    "reward": {},
+    "search": {
+        "num_rollouts_per_problem": 3,
+        "beam_width": 4,
+        "max_search_depth": 9,
+        "max_inverse_beta": 1.0,
+        "unguided_fraction": 0.3,
+        "min_weight": 0.15,
+    },
+    "value": {"hidden_size": 8, "learning_rate": 0.02, "update_frequency": 2},
+    "train": {
+        "num_iterations": 1,
+        "problems_per_iteration": 4,
+        "batch_size": 2,
+        "learning_rate": 0.01,
+        "warmup_iterations": 0,
+        "weight_decay": 0.5,
+        "max_grad_norm": 0.5,
+        "clip_low": 0.05,
+        "clip_high": 0.1,
+        "gae_lambda": 0.8,
+    },
+    "eval": {"num_problems": 1, "num_samples": 1, "eval_frequency": 9},
+    "run": {"seed": 951, "sample_frequency": 1},
+}
+OPEN = [{**{f"value/auc_depth_{q}": 0.9 for q in (1, 2, 3, 4)}, "value/sibling_accuracy": 0.9}] * 3
+UNTOLD = {"alarms", "audit/ratio_error", "guidance/reason", "time/search_s", "time/update_s", "time/iteration_s"}
+
+
+def make_config(base, changes):
+    """The base configuration with fields like `search.min_weight` changed."""
+    sections = {name: dict(section) for name, section in BASE.items()}
+    sections["model"]["model_name"] = str(base)
+    for name, value in changes.items():
+        section, key = name.split(".")
+        sections[section][key] = value
+    tiny = configuration.PRESETS["tiny"]
+    found = configuration.Config(
+        **{name: dataclasses.replace(getattr(tiny, name), **section) for name, section in sections.items()}
+    )
+    configuration.check(found)
+    return found
+
+
+def shake(value_model):
+    """A value model that says something else of every prefix."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in value_model.parameters():
+            p.add_(0.5 * torch.randn(p.shape, generator=generator))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run wrote, and the value model and the history that it began with."""
+
+    config: dict[str, Any]
+    value: dict[str, torch.Tensor]
+    history: list[dict[str, Any]]
+    records: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    policy_after: dict[str, torch.Tensor]
+    trainer_after: dict[str, torch.Tensor]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def run_program(base, folder, changes=(), history=()):
+    """A run of the program from a value model that has something to say."""
+    session = start_run(make_config(base, dict(changes)), "tiny", folder)
+    session.history.extend(history)
+    shake(session.policy.value_model)
+    value = {name: p.detach().clone() for name, p in session.policy.value_model.named_parameters()}
+    assert trainer.train(session) == 0
+    return read_run(folder, value, history)
+
+
+def read_run(folder, value, history=()):
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    checkpoint = folder / "checkpoints" / f"checkpoint_iter_{config['train']['num_iterations']}"
+    return Run(
+        config,
+        value,
+        list(history),
+        lines(folder / "metrics.jsonl"),
+        lines(folder / "samples.jsonl"),
+        load_file(checkpoint / "model.safetensors"),
+        load_file(checkpoint / "trainer.safetensors"),
+    )
+
+
+@functools.cache
+def loaded(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+_SEEN = {}  # what the base says of a prefix, by the value model beside it
+
+
+def recomputed(base, run):
+    """The oracle after the run, its records, and its leaves by iteration."""
+    model, tokenizer = loaded(base)
+    key = tuple(x.numpy().tobytes() for x in run.value.values())
+    oracle = Oracle(run.config, copy.deepcopy(model), run.value, tokenizer, run.history)
+    oracle.net.seen = _SEEN.setdefault(key, {})
+    return oracle, *oracle.run()
+
+
+def assert_agree(base, run):
+    oracle, wanted, found = recomputed(base, run)
+    assert_same_leaves(oracle, run.samples, [result for results in found for result in results])
+    for got, want in zip(run.records, wanted, strict=True):
+        assert_same_record(got, want)
+    assert_same_weights(oracle, run)
+
+
+def assert_same_leaves(oracle, samples, found):
+    leaves = [(f, k) for f in found for k in range(len(f.leaves))]
+    for sample, (f, k) in zip(samples, leaves, strict=True):
+        leaf = f.leaves[k]
+        tokens = leaf.tokens[:-1] if leaf.is_finished else leaf.tokens
+        assert sample["completion"] == oracle.tokenizer.decode(list(tokens))
+        assert (sample["accuracy"], sample["format"]) == (f.accuracy[k], f.format[k])
+        assert sample["weight"] == pytest.approx(f.weight[k], rel=1e-5)
+        assert sample["priority"] == pytest.approx(leaf.priority, abs=1e-4)
+
+
+def assert_same_record(got, want):
+    told = {name: x for name, x in got.items() if name not in UNTOLD}
+    assert told.keys() == want.keys()
+    for name, x in want.items():
+        if isinstance(x, list):
+            assert got[name] == [pytest.approx(row, abs=1e-4) for row in x], name  # written with four digits
+        elif isinstance(x, float) and math.isnan(x):
+            assert got[name] is None, name
+        else:
+            assert got[name] == pytest.approx(x, rel=1e-4, abs=1e-5), name
+    if want["iteration"] > 0:
+        assert got["audit/ratio_error"] < 1e-4 and got["alarms"] == []
+
+
+def assert_same_weights(oracle, run):
+    """Moments, which are linear in the gradients, and weights in steps.
+
+    AdamW divides a gradient by its own size: where that is small beside the others', so is what float32 leaves of it.
+    """
+    train, value = run.config["train"], run.config["value"]
+    wholes = (
+        ("policy", oracle.net.policy, run.policy_after, "", train["learning_rate"]),
+        ("value", oracle.net.value, run.trainer_after, "value_model.", value["learning_rate"]),
+    )
+    for kind, parameters, after, prefix, rate in wholes:
+        matrices_first = sorted(parameters, key=lambda name: parameters[name].ndim <= 1)
+        for index, name in enumerate(matrices_first):
+            mean, square = oracle.moments[f"{kind}.{name}"]
+            for slot, wanted in (("exp_avg", mean), ("exp_avg_sq", square)):
+                gap = run.trainer_after[f"{kind}_optimizer.{index}.{slot}"] - wanted
+                assert gap.abs().max() <= 1e-4 * wanted.abs().max(), f"{slot} of {name}"
+            steps = (after[prefix + name] - parameters[name].detach()) / rate
+            doubt = torch.where(square > 0, (square.max() / square).sqrt(), 0.0)
+            assert (steps.abs() <= 2e-3 + 1e-4 * doubt).all(), f"{name} is off by {steps.abs().max():.2g} steps"
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_two_iterations_of_the_program_are_what_the_documents_say(base, tmp_path):
+    changes = {
+        "train.num_iterations": 2,
+        "train.num_epochs": 2,
+        "eval.num_problems": 3,
+        "eval.num_samples": 2,
+    }
+    run = run_program(base, tmp_path / "run", changes, OPEN)
+    assert_shows_everything(run)
+    assert_agree(base, run)
+
+
+def assert_shows_everything(run):
+    """Right and wrong, finished and cut, thinned and whole, guided, capped: else agreement says little."""
+    verdicts = {(s["accuracy"], s["format"]) for s in run.samples}
+    assert verdicts == {(True, True), (False, True), (False, False)}
+    assert any("</answer>" in s["completion"] and s["reason"].startswith("cut off") for s in run.samples)
+    first = run.records[1]
+    assert first["guidance/is_open"] == 1 and 0 < first["weight/capped_fraction"] < 1
+    assert first["train/num_rows"] < 12 and first["value/sibling_pairs"] > 0
+    assert first["train/grad_norm"] > run.config["train"]["max_grad_norm"]
+    assert first["train/ratio_deviation"] > 0.1
+
+
+def test_the_command_line_trains_as_the_documents_say(base, tmp_path):
+    """From the value model that a run begins with, behind the gate that it then has."""
+    changes = {"train.num_iterations": 2, "train.warmup_iterations": 1}
+    config = make_config(base, changes)
+    fresh = start_run(config, "tiny", tmp_path / "fresh").policy.value_model
+    value = {name: p.detach().clone() for name, p in fresh.named_parameters()}
+    assert not value["output.weight"].any() and not value["up.weight"].any()
+    assert value["output.bias"].tolist() == [-4.0, 0.0]
+    assert main([*options_of(config), "--output-dir", str(tmp_path / "run")]) == 0
+    run = read_run(tmp_path / "run", value)
+    assert run.config == dataclasses.asdict(config)
+    assert [r["guidance/is_open"] for r in run.records[1:]] == [0, 0]
+    assert_agree(base, run)
+
+
+def options_of(config):
+    default = dataclasses.asdict(configuration.PRESETS["tiny"])
+    changed = [
+        (f"--{section}.{key.replace('_', '-')}", str(value))
+        for section, fields in dataclasses.asdict(config).items()
+        for key, value in fields.items()
+        if value != default[section][key]
+    ]
+    return [word for pair in changed for word in pair]
+
+
+def test_a_shut_gate_keeps_a_value_model_that_has_something_to_say_from_the_search(base, tmp_path):
+    shut = [{**record, "value/sibling_accuracy": 0.5} for record in OPEN]
+    run = run_program(base, tmp_path / "run", history=shut)
+    assert run.records[1]["guidance/is_open"] == 0
+    assert_agree(base, run)
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+
+CASES = {  # field: another value, a number of the record that it must change, what else differs from BASE in both runs
+    "model.max_seq_length": (13, "rollout/length", {}),
+    "data.min_digits": (2, "train/num_tokens", {"data.max_digits": 2}),
+    "data.max_digits": (2, "train/num_tokens", {}),
+    "data.num_problems": (30, "weight/sum", {}),
+    "data.template": ("conversation", "train/num_tokens", {}),
+    "reward.accuracy": (2.0, "rollout/reward", {}),
+    "reward.format": (0.5, "rollout/reward", {}),
+    "search.mode": ("sample", "weight/max", {}),
+    "search.num_rollouts_per_problem": (2, "search/num_decoded_tokens", {}),
+    "search.beam_width": (2, "search/num_pruned", {"search.mode": "best_first", "search.max_search_depth": 6}),
+    "search.max_search_depth": (6, "rollout/length", {}),
+    "search.guidance_strength": (0.5, "weight/sum", {}),
+    "search.inverse_beta": (-1.5, "weight/sum", {}),
+    "search.max_inverse_beta": (0.5, "weight/sum", {}),
+    "search.weight_cap": (None, "weight/capped_fraction", {}),
+    "search.unguided_fraction": (1.0, "weight/capped_fraction", {}),
+    "search.min_weight": (0.5, "train/num_rows", {}),
+    "value.hidden_size": (4, "train/value_loss", {}),
+    "value.learning_rate": (0.1, "value model", {}),
+    "value.update_frequency": (1, "value model", {}),
+    "train.num_iterations": (2, "train/learning_rate", {}),
+    "train.problems_per_iteration": (3, "search/num_decoded_tokens", {}),
+    "train.batch_size": (4, "train/num_updates", {}),
+    "train.num_epochs": (2, "train/num_updates", {}),
+    "train.learning_rate": (0.02, "policy", {}),
+    "train.warmup_iterations": (1, "train/learning_rate", {}),
+    "train.weight_decay": (0.0, "policy", {}),
+    "train.max_grad_norm": (5.0, "policy", {}),
+    "train.clip_low": (0.5, "train/policy_loss", {}),
+    "train.clip_high": (0.5, "train/policy_loss", {}),
+    "train.gae_lambda": (0.2, "advantage/rms", {}),
+    "train.advantage_floor": (1.0, "train/policy_loss", {}),
+    "run.seed": (952, "train/num_tokens", {}),
+}
+
+SAME = {  # no effect on what is learned: the run must agree with BASE's oracle; a reason for what cannot be tried here
+    "train.micro_batch_tokens": 20,
+    "train.gradient_checkpointing": True,
+    "search.beam_width": 9,  # lossless from K + 1 on
+    "eval.max_rows": 1,
+    "run.checkpoint_frequency": 1,
+    "run.collective_timeout_s": 5.0,
+    "train.ratio_tolerance": 0.01,  # of an alarm
+}
+ELSEWHERE = {
+    "model.model_name": "the base itself",
+    "model.dtype": "rounding: tests/test_precision.py",
+    "model.device": "tests/test_device.py",
+    "model.lora_rank": "tests/test_adapters.py",
+    "model.cuda_graphs": "needs a GPU: tests/test_device.py, tests/test_decoder.py",
+    "model.liger": "needs a GPU: tests/test_liger.py",
+    "train.sharding": "needs processes: tests/test_distributed.py",
+    "eval.eval_frequency": "what is measured, not learned: tests/test_run.py",
+    "eval.num_problems": "as above: tests/test_evaluate.py",
+    "eval.num_samples": "as above: tests/test_evaluate.py",
+    "eval.search": "as above: tests/test_evaluate.py",
+    "eval.beam_width": "as above: tests/test_evaluate.py",
+    "run.num_threads": "speed: tests/test_cli.py",
+    "run.sample_frequency": "what is shown: tests/test_run.py",
+}
+
+
+def test_every_field_is_varied_or_said_to_change_nothing():
+    sections = {f.name: f.default_factory for f in dataclasses.fields(configuration.Config)}
+    fields = {f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)}
+    assert CASES.keys() | SAME.keys() | ELSEWHERE.keys() == fields
+    assert not (CASES.keys() | SAME.keys()) & ELSEWHERE.keys()
+
+
+@pytest.fixture(scope="module")
+def run_of(base, tmp_path_factory):
+    """Runs by what differs from BASE, each made once and held against its oracle."""
+    made = {}
+
+    def find(changes):
+        key = tuple(sorted(changes.items()))
+        if key not in made:
+            made[key] = run_program(base, tmp_path_factory.mktemp("runs") / "run", changes, OPEN)
+            assert_agree(base, made[key])
+        return made[key]
+
+    return find
+
+
+def measured(run, name):
+    if name == "policy":
+        return torch.cat([x.flatten() for x in run.policy_after.values()])
+    if name == "value model":
+        return torch.cat([run.trainer_after[f"value_model.{key}"].flatten() for key in run.value])
+    return torch.tensor(run.records[-1][name])
+
+
+@pytest.mark.parametrize("field", CASES)
+def test_every_setting_changes_what_it_says_by_what_the_documents_say(run_of, field):
+    value, name, others = CASES[field]
+    one, other = (measured(run_of(changes), name) for changes in (others, {**others, field: value}))
+    assert float((one - other).abs().max()) > 1e-3
+
+
+def test_settings_that_change_nothing_change_nothing(base, tmp_path):
+    run = run_program(base, tmp_path / "run", SAME, OPEN)
+    plain = dataclasses.asdict(make_config(base, {}))
+    assert_agree(base, dataclasses.replace(run, config=plain))
