@@ -27,7 +27,8 @@ INF, NAN = math.inf, math.nan
 MASK = (1 << 64) - 1
 GOLDEN, FOLD = 0x9E3779B97F4A7C15, 0x632BE59BD9B4E019
 WHICH, WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
-UNGUIDED, THINNING, EVALUATION = 0x5EED, 0x7417, 1 << 40
+UNGUIDED, THINNING, EVALUATION, DECODING = 0x5EED, 0x7417, 1 << 40, 1 << 41  # noise apart from the search's
+DECODING_INVERSE_BETA = 3.0
 
 
 def finalised(x: int) -> int:
@@ -693,6 +694,32 @@ class Oracle:
         metrics = {"eval/num_problems": len(pairs), "eval/mean_length": sum(lengths) / len(lengths)}
         for name, values in shares.items():
             metrics |= interval(name, sum(values) / len(values), len(values))
+        return metrics | (self.decode(pairs) if self.config["eval"]["search"] == "best_first" else {})
+
+    def decode(self, pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
+        """Greedy, the literal A* and the best of as many samples as cost the same (eval/test_time.py)."""
+        guide = Guide(1.0, DECODING_INVERSE_BETA, None)
+        arms: dict[str, list[Found]] = {"greedy": [], "best_first": [], "best_of_n": []}
+        for pair in pairs:
+            prompt, width = self.prompt_of(pair), self.config["eval"]["beam_width"]
+            arms["greedy"].append(search_samples(self.net, prompt, self.root(0), 1, has_noise=False))
+            arms["best_first"].append(search_best_first(self.net, prompt, self.root(0), 1, guide, width))
+        greedy, literal = (sum(f.num_expanded - 1 for f in arms[name]) for name in ("greedy", "best_first"))
+        num = max(1, round(literal / greedy))
+        for pair in pairs:
+            root = self.root(problem_seed(0, DECODING, pair[0] * 10**6 + pair[1]))
+            arms["best_of_n"].append(search_samples(self.net, self.prompt_of(pair), root, num))
+        metrics: dict[str, float] = {}
+        for name, results in arms.items():
+            right = []
+            for found, pair in zip(results, pairs, strict=True):
+                # by the value before the last token, those that did not end last
+                best = max(found.leaves, key=lambda n: (n.is_finished, n.before[-1].value_logit))
+                right.append(self.rewarded(Found((), [best], []), pair).accuracy[0])
+            metrics |= interval(f"decode/{name}_accuracy", sum(right) / len(right), len(right))
+            metrics[f"decode/{name}_expanded"] = sum(f.num_expanded for f in results) / len(results)
+            metrics[f"decode/{name}_tokens"] = metrics[f"decode/{name}_expanded"] - 1
+            metrics[f"decode/{name}_forks"] = sum(f.num_forks for f in results) / len(results)
         return metrics
 
     def run(self) -> tuple[list[dict[str, Any]], list[list[Found]]]:

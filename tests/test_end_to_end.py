@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from recipes.embedded_base.make_base import make_tokenizer
-from tests.run_oracle import Oracle
+from tests.run_oracle import Oracle, training_pairs
 from tinyzero_astar import config as configuration
 from tinyzero_astar import trainer
 from tinyzero_astar.session import start_run
@@ -150,12 +150,20 @@ def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def run_program(base, folder, changes=(), history=()):
-    """A run of the program from a value model that has something to say."""
+def begun(base, folder, changes=()):
+    """A session, and its value model, which has something to say."""
     session = start_run(make_config(base, dict(changes)), "tiny", folder)
-    session.history.extend(history)
     shake(session.policy.value_model)
-    value = {name: p.detach().clone() for name, p in session.policy.value_model.named_parameters()}
+    return session, parameters_of(session.policy.value_model)
+
+
+def parameters_of(value_model):
+    return {name: p.detach().clone() for name, p in value_model.named_parameters()}
+
+
+def run_program(base, folder, changes=(), history=()):
+    session, value = begun(base, folder, changes)
+    session.history.extend(history)
     assert trainer.train(session) == 0
     return read_run(folder, value, history)
 
@@ -183,17 +191,16 @@ def loaded(folder):
 _SEEN = {}  # what the base says of a prefix, by the value model beside it
 
 
-def recomputed(base, run):
-    """The oracle after the run, its records, and its leaves by iteration."""
+def oracle_of(base, config, value, history=()):
     model, tokenizer = loaded(base)
-    key = tuple(x.numpy().tobytes() for x in run.value.values())
-    oracle = Oracle(run.config, copy.deepcopy(model), run.value, tokenizer, run.history)
-    oracle.net.seen = _SEEN.setdefault(key, {})
-    return oracle, *oracle.run()
+    oracle = Oracle(config, copy.deepcopy(model), value, tokenizer, history)
+    oracle.net.seen = _SEEN.setdefault(tuple(x.numpy().tobytes() for x in value.values()), {})
+    return oracle
 
 
 def assert_agree(base, run):
-    oracle, wanted, found = recomputed(base, run)
+    oracle = oracle_of(base, run.config, run.value, run.history)
+    wanted, found = oracle.run()
     assert_same_leaves(oracle, run.samples, [result for results in found for result in results])
     for got, want in zip(run.records, wanted, strict=True):
         assert_same_record(got, want)
@@ -212,7 +219,7 @@ def assert_same_leaves(oracle, samples, found):
 
 
 def assert_same_record(got, want):
-    told = {name: x for name, x in got.items() if name not in UNTOLD}
+    told = {name: x for name, x in got.items() if name not in UNTOLD and "beam_search" not in name}
     assert told.keys() == want.keys()
     for name, x in want.items():
         if isinstance(x, list):
@@ -278,8 +285,7 @@ def test_the_command_line_trains_as_the_documents_say(base, tmp_path):
     """From the value model that a run begins with, behind the gate that it then has."""
     changes = {"train.num_iterations": 2, "train.warmup_iterations": 1}
     config = make_config(base, changes)
-    fresh = start_run(config, "tiny", tmp_path / "fresh").policy.value_model
-    value = {name: p.detach().clone() for name, p in fresh.named_parameters()}
+    value = parameters_of(start_run(config, "tiny", tmp_path / "fresh").policy.value_model)
     assert not value["output.weight"].any() and not value["up.weight"].any()
     assert value["output.bias"].tolist() == [-4.0, 0.0]
     assert main([*options_of(config), "--output-dir", str(tmp_path / "run")]) == 0
@@ -305,6 +311,26 @@ def test_a_shut_gate_keeps_a_value_model_that_has_something_to_say_from_the_sear
     run = run_program(base, tmp_path / "run", history=shut)
     assert run.records[1]["guidance/is_open"] == 0
     assert_agree(base, run)
+
+
+def test_the_longest_prompt_of_a_run_limits_the_depth_of_every_iteration(base, tmp_path):
+    """Else a problem's leaves would depend on what is searched beside it."""
+    two = {"train.problems_per_iteration": 2, "run.seed": 0}
+    run = run_program(base, tmp_path / "run", {**two, "data.max_digits": 2, "model.max_seq_length": 14}, OPEN)
+    oracle = oracle_of(base, run.config, run.value)
+    prompts = [oracle.prompt_of(pair) for pair in training_pairs(run.config, 0)]
+    assert oracle.depth == 14 - 7 and max(len(p) for p in prompts) < 7
+    assert_agree(base, run)
+
+
+def test_other_ways_of_decoding_are_measured_as_the_documents_say(base, tmp_path):
+    changes = {"eval.search": "best_first", "eval.num_problems": 6, "eval.beam_width": 4, "train.num_iterations": 0}
+    session, value = begun(base, tmp_path / "run", changes)
+    got = trainer.measure(session, 0)
+    want = oracle_of(base, dataclasses.asdict(session.config), value).evaluate()
+    assert_same_record({"iteration": 0, **got}, {"iteration": 0, **want})
+    assert want["decode/best_of_n_tokens"] > 2 * want["decode/greedy_tokens"]
+    assert len({want[f"decode/{name}_accuracy"] for name in ("greedy", "best_first", "best_of_n")}) > 1
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
