@@ -1215,9 +1215,9 @@ WIRING = (
     Mutant(
         "room-for-one-more",
         "a prompt and its completion may be one token longer than max_seq_length",
-        "rollout/generator.py",
-        "room = self._max_seq_length - longest",
-        "room = self._max_seq_length - longest + 1",
+        "data/generation.py",
+        "min(max_search_depth, max_seq_length - prompt_length)",
+        "min(max_search_depth, max_seq_length - prompt_length + 1)",
         (f"test_end_to_end.py::{BOUNDED}[model.max_seq_length]",),
     ),
     Mutant(

@@ -81,7 +81,7 @@ def teach_the_format(model, tokenizer):
 BASE = {
     "model": {"max_seq_length": 256},
     "data": {"min_digits": 1, "max_digits": 1, "num_problems": 12},
-    "reward": {},
+    "reward": {"accuracy": 1.5, "format": 0.2},
     "search": {
         "num_rollouts_per_problem": 3,
         "beam_width": 4,
