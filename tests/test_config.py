@@ -131,6 +131,32 @@ def test_gumbel_needs_room_for_one_more_prefix_than_rollouts():
         check(changed(tight, search__mode=mode))
 
 
+def test_the_warm_up_ends_within_the_run():
+    check(changed(train__warmup_iterations=30))
+    sentence = refusal(changed(train__warmup_iterations=31))
+    assert sentence.startswith("warmup_iterations 31 must not exceed num_iterations 30: ")
+    check(changed(train__num_iterations=0))  # nothing is trained
+
+
+def test_what_is_decoded_at_once_must_be_allowed_at_once():
+    check(changed(eval__num_samples=64, eval__max_rows=64))
+    sentence = refusal(changed(eval__num_samples=64, eval__max_rows=63))
+    assert sentence.startswith("eval.max_rows 63 must be at least eval.num_samples 64: ")
+    wide = changed(eval__num_samples=1, eval__max_rows=7)  # the open list has 8
+    check(wide)
+    sentence = refusal(changed(wide, eval__search="best_first"))
+    assert sentence.startswith("eval.max_rows 7 must be at least eval.beam_width 8: ")
+    check(changed(wide, eval__search="best_first", eval__max_rows=8))
+
+
+def test_a_saved_configuration_that_is_refused_names_its_file(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(to_json(changed(train__gae_lambda=2.0)))
+    with pytest.raises(ValueError) as refused:
+        from_json(file)
+    assert str(refused.value).startswith(f"{file}: train.gae_lambda 2.0 is out of range")
+
+
 def test_fields_that_bound_each_other():
     assert refusal(changed(data__min_digits=3)) == "min_digits 3 must not exceed max_digits 2"
     problems = TINY.train.problems_per_iteration

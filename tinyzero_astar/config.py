@@ -82,7 +82,7 @@ class SearchConfig:
     unguided_fraction: float = 0.1
     """Share of problems that are searched without guidance, always."""
     min_weight: float = 0.02
-    """Leaves that weigh less are dropped at random before the update, without bias (Russian roulette)."""
+    """gumbel: leaves that weigh less are dropped at random before the update, without bias (Russian roulette)."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class TrainConfig:
     learning_rate: float = 3e-4
     """Peak; decays linearly to 0."""
     warmup_iterations: int = 1
-    """Linear warm-up."""
+    """Linear warm-up, within the run."""
     weight_decay: float = 0.0
     """AdamW's, on matrices."""
     max_grad_norm: float = 1.0
@@ -146,7 +146,7 @@ class EvalConfig:
     num_samples: int = 4
     """Sampled completions per problem; pass@k is reported up to this k."""
     max_rows: int = 512
-    """Sequences decoded at once."""
+    """Sequences decoded at once; a problem's samples are decoded together."""
     search: Literal["greedy", "best_first"] = "greedy"
     """best_first: also decode by A*, and compare it with other ways at the same number of decoded tokens."""
     beam_width: int = 8
@@ -160,7 +160,7 @@ class RunConfig:
     seed: int = 0
     """Of problems' order and search noise; equal seeds give equal runs."""
     num_threads: int = 1
-    """CPU threads of PyTorch; 0: all cores, but one when the machine is already busy."""
+    """CPU threads of PyTorch, at most one per core; 0: all cores, but one when the machine is already busy."""
     checkpoint_frequency: int = 50
     """Every that many iterations, besides the end."""
     sample_frequency: int = 5
@@ -249,11 +249,29 @@ def check(config: Config) -> None:
             f"problems_per_iteration {train.problems_per_iteration} must not exceed num_problems"
             f" {config.data.num_problems}: no problem twice in an iteration"
         )
+    if train.num_iterations and train.warmup_iterations > train.num_iterations:
+        raise ValueError(
+            f"warmup_iterations {train.warmup_iterations} must not exceed num_iterations {train.num_iterations}: the"
+            " learning rate would never be reached"
+        )
     if search.mode == "best_first" and search.inverse_beta != "balanced" and search.inverse_beta < 0:
         raise ValueError(
             f"inverse_beta {search.inverse_beta} must not be negative with mode best_first: it would look for"
             " the most probable failures"
         )
+    _check_evaluation(config.eval)
+
+
+def _check_evaluation(evaluation: EvalConfig) -> None:
+    together = {"num_samples": evaluation.num_samples}
+    if evaluation.search == "best_first":
+        together["beam_width"] = evaluation.beam_width
+    for name, count in together.items():
+        if evaluation.max_rows < count:
+            raise ValueError(
+                f"eval.max_rows {evaluation.max_rows} must be at least eval.{name} {count}: those of a problem are"
+                " decoded at once"
+            )
 
 
 _RANGES: dict[str, tuple[float, float]] = {  # inclusive
@@ -349,7 +367,10 @@ def from_dict(data: Any, source: str) -> Config:
         ValueError: a field is unknown, of the wrong type, or out of range.
     """
     config: Config = _build(Config, data, source)
-    check(config)
+    try:
+        check(config)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     return config
 
 

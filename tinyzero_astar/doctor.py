@@ -62,7 +62,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
     import torch
 
     from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
-    from tinyzero_astar.machine import choose_device, free_disk, free_memory, measure_speed
+    from tinyzero_astar.machine import choose_device, free_disk, free_memory, measure_speed, num_cores
     from tinyzero_astar.model.memory import peak
 
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
@@ -73,7 +73,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
     # processes on a CPU share its memory
     memory = free_memory(device) // (count if device.type == "cpu" else 1)
     disk = free_disk(options.output_dir or Path("runs"))
-    torch.set_num_threads(config.run.num_threads or torch.get_num_threads())
+    torch.set_num_threads(min(config.run.num_threads or torch.get_num_threads(), num_cores()))
     speed = measure_speed(device, getattr(torch, config.model.dtype))
     phase, needed = peak(outlook.phases)
     return {

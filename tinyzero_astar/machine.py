@@ -68,6 +68,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def num_cores() -> int:
+    """CPU cores of the machine."""
+    return os.cpu_count() or 1
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that a process may take: of the GPU, or of the machine without swapping."""
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.machine import choose_device, free_disk, free_memory
+from tinyzero_astar.machine import choose_device, free_disk, free_memory, num_cores
 from tinyzero_astar.model.checkpoint import load_trainer, read_state
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
 from tinyzero_astar.model.model import Policy, load_policy
@@ -155,6 +155,8 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
     torch.manual_seed(config.run.seed)
     threads = choose_num_threads(config.run.num_threads)
     torch.set_num_threads(threads)
+    if threads < config.run.num_threads:
+        console.warn(f"run.num_threads {config.run.num_threads} is more than this machine's cores: {threads} are used")
     weights = RewardWeights(config.reward.accuracy, config.reward.format)
     data, search, train = config.data, config.search, config.train
     task = Multiplication(
@@ -215,6 +217,12 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
             f"max_seq_length {config.model.max_seq_length} leaves {depth} tokens after the longest prompt, less than"
             f" max_search_depth {search.max_search_depth}"
         )
+    shortest = len(tokenizer(task.shortest_right(training_set), add_special_tokens=False)["input_ids"]) + 1
+    if depth < shortest:  # with the end token
+        console.warn(
+            f"completions of at most {depth} tokens cannot be right: the shortest right one has {shortest}; raise"
+            " max_search_depth or max_seq_length"
+        )
     guidance = Guidance(
         inverse_beta=search.inverse_beta,
         max_inverse_beta=search.max_inverse_beta,
@@ -236,7 +244,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
             max_search_depth=depth,  # one limit for the run: rollouts must not depend on their batch
             guidance=guidance,
             unguided_fraction=search.unguided_fraction,
-            min_weight=search.min_weight,
+            min_weight=search.min_weight if search.mode == "gumbel" else 0.0,  # else all weigh the same
         ),
         updater=Updater(policy, algorithm, settings),
         console=console,
@@ -246,13 +254,13 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
 
 
 def choose_num_threads(wanted: int) -> int:
-    """CPU threads: as wanted; for 0 all cores, shared by the processes here, but one when the machine is busy.
+    """CPU threads: as wanted, at most one per core; for 0 all cores, shared by the processes here, or one when busy.
 
     Threads that wait for each other by spinning are many times slower when another program holds a core.
     """
     if wanted > 0:
-        return wanted
-    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        return min(wanted, num_cores())
+    cores = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * cores
     return 1 if is_busy else cores
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -190,6 +190,10 @@ class Multiplication:
     def _problem(self, a: int, b: int) -> Problem:
         prompt = TEMPLATES[self.template].format(a=a, b=b)
         return Problem(id=problem_id(a, b), prompt=prompt, text=f"{a}*{b}", answer=a * b)
+
+    def shortest_right(self, problems: Sequence[Problem]) -> str:
+        """A completion that is right for one of the problems; none that is right has fewer letters."""
+        return f"</think><answer>{min(problem.answer for problem in problems)}</answer>"
 
     def _too_few(self, name: str, wanted: int, existing: int) -> ValueError:
         return ValueError(

@@ -1,0 +1,68 @@
+"""Options that are allowed but not what they seem: what a run says, and what it does instead."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.test_run import OPTIONS
+from tinyzero_astar import session
+from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.train import main
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def run(tiny_base, line, capsys):
+    """What the run said, in one line."""
+    capsys.readouterr()
+    assert main(["--model.model-name", str(tiny_base), *OPTIONS.split(), "--output-dir", "r", *line.split()]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_more_threads_than_cores_are_not_taken(tiny_base, monkeypatch, capsys):
+    monkeypatch.setattr(session, "num_cores", lambda: 1)
+    said = run(tiny_base, "--train.num-iterations 0 --run.num-threads 1024", capsys)
+    assert "warning: run.num_threads 1024 is more than this machine's cores: 1 are used" in said
+    assert torch.get_num_threads() == 1
+    assert "warning: run.num_threads" not in run(tiny_base, "--train.num-iterations 0 --output-dir s", capsys)
+
+
+def test_as_many_threads_as_cores_are_taken(monkeypatch):
+    monkeypatch.setattr(session, "num_cores", lambda: 4)
+    assert [session.choose_num_threads(wanted) for wanted in (1, 4, 5)] == [1, 4, 4]
+
+
+def test_the_shortest_right_completion_is_right():
+    task = Multiplication(1, 2, 100, seed=0, template="compact")
+    problems = task.train_problems(0, 100)
+    text = task.shortest_right(problems)
+    verdicts = [task.verify(problem, text, True) for problem in problems]
+    assert any(v.accuracy for v in verdicts) and all(v.format for v in verdicts)
+    assert len(text) == len("</think><answer></answer>") + min(len(str(problem.answer)) for problem in problems)
+
+
+@pytest.mark.parametrize(("depth", "is_warned"), [(1, True), (6, True), (7, False)])
+def test_a_depth_at_which_nothing_can_be_right_is_said(depth, is_warned, tiny_base, capsys):
+    """</think>, <answer>, three digits, </answer> and the end: 7 tokens with the embedded base's tokenizer."""
+    said = run(tiny_base, f"--train.num-iterations 0 --search.max-search-depth {depth}", capsys)
+    assert (f"completions of at most {depth} tokens cannot be right: the shortest right one has" in said) == is_warned
+
+
+@pytest.mark.parametrize(("mode", "is_thinned"), [("sample", False), ("best_first", False), ("gumbel", True)])
+def test_equal_weights_are_not_thinned(mode, is_thinned, tiny_base, elsewhere, capsys):
+    """Each of 64 leaves weighs 1/64 in modes sample and best_first, less than min_weight."""
+    line = f"--search.mode {mode} --search.num-rollouts-per-problem 64 --search.beam-width 65 --search.min-weight 0.05"
+    run(tiny_base, f"--train.num-iterations 1 {line}", capsys)
+    last = json.loads((elsewhere / "r" / "metrics.jsonl").read_text().splitlines()[-1])
+    leaves = len((elsewhere / "r" / "samples.jsonl").read_text().splitlines())
+    assert leaves == 4 * 64
+    assert (last["train/num_rows"] < leaves) == is_thinned
