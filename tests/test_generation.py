@@ -161,6 +161,23 @@ def test_batches_that_straddle_an_epoch_repeat_no_problem(count: int) -> None:
             assert len(set(ids)) == count
 
 
+@pytest.mark.parametrize("num_problems", [1, 2, 3, 7, 12, 17])
+def test_no_batch_repeats_a_problem_whatever_its_size_and_epochs_stay_whole(num_problems: int) -> None:
+    for seed, count in itertools.product(range(3), range(1, num_problems + 1)):
+        task = _task(num_problems=num_problems, seed=seed)
+        batches = [_ids(task.train_problems(i, count)) for i in range(5 * num_problems)]
+        assert [len(set(ids)) for ids in batches] == [count] * len(batches), count
+        stream = [id for ids in batches for id in ids]
+        for start in range(0, len(stream) - num_problems + 1, num_problems):
+            assert len(set(stream[start : start + num_problems])) == num_problems, (count, start)
+
+
+def test_sixty_of_a_hundred_problems_are_sixty_different_ones() -> None:
+    task = _task(num_problems=100)
+    assert [len(set(_ids(task.train_problems(i, 60)))) for i in range(40)] == [60] * 40
+    assert task.train_problems(10**9, 99) == task.train_problems(10**9, 99)  # at once, however far
+
+
 @pytest.mark.parametrize("count", [26, 49, 75, 130])
 def test_large_batches_still_keep_epochs_whole(count: int) -> None:
     task = _task(num_problems=50)

@@ -117,8 +117,8 @@ class Multiplication:
 
         The training set is consumed epoch by epoch, each in a fresh order, and no problem comes
         twice within an epoch; a batch may end one epoch and begin the next. Nor does a problem come
-        twice within a batch as long as 2 * count <= num_problems: the search noise depends on
-        iteration and problem alone, so the second copy would have the same rollouts.
+        twice within a batch as long as count <= num_problems: the search noise depends on iteration
+        and problem alone, so the second copy would have the same rollouts.
         `train_problems(0, num_problems)` is the whole training set.
 
         Args:
@@ -177,15 +177,29 @@ class Multiplication:
         """The order of an epoch that is consumed in batches of `count`.
 
         The first batch may have begun with the last problems of the epoch before; those move behind
-        it. Only the first num_problems - count places are rearranged, so that the end of every
-        epoch is known from its own shuffle alone and none has to look further back than one.
+        it. Places at the end stay as they are, or hold what `_carried` says, so that none has to
+        look at all the epochs before.
         """
         order = self._shuffled(epoch)
-        num_before = epoch * self.num_problems % count  # places that the batch has filled already
-        if num_before == 0:
+        if count >= self.num_problems:
             return order
-        before = set(self._shuffled(epoch - 1)[-num_before:])
-        return sorted(order[:-count], key=before.__contains__) + order[-count:]  # stable
+        before = self._carried(epoch - 1, count)
+        last = set(order[-count:]) if 2 * count <= self.num_problems else self._carried(epoch, count)
+        return sorted(order, key=lambda pair: 2 if pair in last else pair in before)  # stable
+
+    def _carried(self, epoch: int, count: int) -> set[tuple[int, int]]:
+        """The last problems of an epoch, those of the batch that the next epoch completes.
+
+        With batches of more than half of the set, an epoch may hold no whole batch. All that is not
+        in its first batch is then carried on, so the set must contain what the epoch before
+        carried. It grows by num_problems - count each time: longer and longer ends of one shuffle,
+        that of the last epoch that held a whole batch.
+        """
+        size = (epoch + 1) * self.num_problems % count
+        if size == 0:
+            return set()
+        source = max(0, epoch - size // (self.num_problems - count))
+        return set(self._shuffled(source)[-size:])
 
     def _problem(self, a: int, b: int) -> Problem:
         prompt = TEMPLATES[self.template].format(a=a, b=b)

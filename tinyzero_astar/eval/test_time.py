@@ -75,7 +75,7 @@ def compare(
     ]
     budget = _tokens(searched, count)
     length = _tokens(greedy, count)
-    width = max(1, round(budget / length))
+    width = max(1, round(budget / length)) if length else 1  # no tokens where every answer ends at once
     sampled = _sample(generator, problems, settings, width, max_rows)
     chosen = torch.cat([_best_by_value(s) for s in sampled])
     beams, beam_tokens = _beam_search(policy, tokenizer, task, generator, problems, settings, width, max_rows)
