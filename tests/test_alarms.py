@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
+from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate, remembered
 
 HEALTHY = {
     "value/sibling_accuracy": 0.7,
@@ -88,3 +88,21 @@ def test_gate_looks_at_the_mean_of_the_last_three_iterations(name, bound):
     assert is_open(-0.5, 0.2, 0.1, -0.2)  # the last one alone would close it
     assert not is_open(0.5, -0.2, -0.1, 0.2)  # or open it
     assert is_open(-0.5, 0.1, 0.1, 0.1) and not is_open(0.4, -0.1, -0.1, -0.1)  # all before the last three
+
+
+def test_alarms_and_gate_look_at_nothing_but_what_is_remembered():
+    looked_at = set()
+
+    class Watched(dict):
+        def get(self, name, default=None):
+            looked_at.add(name)
+            return super().get(name, default)
+
+    for changes, _ in CASES.values():
+        active_alarms([Watched(r) for r in history(**changes)], 1e-4)
+    guidance_gate([Watched(r) for r in history()])
+    assert looked_at | {"alarms"} == remembered({**dict.fromkeys([*looked_at, "alarms", "other"])}).keys()
+
+
+def test_an_iteration_without_a_measured_ratio_is_no_alarm():
+    assert active_alarms([*history(), {**HEALTHY, "audit/ratio_error": None}], 1e-4) == {}

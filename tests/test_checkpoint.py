@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 
 import pytest
@@ -211,7 +212,9 @@ def test_a_missing_file_is_refused(saved, name):
 
 
 @pytest.mark.parametrize(
-    "change", [lambda b: b[:-3], lambda b: b"", lambda b: b"\xff\xfe" + b], ids=["cut", "empty", "no UTF-8"]
+    "change",
+    [lambda b: b[:-3], lambda b: b"", lambda b: b"\xff\xfe" + b, lambda b: b"[" * 100_000],
+    ids=["cut", "empty", "no UTF-8", "deep"],
 )
 def test_a_damaged_state_is_refused(saved, change):
     damaged(saved, "trainer.json", change)
@@ -235,6 +238,21 @@ def test_a_state_without_its_fields_is_refused(saved, state):
     assert refusal(saved).startswith("trainer.json lacks iteration, num_updates or config")
 
 
+def test_only_regular_files_are_read(saved):
+    (saved / "trainer.json").unlink()
+    os.mkfifo(saved / "trainer.json")
+    assert refusal(saved).startswith("trainer.json cannot be read (trainer.json is no regular file)")
+
+
+def test_optimizers_that_never_stepped_come_back(tiny_base, tmp_path):
+    fresh = Trained(tiny_base, num_steps=0)
+    state = {**STATE, "num_updates": 0}
+    save_checkpoint(tmp_path / "c", fresh.policy, fresh.tokenizer, fresh.optimizers, state)
+    other = Trained(tmp_path / "c", num_steps=0)
+    assert load_trainer(tmp_path / "c", other.policy, other.optimizers) == state
+    assert other.moments() == {}
+
+
 def test_a_value_model_of_another_width_is_refused(saved):
     assert refusal(saved, value_hidden_size=9).startswith("its value model does not fit (")
 
@@ -247,8 +265,28 @@ def test_a_value_model_of_another_width_is_refused(saved):
         lambda t: [t.pop(k) for k in list(t) if k.startswith("policy_optimizer.")],
         lambda t: t.update({"policy_optimizer.0.exp_avg": torch.zeros(3, 3)}),
         lambda t: t.update({"value_optimizer.99.exp_avg": torch.zeros(3, 3)}),
+        lambda t: t.pop("policy_optimizer.0.exp_avg"),
+        lambda t: t.pop("value_optimizer.1.step"),
+        lambda t: t.update({"policy_optimizer.0.exp_avg_sq": torch.tensor(0.0)}),
+        lambda t: t.update({"policy_optimizer.0.step": torch.ones(2)}),
+        lambda t: t.update({"value_optimizer.0.exp_avg": t["value_optimizer.0.exp_avg"].int()}),
+        lambda t: t.update({"policy_optimizer.0.stray": torch.tensor(0.0)}),
+        lambda t: t.update({"value_optimizer.first.exp_avg": torch.zeros(3, 3)}),
     ],
-    ids=["no random state", "short random state", "no optimizer", "wrong shape", "one parameter too many"],
+    ids=[
+        "no random state",
+        "short random state",
+        "no optimizer",
+        "wrong shape",
+        "one parameter too many",
+        "no moment",
+        "no step",
+        "scalar moment",
+        "two steps",
+        "integers",
+        "stray slot",
+        "no number",
+    ],
 )
 def test_tensors_that_do_not_fit_are_refused(saved, change):
     change_tensors(saved, change)

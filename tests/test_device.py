@@ -71,9 +71,10 @@ def test_a_run_made_on_a_gpu_goes_on_and_is_evaluated_on_a_machine_without_one(s
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = tmp_path / "r"
     shutil.copytree(session.folder, run)
-    elsewhere = replace(session, folder=run, config=replace(session.config, model=on("cuda", session)))
+    config = replace(session.config, model=on("cuda", session))
+    elsewhere = replace(session, folder=run, config=config, history=[{}] * 3)
     (run / "config.json").write_text(to_json(elsewhere.config))
-    trainer._save(elsewhere, 3)
+    trainer._save(elsewhere, 3, {})
     assert main(["--resume", str(run)]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: device cuda: PyTorch ") and "use --model.device cpu, or install" in err
@@ -92,7 +93,7 @@ def on(device, session):
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_solve_takes_a_device(device, tiny_base, session, capsys):
-    trainer._save(session, 1)
+    trainer._save(session, 1, {})
     folder = session.folder / "checkpoints" / "checkpoint_iter_1"
     assert solve_main(["3*4", "--checkpoint", str(folder), "--device", device, "--beam-width", "2"]) == 0
     assert "3*4" in capsys.readouterr().out

@@ -358,7 +358,19 @@ def test_the_base_model_is_evaluated_without_a_checkpoint(session, options, tmp_
     assert found == {name: x for name, x in first.items() if name.startswith("eval/")}
 
 
-@pytest.mark.parametrize("argv", [["--resume", "."], ["--eval-only", "--checkpoint", "checkpoints/checkpoint_iter_4"]])
+def test_ways_of_decoding_are_compared_where_no_answer_has_a_token(session):
+    shallow = dataclasses.replace(session.search, max_search_depth=1)
+    settings = dataclasses.replace(session.config.eval, search="best_first")
+    config = dataclasses.replace(session.config, eval=settings)
+    found = trainer.measure(dataclasses.replace(session, search=shallow, config=config), 4)
+    assert found["decode/best_first_expanded"] == 1
+    assert found["decode/greedy_tokens"] == found["decode/beam_search_tokens"] == 0
+
+
+CHOSEN = "checkpoints/checkpoint_iter_4"
+
+
+@pytest.mark.parametrize("argv", [["--resume", CHOSEN], ["--eval-only", "--checkpoint", CHOSEN]])
 @pytest.mark.parametrize(
     ("name", "size"),
     [

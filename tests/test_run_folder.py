@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,12 @@ def test_output_dir_that_holds_a_run_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(ValueError) as refused:
         new_run_folder("tiny", tmp_path)
     sentence = f"--output-dir {tmp_path} already holds a run; name another folder, or continue it with --resume"
-    assert str(refused.value) == f"{sentence} {tmp_path}"
+    assert str(refused.value) == f"{sentence} {tmp_path}, from iteration 0 as it has no checkpoint yet"
     assert [p.name for p in tmp_path.iterdir()] == [CONFIG]
+    make_checkpoint(tmp_path / "checkpoints" / "checkpoint_iter_2")
+    with pytest.raises(ValueError) as refused:
+        new_run_folder("tiny", tmp_path)
+    assert str(refused.value) == f"{sentence} {tmp_path}"
 
 
 def test_a_file_in_the_way_is_refused(tmp_path):
@@ -118,6 +123,28 @@ def test_a_line_cut_anywhere_is_left_out_and_the_others_stay(tmp_path):
     for size in range(len(last) - 1):  # without the newline alone the record is complete
         path.write_bytes(whole + last[:size])
         assert read_jsonl(path) == [{"iteration": 0}], last[:size]
+
+
+@pytest.mark.parametrize("line", [b"3", b"{}", b'{"iteration": "1"}', b"[" * 100_000, b"\xff", b"", b'{"iteration": 1'])
+def test_a_damaged_line_is_refused_by_its_number(line, tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    append_jsonl(path, {"iteration": 0})
+    first = path.read_bytes()
+    path.write_bytes(first + line + b"\n" + first)
+    with pytest.raises(ValueError) as refused:
+        read_jsonl(path)
+    assert str(refused.value).startswith(f"{path}, line 2 is damaged (")
+    with pytest.raises(ValueError, match="line 2 is damaged"):
+        keep_iterations(path, 3)
+    assert path.read_bytes() == first + line + b"\n" + first
+    path.write_bytes(first + line)  # cut short
+    assert read_jsonl(path) == [{"iteration": 0}]
+
+
+def test_records_are_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "r.jsonl")
+    with pytest.raises(ValueError, match=r"r\.jsonl is no regular file"):
+        read_jsonl(tmp_path / "r.jsonl")
 
 
 def test_keep_iterations_drops_later_records_and_the_cut_line(tmp_path):

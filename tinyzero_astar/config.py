@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tinyzero_astar.run_folder import read_text
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -161,7 +163,7 @@ class RunConfig:
     """Of problems' order and search noise; equal seeds give equal runs."""
     num_threads: int = 1
     """CPU threads of PyTorch, at most one per core; 0: all cores, but one when the machine is already busy."""
-    checkpoint_frequency: int = 50
+    checkpoint_frequency: int = 10
     """Every that many iterations, besides the end."""
     sample_frequency: int = 5
     """Completions are shown every that many iterations."""
@@ -219,6 +221,17 @@ _TRAINING = Config(
     ),
     eval=EvalConfig(eval_frequency=10, num_problems=500, num_samples=4, max_rows=256),
     run=RunConfig(checkpoint_frequency=20, num_threads=0),
+)
+
+# may change when a run is continued: machine, pace of saving and showing
+FREE_ON_RESUME = (
+    "model.device",
+    "model.cuda_graphs",
+    "model.liger",
+    "run.num_threads",
+    "run.checkpoint_frequency",
+    "run.sample_frequency",
+    "run.collective_timeout_s",
 )
 
 PRESETS = {"tiny": Config(), "local": _LOCAL, "training": _TRAINING}
@@ -343,6 +356,17 @@ def describe(config: Config) -> str:
     )
 
 
+def differences(a: Config, b: Config) -> list[str]:
+    """Names of the fields, with their sections, in which two configurations differ."""
+    ours, theirs = dataclasses.asdict(a), dataclasses.asdict(b)
+    return [
+        f"{section}.{key}"
+        for section, values in ours.items()
+        for key, value in values.items()
+        if value != theirs[section][key]
+    ]
+
+
 def from_json(path: Path) -> Config:
     """A configuration saved by `to_json`.
 
@@ -350,12 +374,12 @@ def from_json(path: Path) -> Config:
         ValueError: the file is missing, is no JSON, or holds unknown or wrong fields.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_text(path))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist: it should hold the configuration of a run") from None
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits, nested deeply
         raise ValueError(f"{path} is not valid JSON ({error}); restore it from a checkpoint") from None
     return from_dict(data, str(path))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,29 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import Config, describe, from_dict, to_json
+from tinyzero_astar.config import FREE_ON_RESUME, Config, describe, differences, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.machine import choose_device, free_disk, free_memory, num_cores
-from tinyzero_astar.model.checkpoint import load_trainer, read_state
+from tinyzero_astar.model.checkpoint import check_files, load_trainer, read_state, remembered_by
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
 from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.model.recording import CudaGraphs
 from tinyzero_astar.rollout.generator import Generator, SearchSettings
 from tinyzero_astar.rollout.heuristic import Guidance
-from tinyzero_astar.run_folder import CONFIG, METRICS, SAMPLES, keep_iterations, new_run_folder, read_jsonl
+from tinyzero_astar.run_folder import (
+    CONFIG,
+    METRICS,
+    check_complete,
+    fresh_run_folder,
+    go_back_to,
+    new_run_folder,
+    prepare,
+    start_over,
+    writing,
+)
 from tinyzero_astar.terminal import readable_bytes
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
@@ -47,45 +58,112 @@ class Session:
     updater: Updater
     console: ConsoleLogger
     first_iteration: int  # iterations already trained
-    history: list[dict[str, Any]]  # metrics of the iterations trained so far, for gate and alarms
+    history: list[dict[str, Any]]  # what gate and alarms remember of the iterations trained so far
+    pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
 
 
 def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
-    """A new run in a folder of its own.
+    """A new run in a folder of its own, made first and removed again if the run is refused.
 
     Raises:
         ValueError: the folder, the model or the problems cannot be had.
     """
-    console = _console()
-    _check_fit(config, config.model.model_name, output_dir or Path("runs"), console)
-    session = build(config, Path(), config.model.model_name, console, 0)
-    folder = _made_by_main(lambda: new_run_folder(preset, output_dir))
-    if is_main():
-        (folder / CONFIG).write_text(to_json(config) + "\n")
+    with ExitStack() as stack:
+        folder = _made_by_main(lambda: stack.enter_context(fresh_run_folder(preset, output_dir)))
+        session = _begin_run(config, folder)
+        if is_main():
+            with writing(folder / CONFIG):
+                (folder / CONFIG).write_text(to_json(config) + "\n")
     session.console.say(describe(config))
     session.console.say(f"run folder: {folder}")
-    return replace(session, folder=folder)
+    return session
 
 
-def open_run(config: Config, folder: Path, checkpoint: Path) -> Session:
-    """A run to be continued from one of its checkpoints.
+def restart_run(config: Config, folder: Path) -> Session:
+    """A run that was stopped before its first checkpoint, from iteration 0.
 
     Raises:
-        ValueError: the checkpoint is damaged or does not fit.
+        ValueError: the model or the problems cannot be had.
     """
-    iteration = int(read_state(checkpoint)["iteration"])
+    session = _begin_run(config, folder)
+    if is_main():
+        with writing(folder):
+            start_over(folder)
+    session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
+    return session
+
+
+def _begin_run(config: Config, folder: Path) -> Session:
     console = _console()
+    _prepare(folder)
+    _check_fit(config, config.model.model_name, folder, console)
+    return build(config, folder, config.model.model_name, console, 0)
+
+
+def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Session:
+    """A run to be continued from the first of some checkpoints whose files are whole.
+
+    Raises:
+        ValueError: none is whole, or it or the records of the run do not fit.
+    """
+    console = _console()
+    checkpoint = _made_by_main(lambda: _first_whole(checkpoints, console))
+    state = read_state(checkpoint)
+    iteration = int(state["iteration"])
+    _check_same(config, from_dict(state["config"], f"checkpoint {checkpoint}"), folder, checkpoint)
+    history, record = remembered_by(checkpoint, state)
+    is_pending = from_main(agree(lambda: is_main() and check_complete(folder, iteration)))
+    if not (folder / METRICS).exists():
+        console.warn(f"{folder / METRICS} is missing: the run goes on without its earlier records")
+    _prepare(folder)
     _check_fit(config, str(checkpoint), folder, console)
     session = build(config, folder, str(checkpoint), console, iteration)
-    state = agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
+    agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
     session.updater.num_updates = int(state["num_updates"])
+    session.history.extend(history)
     if is_main():
-        for name in (METRICS, SAMPLES):
-            keep_iterations(folder / name, iteration)
-        session.history.extend(r for r in read_jsonl(folder / METRICS) if r["iteration"] > 0)
-    session.history[:] = from_main(session.history)
-    session.console.say(f"continuing {folder} after iteration {iteration}")
-    return session
+        with writing(folder):
+            for path in go_back_to(folder, iteration):
+                console.say(f"a newer checkpoint was set aside: {path}")
+    console.say(f"continuing {folder} after iteration {iteration}")
+    return replace(session, pending=record if is_pending else None)
+
+
+def _first_whole(checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
+    failures: list[str] = []
+    for checkpoint in checkpoints:
+        try:
+            check_files(checkpoint)
+        except ValueError as error:
+            failures.append(str(error))
+            continue
+        for failure in failures:
+            console.warn(failure)
+        if failures:
+            console.say(f"going back to {checkpoint}")
+        return checkpoint
+    if len(failures) == 1:
+        raise ValueError(failures[0])
+    raise ValueError(f"none of {len(failures)} checkpoints can be used; the newest: {failures[0]}")
+
+
+def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:
+    """Whether the run's configuration is what the checkpoint was trained with, but for what may change.
+
+    That includes the name of the base model, which is not needed any more and may have moved.
+
+    Raises:
+        ValueError: names the fields that differ.
+    """
+    may_change = {*FREE_ON_RESUME, "model.model_name"}
+    if changed := [name for name in differences(config, saved) if name not in may_change]:
+        section, key = changed[0].split(".")
+        own, other = (getattr(getattr(c, section), key) for c in (config, saved))
+        raise ValueError(
+            f"{folder / CONFIG} is not the configuration of {checkpoint}: {', '.join(changed)}"
+            f" differ{'s' if len(changed) == 1 else ''} ({changed[0]}: {own!r} and {other!r}); undo the change, or"
+            " start a new run"
+        )
 
 
 def open_evaluation(config: Config, checkpoint: Path | None, command: Config) -> tuple[Session, Path]:
@@ -114,7 +192,11 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
 
 
 def _check_fit(config: Config, model_source: str, folder: Path, console: ConsoleLogger) -> None:
-    """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing."""
+    """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing.
+
+    Raises:
+        ValueError: what is asked of model or device cannot be, or the folder cannot be written to.
+    """
     device = choose_device(config.model.device)
     check_options(config, device)
     transformers_logging.disable_progress_bar()
@@ -131,13 +213,19 @@ def _check_fit(config: Config, model_source: str, folder: Path, console: Console
     for text in advice:
         if text is not None:
             console.warn(text)
+    outlook = predict(config, model, world_size(), device.type)
     if advice == [None, None]:
-        outlook = predict(config, model, world_size(), device.type)
         console.say(
             f"predicted: {readable_bytes(outlook.memory)} of {readable_bytes(memory)} of memory,"
             f" {readable_bytes(outlook.disk)} of {readable_bytes(disk)} of disk;"
             " by part: python -m tinyzero_astar doctor"
         )
+    # the larger of a checkpoint's two files of tensors has at least half of its bytes
+    _prepare(folder, outlook.checkpoint // 2)
+
+
+def _prepare(folder: Path, *num_bytes: int) -> None:
+    agree(lambda: prepare(folder, *num_bytes) if is_main() else None)
 
 
 def _console() -> ConsoleLogger:

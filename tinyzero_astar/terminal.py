@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 FAILED, USAGE_ERROR = 1, 2
-INTERRUPTED, UNREAD = 130, 141  # the shell's for Ctrl-C, and for output that nobody reads
+UNREAD = 141  # the shell's for output that nobody reads
 _OLDEST = (3, 11)
 
 

@@ -5,7 +5,9 @@ PyTorch is imported only after the options were understood, so that `--help` and
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,10 +19,11 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from tinyzero_astar.config import PRESETS, Config, check, from_json
-from tinyzero_astar.run_folder import CONFIG, latest_checkpoint, resolve_checkpoint
-from tinyzero_astar.terminal import FAILED, INTERRUPTED, USAGE_ERROR, complain
+from tinyzero_astar.config import FREE_ON_RESUME, PRESETS, Config, check, from_json
+from tinyzero_astar.run_folder import CONFIG, WriteFailedError, resolve_checkpoint, run_and_checkpoints
+from tinyzero_astar.terminal import FAILED, USAGE_ERROR, complain
 
+_FREE_IN_EVALUATION = ("model.device", "model.cuda_graphs", "run.num_threads", "run.collective_timeout_s")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE_S = 10.0  # torchrun ends everyone at the first failure: rank 0 must be the first, or it could not say why
 
@@ -37,7 +40,7 @@ class Command(Config):
     output_dir: Path | None = None
     """Folder of the run; default: runs/PRESET-NNN."""
     resume: Path | None = None
-    """Folder of a run to continue, with its own configuration."""
+    """Folder of a run to continue, or one of its checkpoints, with the run's own configuration."""
     eval_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Evaluate and stop."""
     checkpoint: Path | None = None
@@ -63,23 +66,41 @@ def parse_as(kind: type[C], program: str, argv: Sequence[str]) -> C:
     """
     preset = PRESETS.get(_preset_name(argv), PRESETS["tiny"])
     default = kind(**{f.name: getattr(preset, f.name) for f in fields(Config)})
+    given = _given_fields(argv)
     command = tyro.cli(kind, prog=program, args=list(argv), default=default)
     check(command)
     if command.checkpoint is not None and not command.eval_only:
         raise ValueError(f"--checkpoint {command.checkpoint} goes with --eval-only; to continue a run use --resume RUN")
-    _check_evaluation(command, preset)
+    _check_evaluation(command, given)
     if command.resume is not None:
         if command.eval_only:
             raise ValueError("--resume and --eval-only exclude each other; evaluate with --checkpoint")
-        if _on_any_device(_config_of(command)) != preset or command.output_dir is not None:
+        if others := sorted(given - {"resume", "distributed", *FREE_ON_RESUME}):
             raise ValueError(
-                f"--resume {command.resume} continues with the run's own configuration: leave out all options but"
-                " --model.device"
+                f"--resume {command.resume} continues with the run's own configuration: leave out"
+                f" {', '.join(map(_option, others))}; only {', '.join(map(_option, FREE_ON_RESUME))} may be given"
             )
     return command
 
 
-def _check_evaluation(command: Command, preset: Config) -> None:
+def _given_fields(argv: Sequence[str]) -> set[str]:
+    """Names of the fields that an argument list sets, with their sections, whatever the values.
+
+    Raises:
+        ValueError: an option has an empty value, which as a folder would mean the current one.
+    """
+    for word, then in itertools.pairwise([*argv, "end"]):
+        if word.startswith("--") and (word.endswith("=") or then == ""):
+            raise ValueError(f"{word.rstrip('=')} has an empty value; give one, or leave the option out")
+    options = (word.removeprefix("--").partition("=")[0] for word in argv if word.startswith("--"))
+    return {option.replace("-", "_").replace(".no_", ".") for option in options}
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _check_evaluation(command: Command, given: set[str]) -> None:
     if not command.eval_only:
         return
     if command.output_dir is not None:
@@ -87,11 +108,12 @@ def _check_evaluation(command: Command, preset: Config) -> None:
             f"--output-dir {command.output_dir} is for training; leave it out: an evaluation is saved beside its"
             " checkpoint, or in runs/ without one"
         )
-    others = replace(_on_any_device(_config_of(command)), eval=preset.eval, run=preset.run)
-    if command.checkpoint is not None and others != preset:
+    free = {"config", "eval_only", "checkpoint", "distributed", *_FREE_IN_EVALUATION}
+    others = sorted(name for name in given - free if not name.startswith("eval."))
+    if command.checkpoint is not None and others:
         raise ValueError(
             f"--checkpoint {command.checkpoint} is evaluated with its own configuration: leave out all options"
-            " but --eval.*, --run.num-threads and --model.device"
+            f" but --eval.*, {', '.join(map(_option, _FREE_IN_EVALUATION))}; {_option(others[0])} was given"
         )
 
 
@@ -109,9 +131,13 @@ def _config_of(command: Command) -> Config:
     return Config(**{f.name: getattr(command, f.name) for f in fields(Config)})
 
 
-def _on_any_device(config: Config) -> Config:
-    """The machine is not part of what a run or a checkpoint is."""
-    return replace(config, model=replace(config.model, device="auto"))
+def _changed(config: Config, command: Command, given: set[str]) -> Config:
+    """A run's configuration with what the command line changes of it."""
+    for name in given.intersection(FREE_ON_RESUME):
+        section, key = name.split(".")
+        value = getattr(getattr(command, section), key)
+        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+    return config
 
 
 def _check_processes(command: Command, config: Config) -> None:
@@ -167,28 +193,34 @@ def _only_main_speaks() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted; see `run_command`."""
+    """Run a command.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong use, 128 plus the number of the signal that stopped it (130 for
+        Ctrl-C, 143 for SIGTERM); see also `run_command`.
+    """
     try:
-        return _run(argv)
-    except FloatingPointError as error:  # all ranks raise it
+        return _run(sys.argv[1:] if argv is None else argv)
+    except (FloatingPointError, WriteFailedError) as error:  # all ranks raise it
         return complain(error, FAILED) if _is_main() else FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("stopped at once; only what was saved before is kept", file=sys.stderr)
-        return INTERRUPTED
+        number: int = stopped.args[0] if stopped.args else signal.SIGINT
+        return 128 + number
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str]) -> int:
+    checkpoint: Path | None = None
     try:
         with _only_main_speaks():
-            command = parse(sys.argv[1:] if argv is None else argv)
-        if command.eval_only and command.checkpoint is not None:
+            command = parse(argv)
+        config = _config_of(command)
+        if command.checkpoint is not None:
             checkpoint = resolve_checkpoint(command.checkpoint, command.config)
         elif command.resume is not None:
-            checkpoint = latest_checkpoint(command.resume)
-            config = from_json(command.resume / CONFIG)
-            if command.model.device != "auto":
-                config = replace(config, model=replace(config.model, device=command.model.device))
-        _check_processes(command, config if command.resume is not None else command)
+            run, checkpoints = run_and_checkpoints(command.resume)
+            config = _changed(from_json(run / CONFIG), command, _given_fields(argv))
+        _check_processes(command, config)
     except ValueError as error:
         return _refuse(error)
 
@@ -199,14 +231,15 @@ def _run(argv: Sequence[str] | None) -> int:
 
     try:
         if command.distributed:
-            set_up(choose_device(command.model.device), command.run.collective_timeout_s)
+            set_up(choose_device(config.model.device), config.run.collective_timeout_s)
         if command.eval_only:
-            source = checkpoint if command.checkpoint is not None else None
-            session, folder = sessions.open_evaluation(_config_of(command), source, command)
-        elif command.resume is not None:
-            session = sessions.open_run(config, command.resume, checkpoint)
+            session, folder = sessions.open_evaluation(config, checkpoint, command)
+        elif command.resume is None:
+            session = sessions.start_run(config, command.config, command.output_dir)
+        elif checkpoints:
+            session = sessions.open_run(config, run, checkpoints)
         else:
-            session = sessions.start_run(_config_of(command), command.config, command.output_dir)
+            session = sessions.restart_run(config, run)
     except ValueError as error:
         return _refuse(error)
     status = trainer.evaluate_only(session, folder) if command.eval_only else trainer.train(session)

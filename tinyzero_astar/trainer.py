@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -20,10 +21,19 @@ from torch import Tensor
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.eval.test_time import compare
 from tinyzero_astar.interfaces import Problem
-from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate
+from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate, remembered
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.checkpoint import save_checkpoint
-from tinyzero_astar.model.fsdp_utils import agree, from_main, gather, is_any, is_main, share_of, unsharded, world_size
+from tinyzero_astar.model.fsdp_utils import (
+    agree,
+    from_main,
+    gather,
+    is_distributed,
+    is_main,
+    share_of,
+    unsharded,
+    world_size,
+)
 from tinyzero_astar.rollout.generator import RewardedRollouts, SearchSettings, concatenate, make_batch, on_device
 from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of
 from tinyzero_astar.rollout.quality import heuristic_quality
@@ -32,60 +42,138 @@ from tinyzero_astar.run_folder import (
     CHECKPOINTS,
     METRICS,
     SAMPLES,
+    WriteFailedError,
     append_jsonl,
+    new_run_folder,
+    remove_partial,
+    writing,
 )
 from tinyzero_astar.session import Session, optimizers
 
 _NUM_SHOWN = 3  # completions on the console
 _NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual
 _UNGUIDED = Guidance(strength=0.0)
-INTERRUPTED = 130
+_FAILED = 1
+_SIGNALS = [  # that ask a run to stop; not every system has all
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+]
+_SAME_SIGNAL_S = 2.0  # within it, torchrun and the system may send a process the same request twice
 
 
 def train(session: Session) -> int:
-    """The main loop: problems, rollouts, rewards, batch, update, log, evaluate, checkpoint."""
+    """The main loop: problems, rollouts, rewards, batch, update, log, checkpoint, evaluate.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 128 plus the number of a signal that asked to stop.
+    """
+    try:
+        return _train(session)
+    except WriteFailedError as error:
+        session.console.say(
+            f"error: {error}; what was saved before is kept: make room or raise the limit, then continue with: python"
+            f" train.py --resume {session.folder}"
+        )
+        return _FAILED
+
+
+def _train(session: Session) -> int:
     config, console = session.config, session.console
-    last, done = config.train.num_iterations, session.first_iteration
+    first, last = session.first_iteration, config.train.num_iterations
     began = time.perf_counter()
-    if done == 0:
-        _log(session, 0, measure(session, 0))
-    with _interruption() as interrupted, _progress(console, last, done):
-        for iteration in range(done, last):
+    _begin(session)
+    done = first
+    with _stop_requests() as received, _progress(console, last, first):
+        for done in range(first + 1, last + 1):
             try:
-                metrics, rewarded = iterate(session, iteration)
+                metrics = _train_once(session, done)
             except FloatingPointError as error:
-                console.say(f"error: iteration {iteration + 1}: {error}; the last checkpoint is untouched")
-                return 1
-            done = iteration + 1
-            console.iteration(done, metrics)
-            metrics["alarms"] = _sound_alarms(session, metrics)
-            session.history.append(metrics)
-            if _is_due(done, config.run.sample_frequency, last):
-                _show_samples(session, done, rewarded)
-            if _is_due(done, config.eval.eval_frequency, last):  # also when interrupted: a resumed run won't repeat it
-                metrics = metrics | measure(session, done)
-            _log(session, done, metrics)
-            is_interrupted = is_any(bool(interrupted))
-            if _is_due(done, config.run.checkpoint_frequency, last) or is_interrupted:
-                _save(session, done)
-            if is_interrupted:
-                break
-    if done < last:
-        console.say(f"stopped after iteration {done}; continue with: python train.py --resume {session.folder}")
-        return INTERRUPTED
-    console.say(f"{last - session.first_iteration} iterations in {time.perf_counter() - began:.0f} s")
-    if _checkpoint(session, done).exists():  # not after 0 iterations
+                console.say(f"error: iteration {done}: {error}; the last checkpoint is untouched")
+                return _FAILED
+            number = _agreed(received)
+            is_saved = number > 0 or _is_due(done, config.run.checkpoint_frequency, last)
+            if is_saved:  # before the evaluation, which may fail or take long
+                _save(session, done, metrics)
+            if number == 0 or done == last or not _is_due(done, config.eval.eval_frequency, last):
+                _conclude(session, done, metrics)  # else the resumed run does
+            number = _agreed(received)
+            if number and done < last:
+                if not is_saved:
+                    _save(session, done, metrics)
+                console.say(f"stopped after iteration {done}; continue with: python train.py --resume {session.folder}")
+                return 128 + number
+    if done > first:
+        console.say(f"{done - first} iterations in {time.perf_counter() - began:.0f} s")
+    else:
+        console.say(f"nothing to train: this run has finished its {last} iterations")
+    if done > 0:
         console.say(f"evaluate again: python train.py --eval-only --checkpoint {_checkpoint(session, done)}")
     return 0
 
 
+def _begin(session: Session) -> None:
+    """Evaluate the base model, or what a stopped run left to do for its last iteration."""
+    if session.first_iteration == 0:
+        _log(session, 0, measure(session, 0))
+    elif session.pending is not None:
+        _conclude(session, session.first_iteration, session.pending)
+
+
+def _train_once(session: Session, number: int) -> dict[str, Any]:
+    """Iteration `number`, counted from 1, and all that is said of it; what there is to log."""
+    metrics, rewarded = iterate(session, number - 1)
+    session.console.iteration(number, metrics)
+    if metrics["train/num_rows"] == 0:
+        session.console.warn(
+            f"nothing was learned in iteration {number}: every leaf weighed less than search.min_weight"
+            f" {session.config.search.min_weight:g} and was dropped; lower it"
+        )
+    metrics["alarms"] = _sound_alarms(session, metrics)
+    session.history.append(remembered(metrics))
+    if _is_due(number, session.config.run.sample_frequency, session.config.train.num_iterations):
+        _show_samples(session, number, rewarded)
+    return metrics
+
+
+def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None:
+    """Evaluate after an iteration if it is time to, and write its record."""
+    if _is_due(number, session.config.eval.eval_frequency, session.config.train.num_iterations):
+        metrics = {**metrics, **measure(session, number)}
+    _log(session, number, metrics)
+
+
 def evaluate_only(session: Session, folder: Path) -> int:
-    """Print the evaluation's table and save it as evaluation.json in `folder`."""
+    """Print the evaluation's table and save it in `folder`, or in runs/ where that cannot be written to.
+
+    Returns:
+        The exit status: 1 if the results could be saved nowhere.
+    """
     measured = _finite(measure(session, session.first_iteration))
-    if is_main():
-        (folder / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
-    session.console.say(f"saved to {folder / 'evaluation.json'}")
-    return 0
+    return from_main(_save_evaluation(session, folder, measured) if is_main() else 0)
+
+
+def _save_evaluation(session: Session, folder: Path, measured: Mapping[str, Any]) -> int:
+    places: tuple[Callable[[], Path], ...] = (lambda: folder, lambda: new_run_folder("evaluation", None))
+    for place in places:
+        try:
+            path = _free_name(place())
+            with writing(path):
+                path.write_text(json.dumps(measured, indent=2) + "\n")
+        except (ValueError, WriteFailedError) as error:
+            session.console.warn(str(error))
+        else:
+            session.console.say(f"saved to {path}")
+            return 0
+    session.console.say("error: the results above are saved nowhere")
+    return _FAILED
+
+
+def _free_name(folder: Path) -> Path:
+    """evaluation.json, evaluation-2.json, …: no earlier result is overwritten."""
+    path, number = folder / "evaluation.json", 1
+    while path.exists():
+        number += 1
+        path = folder / f"evaluation-{number}.json"
+    return path
 
 
 def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
@@ -118,7 +206,8 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
         "time/update_s": ended - searched,
         "time/iteration_s": ended - began,
     }
-    return from_main(metrics), rewarded  # decisions are taken on metrics: not one bit may differ between ranks
+    # decisions are taken on metrics: not one bit may differ between ranks
+    return from_main(_finite(metrics)), rewarded
 
 
 def _search(session: Session, problems: list[Problem], search: SearchSettings, iteration: int) -> RewardedRollouts:
@@ -198,26 +287,23 @@ def _compare_decoding(session: Session) -> dict[str, float]:
 
 
 def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) -> None:
-    if not is_main():
-        return
-    for i, problem in enumerate(rewarded.problems):
-        for k, (text, verdict) in enumerate(zip(rewarded.texts[i], rewarded.verdicts[i], strict=True)):
-            if rewarded.rollouts.length[i, k] == 0:  # no k-th leaf; its priority, -inf, is no JSON
-                continue
-            append_jsonl(
-                session.folder / SAMPLES,
-                {
-                    "iteration": iteration,
-                    "problem": problem.text,
-                    "answer": problem.answer,
-                    "completion": text,
-                    "accuracy": verdict.accuracy,
-                    "format": verdict.format,
-                    "reason": str(verdict.reason),
-                    "weight": float(rewarded.weight[i, k]),
-                    "priority": float(rewarded.rollouts.priority[i, k]),
-                },
-            )
+    records = [
+        {
+            "iteration": iteration,
+            "problem": problem.text,
+            "answer": problem.answer,
+            "completion": text,
+            "accuracy": verdict.accuracy,
+            "format": verdict.format,
+            "reason": str(verdict.reason),
+            "weight": float(rewarded.weight[i, k]),
+            "priority": float(rewarded.rollouts.priority[i, k]),
+        }
+        for i, problem in enumerate(rewarded.problems)
+        for k, (text, verdict) in enumerate(zip(rewarded.texts[i], rewarded.verdicts[i], strict=True))
+        if rewarded.rollouts.length[i, k] > 0  # there may be no k-th leaf; its priority, -inf, is no JSON
+    ]
+    _append(session.folder / SAMPLES, *records)
     for i in range(min(_NUM_SHOWN, len(rewarded.problems))):
         verdict = rewarded.verdicts[i][0]
         session.console.sample(rewarded.problems[i].text, rewarded.texts[i][0], str(verdict.reason))
@@ -227,7 +313,7 @@ def _sound_alarms(session: Session, metrics: Mapping[str, Any]) -> list[str]:
     """Say what has just become wrong, once, and return the names of everything that is wrong now."""
     tolerance = session.config.train.ratio_tolerance
     before = session.history[-1].get("alarms", []) if session.history else []
-    alarms = active_alarms([*session.history, metrics], tolerance)
+    alarms = active_alarms([*session.history, remembered(metrics)], tolerance)
     for name, text in alarms.items():
         if name not in before:
             session.console.warn(text)
@@ -235,8 +321,28 @@ def _sound_alarms(session: Session, metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _log(session: Session, iteration: int, metrics: Mapping[str, Any]) -> None:
-    if is_main():
-        append_jsonl(session.folder / METRICS, {"iteration": iteration, **_finite(metrics)})
+    _append(session.folder / METRICS, {"iteration": iteration, **_finite(metrics)})
+
+
+def _append(path: Path, *records: Mapping[str, Any]) -> None:
+    _write(path, lambda: append_jsonl(path, *records) if is_main() else None)
+
+
+def _write(path: Path, write: Callable[[], None]) -> None:
+    """Write something that only rank 0 writes.
+
+    Raises:
+        WriteFailedError: rank 0 could not write it; every rank raises it.
+    """
+    failure = None
+    try:
+        with writing(path):
+            write()
+    except WriteFailedError as error:
+        failure = str(error)
+    failure = from_main(failure)
+    if failure is not None:
+        raise WriteFailedError(failure)
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,14 +354,24 @@ def _checkpoint(session: Session, iteration: int) -> Path:
     return session.folder / CHECKPOINTS / f"checkpoint_iter_{iteration}"
 
 
-def _save(session: Session, iteration: int) -> None:
+def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
+    """Save a checkpoint; `record` is the iteration's, still without its evaluation."""
     state = {
         "iteration": iteration,
         "num_updates": session.updater.num_updates,
         "config": dataclasses.asdict(session.config),
+        "history": session.history,
+        "record": {k: v for k, v in record.items() if not k.startswith("time/")},  # equal runs, equal checkpoints
     }
     folder = _checkpoint(session, iteration)
-    save_checkpoint(folder, session.policy, session.tokenizer, optimizers(session.updater), state)
+    try:
+        own = optimizers(session.updater)
+        _write(folder, lambda: save_checkpoint(folder, session.policy, session.tokenizer, own, state))
+    except WriteFailedError:
+        if is_main():
+            with suppress(OSError):
+                remove_partial(session.folder)  # it may have filled the disk
+        raise
 
 
 def _is_due(done: int, frequency: int, last: int) -> bool:
@@ -273,19 +389,43 @@ def _progress(console: ConsoleLogger, num_iterations: int, done: int) -> Iterato
 
 
 @contextmanager
-def _interruption() -> Iterator[list[int]]:
-    """A list that is non-empty once Ctrl-C was pressed; a second press stops at once."""
-    pressed: list[int] = []
+def _stop_requests() -> Iterator[list[int]]:
+    """A list that holds the number of the first signal that asked to stop; a second one stops at once."""
+    received: list[int] = []
+    times: list[float] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-        if is_main():
-            print("\nfinishing this iteration, then saving; press Ctrl-C again to stop at once", flush=True)
+        times.append(time.monotonic())
+        if received and not (is_distributed() and times[-1] - times[0] < _SAME_SIGNAL_S):
+            raise KeyboardInterrupt(number)
+        if not received:
+            received.append(number)
+            _announce(
+                f"\n{signal.Signals(number).name}: finishing this iteration, then saving; once more stops at once\n"
+            )
 
-    before = signal.signal(signal.SIGINT, note)
+    # nohup has SIGHUP ignored, and so it stays
+    heeded = [n for n in _SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
+    before = [(number, signal.signal(number, note)) for number in heeded]
     try:
-        yield pressed
+        yield received
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def _announce(text: str) -> None:
+    """Print from inside a signal's handler; where the terminal is gone, nothing more is printed to it."""
+    if not is_main():
+        return
+    try:
+        os.write(1, text.encode())  # print() is not made to be interrupted by itself
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+
+
+def _agreed(received: list[int]) -> int:
+    """The number of the signal that some rank received, the same on all; 0 for none."""
+    return max(gather(received[0] if received else 0))

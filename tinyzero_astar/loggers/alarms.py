@@ -1,7 +1,7 @@
 """What dies silently, said in plain words: pure functions of a run's metrics. Rules in docs/metrics.md.
 
-Both the alarms and the gate of the guidance look at the records of metrics.jsonl and nothing else, so a resumed
-run decides as an uninterrupted one.
+Both the alarms and the gate of the guidance look at what `remembered` keeps of each iteration and at nothing else.
+A checkpoint holds just that, so a resumed run decides as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,23 @@ GATE_WINDOW = 3  # iterations whose measures are averaged
 MIN_AUC, MIN_SIBLING = 0.60, 0.55  # both must be exceeded for guidance to switch on
 _LONG = 20
 _SHORT = 5
+_REMEMBERED = (
+    *(f"value/auc_depth_{quartile}" for quartile in (1, 2, 3, 4)),
+    "value/sibling_accuracy",
+    "rollout/mixed_fraction",
+    "rollout/policy_accuracy",
+    "audit/ratio_error",
+    "policy/entropy",
+    "weight/sum",
+    "reward/length_correlation",
+    "reward/accuracy_correlation",
+    "alarms",
+)
+
+
+def remembered(record: Record) -> dict[str, Any]:
+    """What the alarms and the gate of later iterations look at."""
+    return {name: record[name] for name in _REMEMBERED if name in record}
 
 
 def _recent(history: History, name: str, count: int) -> list[float]:
@@ -59,8 +76,8 @@ def _no_gradient(history: History) -> str | None:
 
 
 def _ratio(history: History, tolerance: float) -> str | None:
-    error = float(history[-1].get("audit/ratio_error", 0.0))
-    if error > tolerance:
+    error = history[-1].get("audit/ratio_error")  # None where nothing was learned
+    if error is not None and error > tolerance:
         return (
             f"sampler and trainer disagree at unchanged weights: a ratio is off by {error:.2g}"
             f" (tolerance {tolerance:g})"

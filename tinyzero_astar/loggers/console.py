@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,11 @@ class Terminal(Console):
 def safe(text: str) -> str:
     """Text of foreign origin for rich: neither markup nor anything that a terminal would obey."""
     return escape(printable(text))
+
+
+def _shown(value: float | None, pattern: str) -> str:
+    """A metric; a dash where nothing could be measured."""
+    return "–" if value is None else format(value, pattern)
 
 
 class ConsoleLogger:
@@ -73,14 +79,14 @@ class ConsoleLogger:
             self._progress.stop()
             self._progress = None
 
-    def iteration(self, number: int, metrics: Mapping[str, float]) -> None:
+    def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
         """The one line of an iteration."""
         m = metrics
         self.console.print(
             f"iteration [bold]{number:3d}[/]"
             f" rollouts [bold]{100 * m['rollout/accuracy']:4.1f}%[/]"
             f" policy [bold]{100 * m['rollout/policy_accuracy']:4.1f}%[/] Σŵ {m['weight/sum']:.2f}"
-            f" loss {m['train/policy_loss']:+.2f} value {m['train/value_loss']:.2f}"
+            f" loss {_shown(m['train/policy_loss'], '+.2f')} value {_shown(m['train/value_loss'], '.2f')}"
             f" tokens {int(m['search/num_decoded_tokens']):,} expanded {int(m['search/num_expanded']):,}"
             f" {m['time/iteration_s']:.1f} s"
         )

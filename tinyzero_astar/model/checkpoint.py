@@ -2,14 +2,15 @@
 
 model.safetensors, config.json and the tokenizer load with plain `from_pretrained`. trainer.safetensors holds the
 value model, both optimizers (with the float32 master weights of a bfloat16 model) and PyTorch's random state;
-trainer.json the iteration, the count of updates and the run's configuration. Search noise and problem order are
-functions of seed and iteration, so they need no state.
+trainer.json the iteration, the count of updates, the run's configuration, the metrics that the gate of the guidance
+and the alarms remember, and the record of the last iteration. Search noise and problem order are functions of seed and
+iteration, so they need no state.
 
 With adapters model.safetensors holds the merged weights, so that it is a model like any other. What they were merged
 from, A, B and the frozen weights, stands in trainer.safetensors too: a sum in floating point cannot be undone, and a
 run goes on exactly, without asking for its base again. Evaluation reads the merged weights alone.
 
-No pickle anywhere. A checkpoint appears under its name only when it is complete.
+No pickle anywhere. A checkpoint appears under its name only when it is complete and on the disk itself.
 
 The files are the same for any number of processes: rank 0 puts the shards together and writes, and in loading each
 rank cuts out its own. So a run may be continued, or evaluated, with another number.
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -35,9 +36,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import is_main, like, whole
 from tinyzero_astar.model.model import Policy
+from tinyzero_astar.run_folder import PARTIAL, TRAINER_STATE, iteration_of, read_text, sync
 from tinyzero_astar.training.optimizer import MasterAdamW
 
-_TENSORS, _STATE = "trainer.safetensors", "trainer.json"
+_TENSORS, _STATE = "trainer.safetensors", TRAINER_STATE
+_INDEX = "model.safetensors.index.json"  # of weights in several files
+_MOMENTS = {"exp_avg", "exp_avg_sq"}  # AdamW's, of a parameter's shape
 _LANGUAGE_MODEL, _VALUE_MODEL = "language_model.", "value_model."  # of the policy's weights
 
 
@@ -58,7 +62,7 @@ def save_checkpoint(
         weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not is_main():
         return
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(folder.name + PARTIAL)
     if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
@@ -73,9 +77,12 @@ def save_checkpoint(
     tensors["random_state"] = torch.get_rng_state()
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
     (partial / _STATE).write_text(json.dumps(dict(state), indent=2))
+    for path in (*partial.rglob("*"), partial):  # on the disk before it has its name, should the power fail
+        sync(path)
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
+    sync(folder.parent)
 
 
 def _moments(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
@@ -132,7 +139,7 @@ def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAd
     try:
         _load_adapters(policy, _inside(tensors, _LANGUAGE_MODEL))
         for name, optimizer in optimizers.items():
-            _load_optimizer(optimizer, name, tensors)
+            _load_optimizer(optimizer, name, tensors, is_fresh=state["num_updates"] == 0)
         torch.set_rng_state(tensors["random_state"])
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(
@@ -150,32 +157,95 @@ def _load_adapters(policy: Policy, saved: Mapping[str, Tensor]) -> None:
         own[key].copy_(like(own[key], x))
 
 
+def check_files(folder: Path) -> None:
+    """Whether the files of a checkpoint are there and whole, as far as can be seen without loading them.
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    iteration = read_state(folder)["iteration"]
+    if iteration != iteration_of(folder):
+        raise ValueError(f"checkpoint {folder}: {_STATE} says iteration {iteration}; use another one")
+    for name in (_TENSORS, "config.json", *_weight_files(folder)):
+        if not (folder / name).is_file():
+            raise ValueError(f"checkpoint {folder}: {name} is missing; use another one")
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt"):  # it compares the sizes in the header with the file's
+                    pass
+            elif path.suffix == ".json":
+                json.loads(read_text(path))
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            raise ValueError(f"checkpoint {folder}: {path.name} cannot be read ({error}); use another one") from None
+
+
+def _weight_files(folder: Path) -> list[str]:
+    """Names of the files that hold the language model."""
+    if not (folder / _INDEX).exists():
+        return ["model.safetensors"]
+    index = _read_json(folder, _INDEX)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict):
+        raise ValueError(f"checkpoint {folder}: {_INDEX} lacks its weight_map; use another one")
+    return sorted({str(name) for name in names.values()})
+
+
+def _read_json(folder: Path, name: str) -> Any:
+    try:
+        return json.loads(read_text(folder / name))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"checkpoint {folder}: {name} cannot be read ({error}); use another one") from None
+
+
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint: iteration, num_updates, config.
+    """The JSON part of a checkpoint: iteration, num_updates, config, and what `remembered_by` checks.
 
     Raises:
         ValueError: the file is missing or damaged.
     """
-    try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"checkpoint {folder}: {_STATE} cannot be read ({error}); use another one") from None
+    state = _read_json(folder, _STATE)
     kinds = {"iteration": int, "num_updates": int, "config": dict}
     if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in kinds.items()):
         raise ValueError(f"checkpoint {folder}: {_STATE} lacks iteration, num_updates or config; use another one")
     return state
 
 
-def _load_optimizer(optimizer: MasterAdamW, name: str, tensors: dict[str, Tensor]) -> None:
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith(f"{name}."):
-            index, slot = key.removeprefix(f"{name}.").split(".")
-            slots.setdefault(int(index), {})[slot] = value
-    blank = optimizer.state_dict()
+def remembered_by(folder: Path, state: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What gate and alarms know of the iterations so far, and the last iteration's record, without its evaluation.
+
+    Raises:
+        ValueError: they are not there, as in checkpoints of older versions, or not whole.
+    """
+    history, record = state.get("history"), state.get("record")
+    if isinstance(history, list) and isinstance(record, dict) and len(history) == state["iteration"]:
+        values = [x for known in history if isinstance(known, dict) for x in known.values()]
+        if all(x is None or type(x) in (int, float, list) for x in values):
+            return history, record
+    raise ValueError(
+        f"checkpoint {folder}: {_STATE} lacks the metrics of its {state['iteration']} iterations, which a resumed run"
+        " needs; use another one"
+    )
+
+
+def _load_optimizer(optimizer: MasterAdamW, name: str, tensors: dict[str, Tensor], is_fresh: bool) -> None:
+    """Load one optimizer; `is_fresh`: it has made no step yet, so that nothing need be there."""
     parameters = optimizer.parameters
-    fits = (v.shape in ((), parameters[i].shape) for i, own in slots.items() for v in own.values())
-    if not slots or max(slots) >= len(parameters) or not all(fits):  # load_state_dict checks none of these
+    slots: dict[int, dict[str, Tensor]] = {}
+    for index in range(len(parameters)):
+        prefix = f"{name}.{index}."
+        if own := _inside(tensors, prefix):
+            slots[index] = own
+    num_found = sum(key.startswith(f"{name}.") for key in tensors)
+    is_complete = num_found == sum(map(len, slots.values())) and (slots or is_fresh)
+    if not is_complete or not all(_fits(parameters[i], own) for i, own in slots.items()):
         raise RuntimeError(f"the {name} of {len(parameters)} parameters")
     cut = {i: {k: like(parameters[i], v) if v.ndim else v for k, v in own.items()} for i, own in slots.items()}
-    optimizer.load_state_dict({"state": cut, "param_groups": blank["param_groups"]})
+    optimizer.load_state_dict({"state": cut, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _fits(parameter: Tensor, slots: Mapping[str, Tensor]) -> bool:
+    """Whether these are the slots of a parameter; `load_state_dict` does not look."""
+    shapes = {"step": torch.Size(), **dict.fromkeys((*_MOMENTS, "master"), parameter.shape)}
+    has_stepped = slots.keys() - {"master"} in ({"step", *_MOMENTS}, set())
+    return has_stepped and all(x.shape == shapes[slot] and x.is_floating_point() for slot, x in slots.items())

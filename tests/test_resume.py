@@ -1,0 +1,578 @@
+"""Faults around a run: stopped from outside, killed, damaged files, folders that cannot be written to.
+
+Whatever happens, the run that goes on must end as one that was never disturbed.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import test_run as runs
+from tests.test_run import assert_same_run, checkpoint, contents, read, records, timeless
+from tinyzero_astar import run_folder, session, trainer
+from tinyzero_astar.config import PRESETS
+from tinyzero_astar.model import checkpoint as checkpoints
+from tinyzero_astar.run_folder import CONFIG, METRICS, SAMPLES
+from tinyzero_astar.train import main
+
+finished, options = runs.session, runs.options
+judged_by_a_hash_and_guided_early = runs.judged_by_a_hash_and_guided_early
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Nothing is ignored, and whatever a run does, the handlers are the same afterwards."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in trainer._SIGNALS}
+    yield
+    after = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert set(after.values()) == {signal.default_int_handler}
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The folder of the finished run, to be damaged."""
+    return shutil.copytree(finished.folder, tmp_path / "r")
+
+
+def send(monkeypatch, number, iteration, times=1):
+    """A signal while the given iteration, counted from 0, is searching."""
+    original = trainer.iterate
+
+    def interrupted(session, i):
+        for _ in range(times if i == iteration else 0):
+            os.kill(os.getpid(), number)
+        return original(session, i)
+
+    monkeypatch.setattr(trainer, "iterate", interrupted)
+
+
+def names(folder):
+    return sorted(p.name for p in (folder / "checkpoints").iterdir())
+
+
+def refused(argv, capsys):
+    """The one sentence with which a command is refused."""
+    capsys.readouterr()
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    return err.removeprefix("error: ").rstrip("\n")
+
+
+def without_end(folder):
+    """As if the run had been killed after its third iteration."""
+    shutil.rmtree(checkpoint(folder, 4))
+
+
+# ------------------------------------------------------------------------------------------ stopped from outside
+
+STOPPED = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGUSR1: 138}
+
+
+def test_a_signal_finishes_the_iteration_and_saves(finished, options, tmp_path, capfd, monkeypatch):
+    folder = tmp_path / "r"
+    with monkeypatch.context() as patch:
+        send(patch, signal.SIGTERM, iteration=2)
+        assert main([*options, "--output-dir", str(folder)]) == 143
+    out = capfd.readouterr().out
+    assert "SIGTERM: finishing this iteration, then saving; once more stops at once\n" in out
+    assert f"stopped after iteration 3; continue with: python train.py --resume {folder}\n" in out
+    assert names(folder) == ["checkpoint_iter_2", "checkpoint_iter_3"]
+    assert main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, finished.folder)
+
+
+@pytest.mark.parametrize("number", STOPPED)
+def test_each_signal_has_its_status_and_a_second_one_stops_at_once(number, options, tmp_path, capsys, monkeypatch):
+    for name, times in (("once", 1), ("twice", 2)):
+        with monkeypatch.context() as patch:
+            send(patch, number, iteration=0, times=times)
+            assert main([*options, "--output-dir", str(tmp_path / name)]) == STOPPED[number]
+    assert names(tmp_path / "once") == ["checkpoint_iter_1"] and names(tmp_path / "twice") == []
+    assert capsys.readouterr().err == "stopped at once; only what was saved before is kept\n"
+
+
+def test_with_several_processes_the_same_request_may_come_twice(monkeypatch):
+    monkeypatch.setattr(trainer, "is_distributed", lambda: True)  # from torchrun and from the system
+    now = [100.0]
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
+    with trainer._stop_requests() as received:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        now[0] += 3
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with trainer._stop_requests() as received:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert received == [signal.SIGUSR1]
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
+
+
+def test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one(options, tmp_path, monkeypatch):
+    options = [*options, "--eval.eval-frequency", "2"]
+    assert main([*options, "--output-dir", str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "r"
+    with monkeypatch.context() as patch:
+        send(patch, signal.SIGTERM, iteration=1)
+        assert main([*options, "--output-dir", str(folder)]) == 143
+    assert [r["iteration"] for r in records(folder)] == [0, 1]
+    assert main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, tmp_path / "whole")
+    assert "eval/pass_at_1" in records(folder)[2]
+
+
+def test_a_crash_in_an_evaluation_loses_nothing(finished, options, tmp_path, monkeypatch):
+    measure = trainer.measure
+
+    def crash(session, iteration):
+        if iteration == 4:
+            raise ZeroDivisionError
+        return measure(session, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "measure", crash)
+        with pytest.raises(ZeroDivisionError):
+            main([*options, "--output-dir", str(tmp_path / "r")])
+    assert main(["--resume", str(tmp_path / "r")]) == 0
+    assert_same_run(tmp_path / "r", finished.folder)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, copy, capsys):
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints" / "checkpoint_iter_2.partial").mkdir(parents=True)
+    (copy / METRICS).write_text('{"iteration": 0}\n{"iter')
+    sentence = refused(["--output-dir", str(copy)], capsys)
+    assert sentence.endswith(f"continue it with --resume {copy}, from iteration 0 as it has no checkpoint yet")
+    assert main(["--resume", str(copy)]) == 0
+    assert f"{copy} has no checkpoint: starting again from iteration 0" in capsys.readouterr().out
+    assert_same_run(copy, finished.folder)
+    assert names(copy) == ["checkpoint_iter_2", "checkpoint_iter_4"]
+
+
+def test_a_finished_run_says_so(copy, capsys):
+    assert main(["--resume", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert "nothing to train: this run has finished its 4 iterations\n" in out
+    assert f"--checkpoint {checkpoint(copy, 4)}\n" in out
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+
+def empty(folder):
+    (folder / "trainer.json").write_bytes(b"")
+
+
+def cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def renumber(folder):
+    state = read(folder / "trainer.json")
+    (folder / "trainer.json").write_text(json.dumps({**state, "iteration": 3}))
+
+
+def pipe(folder):
+    (folder / "trainer.json").unlink()
+    os.mkfifo(folder / "trainer.json")
+
+
+def no_tensors(folder):
+    (folder / "trainer.safetensors").unlink()
+
+
+def nest(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (empty, "trainer.json"),
+        (cut, "model.safetensors"),
+        (renumber, "trainer.json says iteration 3"),
+        (pipe, "trainer.json"),
+        (no_tensors, "trainer.safetensors is missing"),
+        (nest, "config.json"),
+    ],
+)
+def test_damage_is_found_without_loading_and_names_the_file(damage, name, copy):
+    checkpoints.check_files(held := checkpoint(copy, 4))
+    damage(held)
+    with pytest.raises(ValueError) as found:
+        checkpoints.check_files(held)
+    assert str(found.value).startswith(f"checkpoint {held}: {name}") and "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("damage", [empty, cut])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finished, copy, capsys):
+    damage(checkpoint(copy, 4))
+    assert main(["--resume", str(copy)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"warning: checkpoint {checkpoint(copy, 4)}: ") and out.count("warning") == 1
+    assert f"going back to {checkpoint(copy, 2)}\n" in out and f"continuing {copy} after iteration 2\n" in out
+    assert_same_run(copy, finished.folder)
+    assert names(copy) == ["checkpoint_iter_2", "checkpoint_iter_4", "checkpoint_iter_4.set_aside"]
+
+
+def test_without_a_good_checkpoint_one_sentence(copy, capsys):
+    for iteration, damage in ((2, empty), (4, cut)):
+        damage(checkpoint(copy, iteration))
+    before = contents(copy)
+    sentence = refused(["--resume", str(copy)], capsys)
+    start = f"none of 2 checkpoints can be used; the newest: checkpoint {checkpoint(copy, 4)}: model.safetensors"
+    assert sentence.startswith(start)
+    assert contents(copy) == before
+
+
+def test_a_checkpoint_may_be_chosen(finished, copy, capsys):
+    assert main(["--resume", str(checkpoint(copy, 2))]) == 0
+    aside = copy / "checkpoints" / "checkpoint_iter_4.set_aside"
+    assert f"a newer checkpoint was set aside: {aside}\n" in capsys.readouterr().out
+    assert_same_run(copy, finished.folder)
+    sentence = refused(["--resume", str(checkpoint(copy, 3))], capsys)
+    assert sentence.endswith(f"no such checkpoint; {copy / 'checkpoints'} has: checkpoint_iter_2, checkpoint_iter_4")
+
+
+@pytest.mark.parametrize("name", ["checkpoint_iter_²", "checkpoint_iter_٣", "checkpoint_iter_07", "checkpoint_iter_+9"])
+def test_only_plain_numbers_name_a_checkpoint(name, copy):
+    (copy / "checkpoints" / name).mkdir()
+    assert run_folder.run_and_checkpoints(copy) == (copy, [checkpoint(copy, 4), checkpoint(copy, 2)])
+
+
+def test_what_an_interrupted_write_left_is_removed(copy):
+    for path in (copy / "checkpoints" / "checkpoint_iter_6.partial" / "x", copy / "metrics.jsonl.partial"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    before = contents(copy)
+    assert main(["--resume", str(copy)]) == 0
+    assert contents(copy).keys() == {path for path in before if ".partial" not in str(path)}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"), [("search", "beam_width", 5), ("run", "seed", 7), ("train", "num_iterations", 9)]
+)
+def test_a_configuration_that_is_not_the_checkpoints_is_refused_by_name(section, key, value, copy, capsys):
+    config = read(copy / CONFIG)
+    was, config[section][key] = config[section][key], value
+    (copy / CONFIG).write_text(json.dumps(config))
+    before = contents(copy)
+    sentence = refused(["--resume", str(copy)], capsys)
+    start = f"{copy / CONFIG} is not the configuration of {checkpoint(copy, 4)}: {section}.{key} differs"
+    assert sentence.startswith(f"{start} ({section}.{key}: {value} and {was});")
+    assert contents(copy) == before
+
+
+def test_machine_and_pace_may_change(finished, copy):
+    without_end(copy)
+    config = read(copy / CONFIG)
+    config["run"]["sample_frequency"] = 2
+    (copy / CONFIG).write_text(json.dumps(config))
+    options = ["--run.num-threads", "1", "--model.device", "cpu", "--run.checkpoint-frequency", "3"]
+    assert main(["--resume", str(copy), *options]) == 0
+    assert names(copy) == ["checkpoint_iter_2", "checkpoint_iter_3", "checkpoint_iter_4"]
+    assert timeless(copy) == timeless(finished.folder)
+    assert {r["iteration"] for r in records(copy, SAMPLES)} == {1, 2, 4}
+
+
+def test_a_checkpoint_of_an_older_version_is_one_sentence(copy, capsys):
+    path = checkpoint(copy, 4) / "trainer.json"
+    state = read(path)
+    for lacking in ("history", "record"):
+        path.write_text(json.dumps({k: v for k, v in state.items() if k != lacking}))
+        sentence = refused(["--resume", str(checkpoint(copy, 4))], capsys)
+        assert "trainer.json lacks the metrics of its 4 iterations" in sentence
+    for damaged in (state["history"][:-1], [*state["history"][:-1], {"weight/sum": "1"}]):
+        path.write_text(json.dumps({**state, "history": damaged}))
+        assert "lacks the metrics" in refused(["--resume", str(checkpoint(copy, 4))], capsys)
+
+
+def test_the_files_are_on_the_disk_before_a_checkpoint_has_its_name(finished, tmp_path, monkeypatch):
+    synced, replace = [], os.replace
+    monkeypatch.setattr(checkpoints, "sync", synced.append)
+
+    def renamed(source, target):
+        assert {Path(source), *Path(source).iterdir()} <= set(synced)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    folder = tmp_path / "checkpoints" / "checkpoint_iter_4"
+    checkpoints.save_checkpoint(folder, finished.policy, finished.tokenizer, {}, {})
+    assert synced[-1] == folder.parent and len(synced) == len(list(folder.iterdir())) + 2
+
+
+# -------------------------------------------------------------------------------------------------------- records
+
+
+def test_what_the_gate_remembers_comes_from_the_checkpoint(finished, copy, capsys, monkeypatch):
+    without_end(copy)
+    (copy / METRICS).unlink()
+    seen = []
+    monkeypatch.setattr(trainer, "guidance_gate", lambda h: (seen.append(list(h)), (len(h) >= 2, "early"))[1])
+    assert main(["--resume", str(copy)]) == 0
+    assert f"{copy / METRICS} is missing" in capsys.readouterr().out
+    assert seen == [finished.history[:2], finished.history[:3]]
+    assert timeless(copy) == timeless(finished.folder)[3:]
+    for name in ("model.safetensors", "trainer.safetensors"):
+        ours, theirs = (load_file(checkpoint(folder, 4) / name) for folder in (copy, finished.folder))
+        assert [k for k in theirs if not torch.equal(ours[k], theirs[k])] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda lines: [], "line 1: the end of the file where iteration 0 should be"),
+        (lambda lines: lines[1:], "line 1: iteration 1 where iteration 0 should be"),
+        (lambda lines: [*lines[:2], *lines[3:]], "line 3: iteration 3 where iteration 2 should be"),
+        (lambda lines: [*lines[:3], *lines[2:]], "line 4: iteration 2 where iteration 3 should be"),
+        (lambda lines: lines[:3], "line 4: the end of the file where iteration 3 should be"),
+        (lambda lines: [*lines[:2], b"{}", *lines[2:]], "line 3 is damaged (it is no JSON object with an iteration)"),
+        (lambda lines: [*lines[:4], b"\0" * 40], "line 5 is damaged ("),
+    ],
+)
+def test_a_hole_in_the_metrics_is_refused(change, sentence, copy, capsys):
+    lines = (copy / METRICS).read_bytes().splitlines()
+    (copy / METRICS).write_bytes(b"".join(line + b"\n" for line in change(lines)))
+    before = contents(copy)
+    assert refused(["--resume", str(copy)], capsys).startswith(f"{copy / METRICS}, {sentence}")
+    assert contents(copy) == before
+
+
+def test_going_back_survives_a_crash_at_any_moment(copy, tmp_path, monkeypatch):
+    run_folder.go_back_to(wanted := shutil.copytree(copy, tmp_path / "wanted"), 2)
+    kept = contents(wanted)
+    assert kept[Path(METRICS)].count(b"\n") == 3
+    for last in range(20):
+        folder = shutil.copytree(copy, tmp_path / f"killed-{last}")
+        with monkeypatch.context() as patch:
+            is_dead = dying(patch, last)
+            with suppress(KeyboardInterrupt):
+                run_folder.go_back_to(folder, 2)
+        newest = run_folder.latest_checkpoint(folder)
+        run_folder.check_complete(folder, run_folder.iteration_of(newest))  # its records are all there
+        run_folder.go_back_to(folder, 2)
+        assert contents(folder) == kept, last
+        if not is_dead():
+            break
+    assert last > 6  # so many operations were tried
+
+
+def dying(patch, last):
+    """A kill at one of the operations that change something: it is not done, or a file is left empty."""
+    num_calls, write_text = 0, Path.write_text
+
+    def limit(original):
+        def call(*args, **options):
+            nonlocal num_calls
+            num_calls += 1
+            if num_calls > last:
+                if original is write_text:
+                    write_text(args[0], "")
+                raise KeyboardInterrupt
+            return original(*args, **options)
+
+        return call
+
+    for place, name in ((run_folder, "sync"), (os, "replace"), (Path, "replace"), (Path, "write_text")):
+        patch.setattr(place, name, limit(getattr(place, name)))
+    return lambda: num_calls > last
+
+
+# --------------------------------------------------------------------------------- what cannot be written
+
+
+@pytest.fixture
+def limited():
+    """No file of this process may grow beyond so many bytes, as after `ulimit -f`."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_limit_on_files_is_known_before_the_work(options, tmp_path, capsys, limited, monkeypatch):
+    monkeypatch.setattr(session, "build", None)  # no model is loaded
+    limited(20_000)
+    sentence = refused([*options, "--output-dir", str(tmp_path / "a" / "r")], capsys)
+    assert sentence.startswith(f"{tmp_path / 'a' / 'r'} cannot hold a run: ") and "(File too large)" in sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def in_the_way(name):
+    def put(folder):
+        folder.mkdir()
+        (folder / name).write_text("mine")
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("put", "sentence"),
+    [
+        (lambda folder: folder.write_text("mine"), "is a file; name a folder"),
+        (in_the_way("checkpoints"), "cannot hold a run"),
+        (in_the_way(METRICS), "holds metrics.jsonl of a run without its config.json"),
+        (lambda folder: folder.symlink_to("/proc/nowhere"), "cannot be made"),
+    ],
+)
+def test_an_unusable_folder_is_refused_before_the_model_is_loaded(put, sentence, tmp_path, capsys):
+    folder = tmp_path / "r"
+    put(folder)
+    before = contents(tmp_path)
+    assert sentence in refused(["--model.model-name", "no/such-model", "--output-dir", str(folder)], capsys)
+    assert contents(tmp_path) == before
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("name", ["save_checkpoint", "append_jsonl"])
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
+    name, finished, options, tmp_path, capsys, monkeypatch
+):
+    folder = tmp_path / "r"
+    original = getattr(trainer, name)
+
+    def filling(target, *args):
+        if (checkpoint(folder, 2)).exists():
+            (folder / "checkpoints" / "checkpoint_iter_4.partial").mkdir(exist_ok=True)
+            full()
+        original(target, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, name, filling)
+        assert main([*options, "--output-dir", str(folder)]) == 1
+    out, err = capsys.readouterr()
+    [sentence] = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert sentence.startswith(f"error: {folder}/") and "No space left on device" in sentence and err == ""
+    assert sentence.endswith(f"continue with: python train.py --resume {folder}")
+    assert contents(checkpoint(folder, 2)) == contents(checkpoint(finished.folder, 2))
+    assert main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, finished.folder)
+    assert names(folder) == ["checkpoint_iter_2", "checkpoint_iter_4"]
+
+
+def test_a_limit_that_hits_a_checkpoint_is_one_sentence(options, tmp_path, capsys, limited, monkeypatch):
+    save = trainer.save_checkpoint
+
+    def saved(*args):
+        limited(20_000)
+        save(*args)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", saved)
+    assert main([*options, "--output-dir", str(tmp_path / "r")]) == 1
+    out = capsys.readouterr().out
+    assert f"error: {checkpoint(tmp_path / 'r', 2)} cannot be written (" in out and "File too large" in out
+    assert names(tmp_path / "r") == []
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+FEW = ["--eval-only", "--eval.num-problems", "4", "--eval.num-samples", "1", "--run.num-threads", "1", "--checkpoint"]
+
+
+def test_an_evaluation_overwrites_no_other(copy):
+    held = checkpoint(copy, 4)
+    assert main([*FEW, str(held)]) == 0
+    first = contents(held)
+    assert main([*FEW, str(held), "--eval.num-problems", "5"]) == 0
+    after = contents(held)
+    assert after.keys() - first.keys() == {Path("evaluation-2.json")}
+    assert {path: after[path] for path in first} == first
+    assert read(held / "evaluation-2.json")["eval/num_problems"] == 5
+
+
+@pytest.mark.parametrize("is_anywhere", [True, False])
+def test_an_evaluation_that_cannot_be_saved_beside_its_checkpoint(is_anywhere, copy, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    held, write = checkpoint(copy, 4), Path.write_text
+
+    def read_only(self, *args, **options):
+        if not is_anywhere or held in self.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return write(self, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", read_only)
+    assert main([*FEW, str(held)]) == (0 if is_anywhere else 1)
+    out = capsys.readouterr().out
+    assert "pass_at_1" in out and f"warning: {held / 'evaluation.json'} cannot be written (" in out
+    there = Path("runs/evaluation-001/evaluation.json")
+    assert there.exists() == is_anywhere
+    assert (f"saved to {there}" in out, "saved nowhere" in out) == (is_anywhere, not is_anywhere)
+
+
+# -------------------------------------------------------------------------------- iterations without a gradient
+
+
+def test_an_iteration_that_drops_every_leaf_says_so_and_may_be_resumed(options, tmp_path, capsys, monkeypatch):
+    make_batch, iterate, numbers = trainer.make_batch, trainer.iterate, []
+
+    def dropping(rewarded, eos):
+        is_empty = numbers[-1] in (0, 2)
+        weight = torch.zeros_like(rewarded.update_weight) if is_empty else rewarded.update_weight
+        return make_batch(replace(rewarded, update_weight=weight), eos)
+
+    monkeypatch.setattr(trainer, "make_batch", dropping)
+    monkeypatch.setattr(trainer, "iterate", lambda session, i: (numbers.append(i), iterate(session, i))[1])
+    assert main([*options, "--output-dir", str(tmp_path / "whole")]) == 0
+    out = capsys.readouterr().out
+    assert [r["train/num_rows"] == 0 for r in records(tmp_path / "whole")[1:]] == [True, False, True, False]
+    assert out.count("nothing was learned in iteration 1: every leaf") == out.count("iteration 3: every leaf") == 1
+    assert out.count("loss – value –") == 2 and "nan" not in out
+    folder = tmp_path / "r"
+    with monkeypatch.context() as patch:
+        send(patch, signal.SIGTERM, iteration=0)
+        assert main([*options, "--output-dir", str(folder)]) == 143
+    assert read(checkpoint(folder, 1) / "trainer.json")["num_updates"] == 0
+    assert main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (f"--train.num-iterations {PRESETS['tiny'].train.num_iterations}", "--train.num-iterations"),
+        (f"--search.beam_width={PRESETS['tiny'].search.beam_width}", "--search.beam-width"),
+        ("--config tiny", "--config"),
+        ("--model.model-name embedded", "--model.model-name"),
+        ("--train.no-gradient-checkpointing", "--train.gradient-checkpointing"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused_though_it_is_the_default(line, named, copy, capsys):
+    before = contents(copy)
+    sentence = refused(["--resume", str(copy), *line.split()], capsys)
+    assert sentence.startswith(f"--resume {copy} continues with the run's own configuration: leave out {named}; only")
+    sentence = refused([*FEW, str(checkpoint(copy, 4)), *line.split()], capsys) if "config" not in line else named
+    assert sentence.endswith(f"{named} was given") or "config" in line
+    assert contents(copy) == before
+
+
+@pytest.mark.parametrize("argv", [["--output-dir", ""], ["--output-dir="], ["--resume", ""], ["--checkpoint", ""]])
+def test_an_empty_value_is_refused(argv, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sentence = refused(argv, capsys)
+    assert sentence == f"{argv[0].rstrip('=')} has an empty value; give one, or leave the option out"
+    assert list(tmp_path.iterdir()) == []
