@@ -147,11 +147,6 @@ def agree(make: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def is_any(flag: bool) -> bool:
-    """Whether it is true on some rank."""
-    return any(gather(flag))
-
-
 def sum_numbers(values: Sequence[float]) -> list[float]:
     """Each number summed over ranks, in float64."""
     if not is_distributed():
