@@ -130,16 +130,36 @@ def judged(text: str, is_finished: bool, answer: int) -> tuple[float, float]:
 
 
 class Network:
-    """The language model and the value model in float64; what they say of a prefix is kept while weights stay."""
+    """The language model and the value model in float64; what they say of a prefix is kept while weights stay.
 
-    def __init__(self, model: torch.nn.Module, value: Mapping[str, torch.Tensor]) -> None:
+    Args:
+        model: trained in place, or the frozen base of adapters.
+        value: parameters of the value model.
+        adapters: matrices A and B by the name of their projection; none: the model itself is trained.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, value: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.Tensor]
+    ) -> None:
         self.model = model
-        self.value = {name: x.detach().double().requires_grad_() for name, x in value.items()}
-        self.policy = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.value, self.adapters = (
+            {name: x.detach().double().requires_grad_() for name, x in part.items()} for part in (value, adapters)
+        )
+        self.policy = self.adapters or dict(model.named_parameters())
         self.seen: dict[Tokens, Seen] = {}
 
-    def hidden_and_logits(self, ids: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
-        output = self.model(input_ids=torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+    def merged(self) -> dict[str, torch.Tensor]:
+        """W + 32 / rank B A (Hu et al. 2021, eq. 3; model/adapters.py)."""
+        found = {}
+        for name, a in self.adapters.items():
+            if ".lora_A." in name:
+                b, place = self.adapters[name.replace("lora_A", "lora_B")], name.partition(".lora_A.")[0] + ".weight"
+                found[place] = self.model.get_parameter(place).detach() + 32 / len(a) * (b @ a)
+        return found
+
+    def hidden_and_logits(self, ids: Tokens, is_base: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = {"input_ids": torch.tensor([ids]), "output_hidden_states": True, "use_cache": False}
+        output = torch.func.functional_call(self.model, {} if is_base else self.merged(), (), inputs)
         return output.hidden_states[-1][0], output.logits[0]
 
     def values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -410,6 +430,7 @@ class Oracle:
         value: the value model's parameters.
         tokenizer: of the base.
         history: records of iterations before the first, for the gate.
+        adapters: what is trained instead of the base's weights, if anything.
     """
 
     def __init__(
@@ -419,8 +440,9 @@ class Oracle:
         value: Mapping[str, torch.Tensor],
         tokenizer: Any,
         history: Sequence[Mapping[str, Any]] = (),
+        adapters: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.config, self.net, self.tokenizer = config, Network(model, value), tokenizer
+        self.config, self.net, self.tokenizer = config, Network(model, value, adapters or {}), tokenizer
         self.history = list(history)
         self.eos = tokenizer.eos_token_id
         template, search = TEMPLATES[config["data"]["template"]], config["search"]
@@ -431,6 +453,7 @@ class Oracle:
         self.depth = min(search["max_search_depth"], config["model"]["max_seq_length"] - longest)
         self.num_updates = self.num_value_updates = 0
         self.moments: dict[str, list[torch.Tensor]] = {}
+        self.doubt: dict[str, torch.Tensor] = {}  # see `adamw`
 
     # ---- search
 
@@ -472,8 +495,9 @@ class Oracle:
         return found
 
     def rows(self, pairs: Sequence[tuple[int, int]], results: Sequence[Found], iteration: int) -> list[Row]:
-        """Equation 14; a leaf's uniform number is a hash of its problem's noise and its place."""
-        floor, prices = self.config["search"]["min_weight"], self.config["reward"]
+        """Equation 14, where weights differ; a leaf's uniform number is a hash of its problem's noise and its place."""
+        search, prices = self.config["search"], self.config["reward"]
+        floor = search["min_weight"] if search["mode"] == "gumbel" else 0.0
         rows = []
         for i, (pair, found) in enumerate(zip(pairs, results, strict=True)):
             seed = problem_seed(self.config["run"]["seed"], iteration, pair[0] * 10**6 + pair[1])
@@ -521,6 +545,8 @@ class Oracle:
             return dict.fromkeys(("train/policy_loss", "train/value_loss"), NAN)
         train = self.config["train"]
         metrics = self.prepare(rows) | {"policy/entropy": self.entropy(rows)}
+        if self.net.adapters:
+            metrics["policy/kl_to_base"] = self.kl_to_base(rows)
         rate = train["learning_rate"] * self.schedule(iteration)
         steps = []
         for _ in range(train["num_epochs"]):
@@ -545,6 +571,17 @@ class Oracle:
             for t in range(row.num_prompt, len(row.ids)):
                 logp = self.net.at(row.ids[:t]).logp
                 total -= row.weight * sum(math.exp(x) * x for x in logp)
+                mass += row.weight
+        return total / mass
+
+    @torch.no_grad()
+    def kl_to_base(self, rows: Sequence[Row]) -> float:
+        total = mass = 0.0
+        for row in rows:
+            base = torch.log_softmax(self.net.hidden_and_logits(row.ids, is_base=True)[1], -1).tolist()
+            for t in range(row.num_prompt, len(row.ids)):
+                pairs = zip(self.net.at(row.ids[:t]).logp, base[t - 1], strict=True)
+                total += row.weight * sum(math.exp(x) * (x - y) for x, y in pairs)
                 mass += row.weight
         return total / mass
 
@@ -589,7 +626,11 @@ class Oracle:
     def adamw(
         self, name: str, parameters: Mapping[str, torch.Tensor], loss: torch.Tensor, rate: float, decay: float, t: int
     ) -> float:
-        """Loshchilov and Hutter 2019 with betas 0.9 and 0.95, matrices decayed; returns the norm before clipping."""
+        """Loshchilov and Hutter 2019 with betas 0.9 and 0.95, matrices decayed; returns the norm before clipping.
+
+        Where an entry's gradient is small beside the largest, so is what float32 leaves of it, but AdamW's step is as
+        long: `doubt` adds up over the steps how much longer an entry's rounding becomes than the largest one's.
+        """
         with torch.enable_grad():
             found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
         pairs = zip(parameters.items(), found, strict=True)
@@ -603,7 +644,10 @@ class Oracle:
             v.mul_(0.95).add_(0.05 * g * g)
             if p.ndim > 1:
                 p.mul_(1 - rate * decay)
-            p.sub_(rate * (m / (1 - 0.9**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-8))
+            size = (v / (1 - 0.95**t)).sqrt() + 1e-8
+            p.sub_(rate * (m / (1 - 0.9**t)) / size)
+            doubt = torch.where(v > 0, g.abs().max() / size, 0.0)
+            self.doubt[f"{name}.{key}"] = self.doubt.get(f"{name}.{key}", 0.0) + doubt
         return norm
 
     # ---- an iteration, an evaluation, a run
@@ -798,7 +842,7 @@ def shared_prefix_fraction(results: Sequence[Found]) -> float:
         for one, other in itertools.combinations([leaf.tokens for leaf in found.leaves], 2):
             common = sum(1 for _ in itertools.takewhile(lambda ab: ab[0] == ab[1], zip(one, other, strict=False)))
             shares.append(common / min(len(one), len(other)))
-    return sum(shares) / len(shares)
+    return sum(shares) / len(shares) if shares else 0.0
 
 
 def correlation(x: Sequence[float], y: Sequence[float]) -> float:
