@@ -92,7 +92,8 @@ def test_a_prompt_that_does_not_fit_names_both_lengths(run, tiny_base, capsys):
     assert solve_main(["12345*12345", "--checkpoint", str(run)]) == 0  # 13 tokens: one is left
     capsys.readouterr()
     sentence = refusal(["12345*123456", "--checkpoint", str(run)], capsys)
-    assert sentence.startswith("max_seq_length 14 leaves no room after a prompt of 14 tokens: ")
+    newest = run / "checkpoints" / "checkpoint_iter_2"
+    assert sentence.startswith(f"{newest}: max_seq_length 14 leaves no room after a prompt of 14 tokens: ")
     argv = ["--model.model-name", str(tiny_base), "--model.max-seq-length", "9", "--data.max-digits", "3"]
     for command in (main, doctor_main):
         assert command(argv) == 2

@@ -230,3 +230,11 @@ def test_a_hostile_model_name_and_completion_reach_it_harmless(run, tmp_path, ho
     assert solve_main(["3*4", "--checkpoint", str(folder)]) == 0
     out, err = capsys.readouterr()
     assert "a�[2J�31m���b" in out and "\x1b" not in out + err and "\x9b" not in out
+
+
+@pytest.mark.parametrize(("loss", "text"), [(0.25, "loss +0.25 value 0.25"), (None, "loss – value –")])
+def test_a_loss_that_there_is_none_of_is_a_dash(loss, text, capsys):
+    names = ("rollout/accuracy", "rollout/policy_accuracy", "weight/sum", "search/num_decoded_tokens")
+    rest = dict.fromkeys((*names, "search/num_expanded", "time/iteration_s"), 1.0)
+    ConsoleLogger().iteration(1, rest | {"train/policy_loss": loss, "train/value_loss": loss})
+    assert f" {text} tokens 1 " in capsys.readouterr().out

@@ -113,7 +113,10 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     a, b = operands
     prompt = TEMPLATES[config.data.template].format(a=a, b=b)
     ids = list(tokenizer(prompt)["input_ids"])
-    depth = room_after(len(ids), config.model.max_seq_length, config.search.max_search_depth)
+    try:
+        depth = room_after(len(ids), config.model.max_seq_length, config.search.max_search_depth)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     nodes: list[TraceNode] = []
     rollouts = astar_rollouts(
         SlotDecoder(policy, depth),
