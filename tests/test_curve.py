@@ -81,15 +81,15 @@ def test_a_name_is_no_formula(tmp_path):
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("3", "r/metrics.jsonl: 3 is no record of an iteration; is that a run's file?"),
-        ("{}", "r/metrics.jsonl: {} is no record of an iteration; is that a run's file?"),
+        ("3", "r/metrics.jsonl, line 1 is damaged (it is no JSON object with an iteration); "),
+        ("{}", "r/metrics.jsonl, line 1 is damaged (it is no JSON object with an iteration); "),
         ('{"iteration": 1, "rollout/policy_accuracy": "x"}', "r/metrics.jsonl: rollout/policy_accuracy of iteration 1"),
         ("", "r: no metrics.jsonl there; name the folder of a run"),
     ],
 )
 def test_what_is_no_metrics_file_is_one_sentence(line, sentence, tmp_path, capsys):
     make_run(tmp_path / "r")
-    (tmp_path / "r" / "metrics.jsonl").write_text(line + "\n")
+    (tmp_path / "r" / "metrics.jsonl").write_text(f"{line}\n" if line else "")
     assert curve.main(["r"]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {sentence}") and err.count("\n") == 1

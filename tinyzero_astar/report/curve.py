@@ -57,8 +57,6 @@ def _records(run: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{run}: no {METRICS} there; name the folder of a run")
     for row in rows:
-        if not isinstance(row, dict) or type(row.get("iteration")) is not int:
-            raise ValueError(f"{run / METRICS}: {str(row)[:60]} is no record of an iteration; is that a run's file?")
         for name in (*_EVALUATED, _POLICY):
             if not isinstance(row.get(name), (int, float, type(None))):
                 raise ValueError(f"{run / METRICS}: {name} of iteration {row['iteration']} is no number")
