@@ -1,16 +1,17 @@
-# Everything runs in .venv, which the first target that needs it sets up. `make help` lists the targets.
+# Everything but test-newest runs in .venv, which the first target that needs it sets up. `make help` lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
+NEWEST := .venv-newest
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help train test mutants check lint types base format clean
+.PHONY: help train test test-newest mutants check lint types base format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 train: $(STAMP)  ## train, then evaluate; ARGS="--config local" passes options on
 	@$(VENV_PYTHON) train.py $(ARGS)
@@ -18,10 +19,16 @@ train: $(STAMP)  ## train, then evaluate; ARGS="--config local" passes options o
 test: $(STAMP)  ## run the unit tests; ARGS="-k search" passes options on
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
 
+test-newest:  ## the same with the newest versions of all but torch, installed anew in .venv-newest
+	@rm -rf $(NEWEST)
+	$(call set_up,$(NEWEST),"$$(grep '^torch==' constraints.txt)")
+	@$(NEWEST)/bin/python .ci/versions.py
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q $(ARGS)
+
 mutants: $(STAMP)  ## plant mistakes in a copy, see which test catches each; ARGS="-k sign" chooses
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m tests.mutants $(ARGS)
 
-check:  ## what CI runs: lint, types, tests
+check:  ## lint, types, tests; CI runs these and test-newest
 	@$(MAKE) lint types
 	@$(MAKE) test
 
@@ -44,9 +51,15 @@ clean:  ## remove caches and build products; keeps .venv and runs/
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
+	$(call set_up,$(VENV),-c constraints.txt)
+	@touch $@
+
+# $(call set_up,FOLDER,WHICH): an environment with what `.[dev]` asks for; WHICH tells pip the versions.
+define set_up
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Python 3.11 or newer is needed and '$(PYTHON)' is not that: name one, as in 'make train PYTHON=python3.12'." >&2; exit 1; }
-	@echo "Setting up $(VENV): the first time this downloads PyTorch and takes some minutes." >&2
-	@$(PYTHON) -m venv $(VENV)
-	@$(VENV_PYTHON) -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	@echo "Setting up $1 takes some minutes the first time: pip downloads PyTorch and other packages. On Linux that is PyTorch's" >&2
+	@echo "CUDA build: 2.8 GB, 5 GB on disk. README.md says how to take the CPU build, a tenth of that." >&2
+	@$(PYTHON) -m venv $1
+	@$1/bin/python -m pip install --disable-pip-version-check $2 -e '.[dev]' >&2
+endef
