@@ -118,7 +118,7 @@ def fail(patch, kind):
             if kind == "exit":
                 os.kill(os.getpid(), 9)
             if kind == "sleep":
-                time.sleep(1000)
+                time.sleep(100_000)
             raise RuntimeError("planted")
         return step(self, *args)
 

@@ -33,7 +33,7 @@ def stand_in(tiny_base, tmp_path_factory):
 def run(folder, words, launcher=()):
     environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, str(ROOT / "train.py"), *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250, env=environment)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
 def assert_finished(folder, preset, output):

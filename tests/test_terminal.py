@@ -173,7 +173,7 @@ def test_closed_streams_take_everything(name, run, monkeypatch, capfd):
 )
 def test_without_an_activated_environment_one_sentence_says_how(command):
     """-S: without site-packages, as the system's Python is."""
-    done = subprocess.run([sys.executable, "-S", "-E", *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-S", "-E", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"error: {sys.executable} has no package ") and done.stderr.count("\n") == 1
     assert "`make train`" in done.stderr and "`.venv/bin/python`" in done.stderr

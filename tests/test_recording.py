@@ -1,0 +1,104 @@
+"""What is asked of CUDA when work is recorded, and in which order; a stand-in for torch.cuda does the work at once."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from tinyzero_astar.model.recording import CudaGraphs
+
+
+class Cuda:
+    """Notes what happens; inside a graph's capture work runs, and a replay runs it again."""
+
+    def __init__(self):
+        self.events, self.current, self.num_pools = [], "main", 0
+        self.captured = None
+
+    def note(self, *event):
+        self.events.append(event)
+
+    def graph_pool_handle(self):
+        self.num_pools += 1
+        return f"pool {self.num_pools}"
+
+    def current_stream(self):
+        return Stream(self, self.current)
+
+    def Stream(self):
+        return Stream(self, "beside")
+
+    @contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream.name
+        yield
+        self.current = before
+
+    def CUDAGraph(self):
+        return Graph(self)
+
+    @contextmanager
+    def graph(self, graph, pool):
+        self.note("capture begins", pool)
+        self.captured = graph
+        yield
+        self.captured = None
+        self.note("capture ends")
+
+
+class Stream:
+    def __init__(self, cuda, name):
+        self.cuda, self.name = cuda, name
+
+    def wait_stream(self, other):
+        self.cuda.note(self.name, "waits for", other.name)
+
+
+class Graph:
+    def __init__(self, cuda):
+        self.cuda, self.work = cuda, None
+
+    def replay(self):
+        self.work()
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    stand_in = Cuda()
+    monkeypatch.setattr(torch, "cuda", stand_in)
+    return stand_in
+
+
+def test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_the_same_result(cuda):
+    x, out = torch.zeros(3), torch.empty(3)
+
+    def work():
+        cuda.note("work", cuda.current)
+        if cuda.captured is not None:
+            cuda.captured.work = work
+        return torch.mul(x, 2, out=out)
+
+    replay = CudaGraphs().record(work)
+    assert cuda.events == [
+        ("beside", "waits for", "main"),  # for what the work reads
+        ("work", "beside"),  # libraries allocate at first use, which a capture must not contain
+        ("main", "waits for", "beside"),
+        ("capture begins", "pool 1"),
+        ("work", "main"),
+        ("capture ends",),
+    ]
+    for value in (1.0, 5.0):
+        x.fill_(value)
+        found = replay()
+        assert found is out and found.tolist() == [2 * value] * 3
+    assert [event for event in cuda.events if event[0] == "work"] == [("work", "beside")] + [("work", "main")] * 3
+
+
+def test_all_recordings_share_one_pool_of_memory(cuda):
+    graphs = CudaGraphs()
+    for _ in range(3):
+        graphs.record(lambda: torch.zeros(1))
+    pools = [pool for what, *pool in cuda.events if what == "capture begins"]
+    assert pools == [["pool 1"]] * 3 and cuda.num_pools == 1
