@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT_S = 900  # per mistake, against those that hang: a quiet core needs about 5
-_COPIED = ("tinyzero_astar", "tests", "recipes", "pyproject.toml")
+_COPIED = ("tinyzero_astar", "tests", "recipes", "benchmarks", "pyproject.toml")
 # what an assertion leaves in pytest's summary; any other exception is a crash
 _ASSERTED = re.compile(r"(assert |AssertionError|Failed: DID NOT RAISE)")
 
@@ -359,6 +359,9 @@ BEST_FIRST = (
 
 FAST = ("test_fast_decode.py::test_equals_the_full_forward",)
 FORKS = ("test_decoder.py::test_forks_swaps_and_uneven_lengths_equal_recomputation",)
+RECORDED = (
+    "test_recording.py::test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_the_same_result",
+)  # fmt: skip
 NETWORK = (
     Mutant(
         "fork-after-write",
@@ -497,6 +500,62 @@ NETWORK = (
         "where = prompt_length[:, None] - 1 + torch.arange(",
         "where = prompt_length[:, None] + torch.arange(",
         ("test_training.py::test_token_scores_equal_a_forward_per_row",),
+    ),
+    Mutant(
+        "padding-stays",
+        "rows that change places leave their padding behind",
+        "model/decoder.py",
+        "for by_row in (self._num_filled, self._padding, self._slot_of_row):",
+        "for by_row in (self._num_filled, self._slot_of_row):",
+        FORKS,
+    ),
+    Mutant(
+        "position-of-the-column",
+        "a token's position counts the padding of its prompt",
+        "model/decoder.py",
+        "self._token[:num_rows], last - padding, is_seen",
+        "self._token[:num_rows], last - 0 * padding, is_seen",
+        FORKS,
+    ),
+    Mutant(
+        "recorded-overwrites",
+        "a slot that only keeps others company in a recorded step writes over its last token",
+        "model/decoder.py",
+        "        self._num_filled[target] = length + 1\n        return self._output(scores)",
+        "        return self._output(scores)",
+        ("test_decoder.py::test_recorded_steps_equal_recomputation",),
+    ),
+    Mutant(
+        "captured-first",
+        "work is captured before libraries had their first use of it",
+        "model/recording.py",
+        "            work()  # libraries",
+        "            pass  # libraries",
+        RECORDED,
+    ),
+    Mutant(
+        "main-does-not-wait",
+        "the capture begins before the first run beside it is over",
+        "model/recording.py",
+        "torch.cuda.current_stream().wait_stream(beside)",
+        "beside.wait_stream(torch.cuda.current_stream())",
+        RECORDED,
+    ),
+    Mutant(
+        "base-stays",
+        "adapters stay off after the base was asked",
+        "model/adapters.py",
+        "        for layer in layers:\n            layer.enable_adapters(True)",
+        "        pass",
+        ("test_adapters.py::test_a_policy_begins_as_its_base_to_the_bit_and_returns_to_it",),
+    ),
+    Mutant(
+        "scale-of-rank",
+        "adapters are merged at the scale of rank 16, whatever theirs is",
+        "model/adapters.py",
+        "_ALPHA / len(a) * (b @ a)",
+        "_ALPHA / 16 * (b @ a)",
+        ("test_adapters.py::test_a_projection_adds_the_formula_and_merging_gives_the_same_model",),
     ),
 )
 
@@ -1030,6 +1089,108 @@ EVALUATION = (
     ),
 )
 
+STAYS = ("test_fit.py::test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_parameter",)
+SHARE = ("test_fit.py::test_a_process_does_its_share_of_the_work",)
+QUARTER = ("test_fit.py::test_each_of_four_processes_keeps_a_quarter_and_gathers_the_rest_for_a_while",)
+PREDICTIONS = (
+    Mutant(
+        "one-moment",
+        "one of Adam's two moments is forgotten",
+        "model/memory.py",
+        '"Adam moments": own * 2 * FLOAT,',
+        '"Adam moments": own * FLOAT,',
+        STAYS,
+    ),
+    Mutant(
+        "keys-without-values",
+        "the slot cache is counted for keys alone",
+        "model/memory.py",
+        "shapes.num_layers * 2 * shapes.kv_size * work.dtype_bytes",
+        "shapes.num_layers * shapes.kv_size * work.dtype_bytes",
+        STAYS,
+    ),
+    Mutant(
+        "masters-not-saved",
+        "a checkpoint is predicted without its master weights",
+        "model/memory.py",
+        "state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT",
+        "state = own * 2 * FLOAT",
+        STAYS,
+    ),
+    Mutant(
+        "shards-whole",
+        "every process is predicted to hold all of what is split",
+        "model/memory.py",
+        "{part: n // work.num_shards for part, n in parts.items()}",
+        "dict(parts)",
+        QUARTER,
+    ),
+    Mutant(
+        "gathered-forgotten",
+        "weights that are gathered for a search are not counted",
+        "model/memory.py",
+        "    if not work.is_sharded:\n        return {}\n    value =",
+        "    if True:\n        return {}\n    value =",
+        QUARTER,
+    ),
+    Mutant(
+        "activations-of-one-layer",
+        "what the backward needs is counted for one layer",
+        "model/memory.py",
+        "saved = tokens * shapes.num_layers * (",
+        "saved = tokens * (",
+        ("test_memory.py::test_prediction_is_near_the_measured_peak[embedded]",),
+    ),
+    Mutant(
+        "step-of-an-iteration",
+        "an optimizer step is predicted with the rows of a whole iteration",
+        "fit.py",
+        "step_rows=-(-train.batch_size * leaves",
+        "step_rows=-(-train.problems_per_iteration * leaves",
+        SHARE,
+    ),
+    Mutant(
+        "evaluation-not-shared",
+        "every process is predicted to evaluate all problems",
+        "fit.py",
+        "eval_problems=-(-evaluation.num_problems // num_processes)",
+        "eval_problems=evaluation.num_problems",
+        SHARE,
+    ),
+    Mutant(
+        "hybrid-as-full",
+        "hybrid sharding is predicted to split over all machines",
+        "fit.py",
+        'min(local, num_processes) if train.sharding == "hybrid" else num_processes',
+        "num_processes",
+        ("test_fit.py::test_hybrid_sharding_splits_over_the_processes_of_one_machine",),
+    ),
+    Mutant(
+        "last-checkpoint-forgotten",
+        "the checkpoint of the last iteration is not counted",
+        "fit.py",
+        "saved | ({train.num_iterations} if train.num_iterations else set())",
+        "saved",
+        ("test_fit.py::test_files_are_those_of_every_due_iteration_and_of_the_last",),
+    ),
+    Mutant(
+        "cpu-not-shared",
+        "each of several processes on a CPU is promised all of its memory",
+        "doctor.py",
+        '(count if device.type == "cpu" else 1)',
+        "1",
+        ("test_fit.py::test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not",),
+    ),
+    Mutant(
+        "disk-unasked",
+        "a run fits however small the disk is",
+        "doctor.py",
+        "needed <= memory and outlook.disk <= disk",
+        "needed <= memory",
+        ("test_fit.py::test_a_run_fits_when_memory_and_disk_do",),
+    ),
+)
+
 TWO = ("test_distributed.py::test_two_processes_train_as_one",)
 PROCESSES = (
     Mutant(
@@ -1286,6 +1447,7 @@ MUTANTS = (
     *MEASURES,
     *ROLLOUTS,
     *EVALUATION,
+    *PREDICTIONS,
     *PROCESSES,
     *WIRING,
 )
