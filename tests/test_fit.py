@@ -105,7 +105,7 @@ def test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not(three_b, h
     has(memory=100)
     argv = [*three_b, "--processes", "2"]
     assert diagnose([*argv, "--model.device", "cpu"], capsys)[1]["memory"]["available"] == 50 * GB
-    monkeypatch.setattr("tinyzero_astar.model.loading.choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("tinyzero_astar.machine.choose_device", lambda device: torch.device("cuda"))
     assert diagnose(argv, capsys)[1]["memory"]["available"] == 100 * GB
 
 
