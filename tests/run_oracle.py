@@ -215,12 +215,12 @@ class Node:
     logq: list[float]
     before: list[Seen]
     depth_limit: int
-    eos: int
+    ends: frozenset[int]  # tokens after which nothing comes
     is_first: bool = True  # the child that its prefix's own time of arrival belongs to
 
     @property
     def is_finished(self) -> bool:
-        return self.tokens[-1:] == (self.eos,)
+        return bool(self.tokens) and self.tokens[-1] in self.ends
 
     @property
     def is_leaf(self) -> bool:
@@ -235,7 +235,7 @@ class Node:
             [*self.logq, logq],
             [*self.before, seen],
             self.depth_limit,
-            self.eos,
+            self.ends,
             is_first,
         )
 
@@ -355,7 +355,7 @@ def search_samples(net: Network, prompt: Tokens, root: Node, k: int, has_noise: 
     """Independent draws from the policy; without noise its likeliest token."""
     found, leaves, num_open = Found(prompt, [], []), [], [0] * (root.depth_limit + 1)
     for stream in range(k):
-        node = Node((), mix(root.state) ^ mix(stream + FOLD), 0.0, [], [], [], root.depth_limit, root.eos)
+        node = Node((), mix(root.state) ^ mix(stream + FOLD), 0.0, [], [], [], root.depth_limit, root.ends)
         while not node.is_leaf or not node.tokens:
             seen = net.at(prompt + node.tokens)
             likeliest = max(range(len(seen.logp)), key=seen.logp.__getitem__)
@@ -444,7 +444,8 @@ class Oracle:
     ) -> None:
         self.config, self.net, self.tokenizer = config, Network(model, value, adapters or {}), tokenizer
         self.history = list(history)
-        self.eos = tokenizer.eos_token_id
+        declared = [tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id]
+        self.ends = frozenset(i for x in declared for i in (x if isinstance(x, list) else [x]))
         template, search = TEMPLATES[config["data"]["template"]], config["search"]
         self.prompt_of = lambda pair: tuple(tokenizer(template.format(a=pair[0], b=pair[1]))["input_ids"])
         pairs = drawn_pairs(f"{config['run']['seed']} training set", *_digits(config["data"]))
@@ -474,7 +475,7 @@ class Oracle:
         return self.rewarded(found, pair)
 
     def root(self, seed: int) -> Node:
-        return Node((), seed, 0.0, [], [], [], self.depth, self.eos)
+        return Node((), seed, 0.0, [], [], [], self.depth, self.ends)
 
     def inverse_beta(self, seen: Seen) -> float:
         """Equation 7, or the number that is given."""

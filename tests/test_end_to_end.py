@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import random
+import shutil
 from typing import Any
 
 import pytest
@@ -333,6 +334,21 @@ def test_the_longest_prompt_of_a_run_limits_the_depth_of_every_iteration(base, t
     prompts = [oracle.prompt_of(pair) for pair in training_pairs(run.config, 0)]
     assert oracle.depth == 14 - 7 and max(len(p) for p in prompts) < 7
     assert_agree(base, run)
+
+
+def test_every_declared_end_token_ends_a_completion_in_training_and_evaluation(base, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    path = folder / "generation_config.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    end, other = said["eos_token_id"], loaded(base)[1]("2")["input_ids"][0]
+    path.write_text(json.dumps({**said, "eos_token_id": [end, other]}), encoding="utf-8")
+    run = run_program(folder, tmp_path / "run", {"search.max_search_depth": 12}, OPEN)
+    oracle = oracle_of(folder, run.config, run.start)
+    assert oracle.ends == {end, other}
+    last = {leaf.tokens[-1] for f in oracle.iterate(0)[1] for leaf in f.leaves if leaf.is_finished}
+    assert last == {end, other}
+    assert_agree(folder, run)
 
 
 def test_other_ways_of_decoding_are_measured_as_the_documents_say(base, tmp_path):

@@ -119,7 +119,7 @@ def schedule(iteration: int, num_iterations: int, warmup_iterations: int) -> flo
     Args:
         iteration: 0-based, of the iteration about to be trained.
         num_iterations: of the whole run.
-        warmup_iterations: the factor reaches 1 in the last of these.
+        warmup_iterations: the factor is 1 in the first iteration after these.
     """
     if iteration < warmup_iterations:
         return (iteration + 1) / (warmup_iterations + 1)
