@@ -20,13 +20,14 @@ Prefix = tuple[int, ...]
 
 @dataclass
 class Table:
-    """Tokens 0..V-1, 0 is eos; a prefix of `depth` tokens is a leaf whatever its last token."""
+    """Tokens 0..V-1, 0 is an end token; a prefix of `depth` tokens is a leaf whatever its last token."""
 
     num_tokens: int
     depth: int
     seed: int
     success: float = 0.5  # share of rewarded leaves
     peak: float = 1.5  # scale of the logits
+    ends: tuple[int, ...] = (0,)
     reward: dict[Prefix, float] = field(default_factory=dict)
     log_prob: dict[Prefix, list[float]] = field(default_factory=dict)  # of every internal prefix
 
@@ -44,7 +45,7 @@ class Table:
             frontier += [(*prefix, a) for a in range(self.num_tokens)]
 
     def is_leaf(self, prefix: Prefix) -> bool:
-        return len(prefix) == self.depth or (len(prefix) > 0 and prefix[-1] == 0)
+        return len(prefix) == self.depth or (len(prefix) > 0 and prefix[-1] in self.ends)
 
     def leaves(self, prefix: Prefix = ()) -> list[Prefix]:
         return [y for y in self.reward if y[: len(prefix)] == prefix]
@@ -73,10 +74,9 @@ def logit(p: float) -> float:
 class TableDecoder:
     """A `Decoder` over one table per problem, with exact values (plus noise, to stand for a learned one)."""
 
-    eos_ids = (0,)
-
     def __init__(self, tables: list[Table], value_noise: float = 0.0) -> None:
         self.tables = tables
+        self.eos_ids = tables[0].ends
         self.value_noise = value_noise
         self.num_steps = 0
         self._exact = [{s: t.success_probability(s) for s in [*t.log_prob, *t.reward]} for t in tables]

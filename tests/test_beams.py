@@ -1,0 +1,106 @@
+"""Beam search at test time: the plain sum of log-probabilities, whatever the files say, and charged as all others are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.test_end_tokens import edited, load
+from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.eval.test_time import _beam_search, _best_beams, compare
+from tinyzero_astar.rollout.generator import Generator, SearchSettings
+from tinyzero_astar.rollout.heuristic import Guidance
+from tinyzero_astar.training.reward import RewardWeights
+
+NUM_TOKENS, DEPTH = 320, 5
+SETTINGS = SearchSettings("gumbel", 2, 3, 12, Guidance(), unguided_fraction=0.0, min_weight=0.0)
+TASK = Multiplication(2, 2, 40, seed=0, template="compact")
+HOSTILE = {
+    "repetition_penalty": 1.1,
+    "no_repeat_ngram_size": 3,
+    "min_new_tokens": 4,
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "suppress_tokens": list(range(15, 25)),
+    "bad_words_ids": [[318]],
+    "sequence_bias": [[[317], -9.0]],
+    "begin_suppress_tokens": [5, 6],
+    "forced_eos_token_id": 3,
+    "exponential_decay_length_penalty": [1, 2.0],
+    "length_penalty": 3.0,
+    "early_stopping": True,
+    "num_return_sequences": 1,
+    "max_length": 9,
+    "temperature": 0.5,
+    "do_sample": True,
+    "guidance_scale": 1.5,
+    "cache_implementation": "static",
+    "stop_strings": ["4"],
+}
+
+
+def plain_beams(policy, prompt, depth, num_beams, num_words=NUM_TOKENS):
+    """The best completion, as it is told in textbooks: sums of log-probabilities by one forward per prefix."""
+    running, ended = [(0.0, ())], []
+    for _ in range(depth):
+        candidates = []
+        for total, tokens in running:
+            logits = policy.language_model(torch.tensor([[*prompt, *tokens]])).logits[0, -1, :num_words]
+            logp = torch.log_softmax(logits.double(), -1).tolist()
+            candidates += [(total + x, (*tokens, i)) for i, x in enumerate(logp)]
+        candidates.sort(reverse=True)
+        ended += [c for c in candidates[:num_beams] if c[1][-1] in policy.eos_ids]
+        running = [c for c in candidates if c[1][-1] not in policy.eos_ids][:num_beams]
+    return list(max(ended + running)[1])
+
+
+@pytest.fixture(scope="module")
+def hostile(tiny_base, tmp_path_factory):
+    """The tiny base with every setting of generate that could change what beams find, and two end tokens."""
+    folder = tmp_path_factory.mktemp("model") / "m"
+    return load(edited(folder, tiny_base, generation={**HOSTILE, "eos_token_id": [319, 300]}, tokenizer={}))
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 7])
+@torch.no_grad()
+def test_beams_maximise_the_plain_sum_of_log_probabilities_whatever_generation_config_says(num_beams, hostile):
+    policy, tokenizer = hostile
+    prompts = [tokenizer(text)["input_ids"] for text in ("2*3=?\n<think>", "45*67=?\n<think>", "<answer>")]
+    found = _best_beams(policy, prompts, DEPTH, NUM_TOKENS, num_beams)
+    wanted = [plain_beams(policy, prompt, DEPTH, num_beams) for prompt in prompts]
+    assert [row[: len(want)] for row, want in zip(found, wanted, strict=True)] == wanted
+    assert all(set(row[len(want) :]) <= {319} for row, want in zip(found, wanted, strict=True))
+
+
+@torch.no_grad()
+def test_beams_never_hold_ids_without_text_and_share_their_mass_among_the_others(hostile):
+    """Spare rows of the vocabulary do as if they were not there: the result is that of a head without them."""
+    policy, tokenizer = hostile
+    prompts = [tokenizer("2*3=?\n<think>")["input_ids"]]
+    num_words = 120
+    assert max(_best_beams(policy, prompts, DEPTH, NUM_TOKENS, 3)[0]) >= num_words
+    for num_beams in (1, 3, 7):
+        found = _best_beams(policy, prompts, DEPTH, num_words, num_beams)
+        assert found == [plain_beams(policy, prompts[0], DEPTH, num_beams, num_words)] and max(found[0]) < num_words
+
+
+def test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is():
+    policy, tokenizer = load("embedded")
+    generator = Generator(policy, tokenizer, TASK, RewardWeights(), 128)
+    problems = TASK.held_out_problems(6)
+    for depth in (40, 9):  # completions that end, and that are cut
+        settings = SearchSettings("gumbel", 2, 3, depth, Guidance(), unguided_fraction=0.0, min_weight=0.0)
+        greedy = generator.greedy(problems, depth)
+        correct, tokens = _beam_search(policy, tokenizer, TASK, generator, problems, settings, 1, 4)
+        assert greedy.rollouts.is_finished.all() == (depth == 40)
+        assert tokens == int(greedy.rollouts.stats.num_decoded_tokens.sum())
+        assert correct.tolist() == greedy.accuracy[:, 0].tolist()
+
+
+def test_all_arms_work_without_a_pad_token(tiny_base, tmp_path):
+    policy, tokenizer = load(edited(tmp_path / "model", tiny_base, generation={"pad_token_id": None}))
+    tokenizer.pad_token = None  # some classes have one of their own, whatever the files say
+    generator = Generator(policy, tokenizer, TASK, RewardWeights(), 128)
+    options = {"beam_width": 3, "max_rows": 4}
+    arms = compare(policy, tokenizer, TASK, generator, TASK.held_out_problems(3), SETTINGS, **options)
+    assert len(arms) == 4 and all(arm.tokens > 0 for arm in arms)
