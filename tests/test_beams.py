@@ -1,4 +1,4 @@
-"""Beam search at test time: the plain sum of log-probabilities, whatever the files say, and charged as all others are."""
+"""Beam search at test time: the plain sum of log-probabilities whatever the files say, charged as all others are."""
 
 from __future__ import annotations
 

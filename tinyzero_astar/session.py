@@ -19,6 +19,7 @@ from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predic
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.machine import choose_device, free_disk, free_memory, num_cores
+from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.checkpoint import check_files, load_trainer, read_state, remembered_by
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
 from tinyzero_astar.model.model import Policy, load_policy
@@ -277,6 +278,8 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
     if policy.has_adapters:
         trained = sum(p.numel() for p in policy.language_model.parameters() if p.requires_grad)
         console.say(f"adapters of rank {config.model.lora_rank}: {trained:,} of these parameters are trained")
+        if (text := unadapted(policy.language_model)) is not None:
+            console.warn(text)
     policy.gradient_checkpointing = train.gradient_checkpointing
     policy.recorder = CudaGraphs() if config.model.cuda_graphs else None
     if is_distributed():

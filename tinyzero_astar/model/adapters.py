@@ -46,6 +46,8 @@ def import_peft(rank: int) -> ModuleType:
 def add_adapters(model: PreTrainedModel, rank: int) -> None:
     """Freeze the model and give every linear projection of its decoder layers an adapter; A is drawn by PyTorch's RNG.
 
+    The experts of a mixture are no linear projections but one tensor for all of them; see `without_adapter`.
+
     Args:
         model: changed in place.
         rank: of A and B, at least 1.
@@ -62,6 +64,28 @@ def add_adapters(model: PreTrainedModel, rank: int) -> None:
             " weights with --model.lora-rank 0"
         )
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=_ALPHA, target_modules=names), model)
+
+
+def unadapted(model: PreTrainedModel) -> str | None:
+    """One sentence on the matrices of the decoder layers that have no adapter and stay as they are; None: all have.
+
+    Args:
+        model: after `add_adapters`.
+    """
+    layers = decoder_layers(model)
+    adapted = {id(p) for module in _adapted_modules(model) for p in module.parameters()}
+    kinds: dict[str, int] = {}
+    for module in layers.modules():
+        for p in module.parameters(recurse=False):
+            if p.ndim > 1 and id(p) not in adapted:
+                kinds[type(module).__name__] = kinds.get(type(module).__name__, 0) + p.numel()
+    if not kinds:
+        return None
+    total = sum(p.numel() for p in layers.parameters() if not p.requires_grad)
+    return (
+        f"adapters stand beside linear projections alone: {sum(kinds.values()) / total:.0%} of the layers' weights"
+        f" ({', '.join(sorted(kinds))}) have none and stay as they are; --model.lora-rank 0 trains all weights"
+    )
 
 
 @contextmanager

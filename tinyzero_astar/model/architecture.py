@@ -14,8 +14,10 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrain
 
 SUPPORTED = "use a model with full attention in every layer, such as those of Qwen2, Qwen3, Llama, Mistral or Gemma"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-_MOST_LAYERS = 1000
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+)
 
 
 def check_architecture(config: PreTrainedConfig, max_length: int | None) -> None:
@@ -73,11 +75,7 @@ def _impossible_sizes(config: PreTrainedConfig, max_length: int | None) -> str |
         size = getattr(config, name, None)
         if size is not None and (type(size) is not int or size < 1):
             return f"has {name} {size!r} in its config.json, which must be a whole number of at least 1"
-    layers, heads, pad = (
-        getattr(config, x, None) for x in ("num_hidden_layers", "num_attention_heads", "pad_token_id")
-    )
-    if type(layers) is not int or not 1 <= layers <= _MOST_LAYERS:
-        return f"has num_hidden_layers {layers!r} in its config.json, which must be between 1 and {_MOST_LAYERS}"
+    heads, pad = getattr(config, "num_attention_heads", None), getattr(config, "pad_token_id", None)
     groups = getattr(config, "num_key_value_heads", None) or heads
     if heads is not None and heads % groups:
         return f"has num_attention_heads {heads} in its config.json, no multiple of num_key_value_heads {groups}"

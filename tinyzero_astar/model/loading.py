@@ -96,7 +96,7 @@ def load_language_model(
     if len(ends) > 1:
         names = (f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ends)
         say(f"the files of {name} declare {len(ends)} end tokens, and each ends a completion: {', '.join(names)}")
-    model = _read_weights(name, folder, dtype, _generation_config(tokenizer, ends))
+    model = _read_weights(name, folder, config, dtype, _generation_config(tokenizer, ends))
     model.config.eos_token_id = model.generation_config.eos_token_id
     if model.config.tie_word_embeddings and not _is_tied(model):
         say(f"{name} has a head of its own, though its {_CONFIG} says tie_word_embeddings: trained and saved as it is")
@@ -182,11 +182,14 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) 
     )
 
 
-def _read_weights(name: str, folder: Path, dtype: torch.dtype, generation: GenerationConfig) -> PreTrainedModel:
+def _read_weights(
+    name: str, folder: Path, config: PreTrainedConfig, dtype: torch.dtype, generation: GenerationConfig
+) -> PreTrainedModel:
     with _DamageInOneSentence(name, folder), quiet_transformers():  # its table of missing weights; ours is a sentence
         foreign = _not_floating(folder)
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=config,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
@@ -372,7 +375,7 @@ def _lacking(name: str, folder: Path) -> str | None:
             why_not = ": its pytorch_model.bin is a pickle, which can run code and is not read; convert it"
             return f"{_WEIGHTS}{why_not if is_pickled else ''}"
         shards = _shards(folder / _INDEX)
-        if outside := [shard for shard in shards if Path(shard).name != shard]:
+        if outside := [shard for shard in shards if os.path.basename(shard) != shard or shard == os.pardir]:
             raise ValueError(
                 f"model_name {name!r}: its {_INDEX} names {outside[0]!r} as a file of weights, which is no file of that"
                 " folder itself; get the model anew"
@@ -393,6 +396,28 @@ def _shards(index: Path) -> list[str]:
         return []
 
 
+@contextmanager
+def enough_memory(name: str) -> Iterator[None]:
+    """Turns what a failed allocation raises, on a CPU or a GPU, into a ValueError that names the model."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise _not_enough_memory(name, error) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _not_enough_memory(name: str, error: BaseException) -> ValueError:
+    return ValueError(
+        f"model_name {name!r}: there is not enough memory to load it ({_first_line(error)}); `python -m tinyzero_astar"
+        " doctor` with the same options tells what a run needs"
+    )
+
+
 class _DamageInOneSentence:
     """Turns what damaged or foreign files raise into a ValueError that names the model."""
 
@@ -402,8 +427,12 @@ class _DamageInOneSentence:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        if _is_out_of_memory(error):
+            raise _not_enough_memory(self._name, error) from error
         # tokenizers, which is written in Rust, raises plain Exception, that very class, for all it does not know
-        if error is not None and (isinstance(error, _DAMAGE) or kind is Exception):
+        if isinstance(error, _DAMAGE) or kind is Exception:
             cause = _first_line(error)
             raise ValueError(f"model_name {self._name!r}: a file in {self._where} cannot be used ({cause})") from error
 

@@ -23,7 +23,7 @@ from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
 from tinyzero_astar.model.liger import apply_liger
-from tinyzero_astar.model.loading import Say, end_tokens, load_language_model
+from tinyzero_astar.model.loading import Say, end_tokens, enough_memory, load_language_model
 from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
 from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
@@ -260,7 +260,8 @@ def load_policy(
     language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
     if liger:
         apply_liger(language_model, device)
-    policy = Policy(language_model, end_tokens(language_model), value_hidden_size).to(device)
+    with enough_memory(name):
+        policy = Policy(language_model, end_tokens(language_model), value_hidden_size).to(device)
     try:
         check_decoding(policy)
     except ValueError as error:
