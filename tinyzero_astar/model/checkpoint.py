@@ -78,7 +78,7 @@ def save_checkpoint(
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
     (partial / _STATE).write_text(json.dumps(dict(state), indent=2))
     mode = (partial / _STATE).stat().st_mode  # by the umask; safetensors' own files are for their owner alone
-    for path in partial.iterdir():
+    for path in partial.glob("*.safetensors"):
         path.chmod(mode)
     for path in (*partial.rglob("*"), partial):  # on the disk before it has its name, should the power fail
         sync(path)

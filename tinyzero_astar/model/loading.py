@@ -438,5 +438,6 @@ class _DamageInOneSentence:
 
 
 def _first_line(error: BaseException) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = " ".join(x.strip() for x in lines[: 2 if lines[0].endswith(":") else 1])
     return f"{type(error).__name__} {line}" if isinstance(error, KeyError) else line  # whose line is the key alone
