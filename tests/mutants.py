@@ -1191,6 +1191,75 @@ PREDICTIONS = (
     ),
 )
 
+NEWEST = ("test_run_folder.py::test_the_newest_run_of_the_preset_is_meant",)
+CRASHED = ("test_run.py::test_after_a_crash_the_run_goes_on_from_its_last_checkpoint",)
+RUNS = (
+    Mutant(
+        "updates-restart",
+        "a resumed run counts its updates from 0: the value model is trained at other times",
+        "session.py",
+        'session.updater.num_updates = int(state["num_updates"])',
+        "session.updater.num_updates = 0",
+        CRASHED,
+    ),
+    Mutant(
+        "history-forgotten",
+        "the gate of a resumed run has forgotten the iterations before",
+        "session.py",
+        "    session.history.extend(history)",
+        "    pass",
+        CRASHED,
+    ),
+    Mutant(
+        "evaluated-as-trained",
+        "a checkpoint is evaluated on as much as in its run, whatever the command says",
+        "session.py",
+        "config = replace(saved, eval=command.eval, run=run, model=model)",
+        "config = replace(saved, run=run, model=model)",
+        ("test_run.py::test_the_command_line_decides_how_much_is_evaluated",),
+    ),
+    Mutant(
+        "evaluated-untrained",
+        "a checkpoint searches with a value model that was never trained",
+        "session.py",
+        "    agree(lambda: load_trainer(checkpoint, session.policy, {}))",
+        "    pass",
+        ("test_run.py::test_a_checkpoint_searches_with_the_value_model_that_was_trained",),
+    ),
+    Mutant(
+        "oldest-run",
+        "a checkpoint's name is looked for in the oldest run",
+        "run_folder.py",
+        "runs[max(runs)] / name",
+        "runs[min(runs)] / name",
+        NEWEST,
+    ),
+    Mutant(
+        "runs-by-name",
+        "runs are ordered by name: number 9 comes after number 10",
+        "run_folder.py",
+        "runs[max(runs)] / name",
+        "runs[max(runs, key=str)] / name",
+        NEWEST,
+    ),
+    Mutant(
+        "oldest-checkpoint",
+        "the latest checkpoint is the first that was saved",
+        "run_folder.py",
+        "return found[max(found)]",
+        "return found[min(found)]",
+        ("test_run_folder.py::test_latest_checkpoint_is_that_of_the_highest_iteration",),
+    ),
+    Mutant(
+        "last-record-dropped",
+        "resuming drops the record of the iteration that the checkpoint holds",
+        "run_folder.py",
+        'kept = [r for r in read_jsonl(path) if r["iteration"] <= last]',
+        'kept = [r for r in read_jsonl(path) if r["iteration"] < last]',
+        ("test_run_folder.py::test_keep_iterations_drops_later_records_and_the_cut_line",),
+    ),
+)
+
 TWO = ("test_distributed.py::test_two_processes_train_as_one",)
 PROCESSES = (
     Mutant(
@@ -1448,6 +1517,7 @@ MUTANTS = (
     *ROLLOUTS,
     *EVALUATION,
     *PREDICTIONS,
+    *RUNS,
     *PROCESSES,
     *WIRING,
 )
