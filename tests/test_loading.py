@@ -144,11 +144,7 @@ WINDOW = "has layers with a sliding window of 16 tokens, shorter than max_seq_le
 REFUSED = {  # name -> model type, config, how the sentence begins after the class
     "Gemma 2, short window": ("gemma2", {"sliding_window": 16}, f"Gemma2ForCausalLM {WINDOW}"),
     "Gemma 2, long window": ("gemma2", {}, "Gemma2ForCausalLM caps its attention scores (attn_logit_softcapping 50)"),
-    "Gemma 2, without caps": (
-        "gemma2",
-        {"attn_logit_softcapping": None},
-        "Gemma2ForCausalLM has no scaled-dot-product attention, whose boolean masks are needed",
-    ),
+    "Bloom": ("bloom", {}, "BloomForCausalLM has no scaled-dot-product attention, whose boolean masks are needed"),
     "Gemma 3": ("gemma3_text", {"sliding_window": 16, "sliding_window_pattern": 2}, f"Gemma3ForCausalLM {WINDOW}"),
     "Mistral": ("mistral", {"sliding_window": 16}, f"MistralForCausalLM {WINDOW}"),
     "Qwen2": (
@@ -157,7 +153,7 @@ REFUSED = {  # name -> model type, config, how the sentence begins after the cla
         f"Qwen2ForCausalLM {WINDOW}",
     ),
     "Mamba": ("mamba", {}, "MambaForCausalLM has recurrent layers (linear_attention), whose state is no list"),
-    "RecurrentGemma": ("recurrent_gemma", {}, "RecurrentGemmaForCausalLM has recurrent layers (linear_attention)"),
+    "RecurrentGemma": ("recurrent_gemma", {}, "RecurrentGemmaForCausalLM has recurrent layers"),
     "RWKV": ("rwkv", {}, "RwkvForCausalLM has recurrent layers, whose state is no list of keys and values"),
     "Qwen3-Next": ("qwen3_next", {}, "Qwen3NextForCausalLM has recurrent layers (linear_attention)"),
     "LFM 2": ("lfm2", {"layer_types": ["conv", "full_attention"]}, "Lfm2ForCausalLM has special layers (conv)"),
