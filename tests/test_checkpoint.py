@@ -158,6 +158,16 @@ def test_a_checkpoint_holds_text_and_safetensors_only(saved):
 # ------------------------------------------------------------------------------------------ how it is written
 
 
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_files_may_be_read_by_whom_the_user_lets_read(trained, tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        folder = trained.save(tmp_path / "c")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
+
+
 def test_a_checkpoint_has_its_name_only_when_complete(trained, saved, monkeypatch):
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     fresh = saved.with_name("checkpoint_iter_4")
@@ -174,6 +184,18 @@ def test_a_checkpoint_has_its_name_only_when_complete(trained, saved, monkeypatc
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
     trained.save(fresh)  # what the failure left behind is in nobody's way
     assert not list(saved.parent.glob("checkpoint_iter_4.partial"))
+
+
+def test_a_tokenizer_that_cannot_be_written_is_an_error_of_the_system(trained, tmp_path, monkeypatch):
+    for kind, found in ((Exception, OSError), (ZeroDivisionError, ZeroDivisionError)):
+
+        def full_disk(*_, kind=kind):
+            raise kind("No space left on device (os error 28)")  # Exception is all that tokenizers says
+
+        monkeypatch.setattr(trained.tokenizer, "save_pretrained", full_disk)
+        with pytest.raises(found, match="No space left"):
+            trained.save(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 def test_an_older_checkpoint_of_the_same_name_is_replaced_whole(trained, saved):

@@ -37,7 +37,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise WriteFailedError(f"{path} cannot be written ({error})") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise WriteFailedError(f"{path} cannot be written ({reason})") from None
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -66,7 +67,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_text(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
     """Until the new file is whole, the old one stays."""
     beside = path.with_name(path.name + PARTIAL)
     beside.write_text(text, encoding="utf-8", newline="")
@@ -142,7 +143,10 @@ def _made(folder: Path) -> Path:
 
 
 def _cannot_be_made(folder: Path, error: OSError) -> ValueError:
-    return ValueError(f"the folder {folder} cannot be made ({error.strerror}); name another with --output-dir")
+    return ValueError(
+        f"the folder {folder} cannot be made ({error.strerror}); name another with --output-dir, or start in a folder"
+        " that you may write to"
+    )
 
 
 def prepare(run: Path, num_bytes: int = 4096) -> None:
@@ -229,7 +233,7 @@ def keep_iterations(path: Path, last: int) -> list[dict[str, Any]]:
     """
     kept = [r for r in read_jsonl(path) if r["iteration"] <= last]
     if path.exists():
-        _replace_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+        replace_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
     return kept
 
 

@@ -34,6 +34,7 @@ from tinyzero_astar.run_folder import (
     go_back_to,
     new_run_folder,
     prepare,
+    replace_text,
     start_over,
     writing,
 )
@@ -74,7 +75,7 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
         session = _begin_run(config, folder)
         if is_main():
             with writing(folder / CONFIG):
-                (folder / CONFIG).write_text(to_json(config) + "\n")
+                replace_text(folder / CONFIG, to_json(config) + "\n")
     session.console.say(describe(config))
     session.console.say(f"run folder: {folder}")
     return session

@@ -72,7 +72,7 @@ def save_checkpoint(
         tensors |= {f"{_LANGUAGE_MODEL}{k}": v for k, v in adapters_and_their_bases(own).items()}
         language_model = _put_together(policy, merged(own))
     language_model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    _save_tokenizer(tokenizer, partial)
     tensors |= {k: v for k, v in weights.items() if k.startswith(_VALUE_MODEL)}
     tensors["random_state"] = torch.get_rng_state()
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
@@ -86,6 +86,20 @@ def save_checkpoint(
         shutil.rmtree(folder)
     os.replace(partial, folder)
     sync(folder.parent)
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save it.
+
+    Raises:
+        OSError: it cannot be written; the package tokenizers raises a bare Exception then.
+    """
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise OSError(str(error)) from None
 
 
 def _moments(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
@@ -175,7 +189,7 @@ def check_files(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         try:
             if path.suffix == ".safetensors":
-                with safe_open(path, "pt"):  # it compares the sizes in the header with the file's
+                with path.open("rb"), safe_open(path, "pt"):  # it compares the header with the file's size
                     pass
             elif path.suffix == ".json":
                 json.loads(read_text(path))
