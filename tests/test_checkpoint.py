@@ -158,16 +158,6 @@ def test_a_checkpoint_holds_text_and_safetensors_only(saved):
 # ------------------------------------------------------------------------------------------ how it is written
 
 
-@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_files_may_be_read_by_whom_the_user_lets_read(trained, tmp_path, mask, mode):
-    before = os.umask(mask)
-    try:
-        folder = trained.save(tmp_path / "c")
-    finally:
-        os.umask(before)
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {mode}
-
-
 def test_a_checkpoint_has_its_name_only_when_complete(trained, saved, monkeypatch):
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
     fresh = saved.with_name("checkpoint_iter_4")
