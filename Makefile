@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 NEWEST := .venv-newest
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help train test test-newest mutants check lint types base format clean
+.PHONY: help train test test-newest coverage mutants check lint types base format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -24,6 +24,10 @@ test-newest:  ## the same with the newest versions of all but torch, installed a
 	$(call set_up,$(NEWEST),"$$(grep '^torch==' constraints.txt)")
 	@$(NEWEST)/bin/python .ci/versions.py
 	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q $(ARGS)
+
+coverage: $(STAMP)  ## branches of the package that the unit tests run, in their own process: at least 95 %
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q --cov=tinyzero_astar --cov-branch --cov-fail-under=95 \
+	  --cov-report=term-missing:skip-covered $(ARGS)
 
 mutants: $(STAMP)  ## plant mistakes in a copy, see which test catches each; ARGS="-k sign" chooses
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m tests.mutants $(ARGS)
@@ -47,7 +51,7 @@ format: $(STAMP)  ## let ruff sort imports, fix what it can and format
 	@$(VENV_PYTHON) -m ruff format .
 
 clean:  ## remove caches and build products; keeps .venv and runs/
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
