@@ -267,8 +267,23 @@ def test_a_tokenizer_that_loses_a_digit_is_refused(digit, sound, tmp_path):
     data["model"]["vocab"] = {k: v for k, v in data["model"]["vocab"].items() if k != digit}
     (folder / "tokenizer.json").write_text(json.dumps(data))
     sentence = refusal(folder)
-    assert sentence.startswith("its tokenizer does not give back what problems and answers are made of: '12*3=?")
+    assert sentence.startswith("its tokenizer does not give texts back as they were: '12*3=?")
     assert "<answer>" in sentence and sentence.endswith("use a model whose tokenizer does")
+
+
+def test_a_tokenizer_that_loses_a_letter_of_the_prompts_is_refused_before_the_run(sound, tmp_path, capsys):
+    folder = shutil.copytree(sound, tmp_path / "m")
+    data = json.loads((folder / "tokenizer.json").read_text())
+    data["model"]["vocab"] = {"Ω" if k == "W" else k: v for k, v in data["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    argv = ["--model.model-name", str(folder), "--run.num-threads", "1", "--data.template", "conversation"]
+    argv += ["--model.max-seq-length", "600"]
+    change_json(folder / "config.json", max_position_embeddings=600)
+    assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 2
+    err = capsys.readouterr().err
+    assert (
+        "the tokenizer does not give texts back as they were: 'The user asks" in err and not (tmp_path / "r").exists()
+    )
 
 
 def test_ids_of_the_tokenizer_beyond_the_model_are_refused_however_few_tokens_there_are(sound, tmp_path):

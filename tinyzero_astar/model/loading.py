@@ -136,22 +136,28 @@ def read_config(
 def _read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     with _DamageInOneSentence(name, folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
-        text = tokenizer.decode(ids)
+        fault = text_fault(tokenizer, _PROBE)
         count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
-    if text != _PROBE:
-        raise ValueError(
-            f"model_name {name!r}: its tokenizer does not give back what problems and answers are made of:"
-            f" {_PROBE!r} becomes {text!r}; use a model whose tokenizer does"
-        )
+    if fault is not None:
+        raise ValueError(f"model_name {name!r}: its {fault}")
     if count > config.vocab_size:
         raise ValueError(
             f"model_name {name!r}: its tokenizer has {count} tokens, the model {config.vocab_size}; they do not belong"
             " together"
         )
     return tokenizer
+
+
+def text_fault(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
+    """What is wrong with a tokenizer that does not give a text back, in words; None when it does."""
+    back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if back == text:
+        return None
+    return (
+        f"tokenizer does not give texts back as they were: {text!r} becomes {back!r}; use a model whose tokenizer does"
+    )
 
 
 def _declared_ends(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

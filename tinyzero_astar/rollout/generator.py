@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tinyzero_astar.data.generation import room_after
 from tinyzero_astar.interfaces import Batch, Problem, Rollouts, SearchMode, Task, Verdict
 from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.model.loading import text_fault
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.gumbel import fold, mix64, to_uniform
@@ -112,8 +113,10 @@ class Generator:
         """The prompts as tokens, and how many more tokens the longest leaves room for, up to a limit.
 
         Raises:
-            ValueError: there is no room.
+            ValueError: there is no room, or the tokenizer loses something of the first prompt, as it would of all.
         """
+        if (fault := text_fault(self._tokenizer, problems[0].prompt)) is not None:
+            raise ValueError(f"the {fault}")
         prompts = [list(ids) for ids in self._tokenizer([p.prompt for p in problems])["input_ids"]]
         return prompts, room_after(max(len(p) for p in prompts), self._max_seq_length, max_search_depth)
 
