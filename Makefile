@@ -51,7 +51,7 @@ format: $(STAMP)  ## let ruff sort imports, fix what it can and format
 	@$(VENV_PYTHON) -m ruff format .
 
 clean:  ## remove caches and build products; keeps .venv and runs/
-	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage $(NEWEST)
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt
