@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import random
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from recipes.embedded_base.make_base import make_tokenizer
+from tests import run_oracle
 from tests.run_oracle import Oracle, training_pairs
 from tinyzero_astar import config as configuration
 from tinyzero_astar import trainer
@@ -268,6 +271,13 @@ def policy_after(run):
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs
+
+
+def test_the_loops_know_nothing_of_the_package():
+    nodes = list(ast.walk(ast.parse(inspect.getsource(run_oracle))))
+    modules = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    names = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    assert "torch" in names and not any("tinyzero" in name or "tests" in name for name in modules | names)
 
 
 def test_two_iterations_of_the_program_are_what_the_documents_say(base, tmp_path):
