@@ -19,6 +19,7 @@ from tinyzero_astar import fit, machine, session
 from tinyzero_astar.config import Config
 from tinyzero_astar.doctor import Doctor, doctor_main
 from tinyzero_astar.machine import Speed, available_ram, free_disk, measure_speed
+from tinyzero_astar.model import memory
 from tinyzero_astar.model.known import known_shapes
 from tinyzero_astar.model.shapes import shapes_of
 from tinyzero_astar.terminal import USAGE_ERROR, readable_bytes, readable_seconds
@@ -121,7 +122,7 @@ def test_what_a_person_reads_has_units(three_b, has, capsys):
     has()
     assert doctor_main([]) == 0
     out = capsys.readouterr().out
-    assert "peak memory, MB" in out and "memory: 128 MB of 1 TB free: fits" in out
+    assert "peak memory, MB" in out and "memory: 508 MB of 1 TB free: fits" in out
     assert " = 30 iterations of " in out and " and 7 evaluations of " in out and "e+" not in out and "e-" not in out
     assert "test time" not in out
     assert doctor_main(["--eval.search", "best_first"]) == 0
@@ -319,6 +320,25 @@ def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys,
 
 
 # ------------------------------------------------------------------------------------------------- the machine
+
+
+def test_the_program_itself_counts_on_a_cpu(three_b):
+    config = config_of(["--config", "training", "--model.model-name", str(three_b)])
+    model = fit.read_model(config)
+    alone = memory.phases(model.shapes, fit.work_of(config, model, 1, "cpu"))
+    found = fit.predict(config, model, 1, "cpu").phases
+    assert found == {name: {**parts, "Python and libraries": 380_000_000} for name, parts in alone.items()}
+    assert all("Python and libraries" not in parts for parts in fit.predict(config, model, 1, "cuda").phases.values())
+
+
+def test_what_this_process_has_is_free_for_it(tmp_path, monkeypatch):
+    statm = tmp_path / "statm"
+    statm.write_text("9000 100 50 1 0 700 0\n")
+    assert machine.own_ram(statm) == 100 * os.sysconf("SC_PAGE_SIZE")
+    assert 1e8 < machine.own_ram() < 1e11 and machine.own_ram(tmp_path / "none") == 0  # PyTorch is in it
+    monkeypatch.setattr(machine, "available_ram", lambda: 1000)
+    monkeypatch.setattr(machine, "own_ram", lambda: 200)
+    assert machine.free_memory(torch.device("cpu")) == 1200
 
 
 def test_free_memory_is_what_the_system_calls_available(tmp_path):

@@ -27,6 +27,8 @@ _LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer 
 _MOST_PROCESSES = 8  # of one machine
 _RANK = 16  # of adapters that are proposed
 _METRICS, _SAMPLE = 3_000, 250  # bytes of a line of metrics.jsonl and, without the completion, of samples.jsonl
+_PROGRAM = "Python and libraries"
+_PROGRAM_BYTES = 380_000_000  # resident after the imports and a small model, with PyTorch for CPUs
 _PER_TOKEN = 6  # bytes of a token in samples.jsonl
 
 
@@ -158,8 +160,9 @@ def predict(config: Config, model: Model, num_processes: int, device: str) -> Ou
     saved = {*range(run.checkpoint_frequency, train.num_iterations + 1, run.checkpoint_frequency)}
     shown = len({*range(run.sample_frequency, train.num_iterations + 1, run.sample_frequency), train.num_iterations})
     leaves = train.problems_per_iteration * work.num_rollouts
+    program = {_PROGRAM: _PROGRAM_BYTES} if work.is_host else {}
     return Outlook(
-        phases=phases(model.shapes, work),
+        phases={name: parts | program for name, parts in phases(model.shapes, work).items()},
         checkpoint=checkpoint_bytes(model.shapes, work),
         num_checkpoints=len(saved | ({train.num_iterations} if train.num_iterations else set())),
         records=(train.num_iterations + 1) * _METRICS + shown * leaves * (_SAMPLE + _PER_TOKEN * work.depth),

@@ -74,10 +74,15 @@ def num_cores() -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process may take: of the GPU, or of the machine without swapping."""
+    """Bytes that a process may take: of the GPU, or of the machine without swapping, this process's own among them."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return available_ram()
+    return available_ram() + own_ram()
+
+
+def own_ram(statm: Path = Path("/proc/self/statm")) -> int:
+    """Bytes of this process that are in memory; 0 where the system does not tell."""
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def available_ram(meminfo: Path = Path("/proc/meminfo")) -> int:
