@@ -72,7 +72,8 @@ def save_checkpoint(
         tensors |= {f"{_LANGUAGE_MODEL}{k}": v for k, v in adapters_and_their_bases(own).items()}
         language_model = _put_together(policy, merged(own))
     language_model.save_pretrained(partial)
-    _save_tokenizer(tokenizer, partial)
+    with _WritesOrOSError():
+        tokenizer.save_pretrained(partial)
     tensors |= {k: v for k, v in weights.items() if k.startswith(_VALUE_MODEL)}
     tensors["random_state"] = torch.get_rng_state()
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
@@ -88,18 +89,14 @@ def save_checkpoint(
     sync(folder.parent)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save it.
+class _WritesOrOSError:
+    """The package tokenizers raises plain Exception, that very class, for a file that it cannot write."""
 
-    Raises:
-        OSError: it cannot be written; the package tokenizers raises a bare Exception then.
-    """
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is not Exception:
-            raise
-        raise OSError(str(error)) from None
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is Exception:
+            raise OSError(str(error)) from None
 
 
 def _moments(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
