@@ -1627,6 +1627,108 @@ WIRING = (
         ("test_wiring.py::test_the_audit_sees_a_gap_on_either_side",),
     ),
 )
+LEAVES = "test_end_tokens.py::test_a_leaf_ends_at_every_end_token_and_at_nothing_else"
+SAVED = "test_model_folders.py::test_a_checkpoint_has_the_logits_of_the_trained_model"
+BEAMS = "test_beams.py::test_beams_maximise_the_plain_sum_of_log_probabilities_whatever_generation_config_says"
+MODELS = (
+    Mutant(
+        "first-end-only",
+        "a completion goes on after every end token but the first",
+        "rollout/lock_step.py",
+        "goes_on = ~torch.isin(token_ids, ends) &",
+        "goes_on = (token_ids != ends[0]) &",
+        (f"{LEAVES}[gumbel]", f"{LEAVES}[sample]"),
+    ),
+    Mutant(
+        "finished-by-the-first-end-only",
+        "a completion that another end token ended counts as cut off",
+        "rollout/lock_step.py",
+        "is_finished=(length > 0) & torch.isin(last, ends),",
+        "is_finished=(length > 0) & (last == ends[0]),",
+        (f"{LEAVES}[gumbel]",),
+    ),
+    Mutant(
+        "best-first-end-only",
+        "best_first goes on after every end token but the first",
+        "rollout/best_first.py",
+        "device=like.device), ends)  # by token",
+        "device=like.device), ends[:1])  # by token",
+        (f"{LEAVES}[best_first]",),
+    ),
+    Mutant(
+        "ends-of-config-unread",
+        "the end token of config.json does not count",
+        "model/loading.py",
+        "for file in (_CONFIG, _GENERATION):",
+        "for file in (_GENERATION,):",
+        ("test_end_tokens.py::test_every_declared_end_token_counts_and_several_are_named",),
+    ),
+    Mutant(
+        "head-tied-again",
+        "a checkpoint's config says that the head is the embedding, as the base's said wrongly",
+        "model/loading.py",
+        "model.config.tie_word_embeddings = False",
+        "model.config.tie_word_embeddings = True",
+        (f"{SAVED}[says tied, has a head of its own-adapted]",),
+    ),
+    Mutant(
+        "integers-as-weights",
+        "integer weights are taken for what they are worth as numbers",
+        "model/loading.py",
+        '_FLOATING = {"F64",',
+        '_FLOATING = {"I8", "U8", "F8_E4M3", "F64",',
+        ("test_model_folders.py::test_weights_in_no_floating_point_format_are_refused",),
+    ),
+    Mutant(
+        "shards-from-anywhere",
+        "an index may name files outside of the model's folder",
+        "model/loading.py",
+        "if os.path.basename(shard) != shard or shard == os.pardir]",
+        "if shard == os.pardir]",
+        ("test_model_folders.py::test_an_index_that_names_files_outside_of_the_folder_is_refused",),
+    ),
+    Mutant(
+        "encoders-taken",
+        "attention to later tokens is allowed",
+        "model/architecture.py",
+        'if any(getattr(module, "is_causal", True) is False',
+        'if any(getattr(module, "is_causal", True) is None',
+        ("test_model_folders.py::test_encoders_are_refused_and_their_decoders_are_judged_by_the_rest",),
+    ),
+    Mutant(
+        "beams-charged-for-ends",
+        "beam search is charged one token more than the search",
+        "eval/test_time.py",
+        "num_beams * (length + is_finished - 1)",
+        "num_beams * (length + is_finished)",
+        ("test_beams.py::test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is",),
+    ),
+    Mutant(
+        "beams-favour-length",
+        "beam search divides the log-probability by the length",
+        "eval/test_time.py",
+        '{"length_penalty": 0.0}',
+        '{"length_penalty": 1.0}',
+        (BEAMS,),
+    ),
+    Mutant(
+        "beams-lose-mass",
+        "beams give ids without text a share of the probability",
+        "eval/test_time.py",
+        "renormalize_logits=True",
+        "renormalize_logits=False",
+        ("test_beams.py::test_beams_never_hold_ids_without_text_and_share_their_mass_among_the_others",),
+    ),
+    Mutant(
+        "penalties-of-the-base",
+        "the base's generation_config is in force, in beams and in checkpoints",
+        "model/loading.py",
+        "            generation_config=generation,\n",
+        "",
+        ("test_model_folders.py::test_a_checkpoint_has_a_valid_generation_config_whatever_the_base_has",),
+    ),
+)
+
 MUTANTS = (
     *HEURISTIC,
     *GUMBEL,
@@ -1640,6 +1742,7 @@ MUTANTS = (
     *RUNS,
     *PROCESSES,
     *WIRING,
+    *MODELS,
 )
 
 
