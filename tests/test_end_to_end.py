@@ -361,6 +361,17 @@ def test_every_declared_end_token_ends_a_completion_in_training_and_evaluation(b
     assert_agree(folder, run)
 
 
+def test_an_iteration_of_which_thinning_keeps_no_leaf_is_recorded_and_trains_nothing(base, tmp_path):
+    one = {"train.problems_per_iteration": 1, "train.batch_size": 1, "search.num_rollouts_per_problem": 1}
+    run = run_program(base, tmp_path / "run", {**one, "search.min_weight": 1.0, "run.seed": 1}, OPEN)
+    oracle = oracle_of(base, run.config, run.start)
+    [_, want], [found] = oracle.run()
+    assert want["train/num_rows"] == oracle.num_updates == 0
+    assert_same_leaves(oracle, run.samples, found)
+    assert_same_record(run.records[1], want)
+    assert all(torch.equal(x, loaded(base)[0].state_dict()[name].float()) for name, x in run.model_after.items())
+
+
 def test_other_ways_of_decoding_are_measured_as_the_documents_say(base, tmp_path):
     changes = {"eval.search": "best_first", "eval.num_problems": 6, "eval.beam_width": 4, "train.num_iterations": 0}
     session, start = begun(base, tmp_path / "run", changes)
