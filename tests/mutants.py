@@ -1627,6 +1627,7 @@ WIRING = (
         ("test_wiring.py::test_the_audit_sees_a_gap_on_either_side",),
     ),
 )
+COMPLETIONS = "test_end_tokens.py::test_completions_end_where_the_base_ends_them_whatever_the_tokenizer_calls_its_end"
 LEAVES = "test_end_tokens.py::test_a_leaf_ends_at_every_end_token_and_at_nothing_else"
 SAVED = "test_model_folders.py::test_a_checkpoint_has_the_logits_of_the_trained_model"
 BEAMS = "test_beams.py::test_beams_maximise_the_plain_sum_of_log_probabilities_whatever_generation_config_says"
@@ -1637,7 +1638,7 @@ MODELS = (
         "rollout/lock_step.py",
         "goes_on = ~torch.isin(token_ids, ends) &",
         "goes_on = (token_ids != ends[0]) &",
-        (f"{LEAVES}[gumbel]", f"{LEAVES}[sample]"),
+        (f"{COMPLETIONS}[gumbel]", f"{COMPLETIONS}[sample]", f"{COMPLETIONS}[greedy]"),
     ),
     Mutant(
         "finished-by-the-first-end-only",
@@ -1653,7 +1654,7 @@ MODELS = (
         "rollout/best_first.py",
         "device=like.device), ends)  # by token",
         "device=like.device), ends[:1])  # by token",
-        (f"{LEAVES}[best_first]",),
+        (f"{COMPLETIONS}[best_first]",),
     ),
     Mutant(
         "ends-of-config-unread",

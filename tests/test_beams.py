@@ -13,6 +13,7 @@ from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.reward import RewardWeights
 
 NUM_TOKENS, DEPTH = 320, 5
+ENDS = [319, *range(0, 300, 7)]  # many, so that beams end at every depth
 SETTINGS = SearchSettings("gumbel", 2, 3, 12, Guidance(), unguided_fraction=0.0, min_weight=0.0)
 TASK = Multiplication(2, 2, 40, seed=0, template="compact")
 HOSTILE = {
@@ -56,32 +57,34 @@ def plain_beams(policy, prompt, depth, num_beams, num_words=NUM_TOKENS):
 
 @pytest.fixture(scope="module")
 def hostile(tiny_base, tmp_path_factory):
-    """The tiny base with every setting of generate that could change what beams find, and two end tokens."""
+    """The tiny base with every setting of generate that could change what beams find, and many end tokens."""
     folder = tmp_path_factory.mktemp("model") / "m"
-    return load(edited(folder, tiny_base, generation={**HOSTILE, "eos_token_id": [319, 300]}, tokenizer={}))
+    return load(edited(folder, tiny_base, generation={**HOSTILE, "eos_token_id": ENDS}, tokenizer={}))
 
 
 @pytest.mark.parametrize("num_beams", [1, 2, 7])
 @torch.no_grad()
 def test_beams_maximise_the_plain_sum_of_log_probabilities_whatever_generation_config_says(num_beams, hostile):
     policy, tokenizer = hostile
-    prompts = [tokenizer(text)["input_ids"] for text in ("2*3=?\n<think>", "45*67=?\n<think>", "<answer>")]
+    prompts = [tokenizer(f"{n}*{n + 3}=?\n<think>{'x' * n}")["input_ids"] for n in range(8)]
     found = _best_beams(policy, prompts, DEPTH, NUM_TOKENS, num_beams)
     wanted = [plain_beams(policy, prompt, DEPTH, num_beams) for prompt in prompts]
     assert [row[: len(want)] for row, want in zip(found, wanted, strict=True)] == wanted
     assert all(set(row[len(want) :]) <= {319} for row, want in zip(found, wanted, strict=True))
+    assert num_beams == 1 or {len(want) for want in wanted} > {DEPTH}
 
 
 @torch.no_grad()
 def test_beams_never_hold_ids_without_text_and_share_their_mass_among_the_others(hostile):
     """Spare rows of the vocabulary do as if they were not there: the result is that of a head without them."""
     policy, tokenizer = hostile
-    prompts = [tokenizer("2*3=?\n<think>")["input_ids"]]
-    num_words = 120
-    assert max(_best_beams(policy, prompts, DEPTH, NUM_TOKENS, 3)[0]) >= num_words
+    prompts = [tokenizer(f"{n}*{n + 3}=?\n<think>{'x' * n}")["input_ids"] for n in range(8)]
+    num_words = 40
     for num_beams in (1, 3, 7):
         found = _best_beams(policy, prompts, DEPTH, num_words, num_beams)
-        assert found == [plain_beams(policy, prompts[0], DEPTH, num_beams, num_words)] and max(found[0]) < num_words
+        wanted = [plain_beams(policy, prompt, DEPTH, num_beams, num_words) for prompt in prompts]
+        assert [row[: len(want)] for row, want in zip(found, wanted, strict=True)] == wanted
+        assert max(max(row) for row in wanted) < num_words
 
 
 def test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is():
