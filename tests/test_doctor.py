@@ -169,8 +169,7 @@ def test_the_known_shapes_are_those_of_the_architecture(name, parameters, sizes)
     assert known_shapes(name, sizes[-1] + 1) is None and known_shapes("Qwen/Qwen2.5-7B", 8) is None
 
 
-@pytest.mark.parametrize("preset", ["local", "training"])
-def test_presets_are_answered_without_the_hub_or_transformers(preset, has, tmp_path):
+def test_a_preset_is_answered_without_the_hub_or_transformers(tmp_path):
     program = (
         "import socket, sys\n"
         "def refuse(*args, **options): raise AssertionError('the network was asked')\n"
@@ -181,14 +180,14 @@ def test_presets_are_answered_without_the_hub_or_transformers(preset, has, tmp_p
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", program, "--config", preset],
+        [sys.executable, "-c", program, "--config", "training"],
         capture_output=True,
         text=True,
         env=environment,
         timeout=120,
     )
     assert done.stderr == "" and done.stdout.endswith("loaded: False\n")
-    assert "1,543,714,304 parameters" in done.stdout or "3,085,938,688 parameters" in done.stdout
+    assert "Qwen/Qwen2.5-3B, 3,085,938,688 parameters, on " in done.stdout
 
 
 def test_files_of_a_known_model_on_this_machine_tell_more(three_b, tmp_path, monkeypatch):
