@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 import transformers
 
+from tinyzero_astar.allocator import keep_freed_memory
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.model.loading import end_tokens, load_language_model
@@ -142,6 +143,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as a run does
     torch.manual_seed(0)
     bench = Bench(args.model, args.rows, args.num_rollouts, args.depth)
     runs: dict[str, list[Run]] = {name: [] for name in args.only}

@@ -77,3 +77,47 @@ def test_tokens_without_mass_are_never_drawn():
 def test_where_rounding_would_draw_a_token_without_mass_it_is_the_likeliest():
     mass = torch.tensor([[0.25, 0.0, 0.75], [0.25, 0.5, 0.25]])
     assert likeliest_if_impossible(mass, torch.tensor([[1], [0]])).tolist() == [[2], [0]]
+
+
+# ------------------------------------------------------------------------------------- large vocabularies, by blocks
+
+LARGE = 20_000 + 3  # 156 blocks of 128 tokens and 35 tokens
+
+
+def test_a_large_vocabulary_is_drawn_from_in_proportion_to_its_mass():
+    mass = torch.zeros(LARGE)
+    where = torch.tensor([0, 127, 128, 9_999, 19_967, 19_968, LARGE - 1])  # ends of blocks, and of the short last one
+    mass[where] = torch.tensor([0.2, 3.0, 1e-3, 0.7, 0.3, 0.1, 0.4])
+    uniform = (torch.arange(NUM, dtype=torch.float64) + 0.5) / NUM
+    token = inverse_cdf(mass[None], uniform[None])
+    share = torch.bincount(token[0], minlength=LARGE).double() / NUM
+    torch.testing.assert_close(share, (mass / mass.sum()).double(), rtol=0, atol=2 / NUM)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tokens_of_a_large_vocabulary_begin_and_end_where_the_running_sum_says(dtype):
+    torch.manual_seed(0)
+    mass = 0.5 + torch.rand(4, LARGE, dtype=dtype)
+    cdf = mass.double().cumsum(-1)
+    token = torch.randint(LARGE - 1, (4, 500))
+    edge = cdf.gather(1, token) / cdf[:, -1:]
+    nearly = 1e-7 / LARGE  # of a token's mass, a ten-millionth: sums in float32 are off by more
+    assert torch.equal(inverse_cdf(mass, edge - nearly), token)
+    assert torch.equal(inverse_cdf(mass, edge + nearly), token + 1)
+
+
+def test_the_last_token_with_mass_is_the_one_at_1_in_a_large_vocabulary():
+    """Also where the sum of a block, added up in another order, exceeds that of its tokens one by one."""
+    torch.manual_seed(0)
+    mass = torch.rand(300, LARGE, dtype=torch.float64)
+    mass[100:200, -1:] = 0.0
+    mass[200:, -60:] = 0.0
+    one = torch.ones(300, 1, dtype=torch.float64)
+    assert inverse_cdf(mass, one)[:, 0].tolist() == [LARGE - 1] * 100 + [LARGE - 2] * 100 + [LARGE - 61] * 100
+
+
+def test_tokens_without_mass_are_never_drawn_from_a_large_vocabulary():
+    mass = torch.zeros(1, LARGE, dtype=torch.float64)
+    mass[0, [5, 127, 700]] = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
+    uniform = torch.tensor([[2.0**-53, 0.25, 0.25 + 2.0**-53, 0.5, 0.5 + 2.0**-53, 0.75, 1.0]], dtype=torch.float64)
+    assert inverse_cdf(mass, uniform).tolist() == [[5, 5, 127, 127, 700, 700, 700]]

@@ -27,6 +27,7 @@ LAYER = {
     "data.expression": 1,
     "loggers.*": 1,
     "model.architecture": 1,
+    "allocator": 1,
     "machine": 1,
     "model.fsdp_utils": 1,
     "model.memory": 2,

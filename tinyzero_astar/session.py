@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from tinyzero_astar.allocator import keep_freed_memory
 from tinyzero_astar.config import FREE_ON_RESUME, Config, describe, differences, from_dict, to_json
 from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
@@ -260,6 +261,8 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
     )
     device = choose_device(config.model.device)
     check_options(config, device)
+    if device.type == "cpu":
+        keep_freed_memory()
     policy, tokenizer = agree(
         lambda: load_policy(
             model_source,

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64; tensor arithmetic wraps modulo 2**64
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 _FOLD = 0x632BE59BD9B4E019
 _WHICH, _WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
+_BLOCK = 128  # tokens that are drawn from at once in a large vocabulary
+_MANY_TOKENS = 1 << 14  # from here on that is faster, on a CPU
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -63,9 +66,41 @@ def inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
         mass: [N, V], >= 0 and somewhere above.
         uniform: [N, 1] in (0, 1].
     """
-    cdf = mass.to(torch.float64, copy=True).cumsum_(-1)  # in float32 rare tokens would be rounded away
-    token = torch.searchsorted(cdf, cdf[:, -1:] * uniform)
+    token = _drawn_by_block(mass, uniform) if mass.shape[1] >= _MANY_TOKENS else _drawn(mass, uniform)
     return token if mass.device.type == "cpu" else likeliest_if_impossible(mass, token)
+
+
+def _drawn(mass: Tensor, uniform: Tensor) -> Tensor:
+    cdf = mass.to(torch.float64, copy=True).cumsum_(-1)  # in float32 rare tokens would be rounded away
+    return torch.searchsorted(cdf, cdf[:, -1:] * uniform)
+
+
+def _drawn_by_block(mass: Tensor, uniform: Tensor) -> Tensor:
+    """The same but for roundings of float64: first a block of tokens, then a token in it.
+
+    A vocabulary of 151,936 is read once and never copied to float64 as a whole.
+    """
+    cdf = _block_sums(mass).cumsum_(-1)
+    target = cdf[:, -1:] * uniform
+    block = torch.searchsorted(cdf, target)
+    token = block[..., None] * _BLOCK + torch.arange(_BLOCK, device=mass.device)  # [N, 1, _BLOCK]
+    inside = mass.gather(1, token.flatten(1).clamp(max=mass.shape[1] - 1)).view_as(token).double()
+    inside = inside.masked_fill_(token >= mass.shape[1], 0.0).cumsum_(-1)
+    rest = target - pad(cdf, (1, 0)).gather(1, block)
+    rest = torch.minimum(rest, inside[..., -1])  # added up in another order, which may round to less
+    return block * _BLOCK + torch.searchsorted(inside, rest[..., None])[..., 0]
+
+
+def _block_sums(mass: Tensor) -> Tensor:
+    """[N, B] float64 sums of the masses of _BLOCK tokens each; the last block may be shorter."""
+    num_whole = mass.shape[1] // _BLOCK
+    blocks = mass[:, : num_whole * _BLOCK].unflatten(1, (num_whole, _BLOCK))
+    if mass.device.type == "cpu":  # where `sum` makes a float64 copy of its argument: of one row it stays in the cache
+        whole = torch.cat([row.sum(-1, dtype=torch.float64) for row in blocks.split(1)])
+    else:
+        whole = blocks.sum(-1, dtype=torch.float64)
+    last = mass[:, num_whole * _BLOCK :].sum(-1, keepdim=True, dtype=torch.float64)
+    return torch.cat((whole, last), 1)
 
 
 def likeliest_if_impossible(mass: Tensor, token: Tensor) -> Tensor:
