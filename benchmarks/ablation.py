@@ -53,7 +53,6 @@ def configuration(arm: str, seed: int, iterations: int, model: str) -> Config:
         model=replace(tiny.model, model_name=model),
         search=replace(tiny.search, mode=mode, guidance_strength=strength),
         train=replace(tiny.train, num_iterations=iterations),
-        eval=replace(tiny.eval, num_samples=1),
         run=replace(tiny.run, seed=seed),
     )
 
@@ -73,12 +72,12 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     tokens, curve, opened = 0, [], 0
     for iteration in range(args.iterations):
         if iteration % args.every == 0:
-            curve.append((tokens, trainer.measure(session, iteration)["eval/greedy_accuracy"]))
+            curve.append((tokens, trainer.measure(session, iteration, 0)["eval/greedy_accuracy"]))
         metrics, _ = trainer.iterate(session, iteration)
         session.history.append(metrics)
         tokens += metrics["search/num_decoded_tokens"]
         opened += int(metrics["guidance/is_open"])
-    curve.append((tokens, trainer.measure(session, args.iterations)["eval/greedy_accuracy"]))
+    curve.append((tokens, trainer.measure(session, args.iterations, 0)["eval/greedy_accuracy"]))
     record = {"arm": arm, "seed": seed, "curve": curve, "iterations_gate_open": opened}
     file.write_text(json.dumps(record))
     return record

@@ -719,24 +719,29 @@ class Oracle:
             totals.append(abs(total))
         return sum(totals) / len(totals)
 
-    def evaluate(self) -> dict[str, float]:
-        pairs, num = held_out_pairs(self.config), self.config["eval"]["num_samples"]
+    def evaluate(self, num: int) -> dict[str, float]:
+        """Of a greedy completion and `num` sampled ones per problem."""
+        pairs = held_out_pairs(self.config)
         greedy, sampled = [], []
         for pair in pairs:
             prompt = self.prompt_of(pair)
             seed = problem_seed(0, EVALUATION, pair[0] * 10**6 + pair[1])
             greedy.append(self.rewarded(search_samples(self.net, prompt, self.root(0), 1, has_noise=False), pair))
-            sampled.append(self.rewarded(search_samples(self.net, prompt, self.root(seed), num), pair))
+            if num > 0:
+                sampled.append(self.rewarded(search_samples(self.net, prompt, self.root(seed), num), pair))
         shares = {
             "eval/greedy_accuracy": [f.accuracy[0] for f in greedy],
             "eval/greedy_format": [f.format[0] for f in greedy],
-            "eval/sampled_format": [sum(f.format) / num for f in sampled],
         }
+        if num > 0:
+            shares["eval/sampled_format"] = [sum(f.format) / num for f in sampled]
         for k in (2**j for j in range(num.bit_length())):
             wrong = [num - sum(f.accuracy) for f in sampled]
             shares[f"eval/pass_at_{k}"] = [1 - math.comb(int(w), k) / math.comb(num, k) for w in wrong]
         lengths = [len(leaf.tokens) for f in sampled for leaf in f.leaves]
-        metrics = {"eval/num_problems": len(pairs), "eval/mean_length": sum(lengths) / len(lengths)}
+        metrics: dict[str, float] = {"eval/num_problems": len(pairs)}
+        if num > 0:
+            metrics["eval/mean_length"] = sum(lengths) / len(lengths)
         for name, values in shares.items():
             metrics |= interval(name, sum(values) / len(values), len(values))
         return metrics | (self.decode(pairs) if self.config["eval"]["search"] == "best_first" else {})
@@ -770,12 +775,15 @@ class Oracle:
     def run(self) -> tuple[list[dict[str, Any]], list[list[Found]]]:
         """What metrics.jsonl holds, and the leaves of every iteration."""
         last, every = self.config["train"]["num_iterations"], self.config["eval"]["eval_frequency"]
-        records, found = [{"iteration": 0, **self.evaluate()}], []
+        whole, between = (self.config["eval"][f"num_samples{x}"] for x in ("", "_between"))
+        records, found = [{"iteration": 0, **self.evaluate(whole)}], []
         for iteration in range(last):
             metrics, results = self.iterate(iteration)
             found.append(results)
-            if (iteration + 1) % every == 0 or iteration + 1 == last:
-                metrics = metrics | self.evaluate()
+            if iteration + 1 == last:
+                metrics = metrics | self.evaluate(whole)
+            elif (iteration + 1) % every == 0:
+                metrics = metrics | self.evaluate(between)
             records.append({"iteration": iteration + 1, **metrics})
         return records, found
 

@@ -144,6 +144,14 @@ def test_evaluation_reports_powers_of_two_up_to_the_samples():
     assert reported == {"eval/pass_at_1", "eval/pass_at_2", "eval/pass_at_4"}
 
 
+def test_an_evaluation_without_samples_says_what_is_greedy_and_nothing_else():
+    whole, _ = measured()
+    metrics, generator = measured(num_samples=0)
+    assert generator.sampled_calls == [] and generator.greedy_calls == [(5, 80)]
+    names = [f"eval/greedy_{x}{end}" for x in ("accuracy", "format") for end in ("", "_low", "_high")]
+    assert metrics == {name: whole[name] for name in ("eval/num_problems", *names)}
+
+
 def test_evaluation_samples_independently_whatever_the_training_mode():
     _, generator = measured()
     [(_, settings, seed, iteration)] = generator.sampled_calls

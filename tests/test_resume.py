@@ -136,16 +136,16 @@ def test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one(options, tmp_pat
     assert [r["iteration"] for r in records(folder)] == [0, 1]
     assert main(["--resume", str(folder)]) == 0
     assert_same_run(folder, tmp_path / "whole")
-    assert "eval/pass_at_1" in records(folder)[2]
+    assert "eval/greedy_accuracy" in records(folder)[2]
 
 
 def test_a_crash_in_an_evaluation_loses_nothing(finished, options, tmp_path, monkeypatch):
     measure = trainer.measure
 
-    def crash(session, iteration):
+    def crash(session, iteration, num_samples=None):
         if iteration == 4:
             raise ZeroDivisionError
-        return measure(session, iteration)
+        return measure(session, iteration, num_samples)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "measure", crash)

@@ -107,14 +107,21 @@ def _time(config: Config, model: Model, count: int, device: str, speed: Speed) -
     from tinyzero_astar.fit import evaluation_seconds, num_evaluations, seconds
 
     parts, evaluations = seconds(config, model, count, device, speed), num_evaluations(config)
-    evaluation = evaluation_seconds(config, model, count, device, speed)
+    evaluation, between = (
+        evaluation_seconds(config, model, count, device, speed, n)
+        for n in (config.eval.num_samples, config.eval.num_samples_between)
+    )
+    num_between = max(0, evaluations - 2)  # but for the first and the last
     return {
         "is_estimate": True,
         "seconds_per_iteration": parts,
         "seconds_per_evaluation": evaluation,
+        "seconds_per_evaluation_between": between,
         "num_iterations": config.train.num_iterations,
         "num_evaluations": evaluations,
-        "seconds": config.train.num_iterations * sum(parts.values()) + evaluations * evaluation,
+        "seconds": config.train.num_iterations * sum(parts.values())
+        + (evaluations - num_between) * evaluation
+        + num_between * between,
         "is_test_time_search_left_out": config.eval.search == "best_first",
         "copied_bytes_per_s": speed.bytes_per_s,
         "matmul_flops_per_s": speed.flops_per_s,
@@ -172,13 +179,13 @@ def _show_phases(console: Terminal, found: dict[str, Any]) -> None:
 
 def _show_time(console: Terminal, time: dict[str, Any]) -> None:
     parts = time["seconds_per_iteration"]
-    evaluation = readable_seconds(time["seconds_per_evaluation"])
+    evaluation, between = (readable_seconds(time[f"seconds_per_evaluation{x}"]) for x in ("", "_between"))
     left_out = " (without A* and beam search at test time)" if time["is_test_time_search_left_out"] else ""
     console.print(
         f"time, an estimate: {readable_seconds(time['seconds'])} = {time['num_iterations']} iterations of"
         f" {readable_seconds(sum(parts.values()))} ("
         + ", ".join(f"{name} {readable_seconds(value)}" for name, value in parts.items())
-        + f") and {time['num_evaluations']} evaluations of {evaluation}{left_out}, with every completion at full"
+        + f") and {time['num_evaluations']} evaluations of {evaluation} ({between} between the first and the last){left_out}, with every completion at full"
         f" length, from {readable_bytes(time['copied_bytes_per_s'])}/s and"
         f" {time['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s measured just now",
         soft_wrap=True,

@@ -185,13 +185,15 @@ def seconds(config: Config, model: Model, num_processes: int, device: str, speed
     }
 
 
-def evaluation_seconds(config: Config, model: Model, num_processes: int, device: str, speed: Speed) -> float:
+def evaluation_seconds(
+    config: Config, model: Model, num_processes: int, device: str, speed: Speed, num_samples: int
+) -> float:
     """Estimated seconds of one evaluation: a greedy and some sampled completions per problem, at full length.
 
     What `eval.search` best_first adds is not counted: it depends on the policy.
     """
     work, total = work_of(config, model, num_processes, device), 0.0
-    for samples in (1, work.eval_samples):
+    for samples in (1, num_samples) if num_samples > 0 else (1,):
         at_once = max(1, work.eval_rows // samples)
         whole, rest = divmod(work.eval_problems, at_once)
         total += whole * _decoding(model.shapes, work, at_once, samples, speed)

@@ -136,8 +136,10 @@ def _train_once(session: Session, number: int) -> dict[str, Any]:
 
 def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None:
     """Evaluate after an iteration if it is time to, and write its record."""
-    if _is_due(number, session.config.eval.eval_frequency, session.config.train.num_iterations):
-        metrics = {**metrics, **measure(session, number)}
+    settings, last = session.config.eval, session.config.train.num_iterations
+    if _is_due(number, settings.eval_frequency, last):
+        num_samples = None if number == last else settings.num_samples_between
+        metrics = {**metrics, **measure(session, number, num_samples)}
     _log(session, number, metrics)
 
 
@@ -233,8 +235,14 @@ def _bellman_residual(session: Session, rewarded: RewardedRollouts, inverse_beta
     return sum(totals) / len(totals) if totals else math.nan
 
 
-def measure(session: Session, iteration: int) -> dict[str, float]:
-    """Evaluate on the held-out problems and print the table; metrics by name."""
+def measure(session: Session, iteration: int, num_samples: int | None = None) -> dict[str, float]:
+    """Evaluate on the held-out problems and print the table; metrics by name.
+
+    Args:
+        session: what to evaluate.
+        iteration: of the table's title.
+        num_samples: per problem, besides its greedy completion; None: `eval.num_samples`.
+    """
     began = time.perf_counter()
     settings = session.config.eval
     with unsharded(session.policy):
@@ -242,7 +250,7 @@ def measure(session: Session, iteration: int) -> dict[str, float]:
             session.generator,
             session.held_out,
             session.search,
-            num_samples=settings.num_samples,
+            num_samples=settings.num_samples if num_samples is None else num_samples,
             max_rows=settings.max_rows,
         )
     rows = [(name.removeprefix("eval/"), str(e)) for name, e in evaluation.estimates.items()]

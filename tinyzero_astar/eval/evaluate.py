@@ -62,13 +62,15 @@ class Evaluation:
     """What was measured; `estimates` by the names of docs/metrics.md."""
 
     estimates: dict[str, Estimate]
-    mean_length: float
+    mean_length: float | None  # of sampled completions; None: there were none
     num_problems: int
     greedy: list[RewardedRollouts]
 
     def metrics(self) -> dict[str, float]:
         """Flat numbers for the log, intervals included."""
-        flat: dict[str, float] = {"eval/num_problems": self.num_problems, "eval/mean_length": self.mean_length}
+        flat: dict[str, float] = {"eval/num_problems": self.num_problems}
+        if self.mean_length is not None:
+            flat["eval/mean_length"] = self.mean_length
         for name, estimate in self.estimates.items():
             flat |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
         return flat
@@ -88,7 +90,7 @@ def evaluate(
         generator: of the policy to evaluate, unsharded.
         problems: held out.
         settings: for the depth limit; sampling is always independent, whatever the training mode.
-        num_samples: sampled completions per problem.
+        num_samples: sampled completions per problem; 0: only the greedy ones, and nothing is said of samples.
         max_rows: sequences decoded at once.
     """
     sampling = replace(settings, mode="sample", num_rollouts=num_samples, guidance=Guidance(strength=0.0))
@@ -99,7 +101,7 @@ def evaluate(
             [generator.greedy(chunk, settings.max_search_depth) for chunk in _chunks(own, max_rows)],
             [
                 generator.generate(chunk, sampling, seed=0, iteration=_EVAL_ITERATION)
-                for chunk in _chunks(own, max(1, max_rows // num_samples))
+                for chunk in (_chunks(own, max(1, max_rows // num_samples)) if num_samples > 0 else [])
             ],
         )
 
@@ -108,12 +110,14 @@ def evaluate(
     def share(values: Tensor) -> Estimate:
         return wilson(float(values.mean()), count)
 
-    num_correct = torch.cat([s.accuracy.sum(1) for s in sampled])
     estimates = {
         "eval/greedy_accuracy": share(torch.cat([g.accuracy[:, 0] for g in greedy])),
         "eval/greedy_format": share(torch.cat([g.format[:, 0] for g in greedy])),
-        "eval/sampled_format": share(torch.cat([s.format.mean(1) for s in sampled])),
     }
+    if num_samples == 0:
+        return Evaluation(estimates, None, count, greedy)
+    estimates["eval/sampled_format"] = share(torch.cat([s.format.mean(1) for s in sampled]))
+    num_correct = torch.cat([s.accuracy.sum(1) for s in sampled])
     k = 1
     while k <= num_samples:
         estimates[f"eval/pass_at_{k}"] = share(pass_at_k(num_correct, num_samples, k))
