@@ -164,7 +164,7 @@ class RunConfig:
     seed: int = 0
     """Of problems' order and search noise; equal seeds give equal runs."""
     num_threads: int = 1
-    """CPU threads of PyTorch, at most one per core; 0: all cores, but one when the machine is already busy."""
+    """CPU threads of PyTorch, at most one per core; 0: one per core that is idle when the run starts."""
     checkpoint_frequency: int = 10
     """Every that many iterations, besides the end."""
     sample_frequency: int = 5

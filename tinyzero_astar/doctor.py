@@ -185,8 +185,8 @@ def _show_time(console: Terminal, time: dict[str, Any]) -> None:
         f"time, an estimate: {readable_seconds(time['seconds'])} = {time['num_iterations']} iterations of"
         f" {readable_seconds(sum(parts.values()))} ("
         + ", ".join(f"{name} {readable_seconds(value)}" for name, value in parts.items())
-        + f") and {time['num_evaluations']} evaluations of {evaluation} ({between} between the first and the last){left_out}, with every completion at full"
-        f" length, from {readable_bytes(time['copied_bytes_per_s'])}/s and"
+        + f") and {time['num_evaluations']} evaluations of {evaluation} ({between} between the first and the last)"
+        f"{left_out}, with every completion at full length, from {readable_bytes(time['copied_bytes_per_s'])}/s and"
         f" {time['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s measured just now",
         soft_wrap=True,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+_WATCHED_S = 0.2  # 20 ticks of a core
 _SECONDS = 0.3  # per probe, at least two repetitions
 _COPIED = {"cpu": 1 << 27, "cuda": 1 << 30}  # bytes: beyond any cache
 _WIDTH = {"cpu": 1024, "cuda": 8192}  # of the multiplied matrices
@@ -68,9 +69,43 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def num_cores() -> int:
-    """CPU cores of the machine."""
-    return os.cpu_count() or 1
+def num_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """CPU cores that this process may use: its affinity's, no more than its container's quota pays for."""
+    allowed = len(_allowed_cores())
+    share, period = quota.read_text().split() if quota.exists() else ("max", "100000")
+    return allowed if share == "max" else max(1, min(allowed, int(share) // int(period)))
+
+
+def idle_cores(stat: Path = Path("/proc/stat")) -> float:
+    """Of `num_cores`, those that nobody uses just now; takes a fifth of a second.
+
+    Where the system does not tell, the load average stands for the cores in use: it still counts what has just ended.
+    """
+    if not stat.exists():
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        return max(0.0, num_cores() - load)
+    before = _core_times(stat)
+    time.sleep(_WATCHED_S)
+    idle = 0.0
+    for core, (idle_after, total_after) in _core_times(stat).items():
+        idle_before, total_before = before.get(core, (idle_after, total_after))
+        if core in _allowed_cores():
+            idle += (idle_after - idle_before) / max(total_after - total_before, 1)
+    return min(idle, num_cores())
+
+
+def _allowed_cores() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _core_times(stat: Path) -> dict[int, tuple[int, int]]:
+    """Of every core: ticks that it was idle or waited for a disk, and all ticks (man 5 proc_stat)."""
+    times = {}
+    for name, *fields in (line.split() for line in stat.read_text().splitlines()):
+        if name.startswith("cpu") and name != "cpu":
+            ticks = [int(x) for x in fields[:8]]  # guests' time is in the user's already
+            times[int(name.removeprefix("cpu"))] = ticks[3] + ticks[4], sum(ticks)
+    return times
 
 
 def free_memory(device: torch.device) -> int:

@@ -19,7 +19,7 @@ from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.machine import choose_device, free_disk, free_memory, num_cores
+from tinyzero_astar.machine import choose_device, free_disk, free_memory, idle_cores, num_cores
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.checkpoint import check_files, load_trainer, read_state, remembered_by
 from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
@@ -44,6 +44,8 @@ from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
+
+_NEARLY_IDLE = 0.25  # of a core in use, by what runs now and then: the core counts as idle
 
 
 @dataclass(frozen=True)
@@ -244,10 +246,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
     """Everything a run needs; `model_source` is the model name or a checkpoint folder."""
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.run.seed)
-    threads = choose_num_threads(config.run.num_threads)
-    torch.set_num_threads(threads)
-    if threads < config.run.num_threads:
-        console.warn(f"run.num_threads {config.run.num_threads} is more than this machine's cores: {threads} are used")
+    threads = _set_threads(config.run.num_threads, console)
     weights = RewardWeights(config.reward.accuracy, config.reward.format)
     data, search, train = config.data, config.search, config.train
     task = Multiplication(
@@ -348,16 +347,23 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
     )
 
 
+def _set_threads(wanted: int, console: ConsoleLogger) -> int:
+    threads = choose_num_threads(wanted)
+    torch.set_num_threads(threads)
+    if threads < wanted:
+        console.warn(f"run.num_threads {wanted} is more than this machine's cores: {threads} are used")
+    return threads
+
+
 def choose_num_threads(wanted: int) -> int:
-    """CPU threads: as wanted, at most one per core; for 0 all cores, shared by the processes here, or one when busy.
+    """CPU threads: as wanted, at most one per core; for 0 one per core that is idle, shared by the processes here.
 
     Threads that wait for each other by spinning are many times slower when another program holds a core.
     """
     if wanted > 0:
         return min(wanted, num_cores())
-    cores = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    is_busy = hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.25 * cores
-    return 1 if is_busy else cores
+    num_idle = int(idle_cores() + _NEARLY_IDLE)
+    return max(1, num_idle // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def optimizers(updater: Updater) -> dict[str, MasterAdamW]:
