@@ -25,7 +25,7 @@ from tinyzero_astar.model.memory import CHUNK_ELEMENTS, phases, resident
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.shapes import shapes_of
 from tinyzero_astar.model.workload import CHILD_RANK, Work, value_parameters
-from tinyzero_astar.rollout import value_model
+from tinyzero_astar.rollout import gumbel, value_model
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
@@ -377,6 +377,7 @@ def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_for
 
 def test_what_the_arithmetic_repeats_is_what_the_code_has():
     assert CHUNK_ELEMENTS == model_module._CHUNK_ELEMENTS
+    assert memory._MANY_TOKENS == gumbel._MANY_TOKENS
     assert memory._BLOCK == decoder.BLOCK and CHILD_RANK == value_model.CHILD_RANK
     policy = make_policy(CASES["embedded"])
     count = sum(p.numel() for p in policy.value_model.parameters())

@@ -146,7 +146,16 @@ def _evaluation(shapes: Shapes, work: Work) -> Memory:
 # drawn one by one, which are few after the first steps
 _PER_LOGIT = {"greedy": 10, "sample": 20, "gumbel": 20, "best_first": 68}
 _GUIDED = 4  # more
+_MANY_TOKENS = 1 << 14  # from there no running sums are made of all tokens: `rollout.gumbel`
+_SUMMED = DOUBLE  # less then; in a guided search q and what it is made of are the most, 4 less
 _BLOCK = 128  # columns: `model.decoder.BLOCK`
+
+
+def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:
+    size = _PER_LOGIT[mode] + _GUIDED * is_guided
+    if mode in ("sample", "gumbel") and vocab_size >= _MANY_TOKENS:
+        size -= _GUIDED if is_guided else _SUMMED
+    return size
 
 
 def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
@@ -156,7 +165,7 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
     moments: list[Memory] = [
         {"activations": _forward(shapes, work, num_problems * work.prompt_length)},
         {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
-        {"logits": vocab * (rows * (_PER_LOGIT[mode] + _GUIDED * is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
+        {"logits": vocab * (rows * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
         {"activations": _forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step; the last output
     ]
     if mode == "best_first":  # every pop may fork
