@@ -1308,6 +1308,97 @@ RUNS = (
     ),
 )
 
+FAULTS = (
+    Mutant(
+        "stop-evaluates",
+        "a stopped run evaluates first, however long that takes",
+        "trainer.py",
+        "            if number == 0 or done == last or not _is_due(",
+        "            if True or not _is_due(",
+        ("test_resume.py::test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one",),
+    ),
+    Mutant(
+        "pending-forgotten",
+        "the iteration whose evaluation was cut off has no record",
+        "session.py",
+        "pending=record if is_pending else None",
+        "pending=None",
+        ("test_resume.py::test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one",),
+    ),
+    Mutant(
+        "status-of-ctrl-c",
+        "SIGTERM ends with the status of Ctrl-C",
+        "trainer.py",
+        "                return 128 + number",
+        "                return 130",
+        ("test_resume.py::test_each_signal_has_its_status_and_a_second_one_stops_at_once",),
+    ),
+    Mutant(
+        "never-at-once",
+        "a second signal is waited out as the first",
+        "trainer.py",
+        "        if received and not (",
+        "        if False and not (",
+        ("test_resume.py::test_each_signal_has_its_status_and_a_second_one_stops_at_once",),
+    ),
+    Mutant(
+        "newest-only",
+        "a damaged newest checkpoint ends the run",
+        "session.py",
+        "            failures.append(str(error))\n            continue",
+        "            raise",
+        ("test_resume.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before",),
+    ),
+    Mutant(
+        "newer-stays",
+        "a run that went back keeps its newer checkpoints",
+        "run_folder.py",
+        "if number > iteration]",
+        "if number > iteration + 10]",
+        ("test_resume.py::test_a_checkpoint_may_be_chosen",),
+    ),
+    Mutant(
+        "records-first",
+        "records are dropped before the checkpoints that need them",
+        "run_folder.py",
+        "    remove_partial(run)\n    newer =",
+        "    remove_partial(run)\n    keep_iterations(run / METRICS, iteration)\n    newer =",
+        ("test_resume.py::test_going_back_survives_a_crash_at_any_moment",),
+    ),
+    Mutant(
+        "rewritten-in-place",
+        "records are rewritten in place: a crash leaves none",
+        "run_folder.py",
+        '    beside.write_text(text, encoding="utf-8", newline="")',
+        '    path.write_text(text)\n    beside.write_text(text, encoding="utf-8", newline="")',
+        ("test_resume.py::test_going_back_survives_a_crash_at_any_moment",),
+    ),
+    Mutant(
+        "hole-unseen",
+        "a hole in the metrics is not seen",
+        "run_folder.py",
+        "        if found[expected : expected + 1] != [expected]:",
+        "        if expected > last + 5:",
+        ("test_resume.py::test_a_hole_in_the_metrics_is_refused",),
+    ),
+    Mutant(
+        "default-is-not-given",
+        "options with the preset's value are ignored without a word",
+        "train.py",
+        'if others := sorted(given - {"resume"',
+        'if others := sorted(set() & {"resume"',
+        ("test_resume.py::test_an_option_that_would_be_ignored_is_refused_though_it_is_the_default",),
+    ),
+    Mutant(
+        "unsynced",
+        "a checkpoint has its name before it is on the disk",
+        "model/checkpoint.py",
+        '(*partial.rglob("*"), partial)',
+        "(partial,)",
+        ("test_resume.py::test_the_files_are_on_the_disk_before_a_checkpoint_has_its_name",),
+    ),
+)
+
 TWO = ("test_distributed.py::test_two_processes_train_as_one",)
 PROCESSES = (
     Mutant(
@@ -1789,6 +1880,7 @@ MUTANTS = (
     *EVALUATION,
     *PREDICTIONS,
     *RUNS,
+    *FAULTS,
     *PROCESSES,
     *WIRING,
     *MODELS,
