@@ -1,6 +1,6 @@
 """Planted mistakes, and the test that must catch each: `make mutants`, or `python -m tests.mutants -k NAME`.
 
-Every entry changes one place of the package in a way that would void a claim of docs/algorithm.md. The runner
+Every entry changes one place of the package in a way that would void a claim of the documents. The runner
 copies package and tests to a temporary folder, shows that the named tests pass there, then plants one mistake at
 a time. A mistake counts as caught only if an assertion of a test fails, not if the changed code crashes.
 """

@@ -300,15 +300,28 @@ def test_ratio_audit_is_zero_when_sampler_and_trainer_agree_and_seen_when_not():
     assert make_updater(policy).update(wrong, 4, 0)["audit/ratio_error"] == pytest.approx(math.expm1(0.1), abs=1e-5)
 
 
-def test_update_raises_what_was_rewarded():
+def test_a_small_step_lowers_the_loss_by_what_its_gradient_promises():
+    """The first step of Adam moves every weight by the learning rate against the sign of its gradient."""
+    rate, policy = 1e-5, make_policy()
+    batch, updater = make_rows(policy), make_updater(policy, learning_rate=0.0)
+    updater.policy_optimizer.zero_grad = lambda: None  # to look at them
+    loss = updater.update(batch, 4, 0)["train/policy_loss"]
+    slope = sum(float(p.grad.abs().sum()) for p in policy.language_model.parameters())
+    both = make_updater(make_policy(), learning_rate=rate, num_epochs=2).update(batch, 4, 0)["train/policy_loss"]
+    assert slope > 1.0
+    assert 2 * both - loss == pytest.approx(loss - rate * slope, abs=0.01 * rate * slope)  # the second epoch's
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step():
     policy = make_policy()
     batch = make_rows(policy)
-    updater = make_updater(policy, learning_rate=3e-3)
-    for iteration in range(5):
-        updater.update(batch, 4, iteration)
-    after = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp.detach()
-    gain = torch.where(batch.is_token, after - batch.logp_sampler, 0.0).sum(1) * batch.weight
-    assert float(gain[batch.accuracy == 1].sum()) > 0 > float(gain[batch.accuracy == 0].sum())
+    before = [p.clone() for p in policy.parameters()]
+    next(policy.language_model.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(
+        FloatingPointError, match="the gradient's norm is (nan|inf) .*: stopped before the optimizer step"
+    ):
+        make_updater(policy).update(batch, 4, 0)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
 
 
 def test_value_loss_pairs_every_logit_with_its_own_reward():
