@@ -318,7 +318,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
     before = [p.clone() for p in policy.parameters()]
     next(policy.language_model.parameters()).register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(
-        FloatingPointError, match="the gradient's norm is (nan|inf) .*: stopped before the optimizer step"
+        FloatingPointError, match=r"the gradient's norm is (nan|inf) .*: stopped before the optimizer step"
     ):
         make_updater(policy).update(batch, 4, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
