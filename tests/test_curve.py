@@ -75,7 +75,7 @@ def test_a_run_without_evaluations_is_drawn_beside_one_with(tmp_path, drawn):
 
 
 def test_a_name_is_no_formula(tmp_path):
-    assert curve.main([make_run(tmp_path / "a$b^$c_$", evaluated(0, 0.5))]) == 0
+    assert curve.main([make_run(tmp_path / "a$b^$c", evaluated(0, 0.5))]) == 0
 
 
 @pytest.mark.parametrize(
