@@ -48,8 +48,7 @@ def test_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
     assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
 
 
-@pytest.mark.parametrize("at_once", [1, 64])
-@pytest.mark.parametrize("is_recorded", [False, True])
+@pytest.mark.parametrize(("is_recorded", "at_once"), [(False, 1), (False, 64), (True, 1)])
 def test_memory_that_the_cache_was_given_is_not_read_before_it_is_written(
     policy, is_recorded, at_once, request, monkeypatch
 ):

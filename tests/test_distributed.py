@@ -237,12 +237,11 @@ def group_of_one(monkeypatch):
     fsdp_utils.tear_down()
 
 
-@pytest.mark.parametrize("sharding", ["full", "hybrid"])
-def test_a_group_of_one_process_trains_as_none(sharding, one, tiny_base, tmp_path, group_of_one, capsys):
+def test_a_group_of_one_process_trains_as_none(one, tiny_base, tmp_path, group_of_one, capsys):
     folder = tmp_path / "run"
     with planted(True):
-        assert main([*command(tiny_base, folder, "--train.sharding", sharding), "--distributed"]) == 0
-    assert f"1 processes, sharding {sharding}" in capsys.readouterr().out
+        assert main([*command(tiny_base, folder, "--train.sharding", "hybrid"), "--distributed"]) == 0
+    assert "1 processes, sharding hybrid" in capsys.readouterr().out
     assert not fsdp_utils.is_distributed()
     assert_same(folder, one)
     assert (folder / "samples.jsonl").read_text() == (one / "samples.jsonl").read_text()
