@@ -221,6 +221,7 @@ def _read_leaves(search: _Dives, ends: Tensor) -> Rollouts:
         logp=logp,
         logq=logq,
         value=value,
+        format_value=torch.zeros_like(value),
         priority=search.priority,
         kappa=kappa,
         weight=torch.where(is_leaf, weight, 0.0),

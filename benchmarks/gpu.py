@@ -34,7 +34,7 @@ from tinyzero_astar.model.workload import Shapes, Work
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
-from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.training.trees import Tree, grow_trees, micro_batches, stack
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
 VOCABULARY = 151_936
@@ -192,22 +192,22 @@ class Bench:
             value_update_frequency=1,
             weight_decay=0.0,
             max_grad_norm=1.0,
-            batch_size=1,
+            batch_size=args.update_rows,
             num_epochs=1,
             micro_batch_tokens=args.micro_batch_tokens,
-            reward_weights=RewardWeights(),
         )
         updater = Updater(self.policy, AStarPO(0.2, 0.28, 1.0, 0.2), settings)
         batch = self.batch()
-        updater.update(batch, 1, 0)  # makes the moments
+        problems = len(batch.prompts)
+        updater.update(batch, problems, 0)  # makes the moments
         self.reset_peak()
-        prepared = updater._score(batch)[0]
-        prepared = updater._algorithm.prepare(prepared)[0]
-        tokens = batch.ids.numel()
-        _, seconds = self.timed(lambda: updater._step(prepared, 1))
+        rows = torch.arange(args.update_rows, device=self.device)
+        prepared = updater._algorithm.prepare(batch)[0]
+        tokens = sum(len(tree.ids) for tree in grow_trees(batch, rows.tolist(), args.micro_batch_tokens))
+        _, seconds = self.timed(lambda: updater._step(prepared, rows, problems))
         peak = args.peak_tflops * 1e12 if args.peak_tflops else self.speed.flops_per_s
         found = phases(self.shapes, self.work())
-        need = max(sum(found[name].values()) for name in ("scoring", "gradients", "optimizer step"))
+        need = max(sum(found[name].values()) for name in ("gradients", "optimizer step"))
         figures = {
             "tokens_per_s": tokens / seconds,
             "mfu": 6 * self.shapes.num_parameters * tokens / seconds / peak,
@@ -218,20 +218,21 @@ class Bench:
     def batch(self) -> Batch:
         args, rows = self.args, self.args.update_rows
         generator = torch.Generator().manual_seed(1)
-        shape = (rows, args.prompt + args.depth)
-        ids = torch.randint(2, self.policy.vocab_size, shape, generator=generator).to(self.device)
+        problems = -(-rows // LEAVES)
+        prompts, tokens = (
+            torch.randint(2, self.policy.vocab_size, shape, generator=generator)
+            for shape in ((problems, args.prompt), (rows, args.depth))
+        )
         zero, one = torch.zeros(rows, args.depth, device=self.device), torch.ones(rows, device=self.device)
         return Batch(
-            ids=ids,
-            prompt_length=torch.full((rows,), args.prompt, device=self.device),
-            tokens=ids[:, args.prompt :].contiguous(),
+            prompts=prompts.tolist(),
+            problem=torch.arange(rows, device=self.device) // LEAVES,
+            tokens=tokens.to(self.device),
             is_token=torch.ones(rows, args.depth, dtype=torch.bool, device=self.device),
-            problem=torch.zeros(rows, dtype=torch.int64, device=self.device),
             weight=one / rows,
             accuracy=torch.arange(rows, device=self.device).float() % 2,
             format=one,
             reward=torch.arange(rows, device=self.device).float() % 2,
-            logp_sampler=zero,
             logp_old=zero,
             value=zero,
             advantage=zero,
@@ -240,14 +241,18 @@ class Bench:
     @torch.no_grad()
     def gap(self) -> dict[str, float]:
         """How far the search's log-probabilities of its own tokens are from the trainer's forward, nats."""
-        rollouts = self.search("sample")
-        tokens, is_token = rollouts.tokens.flatten(0, 1), rollouts.is_token.flatten(0, 1)
-        prompts = torch.tensor(self.prompts, device=self.device).repeat_interleave(LEAVES, 0)
-        ids, length = torch.cat([prompts, tokens], 1), torch.full((len(prompts),), self.args.prompt)
-        size = max(1, self.args.micro_batch_tokens // ids.shape[1])
-        parts = zip(ids.split(size), length.to(self.device).split(size), tokens.split(size), strict=True)
-        logp = torch.cat([self.policy.token_scores(*part).logp for part in parts])
-        gap = (logp.double() - rollouts.logp.flatten(0, 1)).abs()[is_token]
+        rollouts, limit = self.search("sample"), self.args.micro_batch_tokens
+        logp, is_token = rollouts.logp.flatten(0, 1), rollouts.is_token.flatten(0, 1)
+        length = rollouts.length.flatten().tolist()
+        trees = [Tree(list(prompt)) for prompt in self.prompts]
+        for row, tokens in enumerate(rollouts.tokens.flatten(0, 1).tolist()):
+            trees[row // LEAVES].add(tokens[: length[row]], row)
+        gaps = []
+        for group in micro_batches(trees, limit):
+            rows, stacked = stack(group, self.device)
+            found = self.policy.token_scores(stacked).logp.double()
+            gaps.append((found - logp[rows, : found.shape[1]]).abs()[is_token[rows, : found.shape[1]]])
+        gap = torch.cat(gaps)
         return {"mean_nats": float(gap.mean()), "max_nats": float(gap.max())}
 
     def timed(self, work: Callable[[], Any]) -> tuple[Any, float]:

@@ -24,10 +24,10 @@ from tinyzero_astar.training.thinning import thin_weights
 
 def update_seconds(session: Session, rewarded: RewardedRollouts) -> tuple[int, int, float]:
     """Rows, tokens and seconds of one update; the learning rate is 0, so nothing changes."""
-    batch = make_batch(rewarded, session.policy.eos_ids[0])
+    batch = make_batch(rewarded)
     began = time.perf_counter()
-    session.updater.update(batch, len(rewarded.problems), session.config.train.num_iterations)
-    return len(batch.ids), int(batch.is_token.sum() + batch.prompt_length.sum()), time.perf_counter() - began
+    metrics = session.updater.update(batch, len(rewarded.problems), session.config.train.num_iterations)
+    return len(batch.tokens), int(metrics["train/num_tokens"]), time.perf_counter() - began
 
 
 def main() -> None:

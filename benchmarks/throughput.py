@@ -94,7 +94,7 @@ class Bench:
 
     def update(self) -> Run:
         rewarded = self.generator.generate(self.problems, self.modes["gumbel"], seed=0, iteration=0)
-        batch = make_batch(rewarded, self.policy.eos_ids[0])
+        batch = make_batch(rewarded)
         model = load_language_model(self.model_name, torch.float32)[0]
         copy = Policy(model, self.policy.eos_ids, self.config.value.hidden_size)
         train = self.config.train
@@ -109,13 +109,12 @@ class Bench:
             batch_size=train.batch_size,
             num_epochs=1,
             micro_batch_tokens=train.micro_batch_tokens,
-            reward_weights=RewardWeights(),
         )
         algorithm = AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
         updater = Updater(copy, algorithm, settings)
         began = time.perf_counter()
-        updater.update(batch, len(self.problems), 0)
-        seconds, tokens = time.perf_counter() - began, int(batch.is_token.sum() + batch.prompt_length.sum())
+        metrics = updater.update(batch, len(self.problems), 0)
+        seconds, tokens = time.perf_counter() - began, int(metrics["train/num_tokens"])
         return Run(seconds, tokens, tokens)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.trees import trees_of
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
@@ -64,15 +65,16 @@ def full_forward(policy, prefix):
     """Scores after a prefix by the language model itself, without any cache and with its own head."""
     output = policy.language_model(input_ids=torch.tensor([prefix]), use_cache=False, output_hidden_states=True)
     scores = policy.score(output.hidden_states[-1][:, -1])
-    return StepOutput(output.logits[:, -1], scores.value_logit, partial(policy.score_children, scores))
+    children = partial(policy.score_children, scores)
+    return StepOutput(output.logits[:, -1], scores.value_logit, children, scores.format_logit)
 
 
 def assert_equals_full_forward(policy, output, prefixes):
-    every = (output.logits, output.value_logit, output.child_logit())
+    every = (output.logits, output.value_logit, output.child_logit(), output.format_logit)
     assert not any(x.requires_grad for x in every)
     for row, prefix in enumerate(prefixes):
         full = full_forward(policy, prefix)
-        wanted = (full.logits, full.value_logit, full.child_logit())
+        wanted = (full.logits, full.value_logit, full.child_logit(), full.format_logit)
         for name, got, want in zip(output._fields, every, wanted, strict=True):
             torch.testing.assert_close(
                 got[row], want[0], atol=ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
@@ -124,10 +126,10 @@ def assert_recorded_scores_equal_one_full_forward(policy, mode):
             n = int(rollouts.length[i, k])
             tokens = rollouts.tokens[i, k, :n]
             ids = torch.tensor([[*prompt, *tokens.tolist()]])
-            scores = policy.token_scores(ids, torch.tensor([len(prompt)]), tokens[None])
+            scores = policy.token_scores(trees_of([prompt], [[tokens.tolist()]]))
             torch.testing.assert_close(rollouts.logp[i, k, :n].float(), scores.logp[0], atol=ATOL, rtol=1e-4)
-            value = torch.sigmoid(scores.value_logit[0])
-            torch.testing.assert_close(rollouts.value[i, k, :n].float(), value, atol=ATOL, rtol=1e-4)
+            for got, logit in ((rollouts.value, scores.value_logit), (rollouts.format_value, scores.format_logit)):
+                torch.testing.assert_close(got[i, k, :n].float(), torch.sigmoid(logit[0]), atol=ATOL, rtol=1e-4)
             own = policy.language_model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
             torch.testing.assert_close(scores.logp[0], own.gather(-1, tokens[:, None])[:, 0], atol=ATOL, rtol=1e-4)
     return rollouts

@@ -48,7 +48,7 @@ def planted(is_double):
 
     def make_double(*args):
         batch = make_batch(*args)
-        wider = {k: v.double() for k, v in vars(batch).items() if v.is_floating_point()}
+        wider = {k: v.double() for k, v in vars(batch).items() if torch.is_tensor(v) and v.is_floating_point()}
         return replace(batch, **wider)
 
     make_batch = trainer.make_batch

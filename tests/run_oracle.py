@@ -545,7 +545,7 @@ class Oracle:
         if not rows:
             return dict.fromkeys(("train/policy_loss", "train/value_loss"), NAN)
         train = self.config["train"]
-        metrics = self.prepare(rows) | {"policy/entropy": self.entropy(rows)}
+        metrics = self.prepare(rows)
         if self.net.adapters:
             metrics["policy/kl_to_base"] = self.kl_to_base(rows)
         rate = train["learning_rate"] * self.schedule(iteration)
@@ -566,16 +566,6 @@ class Oracle:
         return (iteration + 1) / (warm + 1) if iteration < warm else (num - iteration) / max(1, num - warm)
 
     @torch.no_grad()
-    def entropy(self, rows: Sequence[Row]) -> float:
-        total = mass = 0.0
-        for row in rows:
-            for t in range(row.num_prompt, len(row.ids)):
-                logp = self.net.at(row.ids[:t]).logp
-                total -= row.weight * sum(math.exp(x) * x for x in logp)
-                mass += row.weight
-        return total / mass
-
-    @torch.no_grad()
     def kl_to_base(self, rows: Sequence[Row]) -> float:
         total = mass = 0.0
         for row in rows:
@@ -590,14 +580,16 @@ class Oracle:
         """One optimizer step: equations 10 and 13, gradients clipped apart, AdamW."""
         train, value = self.config["train"], self.config["value"]
         net, low, high = self.net, train["clip_low"], train["clip_high"]
-        policy_loss = value_loss = deviation = torch.zeros((), dtype=torch.float64)
+        policy_loss = value_loss = deviation = entropy = torch.zeros((), dtype=torch.float64)
         num_tokens = 0
         for row in rows:
             hidden, logits = net.hidden_and_logits(row.ids)
             accuracy, form, features = net.values(hidden)
             for t, (old, a) in enumerate(zip(row.logp_old, row.advantage, strict=True)):
                 place, token = row.num_prompt - 1 + t, row.ids[row.num_prompt + t]
-                ratio = torch.exp(torch.log_softmax(logits[place], -1)[token] - old)
+                logp = torch.log_softmax(logits[place], -1)
+                entropy = entropy - row.weight * (logp.exp() * logp).sum().detach()
+                ratio = torch.exp(logp[token] - old)
                 policy_loss = policy_loss - row.weight * torch.minimum(ratio * a, ratio.clamp(1 - low, 1 + high) * a)
                 child = accuracy[place] + (features[place] * net.value["up.weight"][token]).sum()
                 errors = (
@@ -609,7 +601,8 @@ class Oracle:
                 deviation = deviation + (ratio.detach() - 1).abs()
                 num_tokens += 1
         policy_loss = policy_loss / num_problems
-        value_loss = value_loss / sum(row.weight * len(row.value) for row in rows)
+        mass = sum(row.weight * len(row.value) for row in rows)
+        value_loss = value_loss / mass
         norm = self.adamw("policy", net.policy, policy_loss, rate, train["weight_decay"], self.num_updates + 1)
         if self.num_updates % value["update_frequency"] == 0:
             self.num_value_updates += 1
@@ -621,6 +614,7 @@ class Oracle:
             "train/value_loss": value_loss.item(),
             "train/ratio_deviation": deviation.item() / num_tokens,
             "train/grad_norm": norm,
+            "policy/entropy": entropy.item() / mass,
         }
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.distributed_worker import planted
 from tests.test_training import make_policy, make_rows, make_updater
+from tests.trees import trees_of, trees_of_rows
 from tinyzero_astar.model.adapters import add_adapters, merged
 from tinyzero_astar.model.fast_decode import is_supported
 from tinyzero_astar.model.model import load_policy
@@ -113,7 +114,7 @@ def test_only_adapters_are_stepped_and_their_masters_are_float32(dtype):
     optimizer = MasterAdamW(policy.language_model, 1e-3, 0.0, dtype)
     assert {p.dtype for p in optimizer.stepped} == {torch.float32} and len(optimizer.stepped) == 14
     for _ in range(2):  # in the first one B is 0, so A has no gradient
-        policy(IDS, torch.full((5,), 3), IDS[:, 3:]).logp.sum().backward()
+        policy(trees_of_rows(IDS, 3)).logp.sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     after = policy.language_model.state_dict()
@@ -152,27 +153,28 @@ def test_kl_to_base_is_the_weighted_mean_of_the_sum_over_the_vocabulary(monkeypa
     batch = make_rows(policy)
     monkeypatch.setattr("tinyzero_astar.model.model._CHUNK_ELEMENTS", 20 * 7)  # chunks of seven positions
     total = mass = 0.0
-    for r in range(len(batch.ids)):
-        n, m = int(batch.prompt_length[r]), int(batch.is_token[r].sum())
-        want = kl_oracle(policy.language_model, plain.language_model, batch.ids[r], n, m)
-        got = policy.kl_to_base(batch.ids[r : r + 1], batch.prompt_length[r : r + 1], m)[0]
+    for r in range(len(batch.tokens)):
+        prompt, m = batch.prompts[batch.problem[r]], int(batch.is_token[r].sum())
+        completion = batch.tokens[r, :m].tolist()
+        ids = torch.tensor(prompt + completion)
+        want = kl_oracle(policy.language_model, plain.language_model, ids, len(prompt), m)
+        got = policy.kl_to_base(trees_of([prompt], [[completion]]))[0]
         assert got.tolist() == pytest.approx(want, abs=1e-12) and min(want) > 1e-3
         total += float(batch.weight[r]) * sum(want)
         mass += float(batch.weight[r]) * m
     for tokens in (10_000, 25):
-        _, metrics = make_updater(policy, micro_batch_tokens=tokens)._score(batch)
-        assert metrics["policy/kl_to_base"] == pytest.approx(total / mass, abs=1e-12)
-    assert "policy/kl_to_base" not in make_updater(plain)._score(batch)[1]
+        found = make_updater(policy, micro_batch_tokens=tokens)._kl_to_base(batch)
+        assert found == pytest.approx(total / mass, abs=1e-12)
+    with torch.enable_grad():
+        assert "policy/kl_to_base" in make_updater(policy).update(batch, 4, 0)
+        assert "policy/kl_to_base" not in make_updater(plain).update(batch, 4, 0)
 
 
 @torch.no_grad()
-def test_kl_to_base_survives_impossible_tokens(monkeypatch):
+def test_kl_to_base_survives_impossible_tokens():
     policy, _ = adapted()
-    logits = type(policy)._logits
-    monkeypatch.setattr(
-        type(policy), "_logits", lambda self, h: logits(self, h).index_fill(1, torch.tensor(3), -math.inf)
-    )
-    assert torch.isfinite(policy.kl_to_base(IDS, torch.full((5,), 3), 6)).all()
+    policy._never = torch.tensor([3])
+    assert torch.isfinite(policy.kl_to_base(trees_of_rows(IDS, 3))).all()
 
 
 # ---------------------------------------------------------------------------------------------------------- runs

@@ -16,6 +16,7 @@ from tests.decoding import (
     shake_value_model,
     step,
 )
+from tests.trees import trees_of
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import astar_rollouts
@@ -159,8 +160,7 @@ def test_child_logit_of_one_token_is_that_of_the_whole_vocabulary(policy):
 
 
 def test_value_loss_does_not_reach_the_policy(policy):
-    ids = torch.tensor([[3, 4, 5, 6]])
-    scores = policy.token_scores(ids, torch.tensor([2]), torch.tensor([[5, 6]]))
+    scores = policy.token_scores(trees_of([[3, 4]], [[[5, 6]]]))
     (scores.value_logit.sum() + scores.format_logit.sum() + scores.child_logit.sum()).backward()
     assert all(p.grad is None for p in policy.language_model.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.value_model.parameters())

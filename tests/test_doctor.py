@@ -86,16 +86,15 @@ def test_a_run_that_fits_is_told_by_part_from_config_json_alone(three_b, has, ca
     assert found["parameters"] == 3_085_938_688
     memory = found["memory"]
     assert memory["needed"] == max(sum(parts.values()) for parts in memory["phases"].values())
-    for phase in ("search", "evaluation", "scoring", "gradients", "optimizer step"):
+    for phase in ("search", "evaluation", "gradients", "optimizer step"):
         parts = memory["phases"][phase]
         assert parts["weights"] == 2 * found["parameters"] and parts["master weights"] == 4 * found["parameters"]
         assert parts["Adam moments"] == 8 * found["parameters"]
         assert ("gradients" in parts) == (phase in ("gradients", "optimizer step"))
     seconds = found["time"]["seconds_per_iteration"]
-    rows, tokens = 32 * 4, 32 * 4 * (found["prompt_length"] + 200)
+    tokens = 32 * (found["prompt_length"] + 4 * 200)
     assert seconds["update"] == pytest.approx(8 * found["parameters"] * tokens / 1e14)  # layers run again
-    assert seconds["scoring"] == pytest.approx(2 * found["parameters"] * tokens / 1e14)
-    assert seconds["search"] > 200 * 2 * found["parameters"] / 1e12 and rows == 128
+    assert seconds["search"] > 200 * 2 * found["parameters"] / 1e12
 
 
 def test_the_time_of_a_run_is_that_of_its_iterations_and_evaluations(three_b, has, capsys):

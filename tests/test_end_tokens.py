@@ -142,7 +142,7 @@ def test_completions_end_where_the_base_ends_them_whatever_the_tokenizer_calls_i
     assert found.texts == wanted.texts and found.verdicts == wanted.verdicts
     assert any(v.format for row in found.verdicts for v in row)
     assert not any("<|endoftext|>" in text for row in found.texts for text in row)
-    batch = make_batch(found, other_eos[0].eos_ids[0])
+    batch = make_batch(found)
     for row, length in zip(batch.tokens.tolist(), batch.is_token.sum(1).tolist(), strict=True):
         assert END not in row[: length - 1] and (row[length - 1] == END or length == 40)  # and is trained
         assert set(row[length:]) <= {TILDE}

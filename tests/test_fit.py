@@ -95,7 +95,7 @@ def test_each_of_four_processes_keeps_a_quarter_and_gathers_the_rest_for_a_while
     assert part["master weights"] == whole["master weights"] // 4 and part["Adam moments"] == whole["Adam moments"] // 4
     assert part["weights"] == 0  # the shards are the master weights
     found = phases(shapes, shared)
-    for phase in ("search", "evaluation", "scoring"):
+    for phase in ("search", "evaluation"):
         assert found[phase].get("gathered weights", 0) >= whole["weights"]
     assert "gathered weights" not in phases(shapes, alone)["search"]
     assert found["loading"]["master weights"] == whole["master weights"]

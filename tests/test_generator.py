@@ -27,8 +27,6 @@ from tinyzero_astar.rollout.generator import (
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.thinning import thin_weights
 
-PAD = 99
-
 
 def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights():
     prompts = [[0, 7, 8], [1], [2, 9]]
@@ -42,7 +40,9 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
         max_search_depth=4,
         guidance=Guidance(inverse_beta=2.0, cap=None),
     )
-    accuracy, form, uniform = torch.rand(3, 3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    accuracy, form, uniform = torch.rand(3, 3, 6, generator=generator, dtype=torch.float64)
+    baseline = torch.rand(rollouts.tokens.shape, generator=generator, dtype=torch.float64)
     thinned = thin_weights(rollouts.weight, uniform, floor=0.2)
     batch = make_batch(
         RewardedRollouts(
@@ -54,24 +54,23 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
             accuracy=accuracy,
             format=form,
             reward=2 * accuracy - form,
+            baseline=baseline,
             weight=rollouts.weight,
             update_weight=thinned,
-        ),
-        PAD,
+        )
     )
     rows = [(i, k) for i in range(3) for k in range(6) if thinned[i, k] > 0]
     assert 3 < len(rows) < 18, "thinning kept or dropped everything: nothing was tested"
     assert not torch.equal(thinned[thinned > 0], rollouts.weight[thinned > 0])
-    assert batch.problem.tolist() == [i for i, _ in rows]
+    assert batch.problem.tolist() == [i for i, _ in rows] and batch.prompts == prompts
     for row, (i, k) in enumerate(rows):
-        n, m = len(prompts[i]), int(rollouts.length[i, k])
+        m = int(rollouts.length[i, k])
         leaf = rollouts.tokens[i, k, :m].tolist()
-        assert int(batch.prompt_length[row]) == n
-        assert batch.ids[row].tolist() == prompts[i] + leaf + [PAD] * (batch.ids.shape[1] - n - m)
         assert batch.is_token[row].tolist() == [t < m for t in range(batch.tokens.shape[1])]
         assert batch.tokens[row, :m].tolist() == leaf
         logp = [decoder.tables[i].log_prob[tuple(leaf[:t])][leaf[t]] for t in range(m)]  # of pi, not of q
-        assert batch.logp_sampler[row, :m].tolist() == pytest.approx(logp, abs=1e-6)
+        assert batch.logp_old[row, :m].tolist() == pytest.approx(logp, abs=1e-6)
+        assert batch.value[row, :m].tolist() == pytest.approx(baseline[i, k, :m].tolist(), abs=1e-6)
         for name, table in (("weight", thinned), ("accuracy", accuracy), ("format", form)):
             assert float(getattr(batch, name)[row]) == pytest.approx(float(table[i, k]), abs=1e-6)
         assert float(batch.reward[row]) == pytest.approx(float(2 * accuracy[i, k] - form[i, k]), abs=1e-6)
@@ -83,6 +82,9 @@ class Verifier(Multiplication):
     def verify(self, problem, completion, is_finished):
         self.asked.append((problem.text, completion, is_finished))
         return super().verify(problem, completion, is_finished)
+
+
+PAD = 99
 
 
 @pytest.fixture
@@ -102,6 +104,22 @@ def settings_of(mode="gumbel", num_rollouts=3, depth=4, **changes):
     guidance = Guidance(inverse_beta=2.0, cap=None)
     plain = SearchSettings(mode, num_rollouts, num_rollouts + 1, depth, guidance, unguided_fraction=0.0, min_weight=0.0)
     return dataclasses.replace(plain, **changes)
+
+
+@torch.no_grad()
+def test_the_baseline_is_the_reward_that_the_value_model_promises(generator):
+    generator._reward_weights = RewardWeights(accuracy=2.0, format=0.5)
+    problems = generator.task.train_problems(0, 3)
+    found = generator.generate(problems, settings_of(), seed=0, iteration=0)
+    for i, prompt in enumerate(found.prompts):
+        for k in range(3):
+            tokens = found.rollouts.tokens[i, k, : found.rollouts.length[i, k]].tolist()
+            ids = torch.tensor([prompt + tokens])
+            hidden = generator.policy.language_model.model(input_ids=ids).last_hidden_state[0, len(prompt) - 1 : -1]
+            value = generator.policy.value_model(hidden)
+            want = 2.0 * torch.sigmoid(value.accuracy) + 0.5 * torch.sigmoid(value.format)
+            assert found.baseline[i, k, : len(tokens)].tolist() == pytest.approx(want.tolist(), abs=1e-4)
+            assert not found.baseline[i, k, len(tokens) :].any()
 
 
 def test_a_share_of_the_problems_is_searched_without_guidance_anew_in_every_iteration(generator):
@@ -189,7 +207,7 @@ def test_groups_of_problems_put_together_are_as_if_searched_together(generator):
     for part in parts:
         own, count = part.rollouts, len(part.problems)
         here, width = slice(num_before, num_before + count), own.tokens.shape[-1]
-        for name in ("tokens", "logp", "logq", "value"):
+        for name in ("tokens", "logp", "logq", "value", "format_value"):
             table, padding = getattr(rollouts, name)[here], PAD if name == "tokens" else 0
             assert torch.equal(table[..., :width], getattr(own, name)), name
             assert (table[..., width:] == padding).all(), name

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
+from tests.trees import trees_of_rows
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.model.layers import decoder_layers
 from tinyzero_astar.model.model import Policy, check_decoding
@@ -42,7 +43,7 @@ def make_policy(is_checkpointed, dtype=torch.float64):
 
 
 def scores(policy):
-    return policy(IDS, torch.full((6,), 3), IDS[:, 3:])
+    return policy(trees_of_rows(IDS, 3))
 
 
 def gradients(policy):
@@ -147,7 +148,7 @@ def test_decoding_and_scoring_run_the_plain_layers(mlp_calls):
     for layer, forward in zip(decoder_layers(policy.language_model), plain, strict=True):
         assert layer.forward.__func__ is forward and "forward" not in vars(layer) and not layer.training
     with pytest.raises(IndexError):  # a forward that fails leaves nothing behind either
-        policy(IDS + 1000, torch.full((6,), 3), IDS[:, 3:])
+        policy(trees_of_rows(IDS + 1000, 3))
     assert not any("forward" in vars(layer) for layer in decoder_layers(policy.language_model))
 
 

@@ -43,6 +43,7 @@ LAYER = {
     "training.optimizer": 2,
     "training.reward": 1,
     "training.thinning": 1,
+    "training.trees": 1,
     "rollout.heuristic": 1,
     "data.countdown": 2,
     "data.generation": 2,
@@ -58,6 +59,7 @@ LAYER = {
     "training.optimal_advantage": 2,
     "training.rloo": 2,
     "model.model": 3,
+    "model.token_logp": 1,
     "model.shapes": 3,
     "model.known": 2,
     "model.workload": 1,
@@ -92,6 +94,8 @@ PURE = {
     "training.losses",
     "training.reward",
     "training.thinning",
+    "training.trees",
+    "model.token_logp",
     "data.expression",
 }
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from benchmarks import gpu
 from tests.live_memory import LiveBytes
 from tinyzero_astar.interfaces import Batch
-from tinyzero_astar.model import decoder, memory
+from tinyzero_astar.model import decoder, memory, token_logp
 from tinyzero_astar.model import model as model_module
 from tinyzero_astar.model.adapters import add_adapters
 from tinyzero_astar.model.decoder import SlotDecoder
@@ -30,7 +30,7 @@ from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
-from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.training.trees import grow_trees, micro_batches, stack
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
 WITHIN = 0.15  # of the measured peak: what is promised
@@ -142,6 +142,7 @@ def work_of(case, mode="sample", is_guided=False, **different):
             "value_hidden_size": case.value_size,
             "gradient_checkpointing": case.checkpointing,
             "lora_rank": case.rank,
+            "is_host": True,
         }
         | different
     )
@@ -149,20 +150,17 @@ def work_of(case, mode="sample", is_guided=False, **different):
 
 def make_batch(case):
     shape = (case.rows, case.depth)
-    ids = torch.randint(2, case.shape[-1], (case.rows, case.prompt + case.depth))
     zero, one = torch.zeros(shape), torch.ones(case.rows)
     return Batch(
-        ids=ids,
-        prompt_length=torch.full((case.rows,), case.prompt),
-        tokens=ids[:, case.prompt :].contiguous(),
-        is_token=torch.ones(shape, dtype=torch.bool),
+        prompts=torch.randint(2, case.shape[-1], (case.problems, case.prompt)).tolist(),
         problem=torch.arange(case.rows) * case.problems // case.rows,
+        tokens=torch.randint(2, case.shape[-1], shape),
+        is_token=torch.ones(shape, dtype=torch.bool),
         weight=one * case.problems / case.rows,
         accuracy=one,
         format=one,
         reward=torch.rand(case.rows),
-        logp_sampler=zero - 5,
-        logp_old=zero,
+        logp_old=zero - 5,
         value=zero,
         advantage=zero,
     )
@@ -180,7 +178,6 @@ def make_updater(case, policy):
         batch_size=case.batch_size,
         num_epochs=1,
         micro_batch_tokens=case.micro_batch_tokens,
-        reward_weights=RewardWeights(),
     )
     return Updater(policy, AStarPO(0.2, 0.28, 1.0, 0.2), settings)
 
@@ -214,8 +211,9 @@ def measured(case):
             policy.shard("full")
             loading["loading"] = live.peak
     updater = make_updater(case, policy)
-    peaks = dict.fromkeys(("scoring", "gradients", "optimizer step"), 0)
-    score, step, optimizer_step = updater._score, updater._step, updater.policy_optimizer.step
+    phases_of_update = ("divergence", "gradients", "optimizer step") if case.rank else ("gradients", "optimizer step")
+    peaks = dict.fromkeys(phases_of_update, 0)
+    diverge, step, optimizer_step = updater._kl_to_base, updater._step, updater.policy_optimizer.step
     with LiveBytes() as live:
         live.watch([*policy.parameters(), *policy.buffers(), *updater.policy_optimizer.stepped])
 
@@ -223,10 +221,10 @@ def measured(case):
             peaks[phase] = max(peaks[phase], live.peak)
             live.restart()
 
-        def watched_score(batch):
+        def watched_divergence(batch):
             live.restart()
-            found = score(batch)
-            note("scoring")
+            found = diverge(batch)
+            note("divergence")
             return found
 
         def watched_step(*args):
@@ -239,7 +237,7 @@ def measured(case):
             note("gradients")
             optimizer_step()
 
-        updater._score, updater._step = watched_score, watched_step
+        updater._kl_to_base, updater._step = watched_divergence, watched_step
         updater.policy_optimizer.step = watched_optimizer_step
         for _ in range(2):  # moments are made in the first
             updater.update(make_batch(case), case.problems, 0)
@@ -259,7 +257,7 @@ def predicted(case, num_processes=1):
     shared = {n: getattr(whole, n) // num_processes for n in ("num_problems", "eval_problems", "num_rows", "step_rows")}
     shared["num_shards"] = num_processes
     found = {name: sum(parts.values()) for name, parts in phases(shapes, work_of(case, **shared)).items()}
-    peaks = {name: found[name] for name in ("scoring", "gradients", "optimizer step")}
+    peaks = {name: found[name] for name in ("divergence", "gradients", "optimizer step") if name in found}
     peaks["between"] = sum(resident(shapes, work_of(case, **shared)).values())
     if num_processes > 1:
         peaks["loading"] = found["loading"]
@@ -325,12 +323,9 @@ def test_prediction_is_near_the_measured_peak_of_each_of_two_processes(name, tmp
 
 
 def fake_step(policy, optimizers, case, num_rows):
-    ids = torch.zeros(num_rows, case.prompt + case.depth, dtype=torch.int64)
-    left = case.rows
-    while left > 0:
-        part = ids[: min(left, case.micro_batch_tokens // ids.shape[1])]
-        left -= len(part)
-        scores = policy(part, part[:, 0] + case.prompt, part[:, case.prompt :].contiguous())
+    batch, limit = make_batch(replace(case, rows=num_rows)), case.micro_batch_tokens
+    for group in micro_batches(grow_trees(batch, range(num_rows), limit), limit):
+        scores = policy(stack(group, torch.device("cpu"))[1])
         sum(x.sum() for x in (scores.logp, scores.value_logit, scores.format_logit, scores.child_logit)).backward()
         del scores
     yield "gradients"
@@ -378,6 +373,7 @@ def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_for
 def test_what_the_arithmetic_repeats_is_what_the_code_has():
     assert CHUNK_ELEMENTS == model_module._CHUNK_ELEMENTS
     assert memory._MANY_TOKENS == gumbel._MANY_TOKENS
+    assert (memory.BLOCK_ELEMENTS, memory.MIN_BLOCK) == (token_logp._BLOCK_ELEMENTS, token_logp._MIN_BLOCK)
     assert memory._BLOCK == decoder.BLOCK and CHILD_RANK == value_model.CHILD_RANK
     policy = make_policy(CASES["embedded"])
     count = sum(p.numel() for p in policy.value_model.parameters())

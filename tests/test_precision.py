@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tests.trees import trees_of, trees_of_rows
 from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy, check_decoding
 from tinyzero_astar.rollout.astar_search import astar_rollouts
@@ -112,7 +113,7 @@ def test_small_steps_of_a_bfloat16_policy_add_up_as_in_float32_where_plain_adamw
         optimizer = make_optimizer(policy.language_model)
         losses = []
         for _ in range(num_steps):
-            loss = -policy.token_scores(IDS, torch.full((8,), 4), IDS[:, 4:]).logp.mean()
+            loss = -policy.token_scores(trees_of_rows(IDS, 4)).logp.mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -138,7 +139,7 @@ def test_scores_of_a_bfloat16_policy_are_float32_and_finer_than_bfloat16():
     policy = make_policy(torch.bfloat16)
     assert {p.dtype for p in policy.language_model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in policy.value_model.parameters()} == {torch.float32}
-    scores = policy.token_scores(IDS, torch.full((8,), 4), IDS[:, 4:])
+    scores = policy.token_scores(trees_of_rows(IDS, 4))
     assert {x.dtype for x in scores} == {torch.float32}
     assert not torch.equal(scores.logp, scores.logp.bfloat16().float())
     start = SlotDecoder(policy, 6).start(IDS[:2].tolist(), 3)
@@ -159,8 +160,7 @@ def test_a_bfloat16_policy_decodes_as_it_scores_up_to_rounding():
     for i, prompt in enumerate(prompts):
         for k in range(3):
             tokens = rollouts.tokens[i, k, : rollouts.length[i, k]]
-            ids = torch.tensor([[*prompt, *tokens.tolist()]])
-            logp = policy.token_scores(ids, torch.tensor([5]), tokens[None]).logp[0]
+            logp = policy.token_scores(trees_of([prompt], [[tokens.tolist()]])).logp[0]
             gaps.append((logp - rollouts.logp[i, k, : len(tokens)]).abs())
     gap = torch.cat(gaps)
     assert 0 < gap.max() < 0.1 and gap.mean() < 0.02

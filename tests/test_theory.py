@@ -32,8 +32,8 @@ from tinyzero_astar.rollout.generator import _THINNING_STREAM
 from tinyzero_astar.rollout.gumbel import fold, to_uniform
 from tinyzero_astar.rollout.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
-from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.thinning import thin_weights
+from tinyzero_astar.training.trees import grow_trees, stack
 from tinyzero_astar.training.update import Updater, UpdateSettings, _value_loss
 
 PLAIN = Guidance(strength=0.0)
@@ -277,43 +277,58 @@ class TabularPolicy(nn.Module):
         self.language_model.logits = nn.Parameter(decoder.logits.nan_to_num(0.0))
         self.value_model.logits = nn.Parameter(torch.stack([value_logit, value_logit, torch.zeros_like(value_logit)]))
 
-    def token_scores(self, ids, prompt_length, tokens):
-        root = torch.tensor([self.decoder.number[i, ()] for i in range(len(self.decoder.tables))])
-        whole = torch.full((len(tokens),), tokens.shape[1])
-        # beyond a leaf the numbers mean nothing, but they are finite and the losses leave them out
-        nodes = self.decoder.visited(tokens, whole, root[ids[:, 0]])
-        logp = torch.log_softmax(self.language_model.logits[nodes[:, :-1]], -1)
-        logp = logp.gather(-1, tokens[..., None])[..., 0]
+    def token_scores(self, trees):
+        before, after = self.nodes_of(trees)
+        logp = torch.log_softmax(self.language_model.logits[before], -1).gather(-1, trees.token[:, None])[:, 0]
         accuracy, child, form = self.value_model.logits
-        return TokenScores(
-            logp, torch.zeros_like(logp), accuracy[nodes[:, :-1]], form[nodes[:, :-1]], child[nodes[:, 1:]]
-        )
+        scores = (logp, torch.zeros_like(logp), accuracy[before], form[before], child[after])
+        return TokenScores(*map(trees.by_completion, scores))
 
     forward = token_scores
 
+    def nodes_of(self, trees):
+        """Numbers of the prefixes before and after every scored token [E], read off the mask."""
+        is_seen, position = (
+            trees.is_seen.flatten(0, 2)[trees.parent],
+            trees.position.repeat_interleave(trees.ids.shape[1], 0)[trees.parent],
+        )
+        ids = trees.ids.repeat_interleave(trees.ids.shape[1], 0)[trees.parent]
+        length = position.gather(1, (trees.parent % trees.ids.shape[1])[:, None])[:, 0]
+        by_depth = [(ids * (is_seen & (position == depth))).sum(1) for depth in range(int(length.max()) + 1)]
+        root = torch.tensor([self.decoder.number[i, ()] for i in range(len(self.decoder.tables))])[by_depth[0]]
+        tokens = torch.stack([*by_depth[1:], torch.zeros_like(root)], -1)
+        before = self.decoder.visited(tokens, length, root)[:, -1]
+        return before, self.decoder.child[before, trees.token]
 
-def batch_of(decoder, rollouts, weight=None):
-    """As `generator.make_batch`, of rollouts of table 0, in float64; log q goes to `logp_sampler`."""
+
+@dataclass(frozen=True)
+class WithProposal(Batch):
+    """What no batch holds: log q, for the estimators that do not work."""
+
+    logq: torch.Tensor
+
+
+def batch_of(decoder, rollouts, weight=None, baseline=None):
+    """As `generator.make_batch`, of rollouts of table 0, in float64, with V = p of other value logits by node."""
     weight = (rollouts.weight if weight is None else weight).flatten()
     tokens, is_token = rollouts.tokens.flatten(0, 1), rollouts.is_token.flatten(0, 1)
     problems, leaves = rollouts.length.shape
-    reward = decoder.reward[nodes_of(decoder, rollouts)[..., -1]].flatten()
-    empty = torch.zeros(tokens.shape, dtype=torch.float64)
-    prompt = torch.zeros(len(tokens), 1, dtype=torch.int64)
-    return Batch(
-        ids=torch.cat([prompt, tokens], 1),
-        prompt_length=torch.ones_like(prompt[:, 0]),
+    nodes = nodes_of(decoder, rollouts).flatten(0, 1)
+    reward = decoder.reward[nodes[:, -1]]
+    value = torch.sigmoid((decoder.value_logit if baseline is None else baseline)[nodes[:, :-1]])
+    return WithProposal(
+        prompts=[[0]] * problems,
+        problem=torch.arange(problems).repeat_interleave(leaves),
         tokens=tokens,
         is_token=is_token,
-        problem=torch.arange(problems).repeat_interleave(leaves),
         weight=weight,
         accuracy=reward,
         format=torch.zeros_like(reward),
         reward=reward,
-        logp_sampler=rollouts.logq.flatten(0, 1),
-        logp_old=empty,
-        value=empty,
-        advantage=empty,
+        logp_old=rollouts.logp.flatten(0, 1),
+        value=value,
+        advantage=torch.zeros_like(value),
+        logq=rollouts.logq.flatten(0, 1),
     )
 
 
@@ -338,11 +353,11 @@ class Shortcut:
 
 
 def q_as_old_policy(batch, logp):
-    return ASTAR_PO.loss(replace(batch, logp_old=batch.logp_sampler), logp)
+    return ASTAR_PO.loss(replace(batch, logp_old=batch.logq), logp)
 
 
 def token_level_weights(batch, logp):
-    inverse_q = torch.exp(logp - batch.logp_sampler)  # at theta = theta_old: (pi / q) grad log pi
+    inverse_q = torch.exp(logp - batch.logq)  # at theta = theta_old: (pi / q) grad log pi
     return -(batch.weight[:, None] * torch.where(batch.is_token, inverse_q * batch.advantage, 0.0)).sum()
 
 
@@ -359,7 +374,6 @@ def trained_gradient(policy, algorithm, batch):
         batch_size=10**6,
         num_epochs=1,
         micro_batch_tokens=10**9,
-        reward_weights=RewardWeights(accuracy=1.0, format=0.0),
     )
     seen = []
     policy.language_model.logits.register_hook(lambda gradient: seen.append(gradient.clone()))
@@ -395,7 +409,9 @@ def test_the_training_loss_has_the_gradient_of_the_expected_reward(setting):
     decoder = IndexedDecoder([table], noise)
     rollouts = gumbel(decoder, GRADIENT_DRAWS, GRADIENT_LEAVES, guidance)
     baseline = IndexedDecoder([table], baseline_noise).value_logit
-    gradient = trained_gradient(TabularPolicy(decoder, baseline), ASTAR_PO, batch_of(decoder, rollouts))
+    gradient = trained_gradient(
+        TabularPolicy(decoder, baseline), ASTAR_PO, batch_of(decoder, rollouts, baseline=baseline)
+    )
     cosine, distance = compare(decoder, gradient)
     assert cosine > 0.999
     assert distance < 0.04
@@ -413,7 +429,7 @@ def test_shortcuts_miss_the_gradient(shortcut):
         "token-level weights": Shortcut(token_level_weights),
     }[shortcut]
     uniform = torch.full_like(rollouts.weight, 1 / GRADIENT_LEAVES)
-    batch = batch_of(decoder, rollouts, uniform)
+    batch = batch_of(decoder, rollouts, uniform, exact)
     cosine, _ = compare(decoder, trained_gradient(TabularPolicy(decoder, exact), algorithm, batch))
     assert cosine < 0.97, f"{shortcut} reaches cosine {cosine:.4f}: no shortcut at all"
 
@@ -427,8 +443,9 @@ def fitted_values(decoder, rollouts, weight):
     mass = torch.zeros(len(decoder.prefixes), dtype=torch.float64).index_add_(0, leaf, weight.flatten())
     first = [int((leaf == n).nonzero()[0, 0]) for n in mass.nonzero()[:, 0]]  # the loss is linear in weights:
     batch = batch_of(decoder, rollouts)  # one row per leaf with its total weight is the whole sum
-    rows = {name: getattr(batch, name)[first] for name in batch.__dataclass_fields__}
-    batch = Batch(**{**rows, "weight": mass[leaf[first]] / len(rollouts.tokens)})
+    batch = replace(batch.rows(torch.tensor(first)), weight=mass[leaf[first]] / len(rollouts.tokens))
+    rows, trees = stack(grow_trees(batch, range(len(first)), 10**9), torch.device("cpu"))
+    batch = batch.rows(rows)
     policy = TabularPolicy(decoder, torch.zeros(len(decoder.prefixes), dtype=torch.float64))
     optimizer = torch.optim.LBFGS(
         policy.value_model.parameters(), max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
@@ -436,7 +453,7 @@ def fitted_values(decoder, rollouts, weight):
 
     def closure():
         optimizer.zero_grad()
-        loss = _value_loss(batch, policy.token_scores(batch.ids, batch.prompt_length, batch.tokens))
+        loss = _value_loss(batch, policy.token_scores(trees))
         loss.backward()
         return loss
 

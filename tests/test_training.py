@@ -11,14 +11,15 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.oracles import clipped_oracle, gae_oracle
+from tests.trees import scores_of_batch
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.model.model import Policy, TokenScores
 from tinyzero_astar.training.advantages import generalized_advantage, scale_by_rms
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.losses import clipped_surrogate, weighted_brier
 from tinyzero_astar.training.optimizer import schedule
-from tinyzero_astar.training.reward import RewardWeights
-from tinyzero_astar.training.update import Updater, UpdateSettings, _value_loss, micro_batches, select_rows
+from tinyzero_astar.training.trees import grow_trees, micro_batches, stack
+from tinyzero_astar.training.update import Updater, UpdateSettings, _value_loss
 
 LENGTHS = [4, 1, 3]
 
@@ -116,36 +117,29 @@ def make_policy(seed=0):
 def make_rows(policy, seed=0, num_problems=4, num_leaves=3):
     generator = torch.Generator().manual_seed(seed)
     rows = num_problems * num_leaves
-    prompt_length = torch.tensor([2, 4, 3, 5])[:num_problems].repeat_interleave(num_leaves)
+    prompts = [torch.randint(1, 20, (n,), generator=generator).tolist() for n in (2, 4, 3, 5)[:num_problems]]
     length = torch.randint(1, 7, (rows,), generator=generator)
     tokens = torch.randint(1, 20, (rows, 6), generator=generator)
-    is_token = torch.arange(6) < length[:, None]
-    ids = torch.zeros(rows, 11, dtype=torch.int64)
-    for r in range(rows):
-        n, m = int(prompt_length[r]), int(length[r])
-        ids[r, :n] = torch.randint(1, 20, (n,), generator=generator)
-        ids[r, n : n + m] = tokens[r, :m]
+    tokens[1::num_leaves, :2] = tokens[::num_leaves, :2]  # the first two leaves of a problem share a prefix
     accuracy = torch.randint(0, 2, (rows,), generator=generator).double()
     form = torch.randint(0, 2, (rows,), generator=generator).double()
     empty = torch.zeros(rows, 6, dtype=torch.float64)
     batch = Batch(
-        ids,
-        prompt_length,
-        tokens,
-        is_token,
-        torch.arange(num_problems).repeat_interleave(num_leaves),
-        torch.rand(rows, generator=generator).double(),
-        accuracy,
-        form,
-        accuracy + 0.1 * form,
-        empty,
-        empty,
-        empty,
-        empty,
+        prompts=prompts,
+        problem=torch.arange(num_problems).repeat_interleave(num_leaves),
+        tokens=tokens,
+        is_token=torch.arange(6) < length[:, None],
+        weight=torch.rand(rows, generator=generator).double(),
+        accuracy=accuracy,
+        format=form,
+        reward=accuracy + 0.1 * form,
+        logp_old=empty,
+        value=empty + 0.3,
+        advantage=empty,
     )
     with torch.no_grad():
-        logp = policy.token_scores(ids, prompt_length, tokens).logp
-    return dataclasses.replace(batch, logp_sampler=torch.where(is_token, logp, 0.0))
+        logp = scores_of_batch(policy, batch).logp
+    return dataclasses.replace(batch, logp_old=torch.where(batch.is_token, logp, 0.0))
 
 
 def make_updater(policy, **changes):
@@ -160,7 +154,6 @@ def make_updater(policy, **changes):
         batch_size=4,
         num_epochs=1,
         micro_batch_tokens=10_000,
-        reward_weights=RewardWeights(),
     )
     algorithm = AStarPO(clip_low=0.2, clip_high=0.28, gae_lambda=1.0, advantage_floor=0.2)
     return Updater(policy, algorithm, dataclasses.replace(settings, **changes))
@@ -178,35 +171,74 @@ def weights_after(changes, iterations=2):
 @torch.no_grad()
 def test_token_scores_equal_a_forward_per_row():
     policy = make_policy()
+    for p in policy.value_model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
     batch = make_rows(policy)
-    scores = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens)
-    for r in range(len(batch.ids)):
-        n, m = int(batch.prompt_length[r]), int(batch.is_token[r].sum())
-        hidden = policy.language_model.model(input_ids=batch.ids[r : r + 1, : n + m]).last_hidden_state[0]
+    scores = scores_of_batch(policy, batch)
+    for r in range(12):
+        prompt, m = batch.prompts[batch.problem[r]], int(batch.is_token[r].sum())
+        ids = torch.tensor([prompt + batch.tokens[r, :m].tolist()])
+        hidden = policy.language_model.model(input_ids=ids).last_hidden_state[0]
         logits = hidden @ policy.language_model.get_output_embeddings().weight.T
-        logp = torch.log_softmax(logits.float(), -1)
+        logp = torch.log_softmax(logits, -1)
         for t in range(m):
-            assert float(scores.logp[r, t]) == pytest.approx(float(logp[n - 1 + t, batch.tokens[r, t]]), abs=1e-5)
-            row = logp[n - 1 + t].double()
-            assert float(scores.entropy[r, t]) == pytest.approx(float(-(row.exp() * row).sum()), abs=1e-5)
-            p = policy.value_model(hidden[n - 1 + t]).accuracy
-            assert float(scores.value_logit[r, t]) == pytest.approx(float(p), abs=1e-9)
+            at, token = len(prompt) - 1 + t, int(batch.tokens[r, t])
+            assert float(scores.logp[r, t]) == pytest.approx(float(logp[at, token]), abs=1e-5)
+            assert float(scores.entropy[r, t]) == pytest.approx(float(-(logp[at].exp() * logp[at]).sum()), abs=1e-5)
+            value = policy.value_model(hidden[at])
+            child = policy.value_model.child_logits(value.features[None], value.accuracy[None])[0, token]
+            for got, want in ((scores.value_logit, value.accuracy), (scores.child_logit, child)):
+                assert float(got[r, t]) == pytest.approx(float(want), abs=1e-5)
+            assert float(scores.format_logit[r, t]) == pytest.approx(float(value.format), abs=1e-5)
+
+
+def test_a_tree_holds_every_prefix_once():
+    batch = make_rows(make_policy())
+    trees = grow_trees(batch, range(12), 10**9)
+    assert len(trees) == 4 and [len(tree.ids) for tree in trees] == sorted(len(tree.ids) for tree in trees)
+    for tree in trees:
+        (problem,) = set(batch.problem[tree.rows].tolist())
+        prompt = batch.prompts[problem]
+        leaves = [batch.tokens[r, : int(batch.is_token[r].sum())].tolist() for r in tree.rows]
+        inner = {tuple(leaf[:t]) for leaf in leaves for t in range(1, len(leaf))}  # what something follows
+        assert len(tree.ids) == len(prompt) + len(inner)
+        assert len(tree.numbers) == len({tuple(leaf[:t]) for leaf in leaves for t in range(1, len(leaf) + 1)})
+        _, stacked = stack([tree], torch.device("cpu"))
+        seen = {
+            tuple(stacked.ids[0, stacked.is_seen[0, 0, at]].tolist()): int(stacked.position[0, at])
+            for at in range(len(prompt) - 1, len(tree.ids))
+        }
+        assert seen == {(*prompt, *prefix): len(prompt) + len(prefix) - 1 for prefix in inner | {()}}
+
+
+@pytest.mark.parametrize("limit", [1, 9, 14, 20, 33])
+def test_trees_stay_within_the_limit_and_lose_no_row(limit):
+    batch = make_rows(make_policy())
+    rows = [0, 2, 3, 4, 5, 7, 9, 10, 11]
+    trees = grow_trees(batch, rows, limit)
+    assert sorted(row for tree in trees for row in tree.rows) == rows
+    assert all(len(tree.ids) <= limit or len(tree.rows) == 1 for tree in trees)
+    for tree in trees:
+        assert {int(batch.problem[row]) for row in tree.rows} == {int(batch.problem[tree.rows[0]])}
 
 
 def test_micro_batches_do_not_change_the_update():
     whole, _ = weights_after({})
-    for size in (8, 25):
+    for size in (8, 25, 40):
         cut, _ = weights_after({"micro_batch_tokens": size})
         torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
 
 
-def test_micro_batches_hold_every_row_once_within_budget():
+@pytest.mark.parametrize("num_shares", [1, 2, 3])
+def test_micro_batches_hold_every_row_once_within_budget(num_shares):
     batch = make_rows(make_policy())
-    groups = list(micro_batches(batch, 20))
-    assert sorted(torch.cat(groups).tolist()) == list(range(12))
-    for rows in groups:
-        part = select_rows(batch, rows)
-        assert len(rows) == 1 or part.ids.numel() <= 20
+    trees = grow_trees(batch, range(12), 20)
+    groups = [group for share in range(num_shares) for group in micro_batches(trees, 40, share, num_shares)]
+    rows = torch.cat([stack(group, torch.device("cpu"))[0] for group in groups])
+    assert sorted(rows.tolist()) == list(range(12))
+    for group in groups:
+        assert len(group) == 1 or stack(group, torch.device("cpu"))[1].ids.numel() <= 40
+    assert any(len(group) > 1 for group in groups)
 
 
 def test_batch_size_counts_problems_per_optimizer_step():
@@ -245,7 +277,7 @@ def test_the_value_model_keeps_its_learning_rate_while_that_of_the_policy_decays
 def test_logged_entropy_and_value_loss_are_means_over_weighted_tokens():
     policy = make_policy()
     batch = make_rows(policy)
-    scores = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens)
+    scores = scores_of_batch(policy, batch)
     cells = [(r, t) for r in range(12) for t in range(int(batch.is_token[r].sum()))]
     mass = sum(float(batch.weight[r]) for r, _ in cells)
     entropy = sum(float(batch.weight[r] * scores.entropy[r, t]) for r, t in cells) / mass
@@ -269,8 +301,8 @@ def test_ratio_deviation_is_the_mean_over_all_tokens():
     batch = make_rows(policy)
     make_updater(policy).update(batch, 4, 0)
     with torch.no_grad():
-        logp = policy.token_scores(batch.ids, batch.prompt_length, batch.tokens).logp
-    shift = [float(abs(math.expm1(x))) for x in (logp - batch.logp_sampler)[batch.is_token].tolist()]
+        logp = scores_of_batch(policy, batch).logp
+    shift = [float(abs(math.expm1(x))) for x in (logp - batch.logp_old)[batch.is_token].tolist()]
     twice = make_updater(make_policy(), num_epochs=2).update(batch, 4, 0)
     assert twice["train/ratio_deviation"] == pytest.approx((0 + sum(shift) / len(shift)) / 2, rel=1e-4)
     assert sum(shift) > 0.1
@@ -284,7 +316,7 @@ def test_a_problem_without_rows_counts_as_one_whose_rows_weigh_nothing():
         policy = make_policy()
         batch = make_rows(policy)
         batch = dataclasses.replace(batch, weight=torch.where(batch.problem == 2, 0.0, batch.weight))
-        found.append(make_updater(policy).update(select_rows(batch, kept) if without_rows else batch, 4, 0))
+        found.append(make_updater(policy).update(batch.rows(kept) if without_rows else batch, 4, 0))
     for name in ("train/policy_loss", "train/value_loss", "train/grad_norm"):
         assert found[1][name] == pytest.approx(found[0][name], rel=1e-6), name
         assert abs(found[0][name]) > 0.01
@@ -296,8 +328,16 @@ def test_ratio_audit_is_zero_when_sampler_and_trainer_agree_and_seen_when_not():
     assert make_updater(policy).update(batch, 4, 0)["audit/ratio_error"] < 1e-6
     policy = make_policy()
     batch = make_rows(policy)
-    wrong = dataclasses.replace(batch, logp_sampler=batch.logp_sampler - 0.1 * batch.is_token)
+    wrong = dataclasses.replace(batch, logp_old=batch.logp_old - 0.1 * batch.is_token)
     assert make_updater(policy).update(wrong, 4, 0)["audit/ratio_error"] == pytest.approx(math.expm1(0.1), abs=1e-5)
+
+
+def test_the_audit_is_that_of_the_step_at_unchanged_weights():
+    policy = make_policy()
+    batch = make_rows(policy)
+    metrics = make_updater(policy, batch_size=1, learning_rate=0.1).update(batch, 4, 0)
+    assert metrics["train/num_updates"] == 4 and metrics["train/ratio_deviation"] > 1e-3
+    assert metrics["audit/ratio_error"] < 1e-6
 
 
 def test_a_small_step_lowers_the_loss_by_what_its_gradient_promises():
@@ -335,22 +375,6 @@ def test_value_loss_pairs_every_logit_with_its_own_reward():
         for t in range(int(batch.is_token[r].sum()))
     )
     assert float(_value_loss(batch, scores)) == pytest.approx(want)
-
-
-@torch.no_grad()
-def test_the_baseline_is_the_reward_that_the_value_model_promises():
-    policy = make_policy()
-    for p in policy.value_model.parameters():
-        torch.nn.init.normal_(p, std=0.5)
-    batch = make_rows(policy)
-    scored, _ = make_updater(policy, reward_weights=RewardWeights(accuracy=2.0, format=0.5))._score(batch)
-    for r in range(12):
-        n, m = int(batch.prompt_length[r]), int(batch.is_token[r].sum())
-        hidden = policy.language_model.model(input_ids=batch.ids[r : r + 1, : n + m]).last_hidden_state[0]
-        promise = policy.value_model(hidden[n - 1 : n - 1 + m])
-        want = 2.0 * torch.sigmoid(promise.accuracy) + 0.5 * torch.sigmoid(promise.format)
-        assert scored.value[r, :m].tolist() == pytest.approx(want.tolist(), abs=1e-6)
-        assert scored.value[r, m:].tolist() == [0.0] * (6 - m)
 
 
 def test_non_finite_loss_stops_before_the_step():

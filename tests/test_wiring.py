@@ -29,6 +29,6 @@ def test_inclusion_probabilities_are_those_of_the_formula(gap):
 def test_the_audit_sees_a_gap_on_either_side(shift):
     policy = make_policy()
     batch = make_rows(policy)
-    wrong = dataclasses.replace(batch, logp_sampler=batch.logp_sampler + shift * batch.is_token)
+    wrong = dataclasses.replace(batch, logp_old=batch.logp_old + shift * batch.is_token)
     error = make_updater(policy).update(wrong, 4, 0)["audit/ratio_error"]
     assert error == pytest.approx(math.expm1(0.1), abs=1e-5)

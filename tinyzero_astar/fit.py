@@ -175,13 +175,13 @@ def seconds(config: Config, model: Model, num_processes: int, device: str, speed
     2 operations per parameter and token forward, 4 backward (2 for frozen weights), 2 more where layers run again.
     """
     work, n = work_of(config, model, num_processes, device), model.shapes.num_parameters
-    tokens = work.num_rows * work.length
-    forwards = 3 if work.lora_rank else 1  # and two for the divergence from the base
+    tokens = work.num_problems * work.prompt_length + work.num_rows * work.depth  # completions share their prompts
     per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
     return {
         "search": _decoding(model.shapes, work, work.num_problems, work.num_rollouts, speed),
-        "scoring": forwards * 2 * n * tokens / speed.flops_per_s,
         "update": config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
+        # of the policy from its base, which only adapters have: a forward of either
+        **({"divergence": 4 * n * tokens / speed.flops_per_s} if work.lora_rank else {}),
     }
 
 
@@ -319,7 +319,7 @@ def _remedies(
     if phase == "gradients" and not config.train.gradient_checkpointing:
         other = replace(config, train=replace(config.train, gradient_checkpointing=True))
         yield "--train.gradient-checkpointing", "", other, num_processes
-    if phase in ("gradients", "scoring"):
+    if phase in ("gradients", "divergence"):
         least = model.prompt_length + config.search.max_search_depth
         yield from _halved(config, num_processes, "train", "micro_batch_tokens", least)
     if config.model.lora_rank == 0:

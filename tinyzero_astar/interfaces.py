@@ -11,7 +11,7 @@ D hidden width, N rows of one decoder call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -62,6 +62,7 @@ class StepOutput(NamedTuple):
     logits: Tensor  # [N, V] next-token logits of the policy, temperature 1, no top-k or top-p
     value_logit: Tensor  # [N] logit of p(s), the success probability of the prefix
     child_logit: Callable[[], Tensor]  # [N, V] logit of p(s a) for every next token a, computed when asked for
+    format_logit: Tensor | None = None  # [N] the same as `value_logit` of the format reward; recorded, steers nothing
 
 
 class Decoder(Protocol):
@@ -105,6 +106,7 @@ class Rollouts:
     logp: Tensor  # [P, K, T] log pi of each token (0 after length)
     logq: Tensor  # [P, K, T] log q of each token under the search's proposal (0 after length)
     value: Tensor  # [P, K, T] p(s) before each token (0 after length)
+    format_value: Tensor  # [P, K, T] the same of the format reward; 0 where the decoder does not predict it
     priority: Tensor  # [P, K] G (gumbel), f (best_first), log pi(y) (sample)
     kappa: Tensor  # [P] threshold of docs/algorithm.md eq. 6 (gumbel), else -inf
     weight: Tensor  # [P, K] inclusion weight (gumbel), 1/K (sample), 0 where no leaf; nan for best_first
@@ -136,19 +138,43 @@ class TraceNode:
 class Batch:
     """The rollouts of one iteration as the update sees them; rows are completions, problem by problem."""
 
-    ids: Tensor  # [B, L] prompt and completion, padded on the right
-    prompt_length: Tensor  # [B]
+    prompts: list[list[int]]  # of every problem, those without a row included
+    problem: Tensor  # [B] index of the problem within the iteration
     tokens: Tensor  # [B, T] the completions
     is_token: Tensor  # [B, T] True at generated tokens
-    problem: Tensor  # [B] index of the problem within the iteration
     weight: Tensor  # [B] inclusion weights; sum to about 1 per problem
     accuracy: Tensor  # [B] accuracy reward, 0 or 1
     format: Tensor  # [B] format reward, 0 or 1
     reward: Tensor  # [B] what the policy is trained on, a weighted sum of the two
-    logp_sampler: Tensor  # [B, T] log pi as the search recorded it
-    logp_old: Tensor  # [B, T] log pi by the trainer's own forward, before any update
-    value: Tensor  # [B, T] V of the prefix before each token, in units of reward
+    logp_old: Tensor  # [B, T] log pi before the update, as the search recorded it
+    value: Tensor  # [B, T] V of the prefix before each token, as the search recorded it, in units of reward
     advantage: Tensor  # [B, T]
+
+    def rows(self, rows: Tensor) -> Batch:
+        """Some rows, cut to their longest completion."""
+        width = int(self.is_token[rows].sum(1).max())
+        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "prompts"}
+        return replace(self, **{name: x[:, :width] if x.ndim == 2 else x for name, x in tensors.items()})
+
+
+@dataclass(frozen=True)
+class PrefixTrees:
+    """B completions as R trees, in which each prefix stands once; what one forward of the model sees.
+
+    A tree holds a prompt and then the tokens of its completions, each once for all completions that share the prefix
+    up to it. L is the largest number of positions of a tree, E the number of scored tokens of all trees.
+    """
+
+    ids: Tensor  # [R, L] tokens, padded on the right
+    position: Tensor  # [R, L] number of tokens before it in its own sequence
+    is_seen: Tensor  # [R, 1, L, L] True where a query sees a key: the tokens of its own prefix, and itself
+    parent: Tensor  # [E] place of the last token before each scored token, in the flattened ids
+    token: Tensor  # [E] scored tokens: what completions continue a prefix with
+    scored: Tensor  # [B, T] which of the E each token of a completion is; 0 at padding
+
+    def by_completion(self, x: Tensor) -> Tensor:
+        """Numbers of scored tokens [E] at the tokens of every completion, [B, T]."""
+        return x.index_select(0, self.scored.flatten()).view_as(self.scored)
 
 
 class Algorithm(Protocol):

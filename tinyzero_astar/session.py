@@ -302,7 +302,6 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         batch_size=train.batch_size,
         num_epochs=train.num_epochs,
         micro_batch_tokens=train.micro_batch_tokens,
-        reward_weights=weights,
     )
     generator = Generator(policy, tokenizer, task, weights, config.model.max_seq_length)
     _, depth = generator.encode([*training_set, *held_out], search.max_search_depth)  # or refuses the prompts

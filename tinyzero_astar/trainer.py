@@ -190,7 +190,7 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
         rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
         inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
         residual = _bellman_residual(session, rewarded, inverse_beta)  # before the update, like all measures of h
-    batch = make_batch(rewarded, session.policy.eos_ids[0])
+    batch = make_batch(rewarded)
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
     metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward)
@@ -200,8 +200,6 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     metrics |= {
         "guidance/is_open": float(is_open),
         "guidance/reason": reason,
-        "train/num_rows": float(len(batch.ids)),
-        "train/num_tokens": float(batch.is_token.sum() + batch.prompt_length.sum()),
         "rollout/format": float(rewarded.format[has_leaf].mean()),
         "rollout/reward": float(rewarded.reward[has_leaf].mean()),
         "time/search_s": searched - began,

@@ -36,6 +36,7 @@ class Scores(NamedTuple):
 
     logits: Tensor  # [N, V] of the next token
     value_logit: Tensor  # [N]
+    format_logit: Tensor  # [N]
     features: Tensor  # [N, ...] what it needs to know of the prefixes to score their children
 
 
@@ -157,7 +158,7 @@ class SlotDecoder:
         return self._network.score(self._hidden(len(self._column), self._column, num_columns)[:, 0])
 
     def _output(self, scores: Scores) -> StepOutput:
-        return StepOutput(scores.logits, scores.value_logit, partial(self._score_children, scores))
+        return StepOutput(scores.logits, scores.value_logit, partial(self._score_children, scores), scores.format_logit)
 
     @torch.no_grad()
     def _score_children(self, scores: Scores) -> Tensor:

@@ -110,6 +110,14 @@ def end_tokens(model: PreTrainedModel) -> tuple[int, ...]:
     return (ends,) if isinstance(ends, int) else tuple(ends)
 
 
+def textless_ids(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> set[int]:
+    """Ids of an embedding of `num_rows` rows that the tokenizer has no token for; they would be decoded to nothing.
+
+    Embeddings are often padded to a round number of rows. A verifier cannot see what such an id adds to a completion.
+    """
+    return set(range(num_rows)).difference(tokenizer.get_vocab().values())
+
+
 def read_config(
     name: str, max_length: int, say: Say = print
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase | None]:

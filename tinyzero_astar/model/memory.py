@@ -8,11 +8,13 @@ against the live tensor bytes of real runs; docs/scaling.md has the table.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from tinyzero_astar.model.workload import CHILD_RANK, Shapes, Work, trainable_parameters, value_parameters
 
 FLOAT, DOUBLE = 4, 8  # bytes
 CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of a chunk of logits: 64 MiB in float32
+BLOCK_ELEMENTS, MIN_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}, 256  # positions * tokens of a block; its tokens
 
 Memory = dict[str, int]  # bytes by part
 
@@ -22,7 +24,7 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
     found = {
         "search": resident(shapes, work) | _gathered(shapes, work) | _search(shapes, work),
         "evaluation": resident(shapes, work) | _gathered(shapes, work) | _evaluation(shapes, work),
-        "scoring": resident(shapes, work) | _gathered(shapes, work) | _scoring(shapes, work),
+        "divergence": _divergence(shapes, work),
         "gradients": _gradients(shapes, work),
         "optimizer step": _optimizer_step(shapes, work),
     }
@@ -30,7 +32,7 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
         found = {"loading": _loading(shapes, work)} | found
     if work.is_host:
         found["checkpoint"] = resident(shapes, work) | {"file copies": checkpoint_copies(shapes, work)}
-    return {name: {part: n for part, n in parts.items() if n} for name, parts in found.items()}
+    return {name: {part: n for part, n in parts.items() if n} for name, parts in found.items() if parts}
 
 
 def peak(found: Mapping[str, Memory]) -> tuple[str, int]:
@@ -180,36 +182,43 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
     return found | max(moments, key=lambda parts: sum(parts.values()))
 
 
-def _rows_of(work: Work, num_rows: int) -> int:
-    """Completions of a micro-batch at full length."""
-    return max(1, min(num_rows, work.micro_batch_tokens // work.length))
-
-
-def _scoring(shapes: Shapes, work: Work) -> Memory:
-    rows = _rows_of(work, work.num_rows)
-    chunk = _chunk(shapes, rows * work.depth)
-    hidden = work.dtype_bytes * shapes.hidden_size
-    at_head = rows * (work.length + work.depth) * hidden
-    forward = _forward(shapes, work, rows * work.length)
-    # log-probabilities and three for the entropy; both logits, both log-probabilities and three for KL(policy | base)
-    logits = chunk * shapes.vocab_size * (7 if work.lora_rank else 4) * FLOAT
-    if forward >= at_head + logits:
-        return {"activations": forward}
-    return {"activations": at_head, "logits": logits}
-
-
-def _chunk(shapes: Shapes, num_positions: int) -> int:
-    return min(num_positions, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
-
-
 # ----------------------------------------------------------------------------------------------------- with gradients
 
 
+class _Trees(NamedTuple):
+    """Trees of a micro-batch, or of several, whose completions share nothing but their prompts."""
+
+    num_trees: int
+    size: int  # positions of each
+    num_scored: int  # tokens of each
+
+    @property
+    def positions(self) -> int:
+        return self.num_trees * self.size
+
+    @property
+    def scored(self) -> int:
+        return self.num_trees * self.num_scored
+
+
+def _trees_of(work: Work, num_rows: int) -> list[_Trees]:
+    """The micro-batches of so many completions of full length, the largest first: see `training.trees`."""
+    longer = max(1, work.depth - 1)  # positions that a completion adds: its last token has none
+    most = max(1, (work.micro_batch_tokens - work.prompt_length) // longer)
+    leaves = min(most, work.num_rollouts)
+    size = work.prompt_length + leaves * longer
+    num_trees = -(-num_rows // leaves)
+    at_once = max(1, work.micro_batch_tokens // size)
+    whole = _Trees(min(at_once, num_trees), size, leaves * work.depth)
+    left = num_trees - whole.num_trees
+    return [whole, whole._replace(num_trees=min(at_once, left))] if left > 0 else [whole]
+
+
 def saved_by_layer(shapes: Shapes, work: Work) -> int:
-    """Bytes per token that one decoder layer keeps for its backward."""
-    s, d, q, kv, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.kv_size, shapes.intermediate_size
+    """Bytes per position that one decoder layer keeps for its backward."""
+    s, d, q, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.intermediate_size
     norms = 2 * d * _saved_by_norm(work)
-    attention = s * (2 * q + 2 * kv) + FLOAT * shapes.num_heads  # q, k, v, output; log-sum-exp
+    attention = s * 4 * q + FLOAT * shapes.num_heads  # q; k and v, repeated for each query; output; log-sum-exp
     adapters = 7 * s * work.lora_rank
     return norms + attention + 4 * s * i + adapters  # gate, silu(gate), up, their product
 
@@ -221,53 +230,75 @@ def _saved_by_norm(work: Work) -> int:
 
 def _gradients(shapes: Shapes, work: Work) -> Memory:
     """The largest moment of the first micro-batch, of the second one beside the first one's gradients, or the end."""
-    rows = _rows_of(work, work.step_rows)
     own = trainable_parameters(shapes, work.lora_rank) * FLOAT // work.num_shards
     head = shapes.embedding_parameters * work.dtype_bytes if work.lora_rank == 0 else 0
-    moments = _moments(shapes, work, rows, head)
+    first, *others = _trees_of(work, work.step_rows)
+    moments = _moments(shapes, work, first, head)
     moments.append({"gradients": own, "temporary": 2 * head})  # the embedding's gradient is added to the head's
-    if (others := min(rows, work.step_rows - rows)) > 0:
-        moments += [parts | {"gradients": own} for parts in _moments(shapes, work, others, head)]
+    if work.is_sharded and work.dtype_bytes < FLOAT:  # the sum is sent in float32
+        moments.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
+    for other in others:
+        moments += [parts | {"gradients": own} for parts in _moments(shapes, work, other, head)]
     parts = max(moments, key=lambda found: sum(found.values()))
     return _with_value_gradients(shapes, work) | _gathered_in_step(shapes, work) | parts
 
 
-def _moments(shapes: Shapes, work: Work, rows: int, head: int) -> list[Memory]:
-    """Where forward and backward of `rows` completions may need most, in order; `head`: bytes of its gradient."""
+def _moments(shapes: Shapes, work: Work, trees: _Trees, head: int) -> list[Memory]:
+    """Where forward and backward of a micro-batch may need most, in order; `head`: bytes of its gradient."""
     s, d = work.dtype_bytes, shapes.hidden_size
-    tokens, positions = rows * work.length, rows * work.depth
     layer = saved_by_layer(shapes, work)
-    saved = tokens * shapes.num_layers * (s * d if work.gradient_checkpointing else layer)
-    final = saved + tokens * _saved_by_norm(work) * d + positions * s * d  # the norm; hidden states that are scored
-    chunk = _chunk(shapes, positions)
-    logits = chunk * shapes.vocab_size
-    rounded = logits * (s if s < FLOAT else 0)
-    num_before = 1 if chunk < positions else 0  # gradients of the head that earlier chunks have left
-    recomputed = tokens * (layer - (s * d if s == FLOAT else 0)) * work.gradient_checkpointing
+    mask = trees.num_trees * trees.size**2 * s
+    saved = mask + trees.positions * shapes.num_layers * (s * d if work.gradient_checkpointing else layer)
+    before = trees.scored * s * d  # hidden states that are scored
+    final = saved + trees.positions * _saved_by_norm(work) * d + before
+    trunk = trees.scored * (work.value_hidden_size + CHILD_RANK) * FLOAT
+    value = 2 * trunk + trees.scored * (CHILD_RANK * FLOAT + (d * FLOAT if s < FLOAT else 0))
+    block, wide = _block(shapes, work, trees.scored), trees.scored * d * FLOAT
+    recomputed = trees.positions * (layer - (s * d if s == FLOAT else 0)) * work.gradient_checkpointing
     own_head = shapes.embedding_parameters * FLOAT // work.num_shards if head and not shapes.is_tied else 0
     kept = 0 if own_head else head  # a tied head's waits for the embedding's
-    in_layer = recomputed + tokens * (2 * s * shapes.intermediate_size + 2 * s * d)
+    in_layer = recomputed + trees.positions * (2 * s * shapes.intermediate_size + 2 * s * d)
     per_layer = shapes.linear_sizes * work.lora_rank or shapes.layer_parameters
     gradients_of_layers = shapes.num_layers * per_layer * FLOAT // work.num_shards
     return [
-        {"activations": final, "logits": 4 * FLOAT * logits},  # logp, and three for the entropy
-        {
-            "activations": final - tokens * s * d,
-            "logits": (4 if num_before else 3) * FLOAT * logits,
-            "temporary": num_before * head,
-        },
-        {
-            "activations": final - tokens * s * d,
-            "logits": FLOAT * logits + rounded,
-            "temporary": (num_before + 1) * head,
-        },
+        {"activations": final, "logits": 3 * block},
+        {"activations": final + value + 2 * trunk},  # the value model's backward
+        {"activations": final + wide, "logits": 2 * block, "temporary": head},  # that of the log-probabilities
+        {"activations": final - before + trees.positions * s * d, "temporary": head},
         {"activations": saved + in_layer, "gradients": own_head, "temporary": kept},  # the last layer
         {  # the first one
-            "activations": saved // shapes.num_layers + in_layer,
+            "activations": mask + (saved - mask) // shapes.num_layers + in_layer,
             "gradients": own_head + gradients_of_layers * (shapes.num_layers - 1) // shapes.num_layers,
             "temporary": kept,
         },
     ]
+
+
+def _block(shapes: Shapes, work: Work, num_positions: int) -> int:
+    """Bytes of the logits of a block of the vocabulary."""
+    elements = BLOCK_ELEMENTS["cpu" if work.is_host else "cuda"]
+    return (
+        num_positions
+        * min(shapes.vocab_size, max(MIN_BLOCK, elements // max(num_positions, shapes.hidden_size)))
+        * FLOAT
+    )
+
+
+def _divergence(shapes: Shapes, work: Work) -> Memory:
+    """Of the policy from its base, which only adapters have: two forwards, then logits of both in chunks."""
+    if not work.lora_rank:
+        return {}
+    trees = _trees_of(work, work.num_rows)[0]
+    hidden = work.dtype_bytes * shapes.hidden_size
+    chunk = min(trees.scored, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
+    mask = trees.num_trees * trees.size**2 * work.dtype_bytes
+    moments: list[Memory] = [
+        {"activations": mask + trees.scored * hidden + _forward(shapes, work, trees.positions)},
+        # both logits, both log-probabilities and three for the sum
+        {"activations": 2 * trees.scored * hidden, "logits": chunk * shapes.vocab_size * 7 * FLOAT},
+    ]
+    parts = max(moments, key=lambda found: sum(found.values()))
+    return resident(shapes, work) | _gathered(shapes, work) | parts
 
 
 def _with_value_gradients(shapes: Shapes, work: Work) -> Memory:

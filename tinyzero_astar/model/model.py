@@ -1,21 +1,20 @@
 """The policy: a Hugging Face causal language model with a value model on its last hidden state.
 
-Token log-probabilities are computed in chunks of positions, so that a full [B, T, V] float32
-tensor never exists; with gradients each chunk is recomputed in the backward pass.
+Completions are scored as trees of prefixes: what completions of a problem share goes through the model once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinyzero_astar.interfaces import PrefixTrees
 from tinyzero_astar.model.adapters import add_adapters, has_adapters, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
 from tinyzero_astar.model.decoder import HiddenFn, Scores, SlotDecoder
@@ -23,13 +22,14 @@ from tinyzero_astar.model.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.layers import decoder_layers, recomputed
 from tinyzero_astar.model.liger import apply_liger
-from tinyzero_astar.model.loading import Say, end_tokens, enough_memory, load_language_model
+from tinyzero_astar.model.loading import Say, end_tokens, enough_memory, load_language_model, textless_ids
 from tinyzero_astar.model.recording import Recorder
 from tinyzero_astar.model.slot_cache import SlotCache
+from tinyzero_astar.model.token_logp import Head, next_logits, token_logp
 from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
 from tinyzero_astar.rollout.value_model import ValueModel
 
-_CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary per chunk: 64 MiB of float32 logits
+_CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 # of the logits' standard deviation: what rounding explains; mistakes are off by several
 _DECODING_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.5}
 
@@ -51,9 +51,16 @@ class Policy(nn.Module):
         language_model: any Hugging Face causal language model with full attention.
         eos_ids: the tokens that end a completion; the first of them pads.
         value_hidden_size: width of the value model's MLP.
+        textless: ids that stand for no text, such as rows that pad an embedding; they are never generated.
     """
 
-    def __init__(self, language_model: PreTrainedModel, eos_ids: tuple[int, ...], value_hidden_size: int) -> None:
+    def __init__(
+        self,
+        language_model: PreTrainedModel,
+        eos_ids: tuple[int, ...],
+        value_hidden_size: int,
+        textless: Collection[int] = (),
+    ) -> None:
         super().__init__()
         self.language_model = language_model
         self.eos_ids = eos_ids
@@ -65,7 +72,11 @@ class Policy(nn.Module):
         self.gradient_checkpointing = False  # whether `token_scores` with gradients recomputes the decoder layers
         config = language_model.config.get_text_config()
         self.num_layers: int = config.num_hidden_layers
-        self.vocab_size = language_model.get_output_embeddings().weight.shape[0]
+        num_rows = language_model.get_output_embeddings().weight.shape[0]
+        self.vocab_size = max(set(range(num_rows)).difference(textless)) + 1  # what lies beyond is not even scored
+        never = torch.tensor(sorted(x for x in textless if x < self.vocab_size), dtype=torch.int64, device="cpu")
+        self._never: Tensor
+        self.register_buffer("_never", never, persistent=False)
         self._logit_cap: float | None = getattr(config, "final_logit_softcapping", None)  # Gemma 2's
         self.value_model = ValueModel(config.hidden_size, value_hidden_size, self.vocab_size)
 
@@ -76,7 +87,7 @@ class Policy(nn.Module):
         return weight.device
 
     def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor:
-        """Last hidden states [N, Q, D]; the boolean mask is [N, 1, Q, L], None means causal."""
+        """Last hidden states [N, Q, D]; the mask is [N, 1, Q, L], boolean or added to scores, None means causal."""
         output = self.language_model.base_model(
             input_ids=ids,
             position_ids=position_ids,
@@ -100,16 +111,17 @@ class Policy(nn.Module):
     def score(self, hidden: Tensor) -> Scores:
         """Next-token logits and values at hidden states [N, D], at least float32; see `model.decoder.Scores`."""
         value = self.value_model(hidden)
-        return Scores(self._logits(hidden), _at_least_float32(value.accuracy), value.features)
+        accuracy, form = _at_least_float32(value.accuracy), _at_least_float32(value.format)
+        return Scores(next_logits(hidden, self._head), accuracy, form, value.features)
 
     def score_children(self, scores: Scores) -> Tensor:
         """Value logits of all children, [N, V], at least float32."""
         value_logit = scores.value_logit.to(scores.features.dtype)
         return _at_least_float32(self.value_model.child_logits(scores.features, value_logit))
 
-    def forward(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
+    def forward(self, trees: PrefixTrees) -> TokenScores:
         """`token_scores` for training: what sharding gathers its weights for."""
-        return self.token_scores(ids, prompt_length, tokens)
+        return self.token_scores(trees)
 
     @property
     def has_adapters(self) -> bool:
@@ -123,38 +135,27 @@ class Policy(nn.Module):
         with without_adapters(self.language_model):
             yield
 
-    def token_scores(self, ids: Tensor, prompt_length: Tensor, tokens: Tensor) -> TokenScores:
-        """Scores of generated tokens by one full forward.
-
-        Args:
-            ids: [B, L] prompt and completion, padded on the right.
-            prompt_length: [B] tokens before the completion.
-            tokens: [B, T] the completions, padded.
-        """
-        before = self._visited(ids, prompt_length, tokens.shape[1])
-        logp, entropy = self._chunked_logp(before.flatten(0, 1), tokens.flatten())
+    def token_scores(self, trees: PrefixTrees) -> TokenScores:
+        """Scores of generated tokens by one forward over trees of prefixes."""
+        before = self._visited(trees)
+        logp, entropy = token_logp(before, self._head, trees.token)
         value = self.value_model(before)
-        child = self.value_model.child_logit_of(value.features, value.accuracy, tokens)
-        shape = tokens.shape
-        return TokenScores(logp.view(shape), entropy.view(shape), value.accuracy, value.format, child)
+        child = self.value_model.child_logit_of(value.features, value.accuracy, trees.token)
+        return TokenScores(*map(trees.by_completion, (logp, entropy, value.accuracy, value.format, child)))
 
     @torch.no_grad()
-    def kl_to_base(self, ids: Tensor, prompt_length: Tensor, width: int) -> Tensor:
-        """sum_a pi(a|s) (log pi(a|s) - log base(a|s)) at the prefix s before each generated token, [B, width]; nats.
+    def kl_to_base(self, trees: PrefixTrees) -> Tensor:
+        """sum_a pi(a|s) (log pi(a|s) - log base(a|s)) at the prefix s before each generated token, [B, T]; nats.
 
         Exact: a sum over the whole vocabulary. Costs a forward of either.
-
-        Args:
-            ids: [B, L] prompt and completion, padded on the right.
-            prompt_length: [B] tokens before the completion.
-            width: tokens of the longest completion.
         """
-        own = self._visited(ids, prompt_length, width).flatten(0, 1)
+        own = self._visited(trees)
         with self.base():
-            base = self._visited(ids, prompt_length, width).flatten(0, 1)
-        size = self._chunk_size
+            base = self._visited(trees)
+        size = max(1, _CHUNK_ELEMENTS // self.vocab_size)
         pairs = zip(own.split(size), base.split(size), strict=True)
-        return torch.cat([_kl_divergence(self._logits(p), self._logits(q)) for p, q in pairs]).view(len(ids), width)
+        found = [_kl_divergence(next_logits(p, self._head), next_logits(q, self._head)) for p, q in pairs]
+        return trees.by_completion(torch.cat(found))
 
     @torch.no_grad()
     def bellman_residual(self, ids: Tensor, prompt_length: int, length: int, inverse_beta: Tensor) -> Tensor:
@@ -185,40 +186,21 @@ class Policy(nn.Module):
         layers = decoder_layers(self.language_model)
         shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)
 
-    def _visited(self, ids: Tensor, prompt_length: Tensor, width: int) -> Tensor:
-        """Hidden states [B, width, D] before each generated token, by one full forward."""
-        position = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
+    def _visited(self, trees: PrefixTrees) -> Tensor:
+        """Hidden states [E, D] at the prefix before each scored token, by one forward."""
         is_recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
+        # the attention adds its mask to scores: a boolean one would be converted, and kept, in every layer
+        mask = torch.zeros(trees.is_seen.shape, dtype=self.dtype, device=trees.ids.device)
+        mask.masked_fill_(~trees.is_seen, -torch.inf)
         with recomputed(decoder_layers(self.language_model)) if is_recomputed else nullcontext():
-            hidden = self.hidden(ids, position, None, None)
-        where = prompt_length[:, None] - 1 + torch.arange(width, device=ids.device)
-        where = where.clamp(max=ids.shape[1] - 1)  # beyond the row's end only padding is asked for
-        return hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))
+            hidden = self.hidden(trees.ids, trees.position, mask, None)
+        return hidden.flatten(0, 1).index_select(0, trees.parent)
 
     @property
-    def _chunk_size(self) -> int:
-        """Positions per chunk."""
-        vocab_size: int = self.vocab_size
-        return max(1, _CHUNK_ELEMENTS // vocab_size)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = _at_least_float32(self.language_model.get_output_embeddings()(hidden))
-        return logits if self._logit_cap is None else self._logit_cap * torch.tanh(logits / self._logit_cap)
-
-    def _chunked_logp(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        size = self._chunk_size
-        pairs = list(zip(hidden.split(size), tokens.split(size), strict=True))
-        if len(pairs) == 1 or not torch.is_grad_enabled():
-            scored = [self._logp(h, t) for h, t in pairs]
-        else:
-            scored = [checkpoint(self._logp, h, t, use_reentrant=False) for h, t in pairs]
-        return torch.cat([logp for logp, _ in scored]), torch.cat([entropy for _, entropy in scored])
-
-    def _logp(self, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        logp = torch.log_softmax(self._logits(hidden), -1)
-        with torch.no_grad():
-            entropy = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1)
-        return logp.gather(-1, tokens[:, None])[:, 0], entropy
+    def _head(self) -> Head:
+        module = self.language_model.get_output_embeddings()
+        bias: Tensor | None = getattr(module, "bias", None)
+        return Head(module.weight, bias, self._logit_cap, self.vocab_size, self._never)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -260,8 +242,10 @@ def load_policy(
     language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
     if liger:
         apply_liger(language_model, device)
+    ends = end_tokens(language_model)
+    textless = textless_ids(tokenizer, language_model.get_output_embeddings().weight.shape[0]) - set(ends)
     with enough_memory(name):
-        policy = Policy(language_model, end_tokens(language_model), value_hidden_size).to(device)
+        policy = Policy(language_model, ends, value_hidden_size, textless).to(device)
     try:
         check_decoding(policy)
     except ValueError as error:
@@ -295,7 +279,9 @@ def check_decoding(policy: Policy) -> None:
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # what misfits raise
         cause = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{name} cannot be decoded through the slot cache ({cause}); {SUPPORTED}") from error
-    gap = float(((decoded - full).abs().amax(-1) / full.std(-1)).max())
+    is_text = ~torch.isneginf(decoded[0])
+    full = full[:, : len(is_text)][:, is_text]
+    gap = float(((decoded[:, is_text] - full).abs().amax(-1) / full.std(-1)).max())
     if gap > _DECODING_TOLERANCE[policy.language_model.dtype]:  # a NaN passes: the search will say where it is
         raise ValueError(
             f"{name} scores tokens differently through the slot cache than in its own forward (logits are off by"

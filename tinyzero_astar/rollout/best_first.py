@@ -22,6 +22,7 @@ from tinyzero_astar.rollout.heuristic import (
     Guidance,
     Tilt,
     f_score,
+    format_logit_of,
     inverse_beta_of,
     log_policy,
     soft_value,
@@ -72,6 +73,7 @@ class _Tree:
     token: list[Tensor] = field(default_factory=list)
     logp: list[Tensor] = field(default_factory=list)
     value: list[Tensor] = field(default_factory=list)
+    format_value: list[Tensor] = field(default_factory=list)
     g: list[Tensor] = field(default_factory=list)
     f: list[Tensor] = field(default_factory=list)
     depth: list[Tensor] = field(default_factory=list)
@@ -136,8 +138,9 @@ class _Search:
 
         value = torch.sigmoid(output.value_logit.double())
         tree = self.tree
-        columns = (popped.node, popped.token, popped.logp, value, popped.g, popped.f, popped.depth)
-        lists = (tree.parent, tree.token, tree.logp, tree.value, tree.g, tree.f, tree.depth)
+        form = torch.sigmoid(format_logit_of(output).double())
+        columns = (popped.node, popped.token, popped.logp, value, form, popped.g, popped.f, popped.depth)
+        lists = (tree.parent, tree.token, tree.logp, tree.value, tree.format_value, tree.g, tree.f, tree.depth)
         for values, into in zip(columns, lists, strict=True):
             into.append(column(values))
 
@@ -209,15 +212,17 @@ def _read_leaves(search: _Search) -> Rollouts:
     shape = (*length.shape, longest)
     tokens = search.ends[0].repeat(shape)
     logp = torch.zeros(shape, dtype=torch.float64, device=length.device)
-    value = torch.zeros_like(logp)
-    parent, token, node_logp, node_value = (torch.stack(x, 1) for x in (tree.parent, tree.token, tree.logp, tree.value))
+    value, form = torch.zeros_like(logp), torch.zeros_like(logp)
+    parent, token, node_logp, node_value, node_form = (
+        torch.stack(x, 1) for x in (tree.parent, tree.token, tree.logp, tree.value, tree.format_value)
+    )
     node, last, last_logp = leaves.node, leaves.token, leaves.logp
     for back in range(longest):
         position = length - 1 - back
         is_real = position >= 0
         index = position.clamp(min=0)[..., None]
-        before = node_value.gather(1, node.clamp(min=0))
-        for into, x in ((tokens, last), (logp, last_logp), (value, before)):
+        before, form_before = (x.gather(1, node.clamp(min=0)) for x in (node_value, node_form))
+        for into, x in ((tokens, last), (logp, last_logp), (value, before), (form, form_before)):
             kept = into.gather(-1, index)[..., 0]
             into.scatter_(-1, index, torch.where(is_real, x, kept)[..., None])
         last, last_logp = token.gather(1, node.clamp(min=0)), node_logp.gather(1, node.clamp(min=0))
@@ -238,6 +243,7 @@ def _read_leaves(search: _Search) -> Rollouts:
         logp=logp,
         logq=logp,
         value=value,
+        format_value=form,
         priority=leaves.f,
         kappa=leaves.f.new_full((len(length),), -torch.inf),
         weight=torch.where(is_leaf, torch.nan, 0.0).double(),

@@ -57,6 +57,7 @@ class RewardedRollouts:
     accuracy: Tensor
     format: Tensor
     reward: Tensor
+    baseline: Tensor  # [P, K, T] V before each token in units of reward: what the value model promises of both rewards
     weight: Tensor  # the search's weights, uniform where it has none
     update_weight: Tensor  # the same after thinning; rows of weight 0 are not trained on
 
@@ -156,6 +157,7 @@ class Generator:
             accuracy=table([[float(v.accuracy) for v in row] for row in verdicts]),
             format=table([[float(v.format) for v in row] for row in verdicts]),
             reward=table([[reward(v, weights) for v in row] for row in verdicts]),
+            baseline=weights.accuracy * rollouts.value + weights.format * rollouts.format_value,
             weight=weight,
             update_weight=thin_weights(weight, noise, floor=min_weight),
         )
@@ -181,9 +183,9 @@ def _padded(part: RewardedRollouts, longest: int, pad_id: int) -> RewardedRollou
     room = (0, longest - old.tokens.shape[-1])
     wider: dict[str, Any] = {
         name: pad(getattr(old, name), room, value=pad_id if name == "tokens" else 0)
-        for name in ("tokens", "logp", "logq", "value")
+        for name in ("tokens", "logp", "logq", "value", "format_value")
     }
-    return replace(part, rollouts=replace(old, **wider))
+    return replace(part, rollouts=replace(old, **wider), baseline=pad(part.baseline, room))
 
 
 def _joined(parts: Sequence[Any]) -> Any:
@@ -209,35 +211,27 @@ def on_device(record: Record, device: torch.device) -> Record:
     return replace(record, **moved)
 
 
-def make_batch(rewarded: RewardedRollouts, pad_id: int) -> Batch:
-    """The leaves that count as rows for the update; values and advantages are still zero."""
+def make_batch(rewarded: RewardedRollouts) -> Batch:
+    """The leaves that count as rows for the update; advantages are still zero."""
     rollouts = rewarded.rollouts
     is_row = rewarded.update_weight.flatten() > 0
-    num_leaves = rollouts.length.shape[1]
-    problem = torch.arange(len(rewarded.prompts), device=is_row.device).repeat_interleave(num_leaves)[is_row]
-    tokens = rollouts.tokens.flatten(0, 1)[is_row]
-    is_token = rollouts.is_token.flatten(0, 1)[is_row]
-    prompt_length = torch.tensor([len(p) for p in rewarded.prompts], device=tokens.device)[problem]
-    longest = max(len(p) for p in rewarded.prompts) + tokens.shape[1]
-    ids = torch.full((len(problem), longest), pad_id, dtype=torch.int64, device=tokens.device)
-    for row, index in enumerate(problem.tolist()):
-        prompt = rewarded.prompts[index]
-        ids[row, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
-        ids[row, len(prompt) : len(prompt) + tokens.shape[1]] = torch.where(is_token[row], tokens[row], pad_id)
-    logp = rollouts.logp.flatten(0, 1)[is_row].float()
-    empty = torch.zeros_like(logp)
+    num_problems, num_leaves = rollouts.length.shape
+    problem = torch.arange(num_problems, device=is_row.device).repeat_interleave(num_leaves)
+
+    def of_rows(x: Tensor) -> Tensor:
+        return x.flatten(0, 1)[is_row]
+
+    logp = of_rows(rollouts.logp).float()
     return Batch(
-        ids=ids,
-        prompt_length=prompt_length,
-        tokens=tokens,
-        is_token=is_token,
-        problem=problem,
-        weight=rewarded.update_weight.flatten()[is_row].float(),
-        accuracy=rewarded.accuracy.flatten()[is_row].float(),
-        format=rewarded.format.flatten()[is_row].float(),
-        reward=rewarded.reward.flatten()[is_row].float(),
-        logp_sampler=logp,
-        logp_old=empty,
-        value=empty,
-        advantage=empty,
+        prompts=rewarded.prompts,
+        problem=problem[is_row],
+        tokens=of_rows(rollouts.tokens),
+        is_token=of_rows(rollouts.is_token),
+        weight=of_rows(rewarded.update_weight).float(),
+        accuracy=of_rows(rewarded.accuracy).float(),
+        format=of_rows(rewarded.format).float(),
+        reward=of_rows(rewarded.reward).float(),
+        logp_old=logp,
+        value=of_rows(rewarded.baseline).float(),
+        advantage=torch.zeros_like(logp),
     )

@@ -132,6 +132,13 @@ def _twisted(logp: Tensor, child_rise: Tensor, tau: Tensor) -> Proposal:
     return Proposal(score, mass, mass.sum(-1, keepdim=True).log_(), tau)
 
 
+def format_logit_of(output: StepOutput) -> Tensor:
+    """Logit of the format reward [N]; -inf, a probability of 0, where the decoder does not predict it."""
+    if output.format_logit is None:
+        return torch.full_like(output.value_logit, -torch.inf)
+    return output.format_logit
+
+
 def log_policy(output: StepOutput) -> Tensor:
     """log pi(a|s) at temperature 1, [N, V].
 

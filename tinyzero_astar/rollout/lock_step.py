@@ -15,7 +15,16 @@ from torch import Tensor
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, TraceNode
 from tinyzero_astar.rollout.choosers import NO_TOKEN, Beam, Choice, Chooser
 from tinyzero_astar.rollout.gumbel import hash_token, hashes
-from tinyzero_astar.rollout.heuristic import Guidance, Tilt, f_score, inverse_beta_of, log_policy, soft_value, tilt_of
+from tinyzero_astar.rollout.heuristic import (
+    Guidance,
+    Tilt,
+    f_score,
+    format_logit_of,
+    inverse_beta_of,
+    log_policy,
+    soft_value,
+    tilt_of,
+)
 
 _UNTRACED = torch.empty(0)
 
@@ -28,6 +37,7 @@ class _Step(NamedTuple):
     logp: Tensor
     logq: Tensor
     value_logit: Tensor
+    format_logit: Tensor
     child_logit: Tensor  # of the new prefix; only for a trace
     priority: Tensor
 
@@ -62,6 +72,7 @@ def lock_step(
                 choice.logp,
                 choice.logq,
                 torch.take(output.value_logit, row),
+                torch.take(format_logit_of(output), row),
                 output.child_logit()[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
                 choice.priority,
             )
@@ -138,9 +149,10 @@ def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, ends: Tenso
     row = order + torch.arange(order.numel(), device=order.device).view_as(order)[:, :1]
     columns: list[list[Tensor]] = []
     for step in reversed(history):
-        columns.append([torch.take(x, row) for x in (step.token, step.logp, step.logq, step.value_logit)])
+        recorded = (step.token, step.logp, step.logq, step.value_logit, step.format_logit)
+        columns.append([torch.take(x, row) for x in recorded])
         row = row if step.parent is None else torch.take(step.parent, row)
-    tokens, logp, logq, value_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
+    tokens, logp, logq, value_logit, format_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != NO_TOKEN
     tokens = torch.where(is_token, tokens, ends[0])
     length = is_token.sum(-1)
@@ -153,6 +165,7 @@ def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, ends: Tenso
         logp=torch.where(is_token, logp, 0.0),
         logq=torch.where(is_token, logq, 0.0),
         value=torch.where(is_token, torch.sigmoid(value_logit.double()), 0.0),
+        format_value=torch.where(is_token, torch.sigmoid(format_logit.double()), 0.0),
         priority=beam.priority.gather(1, order),
         kappa=kappa,
         weight=weight.gather(1, order),

@@ -1,26 +1,34 @@
-"""One iteration's update: score, prepare, then gradient steps over micro-batches.
+"""One iteration's update: advantages, then gradient steps over micro-batches.
+
+Log-probabilities and values before the update are those that the search recorded. The first optimizer step, whose
+forwards run at unchanged weights, compares them with its own: that is the audit of sampler against trainer.
+
 
 Losses are sums; each optimizer step divides them once by one count over its whole batch, so the gradient does not
 depend on how rows are cut into micro-batches. The policy and the value model are clipped and stepped apart.
 
-Several processes: each holds the whole batch (a few MB), and scores and trains on its share of every step's rows.
+Several processes: each holds the whole batch (a few MB), and trains on its share of every step's rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Algorithm, Batch
-from tinyzero_astar.model.fsdp_utils import rank, sum_numbers, sum_tensors, unsharded, world_size
+from tinyzero_astar.model.fsdp_utils import gather, rank, sum_numbers, unsharded, world_size
 from tinyzero_astar.model.model import Policy, TokenScores
 from tinyzero_astar.training.losses import weighted_brier
 from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients, schedule
-from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.training.trees import Tree, grow_trees, micro_batches, stack
+
+_MEANS = (  # over the optimizer steps of an iteration
+    *("train/policy_loss", "train/value_loss", "train/ratio_deviation", "train/grad_norm", "policy/entropy"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,6 @@ class UpdateSettings:
     batch_size: int
     num_epochs: int
     micro_batch_tokens: int
-    reward_weights: RewardWeights
 
 
 class Updater:
@@ -64,62 +71,51 @@ class Updater:
             FloatingPointError: a loss or gradient is not finite, on whichever rank; nothing has been changed by that
                 step.
         """
-        if len(batch.ids) == 0:  # every leaf was thinned out: nothing to learn from, and no step
-            return dict.fromkeys(("train/policy_loss", "train/value_loss"), math.nan)
-        batch, metrics = self._score(batch)
-        batch, prepared = self._algorithm.prepare(batch)
+        size = {"train/num_rows": float(len(batch.tokens)), "train/num_tokens": float(_num_tokens(batch))}
+        if len(batch.tokens) == 0:  # every leaf was thinned out: nothing to learn from, and no step
+            return size | dict.fromkeys(("train/policy_loss", "train/value_loss"), math.nan)
+        batch, metrics = self._algorithm.prepare(batch)
+        if self.policy.has_adapters:
+            metrics["policy/kl_to_base"] = self._kl_to_base(batch)
         rate = self.settings.learning_rate * schedule(
             iteration, self.settings.num_iterations, self.settings.warmup_iterations
         )
         self.policy_optimizer.set_learning_rate(rate)
         steps = [
-            self._step(select_rows(batch, rows), count)
+            self._step(batch, rows, count)
             for _ in range(self.settings.num_epochs)
             for rows, count in _problem_groups(batch.problem, num_problems, self.settings.batch_size)
         ]
-        totals = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
-        metrics |= prepared | totals
-        return metrics | {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
+        for name in _MEANS:
+            metrics[name] = sum(step[name] for step in steps) / len(steps)
+        metrics["audit/ratio_error"] = steps[0]["audit/ratio_error"]  # of the step at unchanged weights
+        return size | metrics | {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
 
     @torch.no_grad()
-    def _score(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """Fill in logp_old and V by the trainer's own forward, and audit the sampler against it."""
-        logp, value, entropy, kl = (torch.zeros_like(batch.logp_sampler) for _ in range(4))
-        weights = self.settings.reward_weights
+    def _kl_to_base(self, batch: Batch) -> float:
+        """Weighted mean over tokens of the divergence from the policy without adapters, before the update."""
+        total = 0.0
+        limit = self.settings.micro_batch_tokens
+        trees = grow_trees(batch, range(len(batch.tokens)), limit)
         with unsharded(self.policy):
-            for rows in micro_batches(batch, self.settings.micro_batch_tokens, rank(), world_size()):
-                part = select_rows(batch, rows)
-                scores = self.policy.token_scores(part.ids, part.prompt_length, part.tokens)
-                width = part.tokens.shape[1]
-                promise = weights.accuracy * torch.sigmoid(scores.value_logit)
-                promise = promise + weights.format * torch.sigmoid(scores.format_logit)
-                logp[rows, :width] = torch.where(part.is_token, scores.logp, 0.0)
-                value[rows, :width] = torch.where(part.is_token, promise, 0.0)
-                entropy[rows, :width] = torch.where(part.is_token, scores.entropy, 0.0)
-                if self.policy.has_adapters:
-                    found = self.policy.kl_to_base(part.ids, part.prompt_length, width)
-                    kl[rows, :width] = torch.where(part.is_token, found, 0.0)
-        sum_tensors(logp, value, entropy, kl)  # a row's scores come from one rank, the others hold zeros
-        gap = (logp - batch.logp_sampler).abs()
-        mass = batch.weight[:, None] * batch.is_token
-        total = mass.sum().clamp(min=1e-12)
-        metrics = {
-            "audit/ratio_error": float(torch.expm1(gap).max()),
-            "policy/entropy": float((mass * entropy).sum() / total),
-        }
-        if self.policy.has_adapters:
-            metrics["policy/kl_to_base"] = float((mass * kl).sum() / total)
-        return replace(batch, logp_old=logp, value=value), metrics
+            for group in micro_batches(trees, limit, rank(), world_size()):
+                rows, stacked = stack(group, batch.tokens.device)
+                part = batch.rows(rows)
+                total += float((_mass(part) * self.policy.kl_to_base(stacked)).sum())
+        return sum_numbers([total])[0] / max(float(_mass(batch).sum()), 1e-12)
 
-    def _step(self, batch: Batch, num_problems: int) -> dict[str, float]:
-        """One optimizer step of the policy and, when it is due, of the value model."""
+    def _step(self, batch: Batch, rows: Tensor, num_problems: int) -> dict[str, float]:
+        """One optimizer step of the policy and, when it is due, of the value model, on some rows of the batch."""
         is_value_due = self.num_updates % self.settings.value_update_frequency == 0
-        count = max(self._algorithm.count(batch, num_problems), 1.0)
-        num_tokens = max(float((batch.weight[:, None] * batch.is_token).sum()), 1e-6)
-        sums = [0.0, 0.0, 0.0]
-        for rows, factor in self._own_micro_batches(batch):
-            part = select_rows(batch, rows)
-            scores: TokenScores = self.policy(part.ids, part.prompt_length, part.tokens)
+        whole = batch.rows(rows)
+        count = max(self._algorithm.count(whole, num_problems), 1.0)
+        num_tokens = max(float(_mass(whole).sum()), 1e-6)
+        sums, error = [0.0, 0.0, 0.0, 0.0], 0.0
+        trees = grow_trees(batch, rows.tolist(), self.settings.micro_batch_tokens)
+        for group, factor in self._own_micro_batches(trees):
+            own_rows, stacked = stack(group, batch.tokens.device)
+            part = batch.rows(own_rows)
+            scores: TokenScores = self.policy(stacked)
             policy_loss = self._algorithm.loss(part, scores.logp) * factor
             value_loss = _value_loss(part, scores) * factor
             loss = policy_loss / count
@@ -128,9 +124,11 @@ class Updater:
             (loss * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
             with torch.no_grad():
                 shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
+                error = max(error, float(torch.expm1(shift.abs()).max()))
                 ratio = torch.expm1(shift).abs().sum() * factor
-            sums = [a + b.item() for a, b in zip(sums, (policy_loss, value_loss, ratio), strict=True)]
-        policy_sum, value_sum, ratio_sum = sum_numbers(sums)
+                entropy = (_mass(part) * scores.entropy).sum() * factor
+            sums = [a + b.item() for a, b in zip(sums, (policy_loss, value_loss, ratio, entropy), strict=True)]
+        policy_sum, value_sum, ratio_sum, entropy_sum = sum_numbers(sums)
         total = policy_sum / count + (value_sum / num_tokens if is_value_due else 0.0)
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss is {total}: stopped before the optimizer step")
@@ -151,20 +149,32 @@ class Updater:
         return {
             "train/policy_loss": policy_sum / count,
             "train/value_loss": value_sum / num_tokens,
-            "train/ratio_deviation": ratio_sum / max(int(batch.is_token.sum()), 1),
+            "train/ratio_deviation": ratio_sum / max(int(whole.is_token.sum()), 1),
             "train/grad_norm": norm,
+            "policy/entropy": entropy_sum / num_tokens,
+            "audit/ratio_error": max(gather(error)),
         }
 
-    def _own_micro_batches(self, batch: Batch) -> Iterator[tuple[Tensor, float]]:
-        """This rank's rows, and 1; then rows that count 0, until it has had as many turns as any other rank.
+    def _own_micro_batches(self, trees: list[Tree]) -> Iterator[tuple[list[Tree], float]]:
+        """This rank's trees, and 1; then a tree that counts 0, until it has had as many turns as any other rank.
 
         Every forward and backward of a sharded policy is a collective, so all ranks must run equally many.
         """
         limit, num_ranks = self.settings.micro_batch_tokens, world_size()
-        own = list(micro_batches(batch, limit, rank(), num_ranks))
-        most = max(len(list(micro_batches(batch, limit, number, num_ranks))) for number in range(num_ranks))
-        yield from ((rows, 1.0) for rows in own)
-        yield from ((torch.zeros(1, dtype=torch.int64, device=batch.ids.device), 0.0) for _ in range(most - len(own)))
+        own = list(micro_batches(trees, limit, rank(), num_ranks))
+        most = max(len(list(micro_batches(trees, limit, number, num_ranks))) for number in range(num_ranks))
+        yield from ((group, 1.0) for group in own)
+        yield from ((trees[:1], 0.0) for _ in range(most - len(own)))
+
+
+def _num_tokens(batch: Batch) -> int:
+    """Of the batch's rows, each with its prompt."""
+    return int(batch.is_token.sum()) + sum(len(batch.prompts[index]) for index in batch.problem.tolist())
+
+
+def _mass(batch: Batch) -> Tensor:
+    """[B, T] weight of every generated token."""
+    return batch.weight[:, None] * batch.is_token
 
 
 def _value_loss(batch: Batch, scores: TokenScores) -> Tensor:
@@ -184,37 +194,3 @@ def _problem_groups(problem: Tensor, num_problems: int, size: int) -> Iterator[t
         rows = ((problem >= first) & (problem < last)).nonzero()[:, 0]
         if len(rows):
             yield rows, last - first
-
-
-def micro_batches(batch: Batch, max_tokens: int, share: int = 0, num_shares: int = 1) -> Iterator[Tensor]:
-    """Row indices of similar length, so that padded rows * length stays within `max_tokens` (or one row).
-
-    Args:
-        batch: all rows.
-        max_tokens: see above.
-        share: which of the shares; rows are dealt out in the order of their length, so that shares cost the same.
-        num_shares: the last ones may be empty.
-    """
-    length = (batch.prompt_length + batch.is_token.sum(1)).tolist()
-    order = sorted(range(len(length)), key=lambda row: length[row])[share::num_shares]
-    group: list[int] = []
-    for row in order:  # ascending: the newest row is the longest
-        if group and (len(group) + 1) * length[row] > max_tokens:
-            yield torch.tensor(group, device=batch.ids.device)
-            group = []
-        group.append(row)
-    if group:
-        yield torch.tensor(group, device=batch.ids.device)
-
-
-def select_rows(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a batch, cut to their longest completion."""
-    width = int(batch.is_token[rows].sum(1).max())
-    total = int((batch.prompt_length[rows] + batch.is_token[rows].sum(1)).max())
-    chosen = {f.name: getattr(batch, f.name)[rows] for f in fields(Batch)}
-    for name, x in chosen.items():
-        if name == "ids":
-            chosen[name] = x[:, :total]
-        elif x.ndim == 2:
-            chosen[name] = x[:, :width]
-    return Batch(**chosen)

@@ -1,0 +1,30 @@
+"""Completions as the policy takes them, for tests that score some."""
+
+from __future__ import annotations
+
+import torch
+
+from tinyzero_astar.training.trees import Tree, grow_trees, stack
+
+
+def trees_of(prompts, completions):
+    """One tree for each prompt and its completions, lists of tokens all; scores come in their order."""
+    trees = [Tree(list(prompt)) for prompt in prompts]
+    for tree, own in zip(trees, completions, strict=True):
+        for completion in own:
+            tree.add(list(completion), 0)
+    return stack(trees, torch.device("cpu"))[1]
+
+
+def trees_of_rows(ids, prompt_length):
+    """One tree for each row [B, L] of ids, whose prompts have the same length."""
+    return trees_of(ids[:, :prompt_length].tolist(), [[row] for row in ids[:, prompt_length:].tolist()])
+
+
+def scores_of_batch(policy, batch):
+    """`token_scores` of every row of a batch, in the order of its rows."""
+    rows, trees = stack(grow_trees(batch, range(len(batch.tokens)), 10**9), batch.tokens.device)
+    scores = policy.token_scores(trees)
+    assert sorted(rows.tolist()) == list(range(len(batch.tokens)))
+    place = rows.argsort()
+    return type(scores)(*(x[place] for x in scores))

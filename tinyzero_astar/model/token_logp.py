@@ -1,0 +1,166 @@
+"""Log-probabilities of given tokens from hidden states, without a [positions, vocabulary] tensor.
+
+The vocabulary is visited in blocks. The forward keeps a running log-sum-exp per position. The backward makes each
+block of logits again, so that memory is bounded and a block stays in a CPU's cache. Every matrix product sums over all
+positions, or all of a block, at once and in float32: nothing is added up in bfloat16.
+
+log p(t) = l_t - log sum_v e^(l_v),  d log p(t) / d l_v = [v = t] - p(v), with l = cap tanh((W h + b) / cap) where the
+model has a cap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}  # of a block of logits: a CPU's cache, a GPU's kernels
+_MIN_BLOCK = 256  # tokens
+_NEVER = -1e30  # logit of an id that is no token; finite, as 0 times infinity is no number
+
+
+class Head(NamedTuple):
+    """What turns hidden states into logits; only the first `num_tokens` ids can be generated."""
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None  # [V]
+    cap: float | None  # logits are cap * tanh(logits / cap), as in Gemma 2
+    num_tokens: int  # ids from here on have no text
+    never: Tensor  # [n] ids below `num_tokens` that have no text either
+
+
+def next_logits(hidden: Tensor, head: Head) -> Tensor:
+    """Logits [N, num_tokens] at hidden states [N, D], at least float32; -inf for an id without text.
+
+    Args:
+        hidden: [N, D] in the dtype of the weight.
+        head: of the language model.
+    """
+    if hidden.device.type == "cuda" or hidden.dtype == _wide(hidden):
+        logits = _product(hidden, head.weight[: head.num_tokens])
+    else:  # a CPU has no product of bfloat16 numbers with a float32 result: one block after another is converted
+        logits = torch.empty(len(hidden), head.num_tokens, dtype=_wide(hidden), device=hidden.device)
+        for first, last in _blocks(hidden, head):
+            logits[:, first:last] = _product(hidden, head.weight[first:last])
+    if head.bias is not None:
+        logits += head.bias[: head.num_tokens]
+    if head.cap is not None:
+        logits = logits.div_(head.cap).tanh_().mul_(head.cap)
+    return logits.index_fill_(-1, head.never, -torch.inf) if len(head.never) else logits
+
+
+def token_logp(hidden: Tensor, head: Head, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of one token at each position, and the entropy of its distribution (no gradient); [N] each, nats.
+
+    Args:
+        hidden: [N, D] in the dtype of the weight.
+        head: of the language model.
+        tokens: [N] int64, each a token that can be generated.
+    """
+    found: tuple[Tensor, Tensor] = _TokenLogp.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, tokens, head
+    )
+    return found
+
+
+class _TokenLogp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: Head
+    ) -> tuple[Tensor, Tensor]:
+        most = hidden.new_full((len(hidden), 1), _NEVER, dtype=_wide(hidden))
+        total, weighted = torch.zeros_like(most), torch.zeros_like(most)  # of e^l, of l e^l; l less than `most` by >= 0
+        picked = torch.zeros_like(most)
+        for first, last in _blocks(hidden, head):
+            logits = _block_logits(hidden, head, first, last)
+            higher = torch.maximum(most, logits.amax(-1, keepdim=True))
+            picked += _gathered(logits, tokens, first)
+            logits -= higher
+            mass = logits.exp()
+            shift = most - higher
+            scale = shift.exp()
+            weighted = scale * (weighted + shift * total) + logits.mul_(mass).sum(-1, keepdim=True)
+            total = scale * total + mass.sum(-1, keepdim=True)
+            most = higher
+        log_total = total.log()
+        norm, entropy = most + log_total, (log_total - weighted / total)[:, 0]
+        ctx.head = head
+        ctx.save_for_backward(hidden, weight, bias, tokens, norm)
+        ctx.mark_non_differentiable(entropy)
+        return (picked - norm)[:, 0], entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, norm = ctx.saved_tensors
+        head: Head = ctx.head._replace(weight=weight, bias=bias)
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad = grads[0][:, None]
+        of_hidden = torch.zeros(hidden.shape, dtype=_wide(hidden), device=hidden.device) if wants_hidden else None
+        of_weight = torch.zeros_like(weight) if wants_weight else None
+        of_bias = torch.zeros_like(bias) if wants_bias else None
+        for first, last in _blocks(hidden, head):
+            logits = _block_logits(hidden, head, first, last)
+            slope = None if head.cap is None else 1 - (logits / head.cap).square()
+            of_logits = logits.sub_(norm).exp_().mul_(-grad)
+            _add_at(of_logits, tokens, first, grad)
+            if slope is not None:
+                of_logits *= slope
+            if of_bias is not None:
+                of_bias[first:last] = of_logits.sum(0)
+            of_logits = of_logits.to(_factor_dtype(hidden))
+            if of_weight is not None:
+                of_weight[first:last] = _product(of_logits.T, hidden.T)
+            if of_hidden is not None:
+                of_hidden += _product(of_logits, weight[first:last].T)
+        return None if of_hidden is None else of_hidden.to(hidden.dtype), of_weight, of_bias, None, None
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _factor_dtype(hidden: Tensor) -> torch.dtype:
+    """Of factors of `_product` besides hidden states and weights."""
+    return hidden.dtype if hidden.device.type == "cuda" else _wide(hidden)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T of [M, D] and [N, D], added up and given in at least float32."""
+    wide = _wide(a)
+    if a.dtype == b.dtype == wide:
+        return a @ b.T
+    if a.device.type == "cuda":
+        return torch.mm(a, b.T, out_dtype=wide)
+    return a.to(wide) @ b.to(wide).T
+
+
+def _blocks(hidden: Tensor, head: Head) -> Iterator[tuple[int, int]]:
+    """Ranges of ids that are scored together; neither their logits nor their part of the head is large."""
+    size = max(_MIN_BLOCK, _BLOCK_ELEMENTS[hidden.device.type] // max(hidden.shape))
+    for first in range(0, head.num_tokens, size):
+        yield first, min(first + size, head.num_tokens)
+
+
+def _block_logits(hidden: Tensor, head: Head, first: int, last: int) -> Tensor:
+    logits = _product(hidden, head.weight[first:last])
+    if head.bias is not None:
+        logits += head.bias[first:last]
+    if head.cap is not None:
+        logits = logits.div_(head.cap).tanh_().mul_(head.cap)
+    never = head.never[(head.never >= first) & (head.never < last)] if len(head.never) else head.never
+    return logits.index_fill_(-1, never - first, _NEVER) if len(never) else logits
+
+
+def _gathered(logits: Tensor, tokens: Tensor, first: int) -> Tensor:
+    """The logit of each position's token [N, 1], 0 where another block has it."""
+    place = tokens[:, None] - first
+    is_here = (place >= 0) & (place < logits.shape[1])
+    return torch.where(is_here, logits.gather(1, place.clamp(0, logits.shape[1] - 1)), 0.0)
+
+
+def _add_at(x: Tensor, tokens: Tensor, first: int, values: Tensor) -> None:
+    place = tokens[:, None] - first
+    is_here = (place >= 0) & (place < x.shape[1])
+    x.scatter_add_(1, place.clamp(0, x.shape[1] - 1), torch.where(is_here, values, 0.0))
