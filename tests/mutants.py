@@ -1397,8 +1397,8 @@ PROCESSES = (
         "ranks-averaged",
         "gradients are averaged over ranks, not summed",
         "training/update.py",
-        "(loss * world_size()).backward()",
-        "loss.backward()",
+        "(factor * loss * world_size()).backward()",
+        "(factor * loss).backward()",
         TWO,
     ),
     Mutant(

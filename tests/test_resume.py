@@ -545,10 +545,10 @@ def test_an_evaluation_that_cannot_be_saved_beside_its_checkpoint(is_anywhere, c
 def test_an_iteration_that_drops_every_leaf_says_so_and_may_be_resumed(options, tmp_path, capsys, monkeypatch):
     make_batch, iterate, numbers = trainer.make_batch, trainer.iterate, []
 
-    def dropping(rewarded, eos):
+    def dropping(rewarded):
         is_empty = numbers[-1] in (0, 2)
         weight = torch.zeros_like(rewarded.update_weight) if is_empty else rewarded.update_weight
-        return make_batch(replace(rewarded, update_weight=weight), eos)
+        return make_batch(replace(rewarded, update_weight=weight))
 
     monkeypatch.setattr(trainer, "make_batch", dropping)
     monkeypatch.setattr(trainer, "iterate", lambda session, i: (numbers.append(i), iterate(session, i))[1])

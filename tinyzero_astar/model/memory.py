@@ -234,7 +234,8 @@ def _gradients(shapes: Shapes, work: Work) -> Memory:
     head = shapes.embedding_parameters * work.dtype_bytes if work.lora_rank == 0 else 0
     first, *others = _trees_of(work, work.step_rows)
     moments = _moments(shapes, work, first, head)
-    moments.append({"gradients": own, "temporary": 2 * head})  # the embedding's gradient is added to the head's
+    # the embedding's gradient is added to the head's, and their sum to what earlier micro-batches left
+    moments.append({"gradients": own, "temporary": (2 if others or work.dtype_bytes == FLOAT else 1) * head})
     if work.is_sharded and work.dtype_bytes < FLOAT:  # the sum is sent in float32
         moments.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
     for other in others:

@@ -110,24 +110,12 @@ class Updater:
         whole = batch.rows(rows)
         count = max(self._algorithm.count(whole, num_problems), 1.0)
         num_tokens = max(float(_mass(whole).sum()), 1e-6)
+        shares = 1.0 / count, is_value_due / num_tokens
         sums, error = [0.0, 0.0, 0.0, 0.0], 0.0
         trees = grow_trees(batch, rows.tolist(), self.settings.micro_batch_tokens)
         for group, factor in self._own_micro_batches(trees):
-            own_rows, stacked = stack(group, batch.tokens.device)
-            part = batch.rows(own_rows)
-            scores: TokenScores = self.policy(stacked)
-            policy_loss = self._algorithm.loss(part, scores.logp) * factor
-            value_loss = _value_loss(part, scores) * factor
-            loss = policy_loss / count
-            if is_value_due:
-                loss = loss + value_loss / num_tokens
-            (loss * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
-            with torch.no_grad():
-                shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
-                error = max(error, float(torch.expm1(shift.abs()).max()))
-                ratio = torch.expm1(shift).abs().sum() * factor
-                entropy = (_mass(part) * scores.entropy).sum() * factor
-            sums = [a + b.item() for a, b in zip(sums, (policy_loss, value_loss, ratio, entropy), strict=True)]
+            own, own_error = self._add_gradients(batch, group, factor, shares)
+            sums, error = [a + b for a, b in zip(sums, own, strict=True)], max(error, own_error)
         policy_sum, value_sum, ratio_sum, entropy_sum = sum_numbers(sums)
         total = policy_sum / count + (value_sum / num_tokens if is_value_due else 0.0)
         if not math.isfinite(total):
@@ -154,6 +142,31 @@ class Updater:
             "policy/entropy": entropy_sum / num_tokens,
             "audit/ratio_error": max(gather(error)),
         }
+
+    def _add_gradients(
+        self, batch: Batch, trees: list[Tree], factor: float, shares: tuple[float, float]
+    ) -> tuple[list[float], float]:
+        """Forward and backward of one micro-batch, in which every row counts `factor`.
+
+        `shares` are what the sums of the two losses, of policy and value model, count in the step's loss.
+
+        Returns:
+            Sums over its tokens: policy loss, value loss, |ratio - 1|, weighted entropy; and the largest error of a
+            ratio, as if weights were unchanged.
+        """
+        rows, stacked = stack(trees, batch.tokens.device)
+        part = batch.rows(rows)
+        scores: TokenScores = self.policy(stacked)
+        policy_loss, value_loss = self._algorithm.loss(part, scores.logp), _value_loss(part, scores)
+        loss = policy_loss * shares[0]
+        if shares[1] > 0:
+            loss = loss + value_loss * shares[1]
+        (factor * loss * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
+        with torch.no_grad():
+            shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
+            error = float(torch.expm1(shift.abs()).max())
+            ratio, entropy = torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum()
+        return [factor * x.item() for x in (policy_loss, value_loss, ratio, entropy)], error
 
     def _own_micro_batches(self, trees: list[Tree]) -> Iterator[tuple[list[Tree], float]]:
         """This rank's trees, and 1; then a tree that counts 0, until it has had as many turns as any other rank.
