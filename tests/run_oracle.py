@@ -136,12 +136,17 @@ class Network:
         model: trained in place, or the frozen base of adapters.
         value: parameters of the value model.
         adapters: matrices A and B by the name of their projection; none: the model itself is trained.
+        num_tokens: the tokenizer's; the model may have more rows, which are never generated.
     """
 
     def __init__(
-        self, model: torch.nn.Module, value: Mapping[str, torch.Tensor], adapters: Mapping[str, torch.Tensor]
+        self,
+        model: torch.nn.Module,
+        value: Mapping[str, torch.Tensor],
+        adapters: Mapping[str, torch.Tensor],
+        num_tokens: int,
     ) -> None:
-        self.model = model
+        self.model, self.num_tokens = model, num_tokens
         self.value, self.adapters = (
             {name: x.detach().double().requires_grad_() for name, x in part.items()} for part in (value, adapters)
         )
@@ -160,7 +165,7 @@ class Network:
     def hidden_and_logits(self, ids: Tokens, is_base: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = {"input_ids": torch.tensor([ids]), "output_hidden_states": True, "use_cache": False}
         output = torch.func.functional_call(self.model, {} if is_base else self.merged(), (), inputs)
-        return output.hidden_states[-1][0], output.logits[0]
+        return output.hidden_states[-1][0], output.logits[0, :, : self.num_tokens]
 
     def values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits of accuracy and format, and what children are scored by (rollout/value_model.py)."""
@@ -176,7 +181,7 @@ class Network:
         if ids not in self.seen:
             hidden, logits = self.hidden_and_logits(ids)
             accuracy, form, features = self.values(hidden[-1])
-            children = accuracy + self.value["up.weight"] @ features
+            children = accuracy + self.value["up.weight"][: self.num_tokens] @ features
             logp = torch.log_softmax(logits[-1], -1)
             self.seen[ids] = Seen(logp.tolist(), float(accuracy), float(form), children.tolist())
         return self.seen[ids]
@@ -442,7 +447,8 @@ class Oracle:
         history: Sequence[Mapping[str, Any]] = (),
         adapters: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        self.config, self.net, self.tokenizer = config, Network(model, value, adapters or {}), tokenizer
+        self.config, self.tokenizer = config, tokenizer
+        self.net = Network(model, value, adapters or {}, len(tokenizer))
         self.history = list(history)
         declared = [tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id]
         self.ends = frozenset(i for x in declared for i in (x if isinstance(x, list) else [x]))

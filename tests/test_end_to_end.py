@@ -373,6 +373,19 @@ def test_an_iteration_of_which_thinning_keeps_no_leaf_is_recorded_and_trains_not
     assert all(torch.equal(x, loaded(base)[0].state_dict()[name].float()) for name, x in run.model_after.items())
 
 
+def test_rows_of_the_model_without_a_token_are_never_generated_and_never_trained(base, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    head = model.get_output_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(len(head) + 8, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[len(head) :] = head[loaded(base)[1]("4")["input_ids"][0]]
+    model.save_pretrained(folder)
+    run = run_program(folder, tmp_path / "run", {"eval.num_samples": 2}, OPEN)
+    assert_agree(folder, run)
+
+
 def test_other_ways_of_decoding_are_measured_as_the_documents_say(base, tmp_path):
     changes = {"eval.search": "best_first", "eval.num_problems": 6, "eval.beam_width": 4, "train.num_iterations": 0}
     session, start = begun(base, tmp_path / "run", changes)
