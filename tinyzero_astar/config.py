@@ -127,7 +127,7 @@ class TrainConfig:
     """Lambda of the generalized advantage; 1 is reward minus value."""
     advantage_floor: float = 0.2
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
-    micro_batch_tokens: int = 2048
+    micro_batch_tokens: int = 1024
     """Padded tokens per forward and backward; small ones stay in a CPU's cache."""
     gradient_checkpointing: bool = False
     """Decoder layers keep only their inputs and run again in the backward: far less memory, a third more time."""
