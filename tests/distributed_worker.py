@@ -134,7 +134,7 @@ def fail(patch, kind):
 
 
 def work(job):
-    set_up = fsdp_utils.set_up
+    set_up, tear_down = fsdp_utils.set_up, fsdp_utils.tear_down
     status = 0
     os.environ |= job.get("environment", {})
     with planted(job["is_double"]) as patch:
@@ -152,6 +152,7 @@ def work(job):
                 status = status or main([*command, "--distributed"])
             if job.get("seen"):
                 Path(f"{job['seen']}.{number}.{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    tear_down()
     return status
 
 

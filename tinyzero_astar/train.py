@@ -241,8 +241,14 @@ def _run(argv: Sequence[str]) -> int:
         else:
             session = sessions.restart_run(config, run)
     except ValueError as error:
-        return _refuse(error)
-    status = trainer.evaluate_only(session, folder) if command.eval_only else trainer.train(session)
+        status = _refuse(error)
+        tear_down()  # an interpreter that ends while threads of the group live may abort
+        return status
+    try:
+        status = trainer.evaluate_only(session, folder) if command.eval_only else trainer.train(session)
+    except FloatingPointError:  # raised on all ranks
+        tear_down()
+        raise
     tear_down()
     return status
 
