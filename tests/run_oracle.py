@@ -719,9 +719,9 @@ class Oracle:
             totals.append(abs(total))
         return sum(totals) / len(totals)
 
-    def evaluate(self, num: int) -> dict[str, float]:
-        """Of a greedy completion and `num` sampled ones per problem."""
-        pairs = held_out_pairs(self.config)
+    def evaluate(self, num_problems: int, num_samples: int) -> dict[str, float]:
+        """Of a greedy completion and some sampled ones per problem."""
+        pairs, num = held_out_pairs(self.config)[:num_problems], num_samples
         greedy, sampled = [], []
         for pair in pairs:
             prompt = self.prompt_of(pair)
@@ -775,15 +775,17 @@ class Oracle:
     def run(self) -> tuple[list[dict[str, Any]], list[list[Found]]]:
         """What metrics.jsonl holds, and the leaves of every iteration."""
         last, every = self.config["train"]["num_iterations"], self.config["eval"]["eval_frequency"]
-        whole, between = (self.config["eval"][f"num_samples{x}"] for x in ("", "_between"))
-        records, found = [{"iteration": 0, **self.evaluate(whole)}], []
+        settings = self.config["eval"]
+        whole = {"num_problems": settings["num_problems"], "num_samples": settings["num_samples"]}
+        between = {"num_problems": min(settings["num_problems"], settings["num_problems_between"]), "num_samples": 0}
+        records, found = [{"iteration": 0, **self.evaluate(**whole)}], []
         for iteration in range(last):
             metrics, results = self.iterate(iteration)
             found.append(results)
             if iteration + 1 == last:
-                metrics = metrics | self.evaluate(whole)
+                metrics = metrics | self.evaluate(**whole)
             elif (iteration + 1) % every == 0:
-                metrics = metrics | self.evaluate(between)
+                metrics = metrics | self.evaluate(**between)
             records.append({"iteration": iteration + 1, **metrics})
         return records, found
 

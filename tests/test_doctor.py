@@ -107,8 +107,8 @@ def test_the_time_of_a_run_is_that_of_its_iterations_and_evaluations(three_b, ha
     step = 2 * 3_085_938_688 / 1e9
     assert fit.seconds(config, model, 1, "cuda", speed)["search"] == pytest.approx(200 * step)
     # 500 greedy in two chunks of 256 rows; 2,000 sampled, 64 problems at once, in eight
-    assert fit.evaluation_seconds(config, model, 1, "cuda", speed, 4) == pytest.approx(10 * 200 * step)
-    assert fit.evaluation_seconds(config, model, 1, "cuda", speed, 0) == pytest.approx(2 * 200 * step)
+    assert fit.evaluation_seconds(config, model, 1, "cuda", speed, True) == pytest.approx(10 * 200 * step)
+    assert fit.evaluation_seconds(config, model, 1, "cuda", speed, False) == pytest.approx(200 * step)  # 200 greedy
     assert fit.num_evaluations(config) == 11  # 0, 10, .. 100
     assert fit.num_evaluations(config_of([*argv, "--train.num-iterations", "95"])) == 11
     assert fit.num_evaluations(config_of([*argv, "--train.num-iterations", "0"])) == 1

@@ -390,7 +390,7 @@ def test_other_ways_of_decoding_are_measured_as_the_documents_say(base, tmp_path
     changes = {"eval.search": "best_first", "eval.num_problems": 6, "eval.beam_width": 4, "train.num_iterations": 0}
     session, start = begun(base, tmp_path / "run", changes)
     got = trainer.measure(session, 0)
-    want = oracle_of(base, dataclasses.asdict(session.config), start).evaluate(1)
+    want = oracle_of(base, dataclasses.asdict(session.config), start).evaluate(6, 1)
     assert_same_record({"iteration": 0, **got}, {"iteration": 0, **want})
     assert want["decode/best_of_n_tokens"] > 2 * want["decode/greedy_tokens"]
     assert len({want[f"decode/{name}_accuracy"] for name in ("greedy", "best_first", "best_of_n")}) > 1
@@ -466,7 +466,7 @@ ELSEWHERE = {
     "eval.eval_frequency": "what is measured, not learned: tests/test_run.py",
     "eval.num_problems": "as above: tests/test_evaluate.py",
     "eval.num_samples": "as above: tests/test_evaluate.py",
-    "eval.num_samples_between": "as above: tests/test_run.py",
+    "eval.num_problems_between": "as above: tests/test_run.py",
     "eval.search": "as above: tests/test_evaluate.py",
     "eval.beam_width": "as above: tests/test_evaluate.py",
     "run.num_threads": "speed: tests/test_cli.py",
@@ -548,7 +548,7 @@ CHOICES = {  # of settings that may be anything at once
     "train.micro_batch_tokens": [1, 64, 2048],
     "train.gradient_checkpointing": [False, True],
     "eval.num_samples": [1, 3],
-    "eval.num_samples_between": [0, 2],
+    "eval.num_problems_between": [1, 2],
     "eval.eval_frequency": [1, 9],
     "eval.num_problems": [2],
 }

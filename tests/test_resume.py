@@ -152,10 +152,10 @@ def test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one(options, tmp_pat
 def test_a_crash_in_an_evaluation_loses_nothing(finished, options, tmp_path, monkeypatch):
     measure = trainer.measure
 
-    def crash(session, iteration, num_samples=None):
+    def crash(session, iteration, is_whole=True):
         if iteration == 4:
             raise ZeroDivisionError
-        return measure(session, iteration, num_samples)
+        return measure(session, iteration, is_whole)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "measure", crash)

@@ -323,16 +323,17 @@ def test_a_model_that_yields_nan_is_a_sentence_even_in_an_evaluation(session, tm
 # ------------------------------------------------------------------------------------------------- evaluation
 
 
-@pytest.mark.parametrize("between", [0, 2])
-def test_evaluations_between_the_start_and_the_end_have_their_own_number_of_samples(options, tmp_path, between):
-    argv = "--train.num-iterations 3 --eval.eval-frequency 1 --eval.num-problems 4"
-    options = [*options, *argv.split(), "--eval.num-samples-between", str(between)]
+@pytest.mark.parametrize(("between", "num"), [(2, 2), (9, 4)])
+def test_evaluations_between_the_start_and_the_end_decode_fewer_problems_greedily(options, tmp_path, between, num):
+    argv = "--train.num-iterations 3 --eval.eval-frequency 1 --eval.num-problems 4 --eval.num-samples 4"
+    options = [*options, *argv.split(), "--eval.num-problems-between", str(between)]
     assert main([*options, "--output-dir", str(tmp_path / "run")]) == 0
     first, *middle, last = records(tmp_path / "run")
-    for record, num in ((first, 4), (middle[0], between), (middle[1], between), (last, 4)):
+    for record, num_problems, num_samples in ((first, 4, 4), (middle[0], num, 0), (middle[1], num, 0), (last, 4, 4)):
         found = {name for name in record if re.fullmatch(r"eval/pass_at_\d+", name)}
-        assert found == {f"eval/pass_at_{k}" for k in (1, 2, 4) if k <= num}
-        assert ("eval/mean_length" in record) == (num > 0) and 0 <= record["eval/greedy_accuracy"] <= 1
+        assert found == {f"eval/pass_at_{k}" for k in (1, 2, 4) if k <= num_samples}
+        assert ("eval/mean_length" in record) == (num_samples > 0) and 0 <= record["eval/greedy_accuracy"] <= 1
+        assert record["eval/num_problems"] == num_problems
 
 
 def test_a_checkpoint_is_evaluated_to_the_numbers_of_its_run(session, tmp_path, capsys, monkeypatch):

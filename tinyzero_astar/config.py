@@ -145,10 +145,10 @@ class EvalConfig:
     """Every that many iterations, besides the start and the end."""
     num_problems: int = 500
     """Held-out problems."""
-    num_samples: int = 4
+    num_problems_between: int = 200
+    """At most so many of them in evaluations between the start and the end of a run, which decode greedily only."""
+    num_samples: int = 1
     """Sampled completions per problem at the start and the end; pass@k is reported up to this k."""
-    num_samples_between: int = 0
-    """The same in all other evaluations of a run; 0: they decode greedily and report no pass@k."""
     max_rows: int = 512
     """Sequences decoded at once; a problem's samples are decoded together."""
     search: Literal["greedy", "best_first"] = "greedy"
@@ -278,7 +278,7 @@ def check(config: Config) -> None:
 
 
 def _check_evaluation(evaluation: EvalConfig) -> None:
-    together = {"num_samples": evaluation.num_samples, "num_samples_between": evaluation.num_samples_between}
+    together = {"num_samples": evaluation.num_samples}
     if evaluation.search == "best_first":
         together["beam_width"] = evaluation.beam_width
     for name, count in together.items():
@@ -326,7 +326,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "eval.eval_frequency": (1, 10**7),
     "eval.num_problems": (1, 10**6),
     "eval.num_samples": (1, 1024),
-    "eval.num_samples_between": (0, 1024),
+    "eval.num_problems_between": (1, 10**6),
     "eval.max_rows": (1, 1 << 20),
     "eval.beam_width": (1, 4096),
     "run.seed": (0, 2**62),

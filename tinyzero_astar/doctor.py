@@ -108,8 +108,7 @@ def _time(config: Config, model: Model, count: int, device: str, speed: Speed) -
 
     parts, evaluations = seconds(config, model, count, device, speed), num_evaluations(config)
     evaluation, between = (
-        evaluation_seconds(config, model, count, device, speed, n)
-        for n in (config.eval.num_samples, config.eval.num_samples_between)
+        evaluation_seconds(config, model, count, device, speed, is_whole) for is_whole in (True, False)
     )
     num_between = max(0, evaluations - 2)  # but for the first and the last
     return {

@@ -186,16 +186,17 @@ def seconds(config: Config, model: Model, num_processes: int, device: str, speed
 
 
 def evaluation_seconds(
-    config: Config, model: Model, num_processes: int, device: str, speed: Speed, num_samples: int
+    config: Config, model: Model, num_processes: int, device: str, speed: Speed, is_whole: bool
 ) -> float:
-    """Estimated seconds of one evaluation: a greedy and some sampled completions per problem, at full length.
+    """Estimated seconds of one evaluation, with every completion at full length: see `EvalConfig`.
 
     What `eval.search` best_first adds is not counted: it depends on the policy.
     """
     work, total = work_of(config, model, num_processes, device), 0.0
-    for samples in (1, num_samples) if num_samples > 0 else (1,):
+    problems = work.eval_problems if is_whole else min(work.eval_problems, config.eval.num_problems_between)
+    for samples in (1, work.eval_samples) if is_whole else (1,):
         at_once = max(1, work.eval_rows // samples)
-        whole, rest = divmod(work.eval_problems, at_once)
+        whole, rest = divmod(problems, at_once)
         total += whole * _decoding(model.shapes, work, at_once, samples, speed)
         total += _decoding(model.shapes, work, rest, samples, speed) if rest else 0.0
     return total

@@ -138,8 +138,7 @@ def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None
     """Evaluate after an iteration if it is time to, and write its record."""
     settings, last = session.config.eval, session.config.train.num_iterations
     if _is_due(number, settings.eval_frequency, last):
-        num_samples = None if number == last else settings.num_samples_between
-        metrics = {**metrics, **measure(session, number, num_samples)}
+        metrics = {**metrics, **measure(session, number, is_whole=number == last)}
     _log(session, number, metrics)
 
 
@@ -233,32 +232,33 @@ def _bellman_residual(session: Session, rewarded: RewardedRollouts, inverse_beta
     return sum(totals) / len(totals) if totals else math.nan
 
 
-def measure(session: Session, iteration: int, num_samples: int | None = None) -> dict[str, float]:
+def measure(session: Session, iteration: int, is_whole: bool = True) -> dict[str, float]:
     """Evaluate on the held-out problems and print the table; metrics by name.
 
     Args:
         session: what to evaluate.
         iteration: of the table's title.
-        num_samples: per problem, besides its greedy completion; None: `eval.num_samples`.
+        is_whole: all problems, sampled completions too; else greedy ones of the first `eval.num_problems_between`.
     """
     began = time.perf_counter()
     settings = session.config.eval
+    problems = session.held_out if is_whole else session.held_out[: settings.num_problems_between]
     with unsharded(session.policy):
         evaluation = evaluate(
             session.generator,
-            session.held_out,
+            problems,
             session.search,
-            num_samples=settings.num_samples if num_samples is None else num_samples,
+            num_samples=settings.num_samples if is_whole else 0,
             max_rows=settings.max_rows,
         )
     rows = [(name.removeprefix("eval/"), str(e)) for name, e in evaluation.estimates.items()]
     rows.append(("time", f"{time.perf_counter() - began:.1f} s"))
     title = f"iteration {iteration}: {evaluation.num_problems} held-out problems, value and 95 % interval"
     session.console.table(title, rows)
-    return evaluation.metrics() | _compare_decoding(session)
+    return evaluation.metrics() | _compare_decoding(session, problems)
 
 
-def _compare_decoding(session: Session) -> dict[str, float]:
+def _compare_decoding(session: Session, problems: list[Problem]) -> dict[str, float]:
     """A* at test time against other ways of decoding, when `eval.search` asks for it."""
     settings = session.config.eval
     if settings.search != "best_first":
@@ -269,7 +269,7 @@ def _compare_decoding(session: Session) -> dict[str, float]:
             session.tokenizer,
             session.task,
             session.generator,
-            session.held_out,
+            problems,
             session.search,
             beam_width=settings.beam_width,
             max_rows=settings.max_rows,
