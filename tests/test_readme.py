@@ -131,6 +131,19 @@ def test_the_readers_find_commands_in_tables_blocks_and_sentences():
     assert len([name for name in COMMANDS.values() if name == "README.md"]) >= 20
 
 
+def modules_in_the_map(text):
+    """Python files of the package in the README's layout, as paths within it."""
+    layout = re.search(r"^tinyzero_astar/\n((?:  .*\n)+)", text, re.MULTILINE)[1]
+    return [line.split()[0] for line in layout.splitlines() if line.split()[0].endswith(".py")]
+
+
+def test_the_map_of_the_readme_has_every_module_once_and_no_other():
+    package = ROOT / "tinyzero_astar"
+    modules = [path.relative_to(package).as_posix() for path in package.rglob("*.py") if path.name != "__init__.py"]
+    assert len(modules) > 50
+    assert sorted(modules_in_the_map(README.read_text("utf-8"))) == sorted(modules)
+
+
 def test_the_launcher_chooses_the_command(project, monkeypatch, capsys):
     for argv, said in (
         (["doctor", "--json"], '"fits"'),

@@ -128,7 +128,7 @@ class TrainConfig:
     advantage_floor: float = 0.2
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
     micro_batch_tokens: int = 1024
-    """Padded tokens per forward and backward; small ones stay in a CPU's cache."""
+    """Positions of prefix trees per forward and backward, and most of one tree; few stay in a CPU's cache."""
     gradient_checkpointing: bool = False
     """Decoder layers keep only their inputs and run again in the backward: far less memory, a third more time."""
     sharding: Literal["full", "hybrid"] = "full"

@@ -24,7 +24,8 @@ def clipped_surrogate(
 
     Args:
         logp: [B, T] log-probabilities under the policy being trained.
-        logp_old: [B, T] under the policy before the update, temperature 1; carries no gradient.
+        logp_old: [B, T] under the policy before the update, temperature 1, as the search recorded it: at unchanged
+            weights the ratio is 1 up to what `audit/ratio_error` measures. Carries no gradient.
         advantage: [B, T] constant.
         weight: [B] inclusion weights, constant.
         is_token: [B, T] True where a token contributes.
