@@ -1328,7 +1328,7 @@ FAULTS = (
     Mutant(
         "never-at-once",
         "a second signal is waited out as the first",
-        "trainer.py",
+        "stopping.py",
         "        if received and not (",
         "        if False and not (",
         ("test_resume.py::test_each_signal_has_its_status_and_a_second_one_stops_at_once",),

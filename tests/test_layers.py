@@ -75,6 +75,7 @@ LAYER = {
     "report.*": 6,
     "solve": 7,
     "session": 7,
+    "stopping": 2,
     "trainer": 8,
     "train": 9,
     "doctor": 10,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from tests import test_run as runs
 from tests.test_run import assert_same_run, checkpoint, contents, read, records, timeless
-from tinyzero_astar import run_folder, session, trainer
+from tinyzero_astar import run_folder, session, stopping, trainer
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.model import checkpoint as checkpoints
 from tinyzero_astar.run_folder import CONFIG, METRICS, SAMPLES
@@ -34,7 +34,7 @@ judged_by_a_hash_and_guided_early = runs.judged_by_a_hash_and_guided_early
 @pytest.fixture(autouse=True)
 def handlers():
     """Nothing is ignored, and whatever a run does, the handlers are the same afterwards."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in trainer._SIGNALS}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in stopping.SIGNALS}
     yield
     after = {number: signal.signal(number, handler) for number, handler in before.items()}
     assert set(after.values()) == {signal.default_int_handler}
@@ -105,10 +105,10 @@ def test_each_signal_has_its_status_and_a_second_one_stops_at_once(number, optio
 
 
 def test_with_several_processes_the_same_request_may_come_twice(monkeypatch):
-    monkeypatch.setattr(trainer, "is_distributed", lambda: True)  # from torchrun and from the system
+    monkeypatch.setattr(stopping, "is_distributed", lambda: True)  # from torchrun and from the system
     now = [100.0]
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: now[0])
-    with trainer._stop_requests() as received:
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    with stopping.stop_requests() as received:
         assert [stops_at_once(signal.SIGTERM) for _ in range(2)] == [False, False]
         assert received == [signal.SIGTERM]
         now[0] += 3
@@ -126,7 +126,7 @@ def stops_at_once(number):
 def test_what_nohup_ignores_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with trainer._stop_requests() as received:
+        with stopping.stop_requests() as received:
             os.kill(os.getpid(), signal.SIGHUP)
             assert received == []
             os.kill(os.getpid(), signal.SIGUSR1)

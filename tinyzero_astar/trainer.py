@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,7 +25,6 @@ from tinyzero_astar.model.fsdp_utils import (
     agree,
     from_main,
     gather,
-    is_distributed,
     is_main,
     share_of,
     unsharded,
@@ -49,15 +45,12 @@ from tinyzero_astar.run_folder import (
     writing,
 )
 from tinyzero_astar.session import Session, optimizers
+from tinyzero_astar.stopping import agreed, stop_requests
 
 _NUM_SHOWN = 3  # completions on the console
 _NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual
 _UNGUIDED = Guidance(strength=0.0)
 _FAILED = 1
-_SIGNALS = [  # that ask a run to stop; not every system has all
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-]
-_SAME_SIGNAL_S = 2.0  # within it, torchrun and the system may send a process the same request twice
 
 
 def train(session: Session) -> int:
@@ -82,20 +75,20 @@ def _train(session: Session) -> int:
     began = time.perf_counter()
     _begin(session)
     done = first
-    with _stop_requests() as received, _progress(console, last, first):
+    with stop_requests() as received, _progress(console, last, first):
         for done in range(first + 1, last + 1):
             try:
                 metrics = _train_once(session, done)
             except FloatingPointError as error:
                 console.say(f"error: iteration {done}: {error}; the last checkpoint is untouched")
                 return _FAILED
-            number = _agreed(received)
+            number = agreed(received)
             is_saved = number > 0 or _is_due(done, config.run.checkpoint_frequency, last)
             if is_saved:  # before the evaluation, which may fail or take long
                 _save(session, done, metrics)
             if number == 0 or done == last or not _is_due(done, config.eval.eval_frequency, last):
                 _conclude(session, done, metrics)  # else the resumed run does
-            number = _agreed(received)
+            number = agreed(received)
             if number and done < last:
                 if not is_saved:
                     _save(session, done, metrics)
@@ -392,46 +385,3 @@ def _progress(console: ConsoleLogger, num_iterations: int, done: int) -> Iterato
         yield
     finally:
         console.stop()
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that holds the number of the first signal that asked to stop; a second one stops at once."""
-    received: list[int] = []
-    times: list[float] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        times.append(time.monotonic())
-        if received and not (is_distributed() and times[-1] - times[0] < _SAME_SIGNAL_S):
-            raise KeyboardInterrupt(number)
-        if not received:
-            received.append(number)
-            _announce(
-                f"\n{signal.Signals(number).name}: finishing this iteration, then saving; once more stops at once\n"
-            )
-
-    # nohup has SIGHUP ignored, and so it stays
-    heeded = [n for n in _SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]
-    before = [(number, signal.signal(number, note)) for number in heeded]
-    try:
-        yield received
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-
-
-def _announce(text: str) -> None:
-    """Print from inside a signal's handler; where the terminal is gone, nothing more is printed to it."""
-    if not is_main():
-        return
-    try:
-        os.write(1, text.encode())  # print() is not made to be interrupted by itself
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-
-
-def _agreed(received: list[int]) -> int:
-    """The number of the signal that some rank received, the same on all; 0 for none."""
-    return max(gather(received[0] if received else 0))
