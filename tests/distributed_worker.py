@@ -1,7 +1,7 @@
 """What the processes of tests/test_distributed.py run: `python -m torch.distributed.run … distributed_worker.py JOB`.
 
-A job is a JSON file: command lines of train.py to be run one after another in one process group, and where to put
-what was seen. As in test_run.py a hash of the text replaces the verifier. Models may be raised to float64: what
+A job is a JSON file: command lines of train.py to be run one after another in one process group, the status of each
+if it is not 0, and where to put what was seen. As in test_run.py a hash of the text replaces the verifier. Models may be raised to float64: what
 is left between one process and several is then no rounding.
 """
 
@@ -135,21 +135,24 @@ def fail(patch, kind):
 
 def work(job):
     set_up, tear_down = fsdp_utils.set_up, fsdp_utils.tear_down
-    status = 0
+    status, left = 0, []
     os.environ |= job.get("environment", {})
     with planted(job["is_double"]) as patch:
         if len(job["commands"]) > 1:  # one process group for all of them
             patch.setattr(fsdp_utils, "set_up", lambda *a: None if dist.is_initialized() else set_up(*a))
-            patch.setattr(fsdp_utils, "tear_down", lambda: None)
+            patch.setattr(fsdp_utils, "tear_down", lambda: left.append(1))
         if job.get("fail"):
             fail(patch, job["fail"])
         for number, command in enumerate(job["commands"]):
             seen = {"in_search": [], "in_update": [], "forwards_with_gradients": 0}
+            left.clear()
             with pytest.MonkeyPatch.context() as inner:
                 if job.get("seen"):
                     is_alone = number == 0 and os.environ["RANK"] == "1"  # the others must not be needed
                     watch(inner, seen, 3 if is_alone else 0)
-                status = status or main([*command, "--distributed"])
+                found = status or main([*command, "--distributed"])
+            seen |= {"status": found, "num_left": len(left)}
+            status = 0 if found == job.get("status", 0) else 1
             if job.get("seen"):
                 Path(f"{job['seen']}.{number}.{os.environ['RANK']}.json").write_text(json.dumps(seen))
     tear_down()

@@ -1392,7 +1392,40 @@ FAULTS = (
 )
 
 TWO = ("test_distributed.py::test_two_processes_train_as_one",)
+UNWRITTEN = ("test_distributed.py::test_a_rank_that_writes_nothing_ends_with_the_one_that_could_not",)
 PROCESSES = (
+    Mutant(
+        "failure-untold",
+        "the other ranks are not told that rank 0 could not write",
+        "writing.py",
+        "    failure = from_main(failure)\n",
+        "",
+        UNWRITTEN,
+    ),
+    Mutant(
+        "restarted-alone",
+        "rank 0 alone knows that a run could not be started again",
+        "session.py",
+        "    write_for_all(folder, lambda: start_over(folder) if is_main() else None)",
+        "    if is_main():\n        start_over(folder)",
+        UNWRITTEN,
+    ),
+    Mutant(
+        "gone-back-alone",
+        "rank 0 alone knows that newer checkpoints could not be set aside",
+        "session.py",
+        "    write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)",
+        "    if is_main():\n        _go_back_to(folder, iteration, console)",
+        UNWRITTEN,
+    ),
+    Mutant(
+        "group-kept",
+        "a write that failed ends a process inside its group",
+        "train.py",
+        "    except (FloatingPointError, WriteFailedError):\n        tear_down()",
+        "    except FloatingPointError:\n        tear_down()",
+        ("test_distributed.py::test_a_run_whose_folder_cannot_be_written_is_one_sentence_and_leaves_the_group",),
+    ),
     Mutant(
         "ranks-averaged",
         "gradients are averaged over ranks, not summed",

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed_worker import planted
-from tinyzero_astar import fit
+from tinyzero_astar import fit, writing
 from tinyzero_astar.config import Config
 from tinyzero_astar.model import fsdp_utils
 from tinyzero_astar.model.memory import resident
@@ -377,6 +377,66 @@ def test_nan_on_one_rank_is_one_sentence(tiny_base, tmp_path):
     job = {"is_double": False, "commands": [command(tiny_base, tmp_path / "run")], "fail": "nan"}
     status, output = launch(2, job, tmp_path)
     assert status != 0 and output.count("rank 1: planted nan") == 1
+
+
+def start_without_config(run, base, folder):
+    (folder / "config.json.partial").mkdir(parents=True)  # where its text would be written first
+    return command(base, folder), f"{folder / 'config.json'} cannot be written (Is a directory)"
+
+
+def restart_with_records_in_the_way(run, base, folder):
+    (folder / "metrics.jsonl").mkdir(parents=True)
+    shutil.copy(run / "config.json", folder)
+    return ["--resume", str(folder)], f"{folder} cannot be written (Is a directory)"
+
+
+def resume_with_no_place_for_the_newer_checkpoint(run, base, folder):
+    checkpoints = shutil.copytree(run, folder) / "checkpoints"
+    (checkpoints / "checkpoint_iter_5.set_aside").write_text("mine")
+    return ["--resume", str(checkpoints / "checkpoint_iter_3")], f"{folder} cannot be written (Not a directory)"
+
+
+UNWRITABLE = (
+    start_without_config,
+    restart_with_records_in_the_way,
+    resume_with_no_place_for_the_newer_checkpoint,
+)
+
+
+@pytest.mark.parametrize("make", UNWRITABLE)
+def test_a_run_whose_folder_cannot_be_written_is_one_sentence_and_leaves_the_group(
+    make, one, tiny_base, tmp_path, group_of_one, capsys
+):
+    argv, sentence = make(one, tiny_base, tmp_path / "run")
+    assert main([*argv, "--distributed"]) == 1
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    assert not fsdp_utils.is_distributed()
+
+
+@pytest.mark.parametrize("make", UNWRITABLE)
+def test_a_rank_that_writes_nothing_ends_with_the_one_that_could_not(
+    make, one, tiny_base, tmp_path, monkeypatch, capsys
+):
+    argv, _ = make(one, tiny_base, tmp_path / "run")
+    monkeypatch.setattr("tinyzero_astar.session.is_main", lambda: False)
+    monkeypatch.setattr(writing, "from_main", lambda mine: (mine, "rank 0 could not")[1])
+    monkeypatch.setattr("tinyzero_astar.session._made_by_main", lambda make: make())
+    assert main(argv) == 1
+    assert capsys.readouterr().err == "error: rank 0 could not\n"
+
+
+@pytest.mark.slow
+def test_what_rank_0_cannot_write_ends_two_processes_in_one_sentence(one, tiny_base, tmp_path):
+    made = [make(one, tiny_base, tmp_path / make.__name__) for make in UNWRITABLE]
+    job = {"is_double": True, "commands": [argv for argv, _ in made], "status": 1, "seen": str(tmp_path / "seen")}
+    status, output = launch(2, job, tmp_path)
+    assert status == 0, output
+    assert [line for line in output.splitlines() if "error" in line] == [f"error: {sentence}" for _, sentence in made]
+    assert "Traceback" not in output
+    for number, _ in enumerate(made):
+        for rank in (0, 1):
+            found = seen(tmp_path, number, rank)
+            assert (found["status"], found["num_left"]) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ LAYER = {
     "solve": 7,
     "session": 7,
     "stopping": 2,
+    "writing": 2,
     "trainer": 8,
     "train": 9,
     "doctor": 10,

@@ -37,13 +37,13 @@ from tinyzero_astar.run_folder import (
     prepare,
     replace_text,
     start_over,
-    writing,
 )
 from tinyzero_astar.terminal import readable_bytes
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
+from tinyzero_astar.writing import write_for_all
 
 _NEARLY_IDLE = 0.25  # of a core in use, by what runs now and then: the core counts as idle
 
@@ -72,13 +72,14 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
 
     Raises:
         ValueError: the folder, the model or the problems cannot be had.
+        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
     with ExitStack() as stack:
         folder = _made_by_main(lambda: stack.enter_context(fresh_run_folder(preset, output_dir)))
         session = _begin_run(config, folder)
-        if is_main():
-            with writing(folder / CONFIG):
-                replace_text(folder / CONFIG, to_json(config) + "\n")
+        write_for_all(
+            folder / CONFIG, lambda: replace_text(folder / CONFIG, to_json(config) + "\n") if is_main() else None
+        )
     session.console.say(describe(config))
     session.console.say(f"run folder: {folder}")
     return session
@@ -89,11 +90,10 @@ def restart_run(config: Config, folder: Path) -> Session:
 
     Raises:
         ValueError: the model or the problems cannot be had.
+        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
     session = _begin_run(config, folder)
-    if is_main():
-        with writing(folder):
-            start_over(folder)
+    write_for_all(folder, lambda: start_over(folder) if is_main() else None)
     session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
     return session
 
@@ -110,6 +110,7 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
 
     Raises:
         ValueError: none is whole, or it or the records of the run do not fit.
+        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
     console = _console()
     checkpoint = _made_by_main(lambda: _first_whole(checkpoints, console))
@@ -126,12 +127,14 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
     agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
     session.updater.num_updates = int(state["num_updates"])
     session.history.extend(history)
-    if is_main():
-        with writing(folder):
-            for path in go_back_to(folder, iteration):
-                console.say(f"a newer checkpoint was set aside: {path}")
+    write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)
     console.say(f"continuing {folder} after iteration {iteration}")
     return replace(session, pending=record if is_pending else None)
+
+
+def _go_back_to(folder: Path, iteration: int, console: ConsoleLogger) -> None:
+    for path in go_back_to(folder, iteration):
+        console.say(f"a newer checkpoint was set aside: {path}")
 
 
 def _first_whole(checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:

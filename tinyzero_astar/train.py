@@ -227,30 +227,40 @@ def _run(argv: Sequence[str]) -> int:
     from tinyzero_astar import session as sessions  # PyTorch and transformers: seconds
     from tinyzero_astar import trainer
     from tinyzero_astar.machine import choose_device
-    from tinyzero_astar.model.fsdp_utils import set_up, tear_down
+    from tinyzero_astar.model.fsdp_utils import set_up
+
+    with _group_left():
+        try:
+            if command.distributed:
+                set_up(choose_device(config.model.device), config.run.collective_timeout_s)
+            if command.eval_only:
+                session, folder = sessions.open_evaluation(config, checkpoint, command)
+            elif command.resume is None:
+                session = sessions.start_run(config, command.config, command.output_dir)
+            elif checkpoints:
+                session = sessions.open_run(config, run, checkpoints)
+            else:
+                session = sessions.restart_run(config, run)
+        except ValueError as error:
+            return _refuse(error)
+        return trainer.evaluate_only(session, folder) if command.eval_only else trainer.train(session)
+
+
+@contextmanager
+def _group_left() -> Iterator[None]:
+    """The process group, if there is one, is left on every way out that all ranks take together.
+
+    An interpreter that ends while threads of the group live may abort. Other exceptions may be one rank's alone, and
+    to leave could then wait for the others.
+    """
+    from tinyzero_astar.model.fsdp_utils import tear_down
 
     try:
-        if command.distributed:
-            set_up(choose_device(config.model.device), config.run.collective_timeout_s)
-        if command.eval_only:
-            session, folder = sessions.open_evaluation(config, checkpoint, command)
-        elif command.resume is None:
-            session = sessions.start_run(config, command.config, command.output_dir)
-        elif checkpoints:
-            session = sessions.open_run(config, run, checkpoints)
-        else:
-            session = sessions.restart_run(config, run)
-    except ValueError as error:
-        status = _refuse(error)
-        tear_down()  # an interpreter that ends while threads of the group live may abort
-        return status
-    try:
-        status = trainer.evaluate_only(session, folder) if command.eval_only else trainer.train(session)
-    except FloatingPointError:  # raised on all ranks
+        yield
+    except (FloatingPointError, WriteFailedError):
         tear_down()
         raise
     tear_down()
-    return status
 
 
 def _refuse(error: ValueError) -> int:

@@ -46,11 +46,12 @@ from tinyzero_astar.run_folder import (
 )
 from tinyzero_astar.session import Session, optimizers
 from tinyzero_astar.stopping import agreed, stop_requests
+from tinyzero_astar.terminal import FAILED
+from tinyzero_astar.writing import write_for_all
 
 _NUM_SHOWN = 3  # completions on the console
 _NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual
 _UNGUIDED = Guidance(strength=0.0)
-_FAILED = 1
 
 
 def train(session: Session) -> int:
@@ -66,7 +67,7 @@ def train(session: Session) -> int:
             f"error: {error}; what was saved before is kept: make room or raise the limit, then continue with: python"
             f" train.py --resume {session.folder}"
         )
-        return _FAILED
+        return FAILED
 
 
 def _train(session: Session) -> int:
@@ -81,7 +82,7 @@ def _train(session: Session) -> int:
                 metrics = _train_once(session, done)
             except FloatingPointError as error:
                 console.say(f"error: iteration {done}: {error}; the last checkpoint is untouched")
-                return _FAILED
+                return FAILED
             number = agreed(received)
             is_saved = number > 0 or _is_due(done, config.run.checkpoint_frequency, last)
             if is_saved:  # before the evaluation, which may fail or take long
@@ -158,7 +159,7 @@ def _save_evaluation(session: Session, folder: Path, measured: Mapping[str, Any]
             session.console.say(f"saved to {path}")
             return 0
     session.console.say("error: the results above are saved nowhere")
-    return _FAILED
+    return FAILED
 
 
 def _free_name(folder: Path) -> Path:
@@ -324,24 +325,7 @@ def _log(session: Session, iteration: int, metrics: Mapping[str, Any]) -> None:
 
 
 def _append(path: Path, *records: Mapping[str, Any]) -> None:
-    _write(path, lambda: append_jsonl(path, *records) if is_main() else None)
-
-
-def _write(path: Path, write: Callable[[], None]) -> None:
-    """Write something that only rank 0 writes.
-
-    Raises:
-        WriteFailedError: rank 0 could not write it; every rank raises it.
-    """
-    failure = None
-    try:
-        with writing(path):
-            write()
-    except WriteFailedError as error:
-        failure = str(error)
-    failure = from_main(failure)
-    if failure is not None:
-        raise WriteFailedError(failure)
+    write_for_all(path, lambda: append_jsonl(path, *records) if is_main() else None)
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -365,7 +349,7 @@ def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
     folder = _checkpoint(session, iteration)
     try:
         own = optimizers(session.updater)
-        _write(folder, lambda: save_checkpoint(folder, session.policy, session.tokenizer, own, state))
+        write_for_all(folder, lambda: save_checkpoint(folder, session.policy, session.tokenizer, own, state))
     except WriteFailedError:
         if is_main():
             with suppress(OSError):

@@ -1,0 +1,26 @@
+"""Files that rank 0 writes for all ranks: what became of them is the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tinyzero_astar.model.fsdp_utils import from_main
+from tinyzero_astar.run_folder import WriteFailedError, writing
+
+
+def write_for_all(path: Path, write: Callable[[], None]) -> None:
+    """Write something that only rank 0 writes; `write` runs on every rank, as it may hold collectives.
+
+    Raises:
+        WriteFailedError: rank 0 could not write it; every rank raises it.
+    """
+    failure = None
+    try:
+        with writing(path):
+            write()
+    except WriteFailedError as error:
+        failure = str(error)
+    failure = from_main(failure)
+    if failure is not None:
+        raise WriteFailedError(failure)
