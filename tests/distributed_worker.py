@@ -1,8 +1,8 @@
 """What the processes of tests/test_distributed.py run: `python -m torch.distributed.run … distributed_worker.py JOB`.
 
-A job is a JSON file: command lines of train.py to be run one after another in one process group, the status of each
-if it is not 0, and where to put what was seen. As in test_run.py a hash of the text replaces the verifier. Models may be raised to float64: what
-is left between one process and several is then no rounding.
+A job is a JSON file: command lines of train.py to be run one after another in one process group, the status that
+all must end with if it is not 0, and where to put what was seen. As in test_run.py a hash of the text replaces the
+verifier. Models may be raised to float64: what is left between one process and several is then no rounding.
 """
 
 from __future__ import annotations

@@ -211,6 +211,26 @@ def no_tensors(folder):
     (folder / "trainer.safetensors").unlink()
 
 
+def no_weight_map(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def no_history(folder):
+    change_state(folder, "history")
+
+
+def unknown_option(folder):
+    change_state(folder, "config", {"gone": {}})
+
+
+def change_state(folder, key, *value):
+    """Replace an entry of trainer.json, or leave it out."""
+    state = read(folder / "trainer.json")
+    del state[key]
+    (folder / "trainer.json").write_text(json.dumps(state | dict.fromkeys([key] if value else [], *value)))
+
+
 def nest(folder):
     (folder / "config.json").write_text("[" * 100_000)
 
@@ -224,6 +244,7 @@ def nest(folder):
         (pipe, "trainer.json"),
         (no_tensors, "trainer.safetensors is missing"),
         (nest, "config.json"),
+        (no_weight_map, "model.safetensors.index.json lacks its weight_map"),
     ],
 )
 def test_damage_is_found_without_loading_and_names_the_file(damage, name, copy):
@@ -234,7 +255,7 @@ def test_damage_is_found_without_loading_and_names_the_file(damage, name, copy):
     assert str(found.value).startswith(f"checkpoint {held}: {name}") and "\n" not in str(found.value)
 
 
-@pytest.mark.parametrize("damage", [empty, cut])
+@pytest.mark.parametrize("damage", [empty, cut, no_history, unknown_option])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finished, copy, capsys):
     damage(checkpoint(copy, 4))
     assert main(["--resume", str(copy)]) == 0
@@ -352,9 +373,11 @@ def test_what_the_gate_remembers_comes_from_the_checkpoint(finished, copy, capsy
     ("change", "sentence"),
     [
         (lambda lines: [], "line 1: the end of the file where iteration 0 should be"),
-        (lambda lines: lines[1:], "line 1: iteration 1 where iteration 0 should be"),
         (lambda lines: [*lines[:2], *lines[3:]], "line 3: iteration 3 where iteration 2 should be"),
         (lambda lines: [*lines[:3], *lines[2:]], "line 4: iteration 2 where iteration 3 should be"),
+        (lambda lines: [lines[2], lines[4]], "line 2: iteration 4 where iteration 3 should be"),
+        (lambda lines: [lines[3], *lines], "line 2: iteration 0 where iteration 4 should be"),
+        (lambda lines: lines[1:3], "line 3: the end of the file where iteration 3 should be"),
         (lambda lines: lines[:3], "line 4: the end of the file where iteration 3 should be"),
         (lambda lines: [*lines[:2], b"{}", *lines[2:]], "line 3 is damaged (it is no JSON object with an iteration)"),
         (lambda lines: [*lines[:4], b"\0" * 40], "line 5 is damaged ("),
@@ -366,6 +389,37 @@ def test_a_hole_in_the_metrics_is_refused(change, sentence, copy, capsys):
     before = contents(copy)
     assert refused(["--resume", str(copy)], capsys).startswith(f"{copy / METRICS}, {sentence}")
     assert contents(copy) == before
+
+
+def test_a_run_whose_records_were_moved_away_may_be_resumed_again_and_again(finished, copy):
+    later = timeless(finished.folder)[3:]
+    (copy / METRICS).unlink()
+    for damage in (without_end, lambda folder: None, without_end):  # killed after iteration 2, at its end, after 2
+        damage(copy)
+        assert main(["--resume", str(copy)]) == 0
+        assert timeless(copy) == later
+    run_folder.go_back_to(copy, 2)
+    assert not (copy / METRICS).exists()  # none of its records is left: as if moved away
+    assert main(["--resume", str(copy)]) == 0
+    assert timeless(copy) == later
+
+
+@pytest.mark.parametrize(
+    ("held", "last", "is_pending"),
+    [
+        ([0, 1, 2], 2, False),
+        ([0, 1], 2, True),
+        ([0, 1, 2, 3], 2, False),
+        ([2, 3], 3, False),
+        ([2], 3, True),
+        ([3, 4], 2, False),  # moved away, then gone back
+        (None, 2, False),
+    ],
+)
+def test_whether_the_last_record_is_missing(held, last, is_pending, tmp_path):
+    for iteration in held or ():
+        run_folder.append_jsonl(tmp_path / METRICS, {"iteration": iteration})
+    assert run_folder.check_complete(tmp_path, last) == is_pending
 
 
 def test_going_back_survives_a_crash_at_any_moment(copy, tmp_path, monkeypatch):

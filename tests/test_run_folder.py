@@ -17,6 +17,7 @@ from tinyzero_astar.run_folder import (
     new_run_folder,
     read_jsonl,
     resolve_checkpoint,
+    run_and_checkpoints,
 )
 
 
@@ -239,5 +240,5 @@ def test_a_run_without_checkpoint_cannot_be_continued(tmp_path):
     make_checkpoint(tmp_path / "checkpoints" / "checkpoint_iter_2.partial")
     for run in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ValueError) as refused:
-            latest_checkpoint(run)
+            run_and_checkpoints(run)
         assert str(refused.value).startswith(f"--resume {run}: no checkpoint in {run / 'checkpoints'};")

@@ -225,40 +225,46 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     raise ValueError(f"{path}, line {number} is damaged ({reason}); restore the file, or move it away")
 
 
-def keep_iterations(path: Path, last: int) -> list[dict[str, Any]]:
-    """Drop records after iteration `last`, which a resumed run writes again; returns the others.
+def keep_iterations(path: Path, last: int) -> None:
+    """Drop records after iteration `last`, which a resumed run writes again; no file is left without a record.
 
     Raises:
         ValueError: a line is damaged, or no record.
     """
     kept = [r for r in read_jsonl(path) if r["iteration"] <= last]
-    if path.exists():
+    if kept:
         replace_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-    return kept
+    else:
+        path.unlink(missing_ok=True)
 
 
 def check_complete(run: Path, last: int) -> bool:
     """Check that the metrics hold the iterations up to `last` once each and in order; that of `last` may be missing.
 
+    They may begin with any iteration, or after `last`: earlier records may have been moved away.
+
     Returns:
-        Whether it is missing: a checkpoint is saved before its iteration is evaluated and the record written.
+        Whether that of `last` is missing at the end of the others: a checkpoint is saved before its iteration is
+        evaluated and the record written.
 
     Raises:
         ValueError: names the line where one is missing or comes twice, or that is damaged.
     """
     path = run / METRICS
     read_jsonl(run / SAMPLES)
-    found = [r["iteration"] for r in read_jsonl(path) if r["iteration"] <= last]
+    iterations = [r["iteration"] for r in read_jsonl(path)]
     if not path.exists():  # moved away
         return False
-    for expected in range(max(last, len(found))):
-        if found[expected : expected + 1] != [expected]:
-            there = f"iteration {found[expected]}" if expected < len(found) else "the end of the file"
+    first = iterations[0] if iterations else 0
+    found = [i for i in iterations if i <= last]
+    for index, expected in enumerate(range(first, max(last, first + len(found)))):
+        if found[index : index + 1] != [expected]:
+            there = f"iteration {found[index]}" if index < len(found) else "the end of the file"
             raise ValueError(
-                f"{path}, line {expected + 1}: {there} where iteration {expected} should be; restore the file, or move"
+                f"{path}, line {index + 1}: {there} where iteration {expected} should be; restore the file, or move"
                 " it away to go on without these records"
             )
-    return len(found) == last
+    return first + len(found) == last
 
 
 # ------------------------------------------------------------------------------------------------ checkpoints
@@ -282,21 +288,25 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
         if (candidate / TRAINER_STATE).is_file():
             return candidate
         if (candidate / CHECKPOINTS).is_dir():
-            return latest_checkpoint(candidate, "--checkpoint")
+            return latest_checkpoint(candidate)
     looked = ", ".join(str(c) for c in candidates)
     raise ValueError(f"--checkpoint {path}: no checkpoint folder found; looked for {looked}")
 
 
-def latest_checkpoint(run: Path, option: str = "--resume") -> Path:
-    """The checkpoint of the highest iteration in a run, which the user named with `option`.
+def latest_checkpoint(run: Path) -> Path:
+    """The checkpoint of the highest iteration in a run, which the user named with --checkpoint.
 
     Raises:
         ValueError: the run has none.
     """
     found = _numbered_checkpoints(run)
     if not found:
-        raise ValueError(f"{option} {run}: no checkpoint in {run / CHECKPOINTS}; name the folder of a run")
+        raise _no_checkpoint("--checkpoint", run)
     return found[max(found)]
+
+
+def _no_checkpoint(option: str, run: Path) -> ValueError:
+    return ValueError(f"{option} {run}: no checkpoint in {run / CHECKPOINTS}; name the folder of a run")
 
 
 def iteration_of(checkpoint: Path) -> int | None:
@@ -326,8 +336,8 @@ def run_and_checkpoints(resume: Path) -> tuple[Path, list[Path]]:
             raise ValueError(f"--resume {resume}: no such checkpoint; {run / CHECKPOINTS} has: {names}")
         return run, [resume]
     found = _numbered_checkpoints(resume)
-    if not (resume / CONFIG).exists():
-        latest_checkpoint(resume)
+    if not found and not (resume / CONFIG).exists():
+        raise _no_checkpoint("--resume", resume)
     return resume, [found[number] for number in sorted(found, reverse=True)]
 
 

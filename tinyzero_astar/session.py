@@ -106,7 +106,7 @@ def _begin_run(config: Config, folder: Path) -> Session:
 
 
 def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Session:
-    """A run to be continued from the first of some checkpoints whose files are whole.
+    """A run to be continued from the first of some checkpoints that are whole.
 
     Raises:
         ValueError: none is whole, or it or the records of the run do not fit.
@@ -141,7 +141,7 @@ def _first_whole(checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
     failures: list[str] = []
     for checkpoint in checkpoints:
         try:
-            check_files(checkpoint)
+            _check_usable(checkpoint)
         except ValueError as error:
             failures.append(str(error))
             continue
@@ -153,6 +153,18 @@ def _first_whole(checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
     if len(failures) == 1:
         raise ValueError(failures[0])
     raise ValueError(f"none of {len(failures)} checkpoints can be used; the newest: {failures[0]}")
+
+
+def _check_usable(checkpoint: Path) -> None:
+    """Whether a run can go on from a checkpoint, as far as can be seen without loading its tensors.
+
+    Raises:
+        ValueError: says what is missing or damaged.
+    """
+    check_files(checkpoint)
+    state = read_state(checkpoint)
+    remembered_by(checkpoint, state)
+    from_dict(state["config"], f"checkpoint {checkpoint}")
 
 
 def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:

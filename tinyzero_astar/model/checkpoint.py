@@ -35,12 +35,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import is_main, like, whole
+from tinyzero_astar.model.loading import INDEX, weight_files
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.run_folder import PARTIAL, TRAINER_STATE, iteration_of, read_text, sync
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", TRAINER_STATE
-_INDEX = "model.safetensors.index.json"  # of weights in several files
 _MOMENTS = {"exp_avg", "exp_avg_sq"}  # AdamW's, of a parameter's shape
 _LANGUAGE_MODEL, _VALUE_MODEL = "language_model.", "value_model."  # of the policy's weights
 
@@ -180,7 +180,10 @@ def check_files(folder: Path) -> None:
     iteration = read_state(folder)["iteration"]
     if iteration != iteration_of(folder):
         raise ValueError(f"checkpoint {folder}: {_STATE} says iteration {iteration}; use another one")
-    for name in (_TENSORS, "config.json", *_weight_files(folder)):
+    weights = weight_files(folder)
+    if not weights:
+        raise ValueError(f"checkpoint {folder}: {INDEX} lacks its weight_map; use another one")
+    for name in (_TENSORS, "config.json", *weights):
         if not (folder / name).is_file():
             raise ValueError(f"checkpoint {folder}: {name} is missing; use another one")
     for path in sorted(folder.iterdir()):
@@ -192,17 +195,6 @@ def check_files(folder: Path) -> None:
                 json.loads(read_text(path))
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise ValueError(f"checkpoint {folder}: {path.name} cannot be read ({error}); use another one") from None
-
-
-def _weight_files(folder: Path) -> list[str]:
-    """Names of the files that hold the language model."""
-    if not (folder / _INDEX).exists():
-        return ["model.safetensors"]
-    index = _read_json(folder, _INDEX)
-    names = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(names, dict):
-        raise ValueError(f"checkpoint {folder}: {_INDEX} lacks its weight_map; use another one")
-    return sorted({str(name) for name in names.values()})
 
 
 def _read_json(folder: Path, name: str) -> Any:

@@ -41,7 +41,8 @@ Say = Callable[[str], None]
 
 _PATIENCE_S = 10.0  # for the hub's first answer, tried once: without a network a run says so soon
 _CONFIG, _GENERATION, _ADAPTERS = "config.json", "generation_config.json", "adapter_config.json"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # of weights in several files
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _OTHERS = re.compile(  # of a repository; besides weights and config.json
     r"(tokenizer.*|special_tokens_map|added_tokens|vocab|generation_config)\.json|vocab\.txt|merges\.txt"
@@ -225,7 +226,7 @@ def _read_weights(
 def _not_floating(folder: Path) -> list[str]:
     """Matrices of integers or of 8 bits; masks and the like, which old checkpoints hold, are none."""
     found = []
-    for file in [_WEIGHTS] if (folder / _WEIGHTS).is_file() else _shards(folder / _INDEX):
+    for file in weight_files(folder):
         with safe_open(folder / file, framework="pt") as tensors:
             kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key.endswith("weight")}  # noqa: SIM118
         found += [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING]
@@ -315,7 +316,7 @@ def _wanted(size: Mapping[str, int | None]) -> list[str]:
     if _WEIGHTS in size:
         weights = [_WEIGHTS]
     else:
-        weights = [n for n in size if n == _INDEX or re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]
+        weights = [n for n in size if n == INDEX or re.fullmatch(r"model-\d+-of-\d+\.safetensors", n)]
     return sorted({*weights, *(n for n in size if n == _CONFIG or _OTHERS.fullmatch(n))})
 
 
@@ -384,14 +385,14 @@ def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:
 def _lacking(name: str, folder: Path) -> str | None:
     """What of weights and tokenizer a folder lacks, in words; None when it is complete."""
     if not (folder / _WEIGHTS).is_file():
-        if not (folder / _INDEX).is_file():
+        if not (folder / INDEX).is_file():
             is_pickled = any(folder.glob("pytorch_model*.bin"))
             why_not = ": its pytorch_model.bin is a pickle, which can run code and is not read; convert it"
             return f"{_WEIGHTS}{why_not if is_pickled else ''}"
-        shards = _shards(folder / _INDEX)
+        shards = weight_files(folder)
         if outside := [shard for shard in shards if os.path.basename(shard) != shard or shard == os.pardir]:
             raise ValueError(
-                f"model_name {name!r}: its {_INDEX} names {outside[0]!r} as a file of weights, which is no file of that"
+                f"model_name {name!r}: its {INDEX} names {outside[0]!r} as a file of weights, which is no file of that"
                 " folder itself; get the model anew"
             )
         if gone := [shard for shard in shards if not (folder / shard).is_file()]:
@@ -401,10 +402,12 @@ def _lacking(name: str, folder: Path) -> str | None:
     return None
 
 
-def _shards(index: Path) -> list[str]:
-    """The weight files that an index names; none if it is damaged, which loading will say."""
+def weight_files(folder: Path) -> list[str]:
+    """Names of the files with a model's weights; none if the index of several is damaged, which loading will say."""
+    if (folder / _WEIGHTS).is_file() or not (folder / INDEX).is_file():
+        return [_WEIGHTS]
     try:
-        parts: dict[str, Any] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        parts: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         return sorted({str(part) for part in parts.values()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []
