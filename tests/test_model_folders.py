@@ -46,7 +46,7 @@ def change_json(path, **changes):
 # ------------------------------------------------------------------------------ what is saved is what was trained
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def one_process():
     """A process group of this process alone, for sharding."""
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
