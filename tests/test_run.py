@@ -26,6 +26,7 @@ from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.run_folder import CONFIG
 from tinyzero_astar.session import start_run
+from tinyzero_astar.terminal import run_command
 from tinyzero_astar.train import main, parse
 from tinyzero_astar.training.astar_po import AStarPO
 
@@ -254,25 +255,19 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(session, tmp_path):
     assert contents(folder) == before
 
 
-def status_of(argv):
-    try:
-        return main(argv)
-    except KeyboardInterrupt:  # would end the whole session of tests
-        return "KeyboardInterrupt"
-
-
 def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypatch):
     press_ctrl_c(monkeypatch, iteration=2, times=2)
-    assert status_of([*options, "--output-dir", str(tmp_path / "r")]) == 130
-    assert capsys.readouterr().err == "stopped at once; only what was saved before is kept\n"
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        main([*options, "--output-dir", str(tmp_path / "r")])
+    assert stopped.value.args == (signal.SIGINT,) and capsys.readouterr().err == ""  # `run_command` says it
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir()] == ["checkpoint_iter_2"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trainer, "measure", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    assert status_of([*options, "--output-dir", str(tmp_path / "r")]) == 130
-    assert capsys.readouterr().err.startswith("stopped at once")
+    assert run_command(lambda: main([*options, "--output-dir", str(tmp_path / "r")])) == 130
+    assert capsys.readouterr().err == "stopped at once; only what was saved before is kept\n"
 
 
 def test_the_progress_bar_goes_however_the_run_ends():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from tinyzero_astar.loggers.console import ConsoleLogger, Terminal
 from tinyzero_astar.machine import Speed
 from tinyzero_astar.report import curve
 from tinyzero_astar.solve import solve_main
-from tinyzero_astar.terminal import printable, run_command
+from tinyzero_astar.terminal import complain, printable, run_command
 from tinyzero_astar.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +36,18 @@ HOSTILE = "a\x1b[2J\x9b31m\x07\r\u202eb"  # clears the screen, colours, rings, o
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "measure_speed", lambda *a: Speed(1e12, 1e14))
-    threads = torch.get_num_threads()
+    threads, before = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
     yield tmp_path
+    signal.signal(signal.SIGINT, before)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def ctrl_c_is_heeded():
+    """Even where the tests are a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +173,125 @@ def test_closed_streams_take_everything(name, run, monkeypatch, capfd):
     sys.stderr.close()
     monkeypatch.undo()
     assert capfd.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------------------ Ctrl-C
+
+STOPPED = "stopped at once; only what was saved before is kept\n"
+
+
+def ctrl_c(turned_into=None):
+    """SIGINT, of which a library makes another exception."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        if turned_into is None:
+            raise
+    raise turned_into
+
+
+def complaint_about_ctrl_c():
+    """As where a model cannot be loaded."""
+    try:
+        ctrl_c(ImportError("Could not import module"))
+    except ImportError as error:
+        return complain(error)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        ctrl_c,
+        lambda: ctrl_c(ModuleNotFoundError("Could not import module 'Qwen2ForCausalLM'")),
+        lambda: ctrl_c(ModuleNotFoundError("No module named 'torch'", name="torch")),
+        lambda: ctrl_c(OSError(5, "Input/output error")),
+        lambda: ctrl_c(SystemExit(1)),
+        complaint_about_ctrl_c,
+    ],
+)
+def test_ctrl_c_is_one_line_and_status_130_whatever_a_library_makes_of_it(run, ctrl_c_is_heeded, capsys):
+    assert run_command(run) == 130
+    assert capsys.readouterr() == ("", STOPPED)
+
+
+def test_the_signal_that_stopped_a_command_gives_the_status(ctrl_c_is_heeded):
+    def stopped():
+        raise KeyboardInterrupt(signal.SIGTERM)
+
+    assert run_command(stopped) == 143
+
+
+def test_a_command_after_an_interrupted_one_starts_afresh(ctrl_c_is_heeded):
+    assert run_command(ctrl_c) == 130
+    assert run_command(lambda: complain("wrong")) == 2
+
+
+def test_once_more_and_after_the_end_the_system_stops_the_process(ctrl_c_is_heeded):
+    def second():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return 0 if signal.getsignal(signal.SIGINT) is signal.SIG_DFL else 1
+
+    assert run_command(second) == 0
+    assert run_command(lambda: 0) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_a_background_jobs_ignored_ctrl_c_stays_ignored(ctrl_c_is_heeded):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert run_command(lambda: signal.raise_signal(signal.SIGINT) or 0) == 0
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+INTERRUPTING = """
+import signal, sys
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(Finder)
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        (["train.py"], "tyro"),
+        (["train.py", "--eval-only"], "tinyzero_astar.session"),
+        (["-m", "tinyzero_astar", "solve", "3*4"], "tyro"),
+        (["-m", "tinyzero_astar", "doctor"], "torch"),
+        (["-m", "tinyzero_astar.report.curve", "run"], "matplotlib"),
+    ],
+)
+def test_ctrl_c_while_a_command_imports_is_one_line(command, module, run, tmp_path):
+    """Where the package is imported from, `sitecustomize` runs before the command."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(module=module))
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [str(ROOT / word) if word == "train.py" else str(run) if word == "run" else word for word in command]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (130, STOPPED)
+
+
+def test_ctrl_c_that_also_stops_the_reader_of_the_output_is_status_130_and_no_word(ctrl_c_is_heeded, monkeypatch):
+    """As in `... 2>&1 | tee log`."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as broken:
+        monkeypatch.setattr(sys, "stdout", broken)
+        monkeypatch.setattr(sys, "stderr", broken)
+        assert run_command(lambda: print("x") or ctrl_c()) == 130
+        broken.flush()  # as the interpreter does at its end
+        monkeypatch.undo()
 
 
 # ------------------------------------------------------------------------------------------- what is not installed

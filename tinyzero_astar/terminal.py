@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import TextIO
 
 FAILED, USAGE_ERROR = 1, 2
 UNREAD = 141  # the shell's for output that nobody reads
 _OLDEST = (3, 11)
+_noted: list[int] = []  # signals that `_Interruptible` received in this command
 
 
 def run_command(run: Callable[[], int]) -> int:
     """Run a command, whatever the state of its output; returns the exit status.
 
     Status 2 with one sentence when Python is too old or a package is missing, 141 as soon as nobody reads the output
-    any more, as in `... | head`, and 1 with one sentence when the output cannot be written, as on a full disk.
+    any more, as in `... | head`, and 1 with one sentence when the output cannot be written, as on a full disk. After
+    a signal that stopped it, 128 plus the signal's number, with one sentence too.
     """
     prepare_streams()
     if sys.version_info < _OLDEST:
         return complain(f"Python {'.'.join(map(str, _OLDEST))} or newer is needed, and {sys.executable} is older")
     try:
-        try:
-            return run()
-        finally:
-            sys.stdout.flush()
+        with _Interruptible() as interruptible:
+            try:
+                return run()
+            finally:
+                sys.stdout.flush()
+        return _stopped_by(interruptible.number)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "tinyzero_astar":
             raise
@@ -36,10 +44,57 @@ def run_command(run: Callable[[], int]) -> int:
     except OSError as error:
         if _can_write():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more
+        _discard(sys.stdout)
         if isinstance(error, BrokenPipeError):
             return UNREAD
         return complain(f"standard output cannot be written ({error.strerror}); send it elsewhere", FAILED)
+
+
+class _Interruptible:
+    """Ends with its block where a signal stopped that; `number` is the signal's, 0 for none.
+
+    Libraries may catch the KeyboardInterrupt and raise something else: the lazy imports of transformers say that a
+    module is missing. So SIGINT is noted, and after that any exception means that the command was stopped.
+    """
+
+    number = 0
+
+    def __enter__(self) -> _Interruptible:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a shell's background job: so it stays
+            signal.signal(signal.SIGINT, _note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+        if signal.getsignal(signal.SIGINT) is _note:  # nothing is left to stop but the interpreter's own end
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if isinstance(error, KeyboardInterrupt):
+            self.number = error.args[0] if error.args else signal.SIGINT
+        elif error is not None and _noted:
+            self.number = _noted[0]
+        _noted.clear()
+        return self.number > 0
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # once more ends the process, whatever it is doing
+    _noted.append(number)
+    raise KeyboardInterrupt(number)
+
+
+def _stopped_by(number: int) -> int:
+    with suppress(OSError):
+        print("stopped at once; only what was saved before is kept", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):  # Ctrl-C stops what reads them, too
+        try:
+            stream.flush()
+        except OSError:
+            _discard(stream)
+    return 128 + number
+
+
+def _discard(stream: TextIO) -> None:
+    """What cannot be written goes nowhere: the interpreter flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def prepare_streams() -> None:
@@ -56,7 +111,13 @@ def prepare_streams() -> None:
 
 
 def complain(error: object, status: int = USAGE_ERROR) -> int:
-    """One sentence on standard error; returns the status."""
+    """One sentence on standard error; returns the status.
+
+    Raises:
+        KeyboardInterrupt: the command was interrupted, and the error may be no more than what a library made of that.
+    """
+    if _noted:
+        raise KeyboardInterrupt(_noted[0])
     print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
     return status
 

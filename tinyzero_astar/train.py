@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -197,16 +196,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 failed, 2 wrong use, 128 plus the number of the signal that stopped it (130 for
-        Ctrl-C, 143 for SIGTERM); see also `run_command`.
+        Ctrl-C, 143 for SIGTERM) after the current iteration; see also `run_command`.
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except (FloatingPointError, WriteFailedError) as error:  # all ranks raise it
         return complain(error, FAILED) if _is_main() else FAILED
-    except KeyboardInterrupt as stopped:
-        print("stopped at once; only what was saved before is kept", file=sys.stderr)
-        number: int = stopped.args[0] if stopped.args else signal.SIGINT
-        return 128 + number
 
 
 def _run(argv: Sequence[str]) -> int:
