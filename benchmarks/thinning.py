@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--floor", type=float, default=PRESETS["tiny"].search.min_weight)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
-    session, _ = open_evaluation(PRESETS["tiny"], args.checkpoint, PRESETS["tiny"])
+    session, _ = open_evaluation(PRESETS["tiny"], args.checkpoint)
     config = session.config
     problems = session.task.train_problems(0, config.train.problems_per_iteration)
     seconds: dict[str, list[float]] = {"all": [], "thinned": []}

@@ -335,7 +335,7 @@ def test_a_checkpoint_is_evaluated_to_the_numbers_of_its_run(session, tmp_path, 
     folder = tmp_path / "r"
     shutil.copytree(session.folder, folder)
     monkeypatch.chdir(folder)
-    assert main(["--eval-only", "--checkpoint", "checkpoints/checkpoint_iter_4.pt", *EVAL.split()]) == 0
+    assert main(["--eval-only", "--checkpoint", "checkpoints/checkpoint_iter_4.pt"]) == 0
     out = capsys.readouterr().out
     found = read(checkpoint(folder, 4) / "evaluation.json")
     first, last = (records(folder)[i] for i in (0, -1))
@@ -348,13 +348,48 @@ def test_a_checkpoint_is_evaluated_to_the_numbers_of_its_run(session, tmp_path, 
         assert f"[{100 * found[f'eval/{name}_low']:.1f}, {100 * found[f'eval/{name}_high']:.1f}]" in row
 
 
-def test_the_command_line_decides_how_much_is_evaluated(session, tmp_path):
-    held = tmp_path / "c"
-    shutil.copytree(checkpoint(session.folder, 4), held)
-    few = "--run.num-threads 1 --eval.num-problems 5 --eval.num-samples 2"
-    assert main(["--eval-only", "--checkpoint", str(held), *few.split()]) == 0
+@pytest.mark.parametrize(
+    ("given", "num_problems", "num_samples"),
+    [
+        ("--eval.num-problems 5 --eval.num-samples 2", 5, 2),
+        ("--eval.num-problems=5", 5, 4),
+        ("--eval.num-samples 1 --config training", 24, 1),  # each 1 is the value of preset tiny, too
+    ],
+)
+def test_what_is_given_of_an_evaluation_counts_and_the_rest_is_the_checkpoints(
+    given, num_problems, num_samples, session, tmp_path
+):
+    held = shutil.copytree(checkpoint(session.folder, 4), tmp_path / "c")
+    words = ["--run.num-threads", "1", *given.split()]
+    assert main(["--eval-only", "--checkpoint", str(held), *words]) == 0
     found = read(held / "evaluation.json")
-    assert found["eval/num_problems"] == 5 and "eval/pass_at_2" in found and "eval/pass_at_4" not in found
+    assert found["eval/num_problems"] == num_problems
+    assert max(
+        int(name.removeprefix("eval/pass_at_")) for name in found if re.fullmatch(r"eval/pass_at_\d+", name)
+    ) == (num_samples)
+
+
+def test_an_evaluations_options_are_checked_against_the_checkpoints_own(session, tmp_path, capsys):
+    held = shutil.copytree(checkpoint(session.folder, 4), tmp_path / "c")
+    assert main(["--eval-only", "--checkpoint", str(held), "--eval.num-samples", "41"]) == 2  # max_rows of tiny: 512
+    assert capsys.readouterr().err.startswith("error: eval.max_rows 40 must be at least eval.num_samples 41: ")
+    assert main(["--eval-only", "--checkpoint", str(held), "--eval.num-samples", "0"]) == 2
+    assert capsys.readouterr().err.startswith("error: eval.num_samples 0 is out of range: ")
+    argv = ["--eval.num-samples", "600", "--eval.max-rows", "600", "--eval.num-problems", "1"]
+    assert parse(["--eval-only", "--checkpoint", str(held), *argv[:2]]).eval.num_samples == 600  # may be, or not
+    assert main(["--eval-only", "--checkpoint", str(held), *argv]) == 0
+
+
+def test_the_command_that_evaluates_again_gives_the_same_evaluation(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = "--train.num-iterations 1 --eval.num-problems 20 --eval.num-samples 2 --eval.search best_first"
+    assert main([*options, *few.split(), "--output-dir", "r"]) == 0
+    out = capsys.readouterr().out
+    command = re.search(r"^evaluate again: python train\.py (.*)$", out, re.MULTILINE)
+    assert main(command[1].split()) == 0
+    found = read(checkpoint(Path("r"), 1) / "evaluation.json")
+    assert found == {n: x for n, x in records(Path("r"))[-1].items() if n.startswith(("eval/", "decode/"))}
+    assert found["eval/num_problems"] == 20 and "decode/best_first_accuracy" in found
 
 
 def test_a_checkpoint_searches_with_the_value_model_that_was_trained(session, tmp_path):

@@ -10,7 +10,8 @@ import dataclasses
 import json
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -357,6 +358,15 @@ def describe(config: Config) -> str:
         f"{name:7s} " + "  ".join(f"{key}={value}" for key, value in section.items())
         for name, section in sections.items()
     )
+
+
+def with_fields_of(config: Config, other: Config, names: Iterable[str]) -> Config:
+    """A configuration in which the named fields, such as eval.num_problems, have another one's values."""
+    for name in names:
+        section, key = name.split(".")
+        changed = replace(getattr(config, section), **{key: getattr(getattr(other, section), key)})
+        config = replace(config, **{section: changed})
+    return config
 
 
 def differences(a: Config, b: Config) -> list[str]:

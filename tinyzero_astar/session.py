@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.allocator import keep_freed_memory
-from tinyzero_astar.config import FREE_ON_RESUME, Config, describe, differences, from_dict, to_json
+from tinyzero_astar.config import (
+    FREE_ON_RESUME,
+    Config,
+    check,
+    describe,
+    differences,
+    from_dict,
+    to_json,
+    with_fields_of,
+)
 from tinyzero_astar.data.generation import Multiplication, overlap
 from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
 from tinyzero_astar.interfaces import Problem
@@ -45,6 +54,7 @@ from tinyzero_astar.training.reward import RewardWeights
 from tinyzero_astar.training.update import Updater, UpdateSettings
 from tinyzero_astar.writing import write_for_all
 
+_MACHINE = ("model.device", "model.cuda_graphs", "run.num_threads")
 _NEARLY_IDLE = 0.25  # of a core in use, by what runs now and then: the core counts as idle
 
 
@@ -186,13 +196,14 @@ def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -
         )
 
 
-def open_evaluation(config: Config, checkpoint: Path | None, command: Config) -> tuple[Session, Path]:
+def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str] = ()) -> tuple[Session, Path]:
     """A session that only evaluates: a checkpoint with its own configuration, or the base model.
 
-    The command line decides how much is evaluated (its `eval` section), the checkpoint everything else.
+    A checkpoint is evaluated as in its run, but for the fields of section `eval` that are `given` on the command line.
 
     Raises:
-        ValueError: the checkpoint, the model or the problems cannot be had.
+        ValueError: the checkpoint, the model or the problems cannot be had, or its configuration does not fit what is
+            given.
     """
     console = _console()
     if checkpoint is None:
@@ -200,11 +211,12 @@ def open_evaluation(config: Config, checkpoint: Path | None, command: Config) ->
         return session, _made_by_main(lambda: new_run_folder("evaluation", None))
     state = read_state(checkpoint)
     saved = from_dict(state["config"], f"checkpoint {checkpoint}")
-    run = replace(saved.run, num_threads=command.run.num_threads)
-    # this machine need not be the one that trained it, and model.safetensors has the adapters in it
-    given = command.model
-    model = replace(saved.model, device=given.device, cuda_graphs=given.cuda_graphs, lora_rank=0, liger=False)
-    config = replace(saved, eval=command.eval, run=run, model=model)
+    # this machine need not be the one that trained it
+    names = {*_MACHINE, *(name for name in given if name.startswith("eval."))}
+    config = with_fields_of(saved, config, names)
+    check(config)
+    # model.safetensors has the adapters in it
+    config = replace(config, model=replace(config.model, lora_rank=0, liger=False))
     session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
     console.say(f"evaluating {checkpoint}")

@@ -11,14 +11,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from tinyzero_astar.config import FREE_ON_RESUME, PRESETS, Config, check, from_json
+from tinyzero_astar.config import FREE_ON_RESUME, PRESETS, Config, check, from_json, with_fields_of
 from tinyzero_astar.run_folder import CONFIG, WriteFailedError, resolve_checkpoint, run_and_checkpoints
 from tinyzero_astar.terminal import FAILED, USAGE_ERROR, complain
 
@@ -43,7 +43,10 @@ class Command(Config):
     eval_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Evaluate and stop."""
     checkpoint: Path | None = None
-    """Checkpoint folder to evaluate (with --eval-only); NAME.pt also means the folder NAME."""
+    """Checkpoint folder to evaluate (with --eval-only) as its run did, but for the --eval.* that are given.
+
+    NAME.pt also means the folder NAME.
+    """
     distributed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Share the work and the weights with the other processes that torchrun started."""
 
@@ -67,8 +70,9 @@ def parse_as(kind: type[C], program: str, argv: Sequence[str]) -> C:
     default = kind(**{f.name: getattr(preset, f.name) for f in fields(Config)})
     given = _given_fields(argv)
     command = tyro.cli(kind, prog=program, args=list(argv), default=default)
-    check(command)
-    if command.checkpoint is not None and not command.eval_only:
+    if command.checkpoint is None:  # else its own configuration counts, with what was given of this one
+        check(command)
+    elif not command.eval_only:
         raise ValueError(f"--checkpoint {command.checkpoint} goes with --eval-only; to continue a run use --resume RUN")
     _check_evaluation(command, given)
     if command.resume is not None:
@@ -128,15 +132,6 @@ def _preset_name(argv: Sequence[str]) -> str:
 
 def _config_of(command: Command) -> Config:
     return Config(**{f.name: getattr(command, f.name) for f in fields(Config)})
-
-
-def _changed(config: Config, command: Command, given: set[str]) -> Config:
-    """A run's configuration with what the command line changes of it."""
-    for name in given.intersection(FREE_ON_RESUME):
-        section, key = name.split(".")
-        value = getattr(getattr(command, section), key)
-        config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
-    return config
 
 
 def _check_processes(command: Command, config: Config) -> None:
@@ -209,12 +204,13 @@ def _run(argv: Sequence[str]) -> int:
     try:
         with _only_main_speaks():
             command = parse(argv)
+        given = _given_fields(argv)
         config = _config_of(command)
         if command.checkpoint is not None:
             checkpoint = resolve_checkpoint(command.checkpoint, command.config)
         elif command.resume is not None:
             run, checkpoints = run_and_checkpoints(command.resume)
-            config = _changed(from_json(run / CONFIG), command, _given_fields(argv))
+            config = with_fields_of(from_json(run / CONFIG), command, given.intersection(FREE_ON_RESUME))
         _check_processes(command, config)
     except ValueError as error:
         return _refuse(error)
@@ -229,7 +225,7 @@ def _run(argv: Sequence[str]) -> int:
             if command.distributed:
                 set_up(choose_device(config.model.device), config.run.collective_timeout_s)
             if command.eval_only:
-                session, folder = sessions.open_evaluation(config, checkpoint, command)
+                session, folder = sessions.open_evaluation(config, checkpoint, given)
             elif command.resume is None:
                 session = sessions.start_run(config, command.config, command.output_dir)
             elif checkpoints:
