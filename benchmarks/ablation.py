@@ -72,12 +72,12 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     tokens, curve, opened = 0, [], 0
     for iteration in range(args.iterations):
         if iteration % args.every == 0:
-            curve.append((tokens, trainer.measure(session, iteration, 0)["eval/greedy_accuracy"]))
+            curve.append((tokens, trainer.measure(session, iteration)["eval/greedy_accuracy"]))
         metrics, _ = trainer.iterate(session, iteration)
         session.history.append(metrics)
         tokens += metrics["search/num_decoded_tokens"]
         opened += int(metrics["guidance/is_open"])
-    curve.append((tokens, trainer.measure(session, args.iterations, 0)["eval/greedy_accuracy"]))
+    curve.append((tokens, trainer.measure(session, args.iterations)["eval/greedy_accuracy"]))
     record = {"arm": arm, "seed": seed, "curve": curve, "iterations_gate_open": opened}
     file.write_text(json.dumps(record))
     return record

@@ -203,7 +203,9 @@ class Bench:
         self.reset_peak()
         rows = torch.arange(args.update_rows, device=self.device)
         prepared = updater._algorithm.prepare(batch)[0]
-        tokens = sum(len(tree.ids) for tree in grow_trees(batch, rows.tolist(), args.micro_batch_tokens))
+        tokens = sum(
+            len(tree.ids) for tree in grow_trees(batch, rows.tolist(), args.micro_batch_tokens, self.policy.linear_cost)
+        )
         _, seconds = self.timed(lambda: updater._step(prepared, rows, problems))
         peak = args.peak_tflops * 1e12 if args.peak_tflops else self.speed.flops_per_s
         found = phases(self.shapes, self.work())

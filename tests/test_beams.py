@@ -8,6 +8,8 @@ import torch
 from tests.test_end_tokens import edited, load
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.eval.test_time import _beam_search, _best_beams, compare
+from tinyzero_astar.model.loading import load_language_model
+from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.generator import Generator, SearchSettings
 from tinyzero_astar.rollout.heuristic import Guidance
 from tinyzero_astar.training.reward import RewardWeights
@@ -40,13 +42,14 @@ HOSTILE = {
 }
 
 
-def plain_beams(policy, prompt, depth, num_beams, num_words=NUM_TOKENS):
+def plain_beams(policy, prompt, depth, num_beams, textless=()):
     """The best completion, as it is told in textbooks: sums of log-probabilities by one forward per prefix."""
     running, ended = [(0.0, ())], []
     for _ in range(depth):
         candidates = []
         for total, tokens in running:
-            logits = policy.language_model(torch.tensor([[*prompt, *tokens]])).logits[0, -1, :num_words]
+            logits = policy.language_model(torch.tensor([[*prompt, *tokens]])).logits[0, -1]
+            logits[list(textless)] = -torch.inf
             logp = torch.log_softmax(logits.double(), -1).tolist()
             candidates += [(total + x, (*tokens, i)) for i, x in enumerate(logp)]
         candidates.sort(reverse=True)
@@ -67,7 +70,7 @@ def hostile(tiny_base, tmp_path_factory):
 def test_beams_maximise_the_plain_sum_of_log_probabilities_whatever_generation_config_says(num_beams, hostile):
     policy, tokenizer = hostile
     prompts = [tokenizer(f"{n}*{n + 3}=?\n<think>{'x' * n}")["input_ids"] for n in range(8)]
-    found = _best_beams(policy, prompts, DEPTH, NUM_TOKENS, num_beams)
+    found = _best_beams(policy, prompts, DEPTH, num_beams)
     wanted = [plain_beams(policy, prompt, DEPTH, num_beams) for prompt in prompts]
     assert [row[: len(want)] for row, want in zip(found, wanted, strict=True)] == wanted
     assert all(set(row[len(want) :]) <= {319} for row, want in zip(found, wanted, strict=True))
@@ -79,12 +82,28 @@ def test_beams_never_hold_ids_without_text_and_share_their_mass_among_the_others
     """Spare rows of the vocabulary do as if they were not there: the result is that of a head without them."""
     policy, tokenizer = hostile
     prompts = [tokenizer(f"{n}*{n + 3}=?\n<think>{'x' * n}")["input_ids"] for n in range(8)]
-    num_words = 40
+    textless = {2, 9, *range(40, NUM_TOKENS)}
+    padded = Policy(policy.language_model, (5, 17), 8, textless)
     for num_beams in (1, 3, 7):
-        found = _best_beams(policy, prompts, DEPTH, num_words, num_beams)
-        wanted = [plain_beams(policy, prompt, DEPTH, num_beams, num_words) for prompt in prompts]
+        found = _best_beams(padded, prompts, DEPTH, num_beams)
+        wanted = [plain_beams(padded, prompt, DEPTH, num_beams, textless) for prompt in prompts]
         assert [row[: len(want)] for row, want in zip(found, wanted, strict=True)] == wanted
-        assert max(max(row) for row in wanted) < num_words
+        assert textless.isdisjoint(token for row in wanted for token in row)
+
+
+@torch.no_grad()
+def test_ids_beyond_the_tokenizers_tokens_are_in_no_beam_of_a_whole_evaluation(tiny_base, tmp_path):
+    model = edited(tmp_path / "model", tiny_base)
+    grown, _ = load_language_model(str(model), torch.float32)
+    grown.resize_token_embeddings(328, mean_resizing=False)
+    torch.manual_seed(0)
+    head = grown.get_output_embeddings().weight
+    head.data[320:] = 3 * head.data[torch.randint(320, (8,))]  # likelier than what has a text
+    grown.save_pretrained(model)
+    policy, tokenizer = load(model)
+    assert policy.textless == [*range(320, 328)]
+    prompts = [tokenizer(p.prompt)["input_ids"] for p in TASK.held_out_problems(6)]
+    assert max(max(row) for row in _best_beams(policy, prompts, DEPTH, 3)) < 320
 
 
 def test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is():

@@ -43,7 +43,7 @@ LAYER = {
     "training.optimizer": 2,
     "training.reward": 1,
     "training.thinning": 1,
-    "training.trees": 1,
+    "training.trees": 2,
     "rollout.heuristic": 1,
     "data.countdown": 2,
     "data.generation": 2,

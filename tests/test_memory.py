@@ -323,8 +323,9 @@ def test_prediction_is_near_the_measured_peak_of_each_of_two_processes(name, tmp
 
 
 def real_trees(case):
-    batch, limit = make_batch(case), case.micro_batch_tokens
-    groups = micro_batches(grow_trees(batch, range(case.rows), limit), limit)
+    batch, limit, shapes = make_batch(case), case.micro_batch_tokens, shapes_of(config_of(case))
+    cost = shapes.layer_parameters / (2 * shapes.hidden_size)
+    groups = micro_batches(grow_trees(batch, range(case.rows), limit, cost), limit)
     return [stack(group, torch.device("cpu"))[1] for group in groups]
 
 

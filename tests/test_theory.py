@@ -268,7 +268,7 @@ def test_thinned_weights_are_unbiased(guidance):
 class TabularPolicy(nn.Module):
     """A logit per prefix and token, and a value per prefix: what `Updater` needs of a policy."""
 
-    has_adapters = False
+    has_adapters, linear_cost = False, 10**9
 
     def __init__(self, decoder, value_logit):
         super().__init__()
@@ -444,7 +444,7 @@ def fitted_values(decoder, rollouts, weight):
     first = [int((leaf == n).nonzero()[0, 0]) for n in mass.nonzero()[:, 0]]  # the loss is linear in weights:
     batch = batch_of(decoder, rollouts)  # one row per leaf with its total weight is the whole sum
     batch = replace(batch.rows(torch.tensor(first)), weight=mass[leaf[first]] / len(rollouts.tokens))
-    rows, trees = stack(grow_trees(batch, range(len(first)), 10**9), torch.device("cpu"))
+    rows, trees = stack(grow_trees(batch, range(len(first)), 10**9, 10**9), torch.device("cpu"))
     batch = batch.rows(rows)
     policy = TabularPolicy(decoder, torch.zeros(len(decoder.prefixes), dtype=torch.float64))
     optimizer = torch.optim.LBFGS(

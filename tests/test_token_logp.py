@@ -62,6 +62,14 @@ def test_values_and_gradients_equal_the_plain_log_softmax(block, cap, has_bias):
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cap_and_ids_without_text_give_finite_gradients_in_float32(dtype):
+    hidden, head, tokens = make_head(dtype, cap=2.0)
+    token_logp(hidden, head, tokens)[0].sum().backward()
+    assert bool(torch.isfinite(hidden.grad).all()) and bool(torch.isfinite(head.weight.grad).all())
+    assert float(head.weight.grad[NEVER].abs().max()) == 0.0 < float(head.weight.grad.abs().max())
+
+
 def test_logits_far_apart_neither_overflow_nor_vanish(block):
     hidden, head, tokens = make_head(scale=300.0)
     assert float(plain_logits(hidden, head).detach().max()) > 800  # e^800 is no float64

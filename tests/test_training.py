@@ -194,7 +194,7 @@ def test_token_scores_equal_a_forward_per_row():
 
 def test_a_tree_holds_every_prefix_once():
     batch = make_rows(make_policy())
-    trees = grow_trees(batch, range(12), 10**9)
+    trees = grow_trees(batch, range(12), 10**9, 10**9)
     assert len(trees) == 4 and [len(tree.ids) for tree in trees] == sorted(len(tree.ids) for tree in trees)
     for tree in trees:
         (problem,) = set(batch.problem[tree.rows].tolist())
@@ -215,7 +215,7 @@ def test_a_tree_holds_every_prefix_once():
 def test_trees_stay_within_the_limit_and_lose_no_row(limit):
     batch = make_rows(make_policy())
     rows = [0, 2, 3, 4, 5, 7, 9, 10, 11]
-    trees = grow_trees(batch, rows, limit)
+    trees = grow_trees(batch, rows, limit, 10**9)
     assert sorted(row for tree in trees for row in tree.rows) == rows
     assert all(len(tree.ids) <= limit or len(tree.rows) == 1 for tree in trees)
     for tree in trees:
@@ -229,10 +229,36 @@ def test_micro_batches_do_not_change_the_update():
         torch.testing.assert_close(cut, whole, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("linear_cost", [0.1, 3.0, 10.0, 30.0, 100.0, 1000.0])
+def test_a_completion_joins_a_tree_where_that_costs_less(linear_cost):
+    """Costs counted by positions and by pairs of positions."""
+    batch = make_rows(make_policy())
+    batch = dataclasses.replace(batch, is_token=batch.is_token | True, problem=batch.problem * 0)
+
+    def cost(rows):
+        positions = grown(batch, rows)
+        return linear_cost * positions + positions**2
+
+    trees = grow_trees(batch, range(12), 10**9, linear_cost)
+    assert len(trees) == {0.1: 11, 1000.0: 1}.get(linear_cost, len(trees))  # two rows share more than their prompt
+    for tree in trees:
+        for at in range(1, len(tree.rows)):
+            assert cost(tree.rows[: at + 1]) <= cost(tree.rows[:at]) + cost([tree.rows[at]])
+        if (first := tree.rows[0]) > 0:
+            before = next(other.rows for other in trees if first - 1 in other.rows)
+            assert cost([*before, first]) > cost(before) + cost([first])
+
+
+def grown(batch, rows):
+    """Positions of one tree of these rows."""
+    (tree,) = grow_trees(batch, rows, 10**9, 10**9)
+    return len(tree.ids)
+
+
 @pytest.mark.parametrize("num_shares", [1, 2, 3])
 def test_micro_batches_hold_every_row_once_within_budget(num_shares):
     batch = make_rows(make_policy())
-    trees = grow_trees(batch, range(12), 20)
+    trees = grow_trees(batch, range(12), 20, 10**9)
     groups = [group for share in range(num_shares) for group in micro_batches(trees, 40, share, num_shares)]
     rows = torch.cat([stack(group, torch.device("cpu"))[0] for group in groups])
     assert sorted(rows.tolist()) == list(range(12))

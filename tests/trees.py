@@ -23,7 +23,7 @@ def trees_of_rows(ids, prompt_length):
 
 def scores_of_batch(policy, batch):
     """`token_scores` of every row of a batch, in the order of its rows."""
-    rows, trees = stack(grow_trees(batch, range(len(batch.tokens)), 10**9), batch.tokens.device)
+    rows, trees = stack(grow_trees(batch, range(len(batch.tokens)), 10**9, 10**9), batch.tokens.device)
     scores = policy.token_scores(trees)
     assert sorted(rows.tolist()) == list(range(len(batch.tokens)))
     place = rows.argsort()

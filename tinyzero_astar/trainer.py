@@ -226,7 +226,7 @@ def _bellman_residual(session: Session, rewarded: RewardedRollouts, inverse_beta
     return sum(totals) / len(totals) if totals else math.nan
 
 
-def measure(session: Session, iteration: int, is_whole: bool = True) -> dict[str, float]:
+def measure(session: Session, iteration: int, *, is_whole: bool = True) -> dict[str, float]:
     """Evaluate on the held-out problems and print the table; metrics by name.
 
     Args:

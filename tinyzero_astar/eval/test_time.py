@@ -138,7 +138,7 @@ def _beam_search(
     for i in range(0, len(problems), rows):
         chunk = problems[i : i + rows]
         prompts, depth = generator.encode(chunk, settings.max_search_depth)
-        for problem, row in zip(chunk, _best_beams(policy, prompts, depth, len(tokenizer), num_beams), strict=True):
+        for problem, row in zip(chunk, _best_beams(policy, prompts, depth, num_beams), strict=True):
             length = next((n for n, token in enumerate(row) if token in policy.eos_ids), len(row))
             is_finished = length < len(row)
             num_tokens += num_beams * (length + is_finished - 1)  # the last token is not decoded, here as in the search
@@ -147,16 +147,13 @@ def _beam_search(
     return torch.tensor(correct, dtype=torch.float64, device="cpu"), float(num_tokens)
 
 
-def _best_beams(
-    policy: Policy, prompts: Sequence[Sequence[int]], depth: int, num_words: int, num_beams: int
-) -> list[list[int]]:
+def _best_beams(policy: Policy, prompts: Sequence[Sequence[int]], depth: int, num_beams: int) -> list[list[int]]:
     """The completion of the largest log-probability that beam search finds for each prompt; what follows its end pads.
 
     Args:
         policy: whose language model decodes.
         prompts: token lists.
         depth: most tokens of a completion.
-        num_words: ids from there on have no text, and the policy never chooses them.
         num_beams: kept at each depth.
     """
     longest, pad = max(len(p) for p in prompts), policy.eos_ids[0]
@@ -167,7 +164,7 @@ def _best_beams(
         num_beams=num_beams,
         # the plain sum of log-probabilities, like the search's g
         **({"length_penalty": 0.0} if num_beams > 1 else {}),
-        suppress_tokens=list(range(num_words, policy.vocab_size)) or None,
+        suppress_tokens=policy.textless or None,
         renormalize_logits=True,
         max_new_tokens=depth,
         eos_token_id=list(policy.eos_ids),

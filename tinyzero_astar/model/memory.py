@@ -10,7 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tinyzero_astar.model.workload import CHILD_RANK, Shapes, Work, trainable_parameters, value_parameters
+from tinyzero_astar.model.workload import (
+    CHILD_RANK,
+    Shapes,
+    Work,
+    is_worth_joining,
+    trainable_parameters,
+    value_parameters,
+)
 
 FLOAT, DOUBLE = 4, 8  # bytes
 CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of a chunk of logits: 64 MiB in float32
@@ -201,11 +208,15 @@ class _Trees(NamedTuple):
         return self.num_trees * self.num_scored
 
 
-def _trees_of(work: Work, num_rows: int) -> list[_Trees]:
+def _trees_of(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
     """The micro-batches of so many completions of full length, the largest first: see `training.trees`."""
     longer = max(1, work.depth - 1)  # positions that a completion adds: its last token has none
-    most = max(1, (work.micro_batch_tokens - work.prompt_length) // longer)
-    leaves = min(most, work.num_rollouts)
+    linear_cost = shapes.layer_parameters / (2 * shapes.hidden_size)
+    leaves, prompt = 1, work.prompt_length
+    while leaves < work.num_rollouts and prompt + (leaves + 1) * longer <= work.micro_batch_tokens:
+        if not is_worth_joining(longer, prompt + leaves * longer, prompt, linear_cost):
+            break
+        leaves += 1
     size = work.prompt_length + leaves * longer
     num_trees = -(-num_rows // leaves)
     at_once = max(1, work.micro_batch_tokens // size)
@@ -232,7 +243,7 @@ def _gradients(shapes: Shapes, work: Work) -> Memory:
     """The largest moment of the first micro-batch, of the second one beside the first one's gradients, or the end."""
     own = trainable_parameters(shapes, work.lora_rank) * FLOAT // work.num_shards
     head = shapes.embedding_parameters * work.dtype_bytes if work.lora_rank == 0 else 0
-    first, *others = _trees_of(work, work.step_rows)
+    first, *others = _trees_of(shapes, work, work.step_rows)
     moments = _moments(shapes, work, first, head)
     # the embedding's gradient is added to the head's, and their sum to what earlier micro-batches left
     moments.append({"gradients": own, "temporary": (2 if others or work.dtype_bytes == FLOAT else 1) * head})
@@ -248,7 +259,7 @@ def _moments(shapes: Shapes, work: Work, trees: _Trees, head: int) -> list[Memor
     """Where forward and backward of a micro-batch may need most, in order; `head`: bytes of its gradient."""
     s, d = work.dtype_bytes, shapes.hidden_size
     layer = saved_by_layer(shapes, work)
-    mask = trees.num_trees * trees.size**2 * s
+    mask = trees.num_trees * trees.size**2 * (s + 1)  # and a boolean one that it is made of
     saved = mask + trees.positions * shapes.num_layers * (s * d if work.gradient_checkpointing else layer)
     before = trees.scored * s * d  # hidden states that are scored
     final = saved + trees.positions * _saved_by_norm(work) * d + before
@@ -289,10 +300,10 @@ def _divergence(shapes: Shapes, work: Work) -> Memory:
     """Of the policy from its base, which only adapters have: two forwards, then logits of both in chunks."""
     if not work.lora_rank:
         return {}
-    trees = _trees_of(work, work.num_rows)[0]
+    trees = _trees_of(shapes, work, work.num_rows)[0]
     hidden = work.dtype_bytes * shapes.hidden_size
     chunk = min(trees.scored, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
-    mask = trees.num_trees * trees.size**2 * work.dtype_bytes
+    mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
     moments: list[Memory] = [
         {"activations": mask + trees.scored * hidden + _forward(shapes, work, trees.positions)},
         # both logits, both log-probabilities and three for the sum

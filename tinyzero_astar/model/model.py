@@ -81,6 +81,19 @@ class Policy(nn.Module):
         self.value_model = ValueModel(config.hidden_size, value_hidden_size, self.vocab_size)
 
     @property
+    def textless(self) -> list[int]:
+        """Ids of the language model that are never generated."""
+        num_rows = self.language_model.get_output_embeddings().weight.shape[0]
+        return [*self._never.tolist(), *range(self.vocab_size, num_rows)]
+
+    @property
+    def linear_cost(self) -> float:
+        """Operations of a layer's matrices at one position, over those of its attention between two positions."""
+        layer = sum(p.numel() for p in decoder_layers(self.language_model)[0].parameters())
+        width: int = self.language_model.config.get_text_config().hidden_size
+        return layer / (2 * width)
+
+    @property
     def device(self) -> torch.device:
         """Where the language model's weights live."""
         weight: Tensor = self.language_model.get_input_embeddings().weight
@@ -190,7 +203,9 @@ class Policy(nn.Module):
         """Hidden states [E, D] at the prefix before each scored token, by one forward."""
         is_recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
         # the attention adds its mask to scores: a boolean one would be converted, and kept, in every layer
-        mask = torch.zeros(trees.is_seen.shape, dtype=self.dtype, device=trees.ids.device)
+        # in the dtype of scores: with another one PyTorch's attention on a CPU may give nonsense, and no error
+        dtype = self.language_model.get_input_embeddings().weight.dtype
+        mask = torch.zeros(trees.is_seen.shape, dtype=dtype, device=trees.ids.device)
         mask.masked_fill_(~trees.is_seen, -torch.inf)
         with recomputed(decoder_layers(self.language_model)) if is_recomputed else nullcontext():
             hidden = self.hidden(trees.ids, trees.position, mask, None)

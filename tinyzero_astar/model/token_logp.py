@@ -39,16 +39,12 @@ def next_logits(hidden: Tensor, head: Head) -> Tensor:
         head: of the language model.
     """
     if hidden.device.type == "cuda" or hidden.dtype == _wide(hidden):
-        logits = _product(hidden, head.weight[: head.num_tokens])
-    else:  # a CPU has no product of bfloat16 numbers with a float32 result: one block after another is converted
-        logits = torch.empty(len(hidden), head.num_tokens, dtype=_wide(hidden), device=hidden.device)
-        for first, last in _blocks(hidden, head):
-            logits[:, first:last] = _product(hidden, head.weight[first:last])
-    if head.bias is not None:
-        logits += head.bias[: head.num_tokens]
-    if head.cap is not None:
-        logits = logits.div_(head.cap).tanh_().mul_(head.cap)
-    return logits.index_fill_(-1, head.never, -torch.inf) if len(head.never) else logits
+        return _logits(hidden, head, 0, head.num_tokens, -torch.inf)
+    # a CPU has no product of bfloat16 numbers with a float32 result: one block after another is converted
+    logits = torch.empty(len(hidden), head.num_tokens, dtype=_wide(hidden), device=hidden.device)
+    for first, last in _blocks(hidden, head):
+        logits[:, first:last] = _logits(hidden, head, first, last, -torch.inf)
+    return logits
 
 
 def token_logp(hidden: Tensor, head: Head, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +70,7 @@ class _TokenLogp(torch.autograd.Function):
         total, weighted = torch.zeros_like(most), torch.zeros_like(most)  # of e^l, of l e^l; l less than `most` by >= 0
         picked = torch.zeros_like(most)
         for first, last in _blocks(hidden, head):
-            logits = _block_logits(hidden, head, first, last)
+            logits = _logits(hidden, head, first, last, _NEVER)
             higher = torch.maximum(most, logits.amax(-1, keepdim=True))
             picked += _gathered(logits, tokens, first)
             logits -= higher
@@ -101,8 +97,8 @@ class _TokenLogp(torch.autograd.Function):
         of_weight = torch.zeros_like(weight) if wants_weight else None
         of_bias = torch.zeros_like(bias) if wants_bias else None
         for first, last in _blocks(hidden, head):
-            logits = _block_logits(hidden, head, first, last)
-            slope = None if head.cap is None else 1 - (logits / head.cap).square()
+            logits = _logits(hidden, head, first, last, _NEVER)
+            slope = None if head.cap is None else 1 - (logits / head.cap).clamp(min=-1.0).square()
             of_logits = logits.sub_(norm).exp_().mul_(-grad)
             _add_at(of_logits, tokens, first, grad)
             if slope is not None:
@@ -143,14 +139,16 @@ def _blocks(hidden: Tensor, head: Head) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, head.num_tokens)
 
 
-def _block_logits(hidden: Tensor, head: Head, first: int, last: int) -> Tensor:
+def _logits(hidden: Tensor, head: Head, first: int, last: int, never: float) -> Tensor:
+    """Of the ids from `first` to `last`, with `never` for those that have no text."""
     logits = _product(hidden, head.weight[first:last])
     if head.bias is not None:
         logits += head.bias[first:last]
     if head.cap is not None:
         logits = logits.div_(head.cap).tanh_().mul_(head.cap)
-    never = head.never[(head.never >= first) & (head.never < last)] if len(head.never) else head.never
-    return logits.index_fill_(-1, never - first, _NEVER) if len(never) else logits
+    if len(head.never):
+        logits.index_fill_(-1, head.never[(head.never >= first) & (head.never < last)] - first, never)
+    return logits
 
 
 def _gathered(logits: Tensor, tokens: Tensor, first: int) -> Tensor:

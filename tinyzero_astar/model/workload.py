@@ -91,3 +91,18 @@ def trainable_parameters(shapes: Shapes, lora_rank: int) -> int:
     if lora_rank == 0:
         return shapes.num_parameters
     return shapes.num_layers * shapes.linear_sizes * lora_rank
+
+
+def is_worth_joining(growth: int, size: int, shared: int, linear_cost: float) -> bool:
+    """Whether a completion is cheaper in a tree of prefixes than in one of its own.
+
+    In the tree its new positions attend to all others, masked or not: (size + growth)^2 - size^2 pairs more. On its own
+    it has (shared + growth)^2 pairs, and the shared positions go through the model's matrices once more.
+
+    Args:
+        growth: positions that it would add to the tree.
+        size: positions of the tree.
+        shared: positions of the tree that it shares, its prompt's included.
+        linear_cost: operations of a layer's matrices at a position, over those of its attention between two.
+    """
+    return 2 * growth * (size - shared) <= shared * (shared + linear_cost)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Batch, PrefixTrees
+from tinyzero_astar.model.workload import is_worth_joining
 
 
 @dataclass
@@ -22,7 +23,7 @@ class Tree:
 
     ids: list[int]  # one per position; at first those of the prompt
     depth: list[int] = field(default_factory=list)  # number of tokens before each in its own sequence
-    chains: list[tuple[int, int]] = field(default_factory=list)  # where consecutive positions begin, and what after
+    chains: list[tuple[int, int]] = field(default_factory=list)  # first position of each run, and the one it follows
     numbers: dict[tuple[int, int], int] = field(default_factory=dict)  # position and the token after it -> scored token
     scored: list[list[int]] = field(default_factory=list)  # by completion: the numbers of its tokens
     rows: list[int] = field(default_factory=list)  # by completion: its row in the batch
@@ -32,11 +33,11 @@ class Tree:
         """The prompt is the first chain."""
         self.depth = list(range(len(self.ids)))
         self.chains = [(0, -1)]
-        self._root = len(self.ids) - 1
+        self.num_prompt = len(self.ids)
 
     def growth(self, completion: Sequence[int]) -> int:
         """Positions that a completion would add."""
-        at = self._root
+        at = self.num_prompt - 1
         for index, token in enumerate(completion[:-1]):
             number = self.numbers.get((at, token))
             if number not in self._position:
@@ -46,7 +47,7 @@ class Tree:
 
     def add(self, completion: Sequence[int], row: int) -> None:
         """One more completion, at least one token long, which stands in a row of the batch."""
-        at, own = self._root, []
+        at, own = self.num_prompt - 1, []
         for index, token in enumerate(completion, start=1):
             number = self.numbers.setdefault((at, token), len(self.numbers))
             own.append(number)
@@ -65,10 +66,17 @@ class Tree:
         return self._position[number]
 
 
-def grow_trees(batch: Batch, rows: Sequence[int], max_tokens: int) -> list[Tree]:
+def grow_trees(batch: Batch, rows: Sequence[int], max_tokens: int, linear_cost: float) -> list[Tree]:
     """The given rows of a batch as trees, a problem's together; the smallest first.
 
-    A problem gets several trees where one would have more than `max_tokens` positions; a single completion may.
+    A problem gets several trees where one would have more than `max_tokens` positions, though a single completion may,
+    or where attention between all of its positions costs more than what is shared saves.
+
+    Args:
+        batch: with the rows.
+        rows: to be trained on.
+        max_tokens: see above.
+        linear_cost: see `model.workload.is_worth_joining`.
     """
     trees: list[Tree] = []
     length = batch.is_token.sum(1).tolist()
@@ -78,11 +86,17 @@ def grow_trees(batch: Batch, rows: Sequence[int], max_tokens: int) -> list[Tree]
     for row in rows:
         problem, completion = problems[row], tokens[row][: length[row]]
         tree = newest.get(problem)
-        if tree is None or len(tree.ids) + tree.growth(completion) > max_tokens:
+        if tree is None or not _has_room(tree, completion, max_tokens, linear_cost):
             tree = newest[problem] = Tree(list(batch.prompts[problem]))
             trees.append(tree)
         tree.add(completion, row)
     return sorted(trees, key=lambda tree: len(tree.ids))
+
+
+def _has_room(tree: Tree, completion: Sequence[int], max_tokens: int, linear_cost: float) -> bool:
+    growth = tree.growth(completion)
+    shared = tree.num_prompt + len(completion) - 1 - growth
+    return len(tree.ids) + growth <= max_tokens and is_worth_joining(growth, len(tree.ids), shared, linear_cost)
 
 
 def micro_batches(trees: Sequence[Tree], max_tokens: int, share: int = 0, num_shares: int = 1) -> Iterator[list[Tree]]:

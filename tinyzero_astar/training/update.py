@@ -3,7 +3,6 @@
 Log-probabilities and values before the update are those that the search recorded. The first optimizer step, whose
 forwards run at unchanged weights, compares them with its own: that is the audit of sampler against trainer.
 
-
 Losses are sums; each optimizer step divides them once by one count over its whole batch, so the gradient does not
 depend on how rows are cut into micro-batches. The policy and the value model are clipped and stepped apart.
 
@@ -26,9 +25,8 @@ from tinyzero_astar.training.losses import weighted_brier
 from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients, schedule
 from tinyzero_astar.training.trees import Tree, grow_trees, micro_batches, stack
 
-_MEANS = (  # over the optimizer steps of an iteration
-    *("train/policy_loss", "train/value_loss", "train/ratio_deviation", "train/grad_norm", "policy/entropy"),
-)
+# means over the optimizer steps of an iteration
+_MEANS = ("train/policy_loss", "train/value_loss", "train/ratio_deviation", "train/grad_norm", "policy/entropy")
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Updater:
         """Weighted mean over tokens of the divergence from the policy without adapters, before the update."""
         total = 0.0
         limit = self.settings.micro_batch_tokens
-        trees = grow_trees(batch, range(len(batch.tokens)), limit)
+        trees = grow_trees(batch, range(len(batch.tokens)), limit, self.policy.linear_cost)
         with unsharded(self.policy):
             for group in micro_batches(trees, limit, rank(), world_size()):
                 rows, stacked = stack(group, batch.tokens.device)
@@ -112,7 +110,7 @@ class Updater:
         num_tokens = max(float(_mass(whole).sum()), 1e-6)
         shares = 1.0 / count, is_value_due / num_tokens
         sums, error = [0.0, 0.0, 0.0, 0.0], 0.0
-        trees = grow_trees(batch, rows.tolist(), self.settings.micro_batch_tokens)
+        trees = grow_trees(batch, rows.tolist(), self.settings.micro_batch_tokens, self.policy.linear_cost)
         for group, factor in self._own_micro_batches(trees):
             own, own_error = self._add_gradients(batch, group, factor, shares)
             sums, error = [a + b for a, b in zip(sums, own, strict=True)], max(error, own_error)
@@ -164,9 +162,9 @@ class Updater:
         (factor * loss * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
         with torch.no_grad():
             shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
-            error = float(torch.expm1(shift.abs()).max())
-            ratio, entropy = torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum()
-        return [factor * x.item() for x in (policy_loss, value_loss, ratio, entropy)], error
+            sums = (policy_loss, value_loss, torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum())
+            *found, error = torch.stack([*sums, torch.expm1(shift.abs()).max()]).tolist()  # waits once
+        return [factor * x for x in found], error
 
     def _own_micro_batches(self, trees: list[Tree]) -> Iterator[tuple[list[Tree], float]]:
         """This rank's trees, and 1; then a tree that counts 0, until it has had as many turns as any other rank.
