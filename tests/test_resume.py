@@ -157,7 +157,7 @@ def test_a_crash_in_an_evaluation_loses_nothing(finished, options, tmp_path, mon
     def crash(session, iteration, is_whole=True):
         if iteration == 4:
             raise ZeroDivisionError
-        return measure(session, iteration, is_whole)
+        return measure(session, iteration, is_whole=is_whole)
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "measure", crash)
