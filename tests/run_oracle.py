@@ -670,7 +670,7 @@ class Oracle:
         pairs, is_open = training_pairs(self.config, iteration), self.gate()
         results = [self.searched(pair, iteration, is_open) for pair in pairs]
         rows = self.rows(pairs, results, iteration)
-        metrics = rollout_metrics(results) | self.value_metrics(results)
+        metrics = rollout_metrics(results, self.config["search"]["mode"]) | self.value_metrics(results)
         metrics |= self.update(rows, iteration)
         metrics |= {
             "guidance/is_open": float(is_open),
@@ -801,7 +801,7 @@ def interval(name: str, p: float, n: int) -> dict[str, float]:
     return {name: p, f"{name}_low": low, f"{name}_high": high}
 
 
-def rollout_metrics(results: Sequence[Found]) -> dict[str, float]:
+def rollout_metrics(results: Sequence[Found], mode: str) -> dict[str, float]:
     leaves = [leaf for f in results for leaf in f.leaves]
     accuracy, form, reward = ([x for f in results for x in getattr(f, n)] for n in ("accuracy", "format", "reward"))
     weight = [w for f in results for w in f.weight]
@@ -810,6 +810,7 @@ def rollout_metrics(results: Sequence[Found]) -> dict[str, float]:
     estimates = [sum(w * r for w, r in zip(f.weight, f.accuracy, strict=True)) for f in results]
     mean = sum(estimates) / num_problems
     spread = sum((x - mean) ** 2 for x in estimates) / max(1, num_problems - 1)
+    is_weighted = mode != "best_first"
     on_policy = searched = 0.0
     for f in results:
         for leaf, w, right in zip(f.leaves, f.weight, f.accuracy, strict=True):
@@ -821,8 +822,8 @@ def rollout_metrics(results: Sequence[Found]) -> dict[str, float]:
         "rollout/accuracy": sum(accuracy) / num,
         "rollout/format": sum(form) / num,
         "rollout/reward": sum(reward) / num,
-        "rollout/policy_accuracy": mean,
-        "rollout/policy_accuracy_stderr": math.sqrt(spread / num_problems),
+        "rollout/policy_accuracy": mean if is_weighted else NAN,
+        "rollout/policy_accuracy_stderr": math.sqrt(spread / num_problems) if is_weighted else NAN,
         "rollout/mixed_fraction": sum(max(f.accuracy) != min(f.accuracy) for f in results) / num_problems,
         "rollout/length": sum(lengths) / num,
         "rollout/finished_fraction": sum(leaf.is_finished for leaf in leaves) / num,

@@ -57,6 +57,8 @@ def test_alarms_wait_for_enough_evidence():
     assert active_alarms(history(19, value__sibling_accuracy=0.4), 1e-4) == {}
     assert active_alarms(history(4, rollout__mixed_fraction=0.0), 1e-4) == {}
     assert active_alarms(history(30, policy__entropy=0.01, rollout__policy_accuracy=0.95), 1e-4) == {}  # mastered
+    # mode best_first
+    assert active_alarms(history(30, policy__entropy=0.01, rollout__policy_accuracy=None), 1e-4) == {}
     noisy = [HEALTHY | {"weight/sum": 1.0 + (0.5 if i % 2 else -0.44)} for i in range(20)]
     assert active_alarms(noisy, 1e-4) == {}  # a mean of 1.03 is within its own noise
 

@@ -255,6 +255,14 @@ def test_a_finished_run_may_be_resumed_and_stays_as_it_is(session, tmp_path):
     assert contents(folder) == before
 
 
+def test_a_run_of_mode_best_first_does_not_claim_the_policys_accuracy(options, tmp_path, capsys):
+    argv = [*options, "--search.mode", "best_first", "--train.num-iterations", "1", "--output-dir", str(tmp_path / "r")]
+    assert main(argv) == 0
+    record = records(tmp_path / "r")[1]
+    assert record["rollout/policy_accuracy"] is record["rollout/policy_accuracy_stderr"] is None
+    assert " policy – Σŵ " in capsys.readouterr().out
+
+
 def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypatch):
     press_ctrl_c(monkeypatch, iteration=2, times=2)
     with pytest.raises(KeyboardInterrupt) as stopped:

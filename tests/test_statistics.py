@@ -100,6 +100,14 @@ def test_rollout_metrics_equal_their_definitions():
     )
 
 
+def test_without_weights_nothing_is_known_of_the_policys_accuracy():
+    found = rollout_metrics(make_rollouts(), table(1), table(2), table(3), is_weighted=False)
+    weighted = rollout_metrics(make_rollouts(), table(1), table(2), table(3))
+    unknown = {name for name, x in found.items() if math.isnan(x)}
+    assert unknown == {"rollout/policy_accuracy", "rollout/policy_accuracy_stderr"}
+    assert {name: x for name, x in weighted.items() if name not in unknown}.items() <= found.items()
+
+
 def test_leaves_found_twice_are_one_of_the_unique_ones():
     rollouts = make_rollouts()
     rollouts.tokens[1, 1], rollouts.length[1, 1] = rollouts.tokens[1, 0], 2

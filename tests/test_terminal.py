@@ -361,9 +361,15 @@ def test_a_hostile_model_name_and_completion_reach_it_harmless(run, tmp_path, ho
     assert "a�[2J�31m���b" in out and "\x1b" not in out + err and "\x9b" not in out
 
 
-@pytest.mark.parametrize(("loss", "text"), [(0.25, "loss +0.25 value 0.25"), (None, "loss – value –")])
-def test_a_loss_that_there_is_none_of_is_a_dash(loss, text, capsys):
-    names = ("rollout/accuracy", "rollout/policy_accuracy", "weight/sum", "search/num_decoded_tokens")
-    rest = dict.fromkeys((*names, "search/num_expanded", "time/iteration_s"), 1.0)
-    ConsoleLogger().iteration(1, rest | {"train/policy_loss": loss, "train/value_loss": loss})
+@pytest.mark.parametrize(
+    ("measured", "text"),
+    [
+        (0.25, "rollouts 100.0% policy 25.0% Σŵ 1.00 loss +0.25 value 0.25"),
+        (None, "rollouts 100.0% policy – Σŵ 1.00 loss – value –"),
+    ],
+)
+def test_what_could_not_be_measured_is_a_dash(measured, text, capsys):
+    names = ("rollout/accuracy", "weight/sum", "search/num_decoded_tokens", "search/num_expanded", "time/iteration_s")
+    unknown = dict.fromkeys(("rollout/policy_accuracy", "train/policy_loss", "train/value_loss"), measured)
+    ConsoleLogger().iteration(1, dict.fromkeys(names, 1.0) | unknown)
     assert f" {text} tokens 1 " in capsys.readouterr().out

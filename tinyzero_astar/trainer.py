@@ -186,7 +186,7 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     batch = make_batch(rewarded)
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
-    metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward)
+    metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward, is_weighted=search.mode != "best_first")
     metrics |= heuristic_quality(rollouts, accuracy, weight, inverse_beta)
     metrics["heuristic/bellman_residual"] = residual
     has_leaf = rollouts.length > 0  # a search may end with fewer leaves than were asked for

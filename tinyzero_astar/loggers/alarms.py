@@ -88,7 +88,7 @@ def _ratio(history: History, tolerance: float) -> str | None:
 def _entropy_collapse(history: History) -> str | None:
     values = _recent(history, "policy/entropy", _SHORT)
     accuracy = _recent(history, "rollout/policy_accuracy", _SHORT)
-    if len(values) == _SHORT and max(values) < 0.02 and _mean(accuracy) < 0.5:
+    if len(values) == len(accuracy) == _SHORT and max(values) < 0.02 and _mean(accuracy) < 0.5:
         return f"the policy's entropy has collapsed to {values[-1]:.3f} nats at {100 * _mean(accuracy):.0f} % accuracy"
     return None
 

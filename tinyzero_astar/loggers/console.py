@@ -85,7 +85,7 @@ class ConsoleLogger:
         self.console.print(
             f"iteration [bold]{number:3d}[/]"
             f" rollouts [bold]{100 * m['rollout/accuracy']:4.1f}%[/]"
-            f" policy [bold]{100 * m['rollout/policy_accuracy']:4.1f}%[/] Σŵ {m['weight/sum']:.2f}"
+            f" policy [bold]{_shown(m['rollout/policy_accuracy'], '5.1%')}[/] Σŵ {m['weight/sum']:.2f}"
             f" loss {_shown(m['train/policy_loss'], '+.2f')} value {_shown(m['train/value_loss'], '.2f')}"
             f" tokens {int(m['search/num_decoded_tokens']):,} expanded {int(m['search/num_expanded']):,}"
             f" {m['time/iteration_s']:.1f} s"

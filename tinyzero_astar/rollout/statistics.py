@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,7 +54,14 @@ def variance_ratio(rollouts: Rollouts, weight: Tensor, accuracy: Tensor) -> floa
     return weight.shape[1] * float((weight.square() * error).sum()) / on_policy if on_policy > 0 else float("nan")
 
 
-def rollout_metrics(rollouts: Rollouts, weight: Tensor, accuracy: Tensor, reward: Tensor) -> dict[str, float]:
+def _mean_and_error(estimate: Tensor) -> tuple[float, float]:
+    """The mean and its standard error, 0 for a single estimate."""
+    return float(estimate.mean()), float(estimate.std() / len(estimate) ** 0.5) if len(estimate) > 1 else 0.0
+
+
+def rollout_metrics(
+    rollouts: Rollouts, weight: Tensor, accuracy: Tensor, reward: Tensor, *, is_weighted: bool = True
+) -> dict[str, float]:
     """Everything that is logged of a search; names as in docs/metrics.md.
 
     Args:
@@ -60,17 +69,18 @@ def rollout_metrics(rollouts: Rollouts, weight: Tensor, accuracy: Tensor, reward
         weight: [P, K] the search's weights, uniform where it has none.
         accuracy: [P, K] 1 where the leaf is correct.
         reward: [P, K] in units of reward.
+        is_weighted: weights undo the search's bias; else nothing is known of the policy's accuracy, and that is nan.
     """
     has_leaf = rollouts.length > 0
     num_leaves = has_leaf.sum().clamp(min=1)
     stats = rollouts.stats
     num_tokens = int(stats.num_decoded_tokens.sum())
-    estimate = (weight * accuracy).sum(1)
+    mean, error = _mean_and_error((weight * accuracy).sum(1)) if is_weighted else (math.nan, math.nan)
     is_mixed = (accuracy * has_leaf).amax(1) != torch.where(has_leaf, accuracy, 1.0).amin(1)
     return {
         "rollout/accuracy": float((accuracy * has_leaf).sum() / num_leaves),
-        "rollout/policy_accuracy": float(estimate.mean()),
-        "rollout/policy_accuracy_stderr": float(estimate.std() / len(estimate) ** 0.5) if len(estimate) > 1 else 0.0,
+        "rollout/policy_accuracy": mean,
+        "rollout/policy_accuracy_stderr": error,
         "rollout/mixed_fraction": float(is_mixed.double().mean()),
         "rollout/length": float(rollouts.length.sum() / num_leaves),
         "rollout/finished_fraction": float(rollouts.is_finished.sum() / num_leaves),
