@@ -1363,7 +1363,7 @@ FAULTS = (
         "run_folder.py",
         "first = iterations[0] if iterations else 0",
         "first = 0",
-        ("test_resume.py::test_whether_the_last_record_is_missing",),
+        ("test_resume.py::test_a_run_whose_records_were_moved_away_may_be_resumed_again_and_again",),
     ),
     Mutant(
         "memory-unseen",
@@ -1372,6 +1372,14 @@ FAULTS = (
         "    remembered_by(checkpoint, state)\n    from_dict",
         "    from_dict",
         ("test_resume.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before",),
+    ),
+    Mutant(
+        "names-dropped",
+        "an iteration that learns nothing has fewer names in its record",
+        "training/update.py",
+        '            names = [*_MEANS, *self._algorithm.measures, "audit/ratio_error"]',
+        "            names = [*_MEANS]",
+        ("test_adapters.py::test_an_update_without_rows_has_every_name_and_only_rate_and_counts_are_known",),
     ),
     Mutant(
         "newer-stays",

@@ -548,13 +548,16 @@ class Oracle:
         }
 
     def update(self, rows: list[Row], iteration: int) -> dict[str, float]:
-        if not rows:
-            return dict.fromkeys(("train/policy_loss", "train/value_loss"), NAN)
         train = self.config["train"]
+        rate = train["learning_rate"] * self.schedule(iteration)
+        if not rows:  # docs/metrics.md: every name is there, null where nothing could be measured
+            names = [f"train/{name}" for name in ("policy_loss", "value_loss", "ratio_deviation", "grad_norm")]
+            names += [f"advantage/{name}" for name in ("mean", "rms", "max", "min")] + ["policy/entropy"]
+            names += ["policy/kl_to_base"] if self.net.adapters else []
+            return dict.fromkeys(names, NAN) | {"train/learning_rate": rate, "train/num_updates": self.num_updates}
         metrics = self.prepare(rows)
         if self.net.adapters:
             metrics["policy/kl_to_base"] = self.kl_to_base(rows)
-        rate = train["learning_rate"] * self.schedule(iteration)
         steps = []
         for _ in range(train["num_epochs"]):
             for first in range(0, train["problems_per_iteration"], train["batch_size"]):

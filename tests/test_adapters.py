@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,6 +169,17 @@ def test_kl_to_base_is_the_weighted_mean_of_the_sum_over_the_vocabulary(monkeypa
     with torch.enable_grad():
         assert "policy/kl_to_base" in make_updater(policy).update(batch, 4, 0)
         assert "policy/kl_to_base" not in make_updater(plain).update(batch, 4, 0)
+
+
+@pytest.mark.parametrize("policy", adapted(), ids=["adapters", "all weights"])
+def test_an_update_without_rows_has_every_name_and_only_rate_and_counts_are_known(policy):
+    batch, updater = make_rows(policy), make_updater(policy)
+    empty = replace(batch, **{name: x[:0] for name, x in vars(batch).items() if torch.is_tensor(x)})
+    whole, none = updater.update(batch, 4, 0), updater.update(empty, 4, 5)
+    assert none.keys() == whole.keys()
+    known = {name: x for name, x in none.items() if not math.isnan(x)}
+    counts = {"train/num_rows": 0, "train/num_tokens": 0, "train/num_updates": 1}
+    assert known == counts | {"train/learning_rate": pytest.approx(0.005)}  # half of 10 iterations are over
 
 
 @torch.no_grad()

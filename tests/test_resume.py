@@ -610,7 +610,12 @@ def test_an_iteration_that_drops_every_leaf_says_so_and_may_be_resumed(options, 
     monkeypatch.setattr(trainer, "iterate", lambda session, i: (numbers.append(i), iterate(session, i))[1])
     assert main([*options, "--output-dir", str(tmp_path / "whole")]) == 0
     out = capsys.readouterr().out
-    assert [r["train/num_rows"] == 0 for r in records(tmp_path / "whole")[1:]] == [True, False, True, False]
+    _, *written = records(tmp_path / "whole")
+    assert [r["train/num_rows"] == 0 for r in written] == [True, False, True, False]
+    assert written[0].keys() == written[1].keys()
+    assert [r["train/learning_rate"] for r in written] == pytest.approx([0.025, 0.05, 0.1 / 3, 0.05 / 3])
+    assert [r["train/num_updates"] for r in written] == [0, 2, 2, 4]
+    assert written[0]["advantage/rms"] is written[2]["policy/entropy"] is None
     assert out.count("nothing was learned in iteration 1: every leaf") == out.count("iteration 3: every leaf") == 1
     assert out.count("loss – value –") == 2 and "nan" not in out
     folder = tmp_path / "r"

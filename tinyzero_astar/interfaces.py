@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -179,6 +179,9 @@ class PrefixTrees:
 
 class Algorithm(Protocol):
     """What turns rewarded rollouts into a loss."""
+
+    measures: ClassVar[tuple[str, ...]]
+    """Names of what `prepare` returns to be logged."""
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Fill in weights and advantages, without gradients; returns what is worth logging."""

@@ -8,6 +8,7 @@ independent. Equations 10 to 12 of docs/algorithm.md.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from tinyzero_astar.training.losses import clipped_surrogate
 class AStarPO:
     """Implements `interfaces.Algorithm`."""
 
+    measures: ClassVar[tuple[str, ...]] = ("advantage/mean", "advantage/rms", "advantage/max", "advantage/min")
+
     clip_low: float
     clip_high: float
     gae_lambda: float
@@ -30,13 +33,8 @@ class AStarPO:
         raw = generalized_advantage(batch.reward, batch.value, batch.is_token, lam=self.gae_lambda)
         advantage, rms = scale_by_rms(raw, batch.weight, batch.is_token, floor=self.advantage_floor)
         tokens = raw[batch.is_token]
-        metrics = {
-            "advantage/mean": _weighted_mean(raw, batch),
-            "advantage/rms": float(rms),
-            "advantage/max": float(tokens.max()),
-            "advantage/min": float(tokens.min()),
-        }
-        return replace(batch, advantage=advantage), metrics
+        values = (_weighted_mean(raw, batch), float(rms), float(tokens.max()), float(tokens.min()))
+        return replace(batch, advantage=advantage), dict(zip(self.measures, values, strict=True))
 
     def loss(self, batch: Batch, logp: Tensor) -> Tensor:
         """Negative clipped objective, summed."""

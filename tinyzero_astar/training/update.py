@@ -70,14 +70,17 @@ class Updater:
                 step.
         """
         size = {"train/num_rows": float(len(batch.tokens)), "train/num_tokens": float(_num_tokens(batch))}
-        if len(batch.tokens) == 0:  # every leaf was thinned out: nothing to learn from, and no step
-            return size | dict.fromkeys(("train/policy_loss", "train/value_loss"), math.nan)
-        batch, metrics = self._algorithm.prepare(batch)
-        if self.policy.has_adapters:
-            metrics["policy/kl_to_base"] = self._kl_to_base(batch)
         rate = self.settings.learning_rate * schedule(
             iteration, self.settings.num_iterations, self.settings.warmup_iterations
         )
+        if len(batch.tokens) == 0:  # every leaf was thinned out: nothing to learn from, and no step
+            names = [*_MEANS, *self._algorithm.measures, "audit/ratio_error"]
+            names += ["policy/kl_to_base"] if self.policy.has_adapters else []
+            known = {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
+            return size | dict.fromkeys(names, math.nan) | known
+        batch, metrics = self._algorithm.prepare(batch)
+        if self.policy.has_adapters:
+            metrics["policy/kl_to_base"] = self._kl_to_base(batch)
         self.policy_optimizer.set_learning_rate(rate)
         steps = [
             self._step(batch, rows, count)
