@@ -193,23 +193,19 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
 
 
 class _Trees(NamedTuple):
-    """Trees of a micro-batch, or of several, whose completions share nothing but their prompts."""
+    """Trees of a micro-batch, padded to the largest."""
 
     num_trees: int
-    size: int  # positions of each
-    num_scored: int  # tokens of each
+    size: int  # positions of the largest
+    scored: int  # tokens of all
 
     @property
     def positions(self) -> int:
         return self.num_trees * self.size
 
-    @property
-    def scored(self) -> int:
-        return self.num_trees * self.num_scored
 
-
-def _trees_of(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
-    """The micro-batches of so many completions of full length, the largest first: see `training.trees`."""
+def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
+    """Those of so many completions of full length that share nothing but their prompts; see `training.trees`."""
     longer = max(1, work.depth - 1)  # positions that a completion adds: its last token has none
     linear_cost = shapes.layer_parameters / (2 * shapes.hidden_size)
     leaves, prompt = 1, work.prompt_length
@@ -217,12 +213,16 @@ def _trees_of(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
         if not is_worth_joining(longer, prompt + leaves * longer, prompt, linear_cost):
             break
         leaves += 1
-    size = work.prompt_length + leaves * longer
-    num_trees = -(-num_rows // leaves)
-    at_once = max(1, work.micro_batch_tokens // size)
-    whole = _Trees(min(at_once, num_trees), size, leaves * work.depth)
-    left = num_trees - whole.num_trees
-    return [whole, whole._replace(num_trees=min(at_once, left))] if left > 0 else [whole]
+    num_whole, rest = divmod(work.num_rollouts, leaves)
+    num_problems = -(-num_rows // work.num_rollouts)
+    groups: list[_Trees] = []
+    for count in [rest] * (num_problems if rest else 0) + [leaves] * (num_problems * num_whole):  # the smallest first
+        size, scored = prompt + count * longer, count * work.depth
+        if groups and (groups[-1].num_trees + 1) * size <= work.micro_batch_tokens:
+            groups[-1] = _Trees(groups[-1].num_trees + 1, size, groups[-1].scored + scored)
+        else:
+            groups.append(_Trees(1, size, scored))
+    return groups
 
 
 def saved_by_layer(shapes: Shapes, work: Work) -> int:
@@ -243,13 +243,13 @@ def _gradients(shapes: Shapes, work: Work) -> Memory:
     """The largest moment of the first micro-batch, of the second one beside the first one's gradients, or the end."""
     own = trainable_parameters(shapes, work.lora_rank) * FLOAT // work.num_shards
     head = shapes.embedding_parameters * work.dtype_bytes if work.lora_rank == 0 else 0
-    first, *others = _trees_of(shapes, work, work.step_rows)
+    first, *others = _micro_batches(shapes, work, work.step_rows)
     moments = _moments(shapes, work, first, head)
     # the embedding's gradient is added to the head's, and their sum to what earlier micro-batches left
     moments.append({"gradients": own, "temporary": (2 if others or work.dtype_bytes == FLOAT else 1) * head})
     if work.is_sharded and work.dtype_bytes < FLOAT:  # the sum is sent in float32
         moments.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
-    for other in others:
+    for other in set(others):
         moments += [parts | {"gradients": own} for parts in _moments(shapes, work, other, head)]
     parts = max(moments, key=lambda found: sum(found.values()))
     return _with_value_gradients(shapes, work) | _gathered_in_step(shapes, work) | parts
@@ -300,15 +300,15 @@ def _divergence(shapes: Shapes, work: Work) -> Memory:
     """Of the policy from its base, which only adapters have: two forwards, then logits of both in chunks."""
     if not work.lora_rank:
         return {}
-    trees = _trees_of(shapes, work, work.num_rows)[0]
-    hidden = work.dtype_bytes * shapes.hidden_size
-    chunk = min(trees.scored, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
-    mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
-    moments: list[Memory] = [
-        {"activations": mask + trees.scored * hidden + _forward(shapes, work, trees.positions)},
-        # both logits, both log-probabilities and three for the sum
-        {"activations": 2 * trees.scored * hidden, "logits": chunk * shapes.vocab_size * 7 * FLOAT},
-    ]
+    hidden, moments = work.dtype_bytes * shapes.hidden_size, list[Memory]()
+    for trees in set(_micro_batches(shapes, work, work.num_rows)):
+        chunk = min(trees.scored, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
+        mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
+        moments += [
+            {"activations": mask + trees.scored * hidden + _forward(shapes, work, trees.positions)},
+            # both logits, both log-probabilities and three for the sum
+            {"activations": 2 * trees.scored * hidden, "logits": chunk * shapes.vocab_size * 7 * FLOAT},
+        ]
     parts = max(moments, key=lambda found: sum(found.values()))
     return resident(shapes, work) | _gathered(shapes, work) | parts
 
