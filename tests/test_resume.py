@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests import test_run as runs
 from tests.test_run import assert_same_run, checkpoint, contents, read, records, timeless
@@ -266,6 +266,43 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finish
     assert f"going back to {checkpoint(copy, 2)}\n" in out and f"continuing {copy} after iteration 2\n" in out
     assert_same_run(copy, finished.folder)
     assert names(copy) == ["checkpoint_iter_2", "checkpoint_iter_4", "checkpoint_iter_4.set_aside"]
+
+
+def no_tokenizer(held):
+    (held / "tokenizer.json").unlink()
+
+
+def other_vocabulary(held):
+    config = json.loads((held / "config.json").read_text())
+    (held / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 8}))
+
+
+def other_names(held):
+    path = held / "trainer.safetensors"
+    save_file({f"x.{name}": x for name, x in load_file(path).items()}, path)
+
+
+def lists_for_numbers(held):
+    state = json.loads((held / "trainer.json").read_text())
+    state["history"][0] = {name: [1] for name in state["history"][0]}
+    (held / "trainer.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize("damage", [no_tokenizer, other_vocabulary, other_names, lists_for_numbers])
+def test_damage_that_loading_finds_falls_back_too(damage, finished, copy, capsys):
+    damage(checkpoint(copy, 4))
+    assert main(["--resume", str(copy)]) == 0
+    printed = capsys.readouterr()
+    assert (
+        f"{checkpoint(copy, 4)}" in printed.out + printed.err
+        and f"continuing {copy} after iteration 2\n" in printed.out
+    )
+    assert_same_run(copy, finished.folder)
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(copy):
+    os.mkfifo(checkpoint(copy, 4) / "extra.safetensors")
+    checkpoints.check_files(checkpoint(copy, 4))
 
 
 def test_without_a_good_checkpoint_one_sentence(copy, capsys):

@@ -116,14 +116,29 @@ def _begin_run(config: Config, folder: Path) -> Session:
 
 
 def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Session:
-    """A run to be continued from the first of some checkpoints that are whole.
+    """A run to be continued from the first of some checkpoints that can be loaded.
 
     Raises:
-        ValueError: none is whole, or it or the records of the run do not fit.
+        ValueError: none can, or it or the records of the run do not fit.
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
     console = _console()
     checkpoint = _made_by_main(lambda: _first_whole(checkpoints, console))
+    try:
+        return _continued(config, folder, checkpoint, console)
+    except _DamagedError as error:  # found by loading alone
+        others = checkpoints[checkpoints.index(checkpoint) + 1 :]
+        if not others:
+            raise
+        console.warn(str(error))
+        return open_run(config, folder, others)
+
+
+class _DamagedError(ValueError):
+    """A checkpoint that cannot be loaded."""
+
+
+def _continued(config: Config, folder: Path, checkpoint: Path, console: ConsoleLogger) -> Session:
     state = read_state(checkpoint)
     iteration = int(state["iteration"])
     _check_same(config, from_dict(state["config"], f"checkpoint {checkpoint}"), folder, checkpoint)
@@ -132,9 +147,12 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
     if not (folder / METRICS).exists():
         console.warn(f"{folder / METRICS} is missing: the run goes on without its earlier records")
     _prepare(folder)
-    _check_fit(config, str(checkpoint), folder, console)
-    session = build(config, folder, str(checkpoint), console, iteration)
-    agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
+    try:
+        _check_fit(config, str(checkpoint), folder, console)
+        session = build(config, folder, str(checkpoint), console, iteration)
+        agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
+    except ValueError as error:
+        raise _DamagedError(str(error)) from error
     session.updater.num_updates = int(state["num_updates"])
     session.history.extend(history)
     write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)

@@ -321,7 +321,7 @@ def _sound_alarms(session: Session, metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _log(session: Session, iteration: int, metrics: Mapping[str, Any]) -> None:
-    _append(session.folder / METRICS, {"iteration": iteration, **_finite(metrics)})
+    _append(session.folder / METRICS, {"iteration": iteration} | _finite(metrics) | {"iteration": iteration})
 
 
 def _append(path: Path, *records: Mapping[str, Any]) -> None:

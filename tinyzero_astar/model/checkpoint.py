@@ -187,6 +187,8 @@ def check_files(folder: Path) -> None:
         if not (folder / name).is_file():
             raise ValueError(f"checkpoint {folder}: {name} is missing; use another one")
     for path in sorted(folder.iterdir()):
+        if not path.is_file():  # opening a pipe would wait for ever
+            continue
         try:
             if path.suffix == ".safetensors":
                 with path.open("rb"), safe_open(path, "pt"):  # it compares the header with the file's size
@@ -225,8 +227,8 @@ def remembered_by(folder: Path, state: Mapping[str, Any]) -> tuple[list[dict[str
     """
     history, record = state.get("history"), state.get("record")
     if isinstance(history, list) and isinstance(record, dict) and len(history) == state["iteration"]:
-        values = [x for known in history if isinstance(known, dict) for x in known.values()]
-        if all(x is None or type(x) in (int, float, list) for x in values):
+        items = [item for known in history if isinstance(known, dict) for item in known.items()]
+        if all(isinstance(x, list) if name == "alarms" else x is None or type(x) in (int, float) for name, x in items):
             return history, record
     raise ValueError(
         f"checkpoint {folder}: {_STATE} lacks the metrics of its {state['iteration']} iterations, which a resumed run"
