@@ -46,6 +46,26 @@ def test_a_file_gets_plain_lines_and_no_bar():
     assert "iteration   3" in shown.getvalue() and "\x1b" not in shown.getvalue() and "/7" not in shown.getvalue()
 
 
+def test_warnings_and_errors_go_to_standard_error_and_the_rest_to_standard_output(capsys):
+    console = ConsoleLogger()
+    console.say("said")
+    console.warn("warned")
+    console.fail("failed")
+    assert capsys.readouterr() == ("said\n", "warning: warned\nerror: failed\n")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_that_shows_the_bar_gets_warnings_above_it(is_terminal, monkeypatch):
+    shown, errors = StringIO(), StringIO()
+    monkeypatch.setattr("sys.stderr", errors)
+    console = ConsoleLogger(Console(file=shown, force_terminal=True, width=100))
+    console._errors._force_terminal = is_terminal
+    console.start(7, 2)
+    console.warn("warned")
+    console.stop()
+    assert ("warned" in shown.getvalue(), "warned" in errors.getvalue()) == (is_terminal, not is_terminal)
+
+
 @pytest.mark.parametrize("argv", [["--search.beam-widht", "8"], ["--train.gae-lambda", "2"], ["--resume", "nowhere"]])
 def test_a_mistake_that_all_ranks_make_is_told_by_the_first_alone(argv, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -76,8 +76,9 @@ def test_a_run_made_on_a_gpu_goes_on_and_is_evaluated_on_a_machine_without_one(s
     (run / "config.json").write_text(to_json(elsewhere.config))
     trainer._save(elsewhere, 3, {})
     assert main(["--resume", str(run)]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: device cuda: PyTorch ") and "use --model.device cpu, or install" in err
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: ") and "metrics.jsonl is missing" in warning
+    assert error.startswith("error: device cuda: PyTorch ") and "use --model.device cpu, or install" in error
     assert main(["--resume", str(run), "--model.device", "cpu"]) == 0
     saved = json.loads((run / "checkpoints" / "checkpoint_iter_4" / "trainer.json").read_text())
     assert saved["config"]["model"]["device"] == "cpu"

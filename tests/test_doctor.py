@@ -316,7 +316,7 @@ def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys,
     monkeypatch.setattr(session, "free_memory", lambda device: 300_000)
     argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--train.num-iterations", "0"]
     assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 0
-    first = " ".join(capsys.readouterr().out.split())
+    first = " ".join(capsys.readouterr().err.split())
     assert first.startswith("warning: memory: ") and " of 300 kB free, " in first and "; peak " in first
 
 

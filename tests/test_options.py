@@ -22,10 +22,10 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def run(tiny_base, line, capsys):
-    """What the run said, in one line."""
+    """What the run warned of, in one line."""
     capsys.readouterr()
     assert main(["--model.model-name", str(tiny_base), *OPTIONS.split(), "--output-dir", "r", *line.split()]) == 0
-    return " ".join(capsys.readouterr().out.split())
+    return " ".join(capsys.readouterr().err.split())
 
 
 def test_more_threads_than_cores_are_not_taken(tiny_base, monkeypatch, capsys):

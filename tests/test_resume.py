@@ -261,8 +261,8 @@ def test_damage_is_found_without_loading_and_names_the_file(damage, name, copy):
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finished, copy, capsys):
     damage(checkpoint(copy, 4))
     assert main(["--resume", str(copy)]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith(f"warning: checkpoint {checkpoint(copy, 4)}: ") and out.count("warning") == 1
+    out, err = capsys.readouterr()
+    assert err.startswith(f"warning: checkpoint {checkpoint(copy, 4)}: ") and err.count("\n") == 1
     assert f"going back to {checkpoint(copy, 2)}\n" in out and f"continuing {copy} after iteration 2\n" in out
     assert_same_run(copy, finished.folder)
     assert names(copy) == ["checkpoint_iter_2", "checkpoint_iter_4", "checkpoint_iter_4.set_aside"]
@@ -400,7 +400,7 @@ def test_what_the_gate_remembers_comes_from_the_checkpoint(finished, copy, capsy
     seen = []
     monkeypatch.setattr(trainer, "guidance_gate", lambda h: (seen.append(list(h)), (len(h) >= 2, "early"))[1])
     assert main(["--resume", str(copy)]) == 0
-    assert f"{copy / METRICS} is missing" in capsys.readouterr().out
+    assert f"{copy / METRICS} is missing" in capsys.readouterr().err
     assert seen == [finished.history[:2], finished.history[:3]]
     assert timeless(copy) == timeless(finished.folder)[3:]
     for name in ("model.safetensors", "trainer.safetensors"):
@@ -572,9 +572,8 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
     with monkeypatch.context() as patch:
         patch.setattr(trainer, name, filling)
         assert main([*options, "--output-dir", str(folder)]) == 1
-    out, err = capsys.readouterr()
-    [sentence] = [line for line in out.splitlines() if line.startswith("error: ")]
-    assert sentence.startswith(f"error: {folder}/") and "No space left on device" in sentence and err == ""
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"error: {folder}/") and "No space left on device" in sentence
     assert sentence.endswith(f"continue with: python train.py --resume {folder}")
     assert contents(checkpoint(folder, 2)) == contents(checkpoint(finished.folder, 2))
     assert main(["--resume", str(folder)]) == 0
@@ -591,8 +590,8 @@ def test_a_limit_that_hits_a_checkpoint_is_one_sentence(options, tmp_path, capsy
 
     monkeypatch.setattr(trainer, "save_checkpoint", saved)
     assert main([*options, "--output-dir", str(tmp_path / "r")]) == 1
-    out = capsys.readouterr().out
-    assert f"error: {checkpoint(tmp_path / 'r', 2)} cannot be written (" in out and "File too large" in out
+    [sentence] = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"error: {checkpoint(tmp_path / 'r', 2)} cannot be written (File too large")
     assert names(tmp_path / "r") == []
 
 
@@ -625,11 +624,11 @@ def test_an_evaluation_that_cannot_be_saved_beside_its_checkpoint(is_anywhere, c
 
     monkeypatch.setattr(Path, "write_text", read_only)
     assert main([*FEW, str(held)]) == (0 if is_anywhere else 1)
-    out = capsys.readouterr().out
-    assert "pass_at_1" in out and f"warning: {held / 'evaluation.json'} cannot be written (" in out
+    out, err = capsys.readouterr()
+    assert "pass_at_1" in out and err.startswith(f"warning: {held / 'evaluation.json'} cannot be written (")
     there = Path("runs/evaluation-001/evaluation.json")
     assert there.exists() == is_anywhere
-    assert (f"saved to {there}" in out, "saved nowhere" in out) == (is_anywhere, not is_anywhere)
+    assert (f"saved to {there}" in out, "saved nowhere" in err) == (is_anywhere, not is_anywhere)
 
 
 # -------------------------------------------------------------------------------- iterations without a gradient
@@ -646,14 +645,14 @@ def test_an_iteration_that_drops_every_leaf_says_so_and_may_be_resumed(options, 
     monkeypatch.setattr(trainer, "make_batch", dropping)
     monkeypatch.setattr(trainer, "iterate", lambda session, i: (numbers.append(i), iterate(session, i))[1])
     assert main([*options, "--output-dir", str(tmp_path / "whole")]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     _, *written = records(tmp_path / "whole")
     assert [r["train/num_rows"] == 0 for r in written] == [True, False, True, False]
     assert written[0].keys() == written[1].keys()
     assert [r["train/learning_rate"] for r in written] == pytest.approx([0.025, 0.05, 0.1 / 3, 0.05 / 3])
     assert [r["train/num_updates"] for r in written] == [0, 2, 2, 4]
     assert written[0]["advantage/rms"] is written[2]["policy/entropy"] is None
-    assert out.count("nothing was learned in iteration 1: every leaf") == out.count("iteration 3: every leaf") == 1
+    assert err.count("nothing was learned in iteration 1: every leaf") == err.count("iteration 3: every leaf") == 1
     assert out.count("loss – value –") == 2 and "nan" not in out
     folder = tmp_path / "r"
     with monkeypatch.context() as patch:

@@ -63,8 +63,8 @@ def train(session: Session) -> int:
     try:
         return _train(session)
     except WriteFailedError as error:
-        session.console.say(
-            f"error: {error}; what was saved before is kept: make room or raise the limit, then continue with: python"
+        session.console.fail(
+            f"{error}; what was saved before is kept: make room or raise the limit, then continue with: python"
             f" train.py --resume {session.folder}"
         )
         return FAILED
@@ -81,7 +81,7 @@ def _train(session: Session) -> int:
             try:
                 metrics = _train_once(session, done)
             except FloatingPointError as error:
-                console.say(f"error: iteration {done}: {error}; the last checkpoint is untouched")
+                console.fail(f"iteration {done}: {error}; the last checkpoint is untouched")
                 return FAILED
             number = agreed(received)
             is_saved = number > 0 or _is_due(done, config.run.checkpoint_frequency, last)
@@ -158,7 +158,7 @@ def _save_evaluation(session: Session, folder: Path, measured: Mapping[str, Any]
         else:
             session.console.say(f"saved to {path}")
             return 0
-    session.console.say("error: the results above are saved nowhere")
+    session.console.fail("the results above are saved nowhere")
     return FAILED
 
 

@@ -37,16 +37,18 @@ def _shown(value: float | None, pattern: str) -> str:
 
 
 class ConsoleLogger:
-    """Writes to the terminal; plain lines when the output is no terminal.
+    """Writes to the terminal; plain lines when the output is no terminal. Warnings and errors go to standard error.
 
     Args:
-        console: to write to; default: standard output.
+        console: for all else; default: standard output.
         is_silent: write nothing: the processes of a run but one.
     """
 
     def __init__(self, console: Console | None = None, is_silent: bool = False) -> None:
         terminal = False if is_silent else None
-        self.console = console or Terminal(highlight=False, soft_wrap=True, quiet=is_silent, force_terminal=terminal)
+        options: dict[str, Any] = {"highlight": False, "soft_wrap": True, "quiet": is_silent}
+        self.console = console or Terminal(force_terminal=terminal, **options)
+        self._errors = Terminal(stderr=True, force_terminal=terminal, **options)
         self._progress: Progress | None = None
 
     def say(self, text: str) -> None:
@@ -54,8 +56,17 @@ class ConsoleLogger:
         self.console.print(safe(text))
 
     def warn(self, text: str) -> None:
-        """One line that stands out."""
-        self.console.print(f"[bold yellow]warning:[/] {safe(text)}")
+        """One line that stands out, on standard error."""
+        self._alert(f"[bold yellow]warning:[/] {safe(text)}")
+
+    def fail(self, text: str) -> None:
+        """One line that says why a run ends, on standard error."""
+        self._alert(f"[bold red]error:[/] {safe(text)}")
+
+    def _alert(self, markup: str) -> None:
+        # a terminal that shows the bar must get its lines through the bar's console, or they would be overwritten
+        is_shared = self._progress is not None and self._errors.is_terminal
+        (self.console if is_shared else self._errors).print(markup)
 
     def start(self, num_iterations: int, done: int) -> None:
         """Show a progress bar until `stop`."""
