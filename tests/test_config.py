@@ -115,6 +115,9 @@ def test_values_beyond_either_end_and_nan_are_refused_by_name(name):
         ("train.gae_lambda", 1.5, "0 and 1"),
         ("search.weight_cap", 1.0, "1.000001 and 1000000"),
         ("model.max_seq_length", 7, "8 and 1048576"),
+        ("data.num_problems", 50_001, "1 and 50000"),
+        ("eval.num_problems", 50_001, "1 and 50000"),
+        ("run.seed", -1, "0 and 4611686018427387904"),
     ],
 )
 def test_range_sentence_shows_field_value_and_both_ends(field, value, ends):

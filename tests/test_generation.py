@@ -297,9 +297,9 @@ def test_unknown_template_names_the_known_ones() -> None:
         _task(template="chat")
 
 
-@pytest.mark.parametrize("num_problems", [0, -5, 50_001])
+@pytest.mark.parametrize("num_problems", [0, -5])
 def test_num_problems_is_checked(num_problems: int) -> None:
-    with pytest.raises(ValueError, match=f"between 1 and 50000, got {num_problems}"):
+    with pytest.raises(ValueError, match=f"must be at least 1, got {num_problems}"):
         _task(num_problems=num_problems)
 
 
@@ -316,9 +316,9 @@ def test_too_many_held_out_problems_says_how_many_exist() -> None:
         _task().held_out_problems(HELD_OUT_NUM + 1)
 
 
-@pytest.mark.parametrize("count", [0, -1, 50_001])
+@pytest.mark.parametrize("count", [0, -1])
 def test_held_out_count_is_checked(count: int) -> None:
-    with pytest.raises(ValueError, match=f"between 1 and 50000, got {count}"):
+    with pytest.raises(ValueError, match=f"must be at least 1, got {count}"):
         _task().held_out_problems(count)
 
 

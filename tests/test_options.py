@@ -54,7 +54,8 @@ def test_the_shortest_right_completion_is_right():
 def test_a_depth_at_which_nothing_can_be_right_is_said(depth, is_warned, tiny_base, capsys):
     """</think>, <answer>, three digits, </answer> and the end: 7 tokens with the embedded base's tokenizer."""
     said = run(tiny_base, f"--train.num-iterations 0 --search.max-search-depth {depth}", capsys)
-    assert (f"completions of at most {depth} tokens cannot be right: the shortest right one has" in said) == is_warned
+    tokens = "1 token" if depth == 1 else f"{depth} tokens"
+    assert (f"completions of at most {tokens} cannot be right: the shortest right one has" in said) == is_warned
 
 
 @pytest.mark.parametrize(("mode", "is_thinned"), [("sample", False), ("best_first", False), ("gumbel", True)])

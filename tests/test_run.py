@@ -393,6 +393,7 @@ def test_the_command_that_evaluates_again_gives_the_same_evaluation(options, tmp
     few = "--train.num-iterations 1 --eval.num-problems 20 --eval.num-samples 2 --eval.search best_first"
     assert main([*options, *few.split(), "--output-dir", "r"]) == 0
     out = capsys.readouterr().out
+    assert re.search(r"^1 iteration in \d+ s$", out, re.MULTILINE)
     command = re.search(r"^evaluate again: python train\.py (.*)$", out, re.MULTILINE)
     assert main(command[1].split()) == 0
     found = read(checkpoint(Path("r"), 1) / "evaluation.json")

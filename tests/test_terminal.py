@@ -24,7 +24,7 @@ from tinyzero_astar.loggers.console import ConsoleLogger, Terminal
 from tinyzero_astar.machine import Speed
 from tinyzero_astar.report import curve
 from tinyzero_astar.solve import solve_main
-from tinyzero_astar.terminal import complain, printable, run_command
+from tinyzero_astar.terminal import complain, counted, printable, run_command
 from tinyzero_astar.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -328,6 +328,13 @@ def test_nothing_says_that_an_index_has_the_package():
     """No index does: `pip install -e '.[plot]'` is what works."""
     files = [*product_files(), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     assert [str(file) for file in files if "tinyzero-astar[" in file.read_text(encoding="utf-8")] == []
+
+
+# ------------------------------------------------------------------------------------------------------ numbers
+
+
+def test_one_thing_has_no_plural():
+    assert [counted(n, "beam") for n in (0, 1, 2)] == ["0 beams", "1 beam", "2 beams"]
 
 
 # -------------------------------------------------------------------------------------- text of foreign origin

@@ -290,12 +290,13 @@ def _check_evaluation(evaluation: EvalConfig) -> None:
             )
 
 
+_MAX_PROBLEMS = 50_000  # of one set; from 3 digits on, 80,000 pairs and more exist on either side
 _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "model.max_seq_length": (8, 1 << 20),
     "model.lora_rank": (0, 1024),
     "data.min_digits": (1, 6),
     "data.max_digits": (1, 6),
-    "data.num_problems": (1, 10**7),
+    "data.num_problems": (1, _MAX_PROBLEMS),
     "reward.accuracy": (1e-6, 1e6),
     "reward.format": (0, 1e6),
     "search.num_rollouts_per_problem": (1, 1024),
@@ -325,7 +326,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "train.micro_batch_tokens": (1, 1 << 30),
     "train.ratio_tolerance": (0, 1e6),
     "eval.eval_frequency": (1, 10**7),
-    "eval.num_problems": (1, 10**6),
+    "eval.num_problems": (1, _MAX_PROBLEMS),
     "eval.num_samples": (1, 1024),
     "eval.num_problems_between": (1, 10**6),
     "eval.max_rows": (1, 1 << 20),
@@ -343,7 +344,11 @@ def _check_ranges(config: Config) -> None:
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(f"{name} {value} is out of range: it must lie between {low:.10g} and {high:.10g}")
+            raise ValueError(f"{name} {value} is out of range: it must lie between {_end(low)} and {_end(high)}")
+
+
+def _end(x: float) -> str:
+    return str(x) if isinstance(x, int) else f"{x:.10g}"
 
 
 def to_json(config: Config) -> str:

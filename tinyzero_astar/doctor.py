@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tinyzero_astar.config import Config
-from tinyzero_astar.terminal import complain, printable, readable_bytes, readable_seconds
+from tinyzero_astar.terminal import complain, counted, printable, readable_bytes, readable_seconds
 from tinyzero_astar.train import Command, parse_as
 
 if TYPE_CHECKING:
@@ -181,11 +181,11 @@ def _show_time(console: Terminal, time: dict[str, Any]) -> None:
     evaluation, between = (readable_seconds(time[f"seconds_per_evaluation{x}"]) for x in ("", "_between"))
     left_out = " (without A* and beam search at test time)" if time["is_test_time_search_left_out"] else ""
     console.print(
-        f"time, an estimate: {readable_seconds(time['seconds'])} = {time['num_iterations']} iterations of"
+        f"time, an estimate: {readable_seconds(time['seconds'])} = {counted(time['num_iterations'], 'iteration')} of"
         f" {readable_seconds(sum(parts.values()))} ("
         + ", ".join(f"{name} {readable_seconds(value)}" for name, value in parts.items())
-        + f") and {time['num_evaluations']} evaluations of {evaluation} ({between} between the first and the last)"
-        f"{left_out}, with every completion at full length, from {readable_bytes(time['copied_bytes_per_s'])}/s and"
-        f" {time['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s measured just now",
+        + f") and {counted(time['num_evaluations'], 'evaluation')} of {evaluation} ({between} between the first and the"
+        f" last){left_out}, with every completion at full length, from {readable_bytes(time['copied_bytes_per_s'])}/s"
+        f" and {time['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s measured just now",
         soft_wrap=True,
     )

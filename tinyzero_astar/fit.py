@@ -21,7 +21,7 @@ from tinyzero_astar.machine import Speed
 from tinyzero_astar.model.known import known_shapes
 from tinyzero_astar.model.memory import Memory, checkpoint_bytes, kv_bytes, peak, phases
 from tinyzero_astar.model.workload import Shapes, Work
-from tinyzero_astar.terminal import readable_bytes
+from tinyzero_astar.terminal import counted, readable_bytes
 
 _LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
 _MOST_PROCESSES = 8  # of one machine
@@ -292,8 +292,8 @@ def disk_advice(config: Config, model: Model, num_processes: int, device: str, a
     if outlook.disk <= available:
         return None
     text = (
-        f"disk: {outlook.num_checkpoints} checkpoints of {readable_bytes(outlook.checkpoint)} and the records need"
-        f" {readable_bytes(outlook.disk)} of {readable_bytes(available)} free; "
+        f"disk: {counted(outlook.num_checkpoints, 'checkpoint')} of {readable_bytes(outlook.checkpoint)} and the"
+        f" records need {readable_bytes(outlook.disk)} of {readable_bytes(available)} free; "
     )
     plan = mend_disk(config, model, num_processes, device, available)
     if plan.fits:

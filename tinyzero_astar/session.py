@@ -47,7 +47,7 @@ from tinyzero_astar.run_folder import (
     replace_text,
     start_over,
 )
-from tinyzero_astar.terminal import readable_bytes
+from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.reward import RewardWeights
@@ -352,14 +352,14 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
     _, depth = generator.encode([*training_set, *held_out], search.max_search_depth)  # or refuses the prompts
     if depth < search.max_search_depth:
         console.warn(
-            f"max_seq_length {config.model.max_seq_length} leaves {depth} tokens after the longest prompt, less than"
-            f" max_search_depth {search.max_search_depth}"
+            f"max_seq_length {config.model.max_seq_length} leaves {counted(depth, 'token')} after the longest prompt,"
+            f" less than max_search_depth {search.max_search_depth}"
         )
     shortest = len(tokenizer(task.shortest_right(training_set), add_special_tokens=False)["input_ids"]) + 1
     if depth < shortest:  # with the end token
         console.warn(
-            f"completions of at most {depth} tokens cannot be right: the shortest right one has {shortest}; raise"
-            " max_search_depth or max_seq_length"
+            f"completions of at most {counted(depth, 'token')} cannot be right: the shortest right one has {shortest};"
+            " raise max_search_depth or max_seq_length"
         )
     guidance = Guidance(
         inverse_beta=search.inverse_beta,

@@ -127,6 +127,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def counted(count: int, name: str) -> str:
+    """A number of things: 1 beam, 2 beams."""
+    return f"{count} {name}{'' if count == 1 else 's'}"
+
+
 def readable_bytes(size: float) -> str:
     """With a unit in which it has at most three digits."""
     for unit in ("bytes", "kB", "MB", "GB"):

@@ -46,7 +46,7 @@ from tinyzero_astar.run_folder import (
 )
 from tinyzero_astar.session import Session, optimizers
 from tinyzero_astar.stopping import agreed, stop_requests
-from tinyzero_astar.terminal import FAILED
+from tinyzero_astar.terminal import FAILED, counted
 from tinyzero_astar.writing import write_for_all
 
 _NUM_SHOWN = 3  # completions on the console
@@ -96,9 +96,9 @@ def _train(session: Session) -> int:
                 console.say(f"stopped after iteration {done}; continue with: python train.py --resume {session.folder}")
                 return 128 + number
     if done > first:
-        console.say(f"{done - first} iterations in {time.perf_counter() - began:.0f} s")
+        console.say(f"{counted(done - first, 'iteration')} in {time.perf_counter() - began:.0f} s")
     else:
-        console.say(f"nothing to train: this run has finished its {last} iterations")
+        console.say(f"nothing to train: this run has finished its {counted(last, 'iteration')}")
     if done > 0:
         console.say(f"evaluate again: python train.py --eval-only --checkpoint {_checkpoint(session, done)}")
     return 0

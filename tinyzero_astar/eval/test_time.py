@@ -18,6 +18,7 @@ from tinyzero_astar.interfaces import Problem, Task
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
 from tinyzero_astar.rollout.heuristic import Guidance
+from tinyzero_astar.terminal import counted
 
 DECODING_INVERSE_BETA = 3.0  # the search prefers success, whatever the root's value says
 _SEED, _ITERATION = 0, 1 << 41  # noise apart from that of training and of other evaluations
@@ -83,8 +84,10 @@ def compare(
     return [
         _arm("greedy", torch.cat([g.accuracy[:, 0] for g in greedy]), greedy),
         _arm(f"best_first, width {beam_width}", torch.cat([s.accuracy[:, 0] for s in searched]), searched),
-        _arm(f"best of {width} samples by value", chosen, sampled),
-        Arm(f"beam search, {width} beams", wilson(float(beams.mean()), count), beam_tokens / count, nan, nan),
+        _arm(f"best of {counted(width, 'sample')} by value", chosen, sampled),
+        Arm(
+            f"beam search, {counted(width, 'beam')}", wilson(float(beams.mean()), count), beam_tokens / count, nan, nan
+        ),
     ]
 
 
