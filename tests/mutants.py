@@ -1970,6 +1970,14 @@ SCORING = (
         ("test_training.py::test_trees_stay_within_the_limit_and_lose_no_row",),
     ),
     Mutant(
+        "idle-processes",
+        "trees of several processes are as large as those of one",
+        "training/update.py",
+        "most = max(1, len(rows) // world_size())",
+        "most = len(rows)",
+        ("test_training.py::test_every_process_has_a_tree_as_long_as_there_are_rows_enough",),
+    ),
+    Mutant(
         "trees-always-joined",
         "a completion joins a tree whatever attention costs",
         "model/workload.py",

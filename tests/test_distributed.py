@@ -24,7 +24,7 @@ from tinyzero_astar.train import main, parse
 WORKER = Path(__file__).with_name("distributed_worker.py")
 OPTIONS = (  # three rows a step, one a micro-batch: two ranks have unequal turns, and of four one has no row
     "--train.num-iterations 5 --train.problems-per-iteration 4 --train.batch-size 1 --train.learning-rate 0.01"
-    " --train.max-grad-norm 0.5 --train.weight-decay 0.1 --train.micro-batch-tokens 20 --data.num-problems 12"
+    " --train.max-grad-norm 0.5 --train.weight-decay 0.1 --train.micro-batch-tokens 12 --data.num-problems 12"
     " --search.num-rollouts-per-problem 3 --search.beam-width 4 --search.max-search-depth 8"
     " --search.guidance-strength 1 --value.hidden-size 8 --value.update-frequency 3 --run.num-threads 1"
     " --run.checkpoint-frequency 3 --run.sample-frequency 1 --eval.num-problems 7 --eval.num-samples 2"

@@ -267,6 +267,19 @@ def test_micro_batches_hold_every_row_once_within_budget(num_shares):
     assert any(len(group) > 1 for group in groups)
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8, 12])
+def test_every_process_has_a_tree_as_long_as_there_are_rows_enough(num_ranks, monkeypatch):
+    """A step of two problems with three rows each, whose trees would be two."""
+    policy, seen = make_policy(), []
+    updater = make_updater(policy, batch_size=2, micro_batch_tokens=10_000)
+    monkeypatch.setattr("tinyzero_astar.training.update.world_size", lambda: num_ranks)
+    monkeypatch.setattr(updater, "_own_micro_batches", lambda trees: seen.append(trees) or iter([(trees[:1], 1.0)]))
+    updater.update(make_rows(policy, num_problems=2), 2, 0)
+    (trees,) = seen
+    assert min(num_ranks, 6) <= len(trees) and (len(trees) == 2) == (num_ranks <= 2)
+    assert sorted(row for tree in trees for row in tree.rows) == list(range(6))
+
+
 def test_batch_size_counts_problems_per_optimizer_step():
     _, metrics = weights_after({"batch_size": 2}, iterations=3)
     assert metrics["train/num_updates"] == 3 * 2

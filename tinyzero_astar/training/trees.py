@@ -66,7 +66,9 @@ class Tree:
         return self._position[number]
 
 
-def grow_trees(batch: Batch, rows: Sequence[int], max_tokens: int, linear_cost: float) -> list[Tree]:
+def grow_trees(
+    batch: Batch, rows: Sequence[int], max_tokens: int, linear_cost: float, max_completions: int | None = None
+) -> list[Tree]:
     """The given rows of a batch as trees, a problem's together; the smallest first.
 
     A problem gets several trees where one would have more than `max_tokens` positions, though a single completion may,
@@ -77,6 +79,7 @@ def grow_trees(batch: Batch, rows: Sequence[int], max_tokens: int, linear_cost: 
         rows: to be trained on.
         max_tokens: see above.
         linear_cost: see `model.workload.is_worth_joining`.
+        max_completions: of one tree; None: any number.
     """
     trees: list[Tree] = []
     length = batch.is_token.sum(1).tolist()
@@ -86,7 +89,8 @@ def grow_trees(batch: Batch, rows: Sequence[int], max_tokens: int, linear_cost: 
     for row in rows:
         problem, completion = problems[row], tokens[row][: length[row]]
         tree = newest.get(problem)
-        if tree is None or not _has_room(tree, completion, max_tokens, linear_cost):
+        is_full = tree is not None and len(tree.rows) == max_completions
+        if tree is None or is_full or not _has_room(tree, completion, max_tokens, linear_cost):
             tree = newest[problem] = Tree(list(batch.prompts[problem]))
             trees.append(tree)
         tree.add(completion, row)

@@ -113,7 +113,10 @@ class Updater:
         num_tokens = max(float(_mass(whole).sum()), 1e-6)
         shares = 1.0 / count, is_value_due / num_tokens
         sums, error = [0.0, 0.0, 0.0, 0.0], 0.0
-        trees = grow_trees(batch, rows.tolist(), self.settings.micro_batch_tokens, self.policy.linear_cost)
+        most = max(1, len(rows) // world_size())  # completions in a tree: no process shall have nothing to do
+        trees = grow_trees(
+            batch, rows.tolist(), self.settings.micro_batch_tokens, self.policy.linear_cost, max_completions=most
+        )
         for group, factor in self._own_micro_batches(trees):
             own, own_error = self._add_gradients(batch, group, factor, shares)
             sums, error = [a + b for a, b in zip(sums, own, strict=True)], max(error, own_error)
