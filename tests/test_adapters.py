@@ -285,7 +285,7 @@ def test_a_checkpoint_without_its_adapters_is_refused(change, finished, tmp_path
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
-    assert main(["--resume", str(folder)]) == 2
+    assert main(["--resume", str(folder / "checkpoints" / "checkpoint_iter_4")]) == 2
     err = capsys.readouterr().err
     assert "does not hold what resuming needs (the adapters of 21 matrices)" in err and err.count("\n") == 1
 

@@ -223,7 +223,7 @@ def test_a_checkpoint_without_its_masters_is_refused(finished, tmp_path, capsys)
     path = folder / "checkpoints" / "checkpoint_iter_4" / "trainer.safetensors"
     kept = {k: v for k, v in load_file(path).items() if not k.endswith(".master")}
     save_file(kept, path)
-    assert main(["--resume", str(folder)]) == 2
+    assert main(["--resume", str(folder / "checkpoints" / "checkpoint_iter_4")]) == 2
     err = capsys.readouterr().err
     assert "does not hold what resuming needs ('master')" in err and err.count("\n") == 1
 
@@ -240,4 +240,4 @@ def test_the_gap_between_sampler_and_trainer_is_logged_and_alarmed(tolerance, al
     record = records(tmp_path / "r")[1]
     assert 1e-4 < record["audit/ratio_error"] < 0.1  # rounding to 8 bits, more than float32 would show
     assert [name for name in record["alarms"] if name == "ratio"] == alarms
-    assert ("sampler and trainer disagree" in capsys.readouterr().out) == bool(alarms)
+    assert ("sampler and trainer disagree" in capsys.readouterr().err) == bool(alarms)

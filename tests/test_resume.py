@@ -11,7 +11,7 @@ import os
 import resource
 import shutil
 import signal
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -511,18 +511,21 @@ def dying(patch, last):
 # --------------------------------------------------------------------------------- what cannot be written
 
 
-@pytest.fixture
-def limited():
-    """No file of this process may grow beyond so many bytes, as after `ulimit -f`."""
+@contextmanager
+def limited(size):
+    """Inside, no file of this process may grow beyond so many bytes, as after `ulimit -f`; pytest may write to one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_limit_on_files_is_known_before_the_work(options, tmp_path, capsys, limited, monkeypatch):
+def test_a_limit_on_files_is_known_before_the_work(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(session, "build", None)  # no model is loaded
-    limited(20_000)
-    sentence = refused([*options, "--output-dir", str(tmp_path / "a" / "r")], capsys)
+    with limited(20_000):
+        sentence = refused([*options, "--output-dir", str(tmp_path / "a" / "r")], capsys)
     assert sentence.startswith(f"{tmp_path / 'a' / 'r'} cannot hold a run: ") and "(File too large)" in sentence
     assert list(tmp_path.iterdir()) == []
 
@@ -581,12 +584,12 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
     assert names(folder) == ["checkpoint_iter_2", "checkpoint_iter_4"]
 
 
-def test_a_limit_that_hits_a_checkpoint_is_one_sentence(options, tmp_path, capsys, limited, monkeypatch):
+def test_a_limit_that_hits_a_checkpoint_is_one_sentence(options, tmp_path, capsys, monkeypatch):
     save = trainer.save_checkpoint
 
     def saved(*args):
-        limited(20_000)
-        save(*args)
+        with limited(20_000):
+            save(*args)
 
     monkeypatch.setattr(trainer, "save_checkpoint", saved)
     assert main([*options, "--output-dir", str(tmp_path / "r")]) == 1
