@@ -119,7 +119,7 @@ _TAG = re.compile(r"</?think>|</?answer>", re.I)
 
 
 def judged(text: str, is_finished: bool, answer: int) -> tuple[float, float]:
-    """Accuracy and format of a completion, 0 or 1 (the grammar is that of training/reward.py)."""
+    """Accuracy and format of a completion, 0 or 1 (the grammar is that of data/answers.py)."""
     match = _RIGHT.fullmatch(text)
     if not is_finished or match is None or _TAG.search(match[1]) is not None:
         return 0.0, 0.0

@@ -8,6 +8,7 @@ from collections import Counter
 
 import pytest
 
+from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.generation import (
     TEMPLATES,
     Multiplication,
@@ -17,7 +18,6 @@ from tinyzero_astar.data.generation import (
     problem_id,
 )
 from tinyzero_astar.interfaces import Problem, Task
-from tinyzero_astar.training.reward import Reason
 
 TWO_DIGITS = range(10, 100)
 HELD_OUT_NUM, HELD_OUT_SUM = 844, 3409881  # of 4,095 unordered pairs; recorded once

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from tinyzero_astar.data import answers as answers_module
+from tinyzero_astar.data.answers import Reason, verify_integer
 from tinyzero_astar.interfaces import Verdict
-from tinyzero_astar.training import reward as reward_module
-from tinyzero_astar.training.reward import Reason, RewardWeights, reward, verify_integer
+from tinyzero_astar.training.reward import RewardWeights, reward
 
 ANSWER = 1035
 GOOD = "23*40=920\n23*5=115\n920+115=1035</think><answer>1035</answer>"
@@ -273,7 +274,7 @@ def _num_calls(completion: str, is_finished: bool) -> int:
 def test_every_case_costs_a_bounded_number_of_linear_scans() -> None:
     # Every call is one scan of at most LIMIT characters, so a bound on calls bounds the work. That
     # holds for str methods only: a regular expression could hide any cost behind one call.
-    assert "re" not in vars(reward_module)
+    assert "re" not in vars(answers_module)
     calls = {name: _num_calls(text, is_finished) for name, text, is_finished, *_ in CASES}
     assert calls["plain"] > 10  # the counter counts
     assert {name: num for name, num in calls.items() if num > 60} == {}
@@ -292,7 +293,7 @@ def test_long_digits_never_reach_int(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(text)
         return int(text)
 
-    monkeypatch.setattr(reward_module, "int", guarded_int, raising=False)
+    monkeypatch.setattr(answers_module, "int", guarded_int, raising=False)
     for _, text, is_finished, *_ in CASES:
         verify_integer(text, ANSWER, is_finished)
     assert "1035" in seen

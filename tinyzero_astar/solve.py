@@ -85,6 +85,7 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     import torch
     from transformers.utils import logging as transformers_logging
 
+    from tinyzero_astar.data.answers import verify_integer
     from tinyzero_astar.data.generation import TEMPLATES, room_after
     from tinyzero_astar.machine import choose_device
     from tinyzero_astar.model.checkpoint import load_trainer, read_state
@@ -92,7 +93,6 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
     from tinyzero_astar.model.model import load_policy
     from tinyzero_astar.rollout.astar_search import astar_rollouts
     from tinyzero_astar.rollout.heuristic import Guidance
-    from tinyzero_astar.training.reward import verify_integer
 
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)  # one problem: threads would only wait for each other

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tinyzero_astar.data.answers import verify_integer
 from tinyzero_astar.interfaces import Problem, Verdict
-from tinyzero_astar.training.reward import verify_integer
 
 HELD_OUT_PERCENT = 20
 MAX_DIGITS = 6  # of an operand

@@ -1,0 +1,148 @@
+"""The verifier: what a completion answers, and whether that is right.
+
+The prompt ends with `<think>`, so a right completion is, from its first to its last character:
+
+    thinking </think> [space] <answer> [space] integer [space] </answer> [space]
+
+where the thinking may be anything, or nothing, without one of the four tags (in any case), and
+space is any run of blank, newline, tab or carriage return. Everything else is a format failure with
+a reason that can be counted. Left out on purpose: partial credit, repair, and searching the text
+for something that looks like the answer, since a policy under reinforcement learning finds every
+loophole.
+
+A completion is untrusted text of any length. The cost is a fixed number of linear string scans: no
+regular expression, no `int()` of an unbounded string.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from tinyzero_astar.interfaces import Verdict
+
+MAX_COMPLETION_CHARS = 20_000  # some ten times what the longest preset can generate
+MAX_DIGITS = 20  # the product of two 6-digit numbers has 12
+
+_THINK, _THINK_END, _ANSWER, _ANSWER_END = "<think>", "</think>", "<answer>", "</answer>"
+_SPACE = " \n\t\r"  # not str.strip()'s default, which also takes non-ASCII and control characters
+
+
+class Reason(StrEnum):
+    """Every phrase that a verdict of `verify_integer` can carry."""
+
+    CORRECT = "correct"
+    WRONG_INTEGER = "wrong integer"
+    TOO_LONG = "too long to be judged"
+    CUT_OFF = "cut off before the end"
+    WRONG_CASE = "tag not in lower case"
+    THINK_REOPENED = "thinking opened again"
+    THINK_NOT_CLOSED = "thinking not closed"
+    THINK_CLOSED_TWICE = "thinking closed more than once"
+    NO_ANSWER = "no answer"
+    SEVERAL_ANSWERS = "several answers"
+    ANSWER_NOT_CLOSED = "answer not closed"
+    ANSWER_CLOSED_TWICE = "answer closed more than once"
+    ANSWER_IN_THINKING = "answer inside the thinking"
+    OUT_OF_ORDER = "tags in the wrong order"
+    TEXT_BEFORE_ANSWER = "text between thinking and answer"
+    TEXT_AFTER_ANSWER = "text after the answer"
+    EMPTY_ANSWER = "empty answer"
+    NOT_AN_INTEGER = "answer is not an integer"
+    TOO_MANY_DIGITS = "answer has too many digits"
+    LEADING_ZERO = "answer has a leading zero"
+
+
+_TAGS = (_THINK, _THINK_END, _ANSWER, _ANSWER_END)
+_ONCE = (  # tags that must occur exactly once: tag, reason when missing, reason when repeated
+    (_THINK_END, Reason.THINK_NOT_CLOSED, Reason.THINK_CLOSED_TWICE),
+    (_ANSWER, Reason.NO_ANSWER, Reason.SEVERAL_ANSWERS),
+    (_ANSWER_END, Reason.ANSWER_NOT_CLOSED, Reason.ANSWER_CLOSED_TWICE),
+)
+
+
+def answer_text(completion: str, is_finished: bool) -> str | Reason:
+    """What stands between the answer tags of a well-formed completion, without space around it, or why there is none.
+
+    Args:
+        completion: the text after the prompt, which already opened `<think>`, without the
+            end-of-sequence token's text. Untrusted.
+        is_finished: True where the model ended the text itself. A text that was cut earns nothing,
+            however it looks: paying it would teach the policy never to stop.
+    """
+    if len(completion) > MAX_COMPLETION_CHARS:  # first, so that nothing below sees unbounded text
+        return Reason.TOO_LONG
+    if not is_finished:
+        return Reason.CUT_OFF
+    fault = _tag_fault(completion)
+    if fault is not None:
+        return fault
+    return completion.partition(_ANSWER)[2].partition(_ANSWER_END)[0].strip(_SPACE)
+
+
+def verify_integer(completion: str, answer: int, is_finished: bool) -> Verdict:
+    """Judge one completion against the right integer.
+
+    Args:
+        completion: see `answer_text`.
+        answer: the right integer.
+        is_finished: see `answer_text`.
+
+    Returns:
+        The verdict; `accuracy` implies `format`, `reason` is a `Reason`.
+    """
+    inside = answer_text(completion, is_finished)
+    value = inside if isinstance(inside, Reason) else _parse_integer(inside)
+    if isinstance(value, Reason):
+        return _refused(value)
+    is_right = value == answer
+    reason = Reason.CORRECT if is_right else Reason.WRONG_INTEGER
+    return Verdict(accuracy=is_right, format=True, answer=value, reason=reason)
+
+
+def _refused(reason: Reason) -> Verdict:
+    return Verdict(accuracy=False, format=False, answer=None, reason=reason)
+
+
+def _tag_fault(completion: str) -> Reason | None:
+    """What is wrong with the tags and the text around them, if anything."""
+    lower = completion.lower()
+    if any(lower.count(tag) != completion.count(tag) for tag in _TAGS):
+        return Reason.WRONG_CASE
+    if _THINK in completion:
+        return Reason.THINK_REOPENED
+    for tag, missing, repeated in _ONCE:
+        count = completion.count(tag)
+        if count != 1:
+            return repeated if count else missing
+    return _order_fault(completion)
+
+
+def _order_fault(completion: str) -> Reason | None:
+    """The same for a completion that has each tag of `_ONCE` once."""
+    before, _, after = completion.partition(_ANSWER)
+    if _ANSWER_END not in after:
+        return Reason.OUT_OF_ORDER
+    if _THINK_END not in before:
+        return Reason.ANSWER_IN_THINKING
+    if before.partition(_THINK_END)[2].strip(_SPACE):
+        return Reason.TEXT_BEFORE_ANSWER
+    if after.partition(_ANSWER_END)[2].strip(_SPACE):
+        return Reason.TEXT_AFTER_ANSWER
+    return None
+
+
+def _parse_integer(text: str) -> int | Reason:
+    """The integer in its one canonical spelling: ASCII digits, at most a single leading '-'.
+
+    `int()` alone would take "+5", "1_000", "007" and the digits of every script.
+    """
+    if not text:
+        return Reason.EMPTY_ANSWER
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit()):
+        return Reason.NOT_AN_INTEGER
+    if len(digits) > MAX_DIGITS:  # before int(), whose cost grows with the square of the length
+        return Reason.TOO_MANY_DIGITS
+    if digits.startswith("0") and text != "0":  # "-0" too
+        return Reason.LEADING_ZERO
+    return int(text)
