@@ -2114,6 +2114,92 @@ SCORING = (
         ("test_decoder.py::test_recorded_scores_equal_one_full_forward",),
     ),
 )
+REFUSED = ("test_expression.py::test_what_is_no_expression_is_refused",)
+VALUED = ("test_expression.py::test_expressions_have_an_exact_value_and_their_numbers",)
+AS_PYTHON = ("test_expression.py::test_every_short_text_is_read_as_python_reads_it",)
+EXPRESSIONS = (
+    Mutant(
+        "expression-right-to-left",
+        "operators of one rank are applied from right to left",
+        "data/expression.py",
+        "        while self._next in operators:\n            value = combined(self._take(), value, part(depth))\n",
+        "        if self._next in operators:\n"
+        "            value = combined(self._take(), value, self._chain(operators, part, depth))\n",
+        VALUED,
+    ),
+    Mutant(
+        "expression-no-precedence",
+        "times and divided-by bind no closer than plus and minus",
+        "data/expression.py",
+        "return self._chain(_SUMS, self._product, depth)",
+        "return self._chain(_SUMS | _PRODUCTS, self._operand, depth)",
+        VALUED,
+    ),
+    Mutant(
+        "expression-divides-by-zero",
+        "what is divided by zero is zero",
+        "data/expression.py",
+        "return a / b if b else None",
+        "return a / b if b else b",
+        VALUED,
+    ),
+    Mutant(
+        "expression-floor-division",
+        "quotients are rounded down",
+        "data/expression.py",
+        "return a / b if b else None",
+        "return Fraction(a // b) if b else None",
+        VALUED,
+    ),
+    Mutant(
+        "expression-half-read",
+        "what stands behind a whole expression is ignored",
+        "data/expression.py",
+        "if self._next != _END:",
+        "if False:",
+        AS_PYTHON,
+    ),
+    Mutant(
+        "expression-blanks-glue",
+        "digits with a blank between them are one number",
+        "data/expression.py",
+        "    for mark in _MARKS:\n",
+        '    text = text.replace(" ", "")\n    for mark in _MARKS:\n',
+        REFUSED,
+    ),
+    Mutant(
+        "expression-leading-zeros",
+        "numbers may begin with zeros",
+        "data/expression.py",
+        'if token.startswith("0") and token != "0":',
+        "if False:",
+        REFUSED,
+    ),
+    Mutant(
+        "expression-equations",
+        "an equation is read up to its equals sign",
+        "data/expression.py",
+        '    if "=" in text:\n        return Fault.EQUATION\n    return None if _ALPHABET.issuperset(text)',
+        '    return None if _ALPHABET.issuperset(text.partition("=")[0])',
+        REFUSED,
+    ),
+    Mutant(
+        "expression-any-space",
+        "tabs, newlines and all that Unicode calls space may stand in an expression",
+        "data/expression.py",
+        "_ALPHABET.issuperset(text)",
+        '_ALPHABET.issuperset("".join(text.split()))',
+        REFUSED,
+    ),
+    Mutant(
+        "expression-length-late",
+        "an over-long text is looked at before it is measured",
+        "data/expression.py",
+        "if len(text) > MAX_CHARS:",
+        'if len(text.strip(" ")) > MAX_CHARS:',
+        ("test_expression.py::test_over_long_text_is_refused_by_its_length_alone",),
+    ),
+)
 MUTANTS = (
     *HEURISTIC,
     *SCORING,
@@ -2130,6 +2216,7 @@ MUTANTS = (
     *PROCESSES,
     *WIRING,
     *MODELS,
+    *EXPRESSIONS,
 )
 
 
