@@ -8,15 +8,17 @@ from collections import Counter
 
 import pytest
 
+from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.generation import (
     TEMPLATES,
     Multiplication,
     is_held_out,
+    key_of,
     operands,
-    overlap,
     problem_id,
 )
+from tinyzero_astar.data.questions import overlap
 from tinyzero_astar.interfaces import Problem, Task
 
 TWO_DIGITS = range(10, 100)
@@ -29,8 +31,17 @@ def _task(
     num_problems: int = 50,
     seed: int = 0,
     template: str = "compact",
+    second: tuple[int | None, int | None] = (None, None),
 ) -> Multiplication:
-    return Multiplication(min_digits, max_digits, num_problems, seed, template)
+    data = DataConfig(
+        num_problems=num_problems,
+        template=template,
+        min_digits=min_digits,
+        max_digits=max_digits,
+        second_min_digits=second[0],
+        second_max_digits=second[1],
+    )
+    return Multiplication(data, seed=seed)
 
 
 def _ids(problems: list[Problem]) -> list[int]:
@@ -85,12 +96,17 @@ def test_sides_of_all_two_digit_problems_are_disjoint_and_complete() -> None:
 
 def test_overlap_counts_unordered_pairs_once() -> None:
     def problem(a: int, b: int) -> Problem:
-        return Problem(id=problem_id(a, b), prompt="", text=f"{a}*{b}", answer=a * b)
+        return Problem(id=problem_id(a, b), prompt="", text=f"{a}*{b}", answer=a * b, key=key_of(a, b))
 
     train = [problem(2, 3), problem(3, 2), problem(4, 4), problem(5, 6), problem(7, 8)]
     held_out = [problem(3, 2), problem(4, 4), problem(6, 5), problem(2, 4)]
     assert overlap(train, held_out) == 3
     assert overlap(train, []) == 0
+
+
+def test_overlap_counts_texts_where_there_is_no_key() -> None:
+    train, held_out = ([Problem(0, "", text, 0) for text in texts] for texts in (("a", "b"), ("b", "c", "b")))
+    assert overlap(train, held_out) == 1
 
 
 def test_ids_encode_the_operands() -> None:
@@ -213,7 +229,7 @@ def test_train_problems_never_change() -> None:
     assert [p.text for p in _task(seed=0).train_problems(2, 24)[:6]] == [
         "11*43", "34*47", "36*28", "39*18", "65*36", "14*14",
     ]  # fmt: skip
-    wide = Multiplication(1, 6, 100, 7, "compact")
+    wide = _task(1, 6, 100, 7, "compact")
     assert [p.text for p in wide.train_problems(0, 3)] == [
         "473259*98", "698193*51118", "734501*6948",
     ]  # fmt: skip
@@ -283,6 +299,80 @@ def test_operand_order_does_not_depend_on_the_digit_range() -> None:
     assert all(one == other for one, other in texts)
 
 
+# ---- factors of different widths
+
+
+WIDTHS = [((2, 2), (1, 1)), ((3, 3), (2, 2)), ((1, 1), (2, 3)), ((1, 2), (2, 3))]
+
+
+@pytest.mark.parametrize(("first", "second"), WIDTHS)
+def test_each_factor_has_its_own_digits(first: tuple[int, int], second: tuple[int, int]) -> None:
+    task = _task(*first, num_problems=200, second=second)
+    train, held_out = task.train_problems(0, 200), task.held_out_problems(60)
+    for problem in [*train, *held_out]:
+        widths = [len(str(n)) for n in operands(problem.id)]
+        assert all(low <= width <= high for width, (low, high) in zip(widths, (first, second), strict=True))
+    assert overlap(train, held_out) == 0
+    assert len({p.key for p in held_out}) == 60
+    assert held_out == _task(*first, num_problems=1, seed=8, second=second).held_out_problems(60)
+    assert {len(str(operands(p.id)[1])) for p in train} == set(range(second[0], second[1] + 1))
+
+
+def test_one_bound_of_the_second_factor_may_stay_that_of_the_first() -> None:
+    for second, digits in [((1, None), (1, 2)), ((None, 3), (2, 3)), ((None, None), (2, 2))]:
+        assert _task(second=second).digits == ((2, 2), digits)
+
+
+def test_held_out_factors_turn_only_where_both_orders_are_allowed() -> None:
+    """Of 1 to 2 times 2 to 3 digits, both are where each has two; then a hash decides, as for equal widths."""
+    problems = _task(1, 2, second=(2, 3)).held_out_problems(800)
+    pairs = [operands(p.id) for p in problems]
+    both = [(a, b) for a, b in pairs if 10 <= a <= 99 and 10 <= b <= 99]
+    plain = {frozenset(operands(p.id)): operands(p.id) for p in _task().held_out_problems(HELD_OUT_NUM)}
+    assert len(both) > 100
+    assert all(plain[frozenset(pair)] == pair for pair in both)
+    assert any(a > b for a, b in both) and any(a < b for a, b in both)
+
+
+def test_all_products_of_narrow_factors_are_there() -> None:
+    pairs = {(a, b) for a in range(10, 100) for b in range(1, 10)}
+    train = {pair for pair in pairs if not is_held_out(*pair)}
+    task = _task(2, 2, num_problems=len(train), second=(1, 1))
+    assert {operands(p.id) for p in task.train_problems(0, len(train))} == train
+    held_out = task.held_out_problems(len(pairs) - len(train))
+    assert {operands(p.id) for p in held_out} == pairs - train
+    with pytest.raises(ValueError, match=f"but only {len(train)} exist"):
+        _task(2, 2, num_problems=len(train) + 1, second=(1, 1))
+
+
+# ---- examples, and what a person types
+
+
+def test_an_example_works_the_product_out() -> None:
+    task = _task()
+    assert task.example(task.ask("23*45")) == "23*45=1035</think><answer>1035</answer>"
+
+
+def test_the_form_of_an_example_never_changes() -> None:
+    task = Multiplication(DataConfig(num_problems=1, num_shots=1), seed=0)
+    assert task.ask("23*45").prompt == (
+        "38*60=?\n<think>38*60=2280</think><answer>2280</answer>\x03\n\n23*45=?\n<think>"
+    )
+
+
+@pytest.mark.parametrize("text", ["37*84", " 37 x 84 ", "37 × 84\n"])
+def test_a_product_may_be_typed_in_several_ways(text: str) -> None:
+    problem = _task(1, 1, num_problems=1).ask(text)  # whatever the task's own digits
+    assert (problem.id, problem.text, problem.answer) == (problem_id(37, 84), "37*84", 37 * 84)
+    assert problem.prompt == TEMPLATES["compact"].format(a=37, b=84)
+
+
+@pytest.mark.parametrize("text", ["", "37", "37*", "037*84", "37*0", "1234567*2", "-3*4", "3*4*5", "3 + 4", "٣*4"])
+def test_anything_else_is_refused_with_how_to_write_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r'is not a product .* write it as "37\*84"'):
+        _task().ask(text)
+
+
 # ---- errors
 
 
@@ -290,6 +380,8 @@ def test_operand_order_does_not_depend_on_the_digit_range() -> None:
 def test_digit_ranges_are_checked(low: int, high: int) -> None:
     with pytest.raises(ValueError, match=f"<= 6, got min_digits={low}, max_digits={high}"):
         _task(low, high)
+    with pytest.raises(ValueError, match=f"<= 6, got second_min_digits={low}, second_max_digits={high}"):
+        _task(second=(low, high))
 
 
 def test_unknown_template_names_the_known_ones() -> None:

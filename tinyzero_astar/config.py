@@ -40,16 +40,24 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Multiplication problems."""
+    """The task and its problems."""
 
-    min_digits: int = 2
-    """Fewest digits of an operand."""
-    max_digits: int = 2
-    """Most digits of an operand."""
+    task: str = "multiplication"
+    """What is asked: a name in data/tasks.py."""
     num_problems: int = 2000
     """Size of the training set."""
+    num_shots: int = 0
+    """Worked examples before every question, for base models that do not know the format."""
     template: Literal["conversation", "compact"] = "compact"
     """How a question is worded: `conversation` for real base models, `compact` for the embedded one."""
+    min_digits: int = 2
+    """multiplication: fewest digits of a factor."""
+    max_digits: int = 2
+    """multiplication: most digits of a factor."""
+    second_min_digits: int | None = None
+    """multiplication: fewest digits of the second factor; None: as of the first."""
+    second_max_digits: int | None = None
+    """multiplication: most digits of the second factor; None: as of the first."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +304,10 @@ _RANGES: dict[str, tuple[float, float]] = {  # inclusive
     "model.lora_rank": (0, 1024),
     "data.min_digits": (1, 6),
     "data.max_digits": (1, 6),
+    "data.second_min_digits": (1, 6),
+    "data.second_max_digits": (1, 6),
     "data.num_problems": (1, _MAX_PROBLEMS),
+    "data.num_shots": (0, 64),
     "reward.accuracy": (1e-6, 1e6),
     "reward.format": (0, 1e6),
     "search.num_rollouts_per_problem": (1, 1024),

@@ -12,32 +12,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 SearchMode = Literal["sample", "gumbel", "best_first"]
+END_OF_EXAMPLE = "\N{END OF TEXT}"
+"""Stands in a prompt where a worked example ends; the text of the model's end token takes its place."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with a verifiable integer answer."""
+    """One question with a verifiable answer."""
 
-    id: int  # unique within its task; seeds the search noise
-    prompt: str  # rendered text that the model continues
+    id: int  # unique within its task, below 2**62; seeds the search noise
+    prompt: str  # rendered text that the model continues; END_OF_EXAMPLE stands for the model's end token
     text: str  # the bare question, for people ("23*45")
-    answer: int
+    answer: Any  # of the task's own type (an integer, a fraction, a string)
+    key: str = ""  # equal for problems that differ only in form (23*45, 45*23); "": the text
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the verifier says about one completion."""
 
-    accuracy: bool  # the one well-formed answer equals the problem's answer
+    accuracy: bool  # the one well-formed answer is right
     format: bool  # exactly one well-formed think/answer pair, at the end
-    answer: int | None  # the parsed integer; None when the format is wrong
-    reason: str  # one phrase, for logs: why the score is what it is
+    answer: Any  # what was parsed, in a form that JSON can hold; None when the format is wrong
+    reason: str  # one phrase, for logs: why the verdict is what it is
+    score: float | None = None  # reward in [0, 1] of a task that grades; None: accuracy counts
 
 
 class Task(Protocol):
@@ -48,11 +52,19 @@ class Task(Protocol):
         ...
 
     def held_out_problems(self, count: int) -> list[Problem]:
-        """The first `count` held-out problems, the same in every run."""
+        """The first `count` held-out problems, the same in every run; no key of theirs is trained on."""
         ...
 
     def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
         """Judge the text after the prompt; cheap and safe on any string."""
+        ...
+
+    def example(self, problem: Problem) -> str:
+        """A right completion, worked out briefly, as few-shot prompts show it."""
+        ...
+
+    def ask(self, text: str) -> Problem:
+        """The problem that a person typed; a ValueError says how to write one."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 The prompt ends with `<think>`, so a right completion is, from its first to its last character:
 
-    thinking </think> [space] <answer> [space] integer [space] </answer> [space]
+    thinking </think> [space] <answer> [space] answer [space] </answer> [space]
 
 where the thinking may be anything, or nothing, without one of the four tags (in any case), and
 space is any run of blank, newline, tab or carriage return. Everything else is a format failure with
@@ -16,6 +16,7 @@ regular expression, no `int()` of an unbounded string.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 
 from tinyzero_astar.interfaces import Verdict
@@ -23,14 +24,15 @@ from tinyzero_astar.interfaces import Verdict
 MAX_COMPLETION_CHARS = 20_000  # some ten times what the longest preset can generate
 MAX_DIGITS = 20  # the product of two 6-digit numbers has 12
 
-_THINK, _THINK_END, _ANSWER, _ANSWER_END = "<think>", "</think>", "<answer>", "</answer>"
+THINK, THINK_END, ANSWER, ANSWER_END = "<think>", "</think>", "<answer>", "</answer>"
 _SPACE = " \n\t\r"  # not str.strip()'s default, which also takes non-ASCII and control characters
 
 
 class Reason(StrEnum):
-    """Every phrase that a verdict of `verify_integer` can carry."""
+    """The phrases that verdicts carry; a task may add its own."""
 
     CORRECT = "correct"
+    WRONG_ANSWER = "wrong answer"
     WRONG_INTEGER = "wrong integer"
     TOO_LONG = "too long to be judged"
     CUT_OFF = "cut off before the end"
@@ -52,11 +54,11 @@ class Reason(StrEnum):
     LEADING_ZERO = "answer has a leading zero"
 
 
-_TAGS = (_THINK, _THINK_END, _ANSWER, _ANSWER_END)
+_TAGS = (THINK, THINK_END, ANSWER, ANSWER_END)
 _ONCE = (  # tags that must occur exactly once: tag, reason when missing, reason when repeated
-    (_THINK_END, Reason.THINK_NOT_CLOSED, Reason.THINK_CLOSED_TWICE),
-    (_ANSWER, Reason.NO_ANSWER, Reason.SEVERAL_ANSWERS),
-    (_ANSWER_END, Reason.ANSWER_NOT_CLOSED, Reason.ANSWER_CLOSED_TWICE),
+    (THINK_END, Reason.THINK_NOT_CLOSED, Reason.THINK_CLOSED_TWICE),
+    (ANSWER, Reason.NO_ANSWER, Reason.SEVERAL_ANSWERS),
+    (ANSWER_END, Reason.ANSWER_NOT_CLOSED, Reason.ANSWER_CLOSED_TWICE),
 )
 
 
@@ -76,7 +78,30 @@ def answer_text(completion: str, is_finished: bool) -> str | Reason:
     fault = _tag_fault(completion)
     if fault is not None:
         return fault
-    return completion.partition(_ANSWER)[2].partition(_ANSWER_END)[0].strip(_SPACE)
+    return completion.partition(ANSWER)[2].partition(ANSWER_END)[0].strip(_SPACE)
+
+
+def verify_answer(completion: str, is_finished: bool, judge: Callable[[str], Verdict]) -> Verdict:
+    """The verdict of `judge` on what a well-formed completion answers, or a format failure.
+
+    Args:
+        completion: see `answer_text`.
+        is_finished: see `answer_text`.
+        judge: is given what stands between the answer tags, which is not empty.
+    """
+    inside = answer_text(completion, is_finished)
+    if isinstance(inside, Reason):
+        return refused(inside)
+    return judge(inside) if inside else refused(Reason.EMPTY_ANSWER)
+
+
+def judge_integer(answer: int, text: str) -> Verdict:
+    """Whether a text is the right integer in its one canonical spelling, such as 42 or -7."""
+    value = _parse_integer(text)
+    if isinstance(value, Reason):
+        return refused(value)
+    is_right = value == answer
+    return Verdict(is_right, True, value, Reason.CORRECT if is_right else Reason.WRONG_INTEGER)
 
 
 def verify_integer(completion: str, answer: int, is_finished: bool) -> Verdict:
@@ -90,16 +115,11 @@ def verify_integer(completion: str, answer: int, is_finished: bool) -> Verdict:
     Returns:
         The verdict; `accuracy` implies `format`, `reason` is a `Reason`.
     """
-    inside = answer_text(completion, is_finished)
-    value = inside if isinstance(inside, Reason) else _parse_integer(inside)
-    if isinstance(value, Reason):
-        return _refused(value)
-    is_right = value == answer
-    reason = Reason.CORRECT if is_right else Reason.WRONG_INTEGER
-    return Verdict(accuracy=is_right, format=True, answer=value, reason=reason)
+    return verify_answer(completion, is_finished, lambda text: judge_integer(answer, text))
 
 
-def _refused(reason: Reason) -> Verdict:
+def refused(reason: str) -> Verdict:
+    """The verdict on a completion or an answer in the wrong format."""
     return Verdict(accuracy=False, format=False, answer=None, reason=reason)
 
 
@@ -108,7 +128,7 @@ def _tag_fault(completion: str) -> Reason | None:
     lower = completion.lower()
     if any(lower.count(tag) != completion.count(tag) for tag in _TAGS):
         return Reason.WRONG_CASE
-    if _THINK in completion:
+    if THINK in completion:
         return Reason.THINK_REOPENED
     for tag, missing, repeated in _ONCE:
         count = completion.count(tag)
@@ -119,14 +139,14 @@ def _tag_fault(completion: str) -> Reason | None:
 
 def _order_fault(completion: str) -> Reason | None:
     """The same for a completion that has each tag of `_ONCE` once."""
-    before, _, after = completion.partition(_ANSWER)
-    if _ANSWER_END not in after:
+    before, _, after = completion.partition(ANSWER)
+    if ANSWER_END not in after:
         return Reason.OUT_OF_ORDER
-    if _THINK_END not in before:
+    if THINK_END not in before:
         return Reason.ANSWER_IN_THINKING
-    if before.partition(_THINK_END)[2].strip(_SPACE):
+    if before.partition(THINK_END)[2].strip(_SPACE):
         return Reason.TEXT_BEFORE_ANSWER
-    if after.partition(_ANSWER_END)[2].strip(_SPACE):
+    if after.partition(ANSWER_END)[2].strip(_SPACE):
         return Reason.TEXT_AFTER_ANSWER
     return None
 
@@ -136,8 +156,6 @@ def _parse_integer(text: str) -> int | Reason:
 
     `int()` alone would take "+5", "1_000", "007" and the digits of every script.
     """
-    if not text:
-        return Reason.EMPTY_ANSWER
     digits = text.removeprefix("-")
     if not (digits.isascii() and digits.isdigit()):
         return Reason.NOT_AN_INTEGER

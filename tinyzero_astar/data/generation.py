@@ -1,12 +1,10 @@
-"""Multiplication problems: who is held out, how a question is asked, and its verifier.
+"""Multiplication problems: products of two positive integers.
 
-The split is a property of the *unordered* operand pair, decided by a hash that knows neither seed
-nor preset: 23*45 and 45*23 are always on the same side, and a model trained on one side has never
-seen the other.
+The key of a question is the *unordered* pair of its factors: 23*45 and 45*23 are always on the same side of the split.
 
-An operand's number of digits is drawn uniformly, then the operand uniformly among the numbers of
-that many digits (zero is left out: it teaches nothing). Pairs are drawn one after another in this
-way, without replacement.
+A factor's number of digits is drawn uniformly, then the factor uniformly among the numbers of that many digits (zero is
+left out: it teaches nothing). Pairs are drawn one after another in this way, without replacement. The two factors may
+have different numbers of digits: a base that never succeeds at 2x2 digits may learn from 2x1.
 """
 
 from __future__ import annotations
@@ -14,27 +12,30 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from tinyzero_astar.data.answers import verify_integer
+from tinyzero_astar.config import DataConfig
+from tinyzero_astar.data import questions
+from tinyzero_astar.data.answers import judge_integer
+from tinyzero_astar.data.questions import Question, QuestionTask
 from tinyzero_astar.interfaces import Problem, Verdict
 
-HELD_OUT_PERCENT = 20
-MAX_DIGITS = 6  # of an operand
-_ID_BASE = 1_000_000  # above every operand
-
+MAX_DIGITS = 6  # of a factor
+_ID_BASE = 1_000_000  # above every factor
+_ASKED = {"conversation": "What is {a} * {b}?", "compact": "{a}*{b}=?"}
+_WRITTEN = re.compile(r"\s*([1-9][0-9]{0,5})\s*[*x×]\s*([1-9][0-9]{0,5})\s*", re.ASCII)
+_PREFACE = (
+    "The user asks a question about arithmetic and the assistant works it out. The assistant"
+    " first writes down its reasoning, step by step, between <think> and </think>, then states"
+    " nothing but the final integer between <answer> and </answer>, as in <answer>42</answer>,"
+    " and stops.\n"
+)
+overlap = questions.overlap  # until the last caller has followed
 TEMPLATES = {
-    "conversation": (
-        "The user asks a question about arithmetic and the assistant works it out. The assistant"
-        " first writes down its reasoning, step by step, between <think> and </think>, then states"
-        " nothing but the final integer between <answer> and </answer>, as in <answer>42</answer>,"
-        " and stops.\n"
-        "User: What is {a} * {b}?\n"
-        "Assistant: <think>"
-    ),
-    "compact": "{a}*{b}=?\n<think>",
+    name: (_PREFACE if name == "conversation" else "") + questions.TEMPLATES[name].format(asked)
+    for name, asked in _ASKED.items()
 }
 
 
@@ -52,187 +53,122 @@ def room_after(prompt_length: int, max_seq_length: int, max_search_depth: int) -
     return min(max_search_depth, max_seq_length - prompt_length)
 
 
-def is_held_out(a: int, b: int) -> bool:
-    """Whether the unordered pair {a, b} belongs to the held-out set (20 % of all pairs do)."""
+def key_of(a: int, b: int) -> str:
+    """The key of the unordered pair {a, b}."""
     low, high = sorted((a, b))
-    digest = hashlib.blake2b(f"multiply {low} {high}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
+    return f"multiply {low} {high}"
+
+
+def is_held_out(a: int, b: int) -> bool:
+    """Whether the unordered pair {a, b} belongs to the held-out side."""
+    return questions.is_held_out(key_of(a, b))
 
 
 def problem_id(a: int, b: int) -> int:
-    """The id of the problem a*b: a * 10**6 + b, for operands below 10**6."""
+    """The id of the problem a*b: a * 10**6 + b, for factors below 10**6."""
     return a * _ID_BASE + b
 
 
 def operands(id: int) -> tuple[int, int]:
-    """The operands (a, b) of the problem with this id."""
+    """The factors (a, b) of the problem with this id."""
     return divmod(id, _ID_BASE)
 
 
-def overlap(train: Iterable[Problem], held_out: Iterable[Problem]) -> int:
-    """How many unordered operand pairs stand on both sides; 0 unless the split is broken.
-
-    It looks at the operands only, not at the hash that decides the split.
-    """
-    sides = ({frozenset(operands(p.id)) for p in side} for side in (train, held_out))
-    return len(set.intersection(*sides))
-
-
-@dataclass(frozen=True)
-class Multiplication:
-    """Products of two positive integers (implements `interfaces.Task`).
-
-    Args:
-        min_digits: fewest digits of an operand, 1 to `max_digits`.
-        max_digits: most digits of an operand, `min_digits` to 6.
-        num_problems: size of the training set in ordered operand pairs, 1 to 50,000.
-        seed: chooses the training set and its order; the held-out problems do not depend on it.
-        template: a name in `TEMPLATES`, how the question is put to the model.
+class Multiplication(QuestionTask):
+    """Products of two positive integers of 1 to 6 digits.
 
     Raises:
-        ValueError: an argument is out of range, or fewer than `num_problems` pairs exist.
+        ValueError: a number of digits is out of range, or fewer than `num_problems` ordered pairs exist.
     """
 
-    min_digits: int
-    max_digits: int
-    num_problems: int
-    seed: int
-    template: str
+    preface = _PREFACE
+    more = " or raise max_digits"
 
-    def __post_init__(self) -> None:
-        """Check the arguments and draw the training set, so that a wrong size fails at once."""
-        if not 1 <= self.min_digits <= self.max_digits <= MAX_DIGITS:
+    def __init__(self, data: DataConfig | int, *old: int, seed: int, template: str = "compact") -> None:
+        if isinstance(data, int):  # the arguments of before, until the last caller has followed
+            data = DataConfig(min_digits=data, max_digits=old[0], num_problems=old[1], template=template)  # type: ignore[arg-type]
+        self.digits = (
+            _digits("", data.min_digits, data.max_digits),
+            _digits(
+                "second_",
+                data.min_digits if data.second_min_digits is None else data.second_min_digits,
+                data.max_digits if data.second_max_digits is None else data.second_max_digits,
+            ),
+        )
+        super().__init__(data, seed)
+
+    def questions(self, rng: random.Random) -> Iterator[Question]:
+        """All products, each once, where no factor has more than 2 digits; beyond that an endless draw."""
+        return (self._question(a, b) for a, b in _pairs(rng, *self.digits))
+
+    def judge(self, answer: Any, text: str) -> Verdict:
+        """Right is the one canonical spelling of the product."""
+        return judge_integer(answer, text)
+
+    def held_out_form(self, question: Question) -> Question:
+        """Which factor comes first is decided by a hash, where the numbers of digits allow both."""
+        turned = _hashed_order(*_factors(question))
+        is_allowed = all(low <= len(str(n)) <= high for n, (low, high) in zip(turned, self.digits, strict=True))
+        return self._question(*turned) if is_allowed else question
+
+    def held_out_name(self) -> str:
+        """Each choice of digits has an order of its own."""
+        (low, high), second = self.digits
+        name = f"held out {low} {high}"
+        return name if second == (low, high) else f"{name} by {second[0]} {second[1]}"
+
+    def id_of(self, question: Question) -> int:
+        """See `problem_id`."""
+        return problem_id(*_factors(question))
+
+    def ask(self, text: str) -> Problem:
+        """Any product of two positive integers of at most 6 digits."""
+        match = _WRITTEN.fullmatch(text)
+        if match is None:
             raise ValueError(
-                f"digits must satisfy 1 <= min_digits <= max_digits <= {MAX_DIGITS},"
-                f" got min_digits={self.min_digits}, max_digits={self.max_digits}"
+                f"problem {text[:80]!r} is not a product of two positive integers of at most {MAX_DIGITS} digits;"
+                ' write it as "37*84"'
             )
-        if self.template not in TEMPLATES:
-            names = ", ".join(sorted(TEMPLATES))
-            raise ValueError(f"template {self.template!r} is unknown; choose one of: {names}")
-        _ = self._training_pairs
+        return self.problem(self._question(int(match[1]), int(match[2])))
 
-    def train_problems(self, iteration: int, count: int) -> list[Problem]:
-        """The training problems of an iteration, a pure function of seed, iteration and count.
-
-        The training set is consumed epoch by epoch, each in a fresh order, and no problem comes
-        twice within an epoch; a batch may end one epoch and begin the next. Nor does a problem come
-        twice within a batch as long as count <= num_problems: the search noise depends on iteration
-        and problem alone, so the second copy would have the same rollouts.
-        `train_problems(0, num_problems)` is the whole training set.
-
-        Args:
-            iteration: 0 for the first.
-            count: problems per iteration, at least 1, the same in every iteration of a run.
-
-        Raises:
-            ValueError: `iteration` or `count` is out of range.
-        """
-        if iteration < 0:
-            raise ValueError(f"iteration must be at least 0, got {iteration}")
-        _check_count("count", count)
-        pairs: list[tuple[int, int]] = []
-        while len(pairs) < count:
-            epoch, offset = divmod(iteration * count + len(pairs), self.num_problems)
-            pairs += self._epoch(epoch, count)[offset : offset + count - len(pairs)]
-        return [self._problem(a, b) for a, b in pairs]
-
-    def held_out_problems(self, count: int) -> list[Problem]:
-        """The first `count` held-out problems, the same for every seed, run and training-set size.
-
-        No two share an unordered operand pair; which operand comes first is decided by a hash.
-
-        Raises:
-            ValueError: `count` is out of range, or fewer than `count` pairs exist.
-        """
-        _check_count("count of held-out problems", count)
-        rng = random.Random(f"held out {self.min_digits} {self.max_digits}")
-        pairs = _pairs(rng, self.min_digits, self.max_digits)
-        ordered = (_hashed_order(a, b) for a, b in pairs if is_held_out(a, b))
-        problems = [self._problem(a, b) for a, b in _distinct(ordered, count)]
-        if len(problems) < count:
-            raise self._too_few("count of held-out problems", count, len(problems))
-        return problems
-
-    def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
-        """Judge the text after the prompt; cheap and safe on any string."""
-        return verify_integer(completion, problem.answer, is_finished)
-
-    @cached_property
-    def _training_pairs(self) -> tuple[tuple[int, int], ...]:
-        _check_count("num_problems", self.num_problems)
-        rng = random.Random(f"{self.seed} training set")
-        pairs = _pairs(rng, self.min_digits, self.max_digits)
-        found = _distinct((p for p in pairs if not is_held_out(*p)), self.num_problems)
-        if len(found) < self.num_problems:
-            raise self._too_few("num_problems", self.num_problems, len(found))
-        return tuple(found)
-
-    def _shuffled(self, epoch: int) -> list[tuple[int, int]]:
-        order = list(self._training_pairs)
-        random.Random(f"{self.seed} epoch {epoch}").shuffle(order)
-        return order
-
-    def _epoch(self, epoch: int, count: int) -> list[tuple[int, int]]:
-        """The order of an epoch that is consumed in batches of `count`.
-
-        The first batch may have begun with the last problems of the epoch before; those move behind
-        it. Places at the end stay as they are, or hold what `_carried` says, so that none has to
-        look at all the epochs before.
-        """
-        order = self._shuffled(epoch)
-        if count >= self.num_problems:
-            return order
-        before = self._carried(epoch - 1, count)
-        last = set(order[-count:]) if 2 * count <= self.num_problems else self._carried(epoch, count)
-        return sorted(order, key=lambda pair: 2 if pair in last else pair in before)  # stable
-
-    def _carried(self, epoch: int, count: int) -> set[tuple[int, int]]:
-        """The last problems of an epoch, those of the batch that the next epoch completes.
-
-        With batches of more than half of the set, an epoch may hold no whole batch. All that is not
-        in its first batch is then carried on, so the set must contain what the epoch before
-        carried. It grows by num_problems - count each time: longer and longer ends of one shuffle,
-        that of the last epoch that held a whole batch.
-        """
-        size = (epoch + 1) * self.num_problems % count
-        if size == 0:
-            return set()
-        source = max(0, epoch - size // (self.num_problems - count))
-        return set(self._shuffled(source)[-size:])
-
-    def _problem(self, a: int, b: int) -> Problem:
-        prompt = TEMPLATES[self.template].format(a=a, b=b)
-        return Problem(id=problem_id(a, b), prompt=prompt, text=f"{a}*{b}", answer=a * b)
+    def _question(self, a: int, b: int) -> Question:
+        text = f"{a}*{b}"
+        asked = _ASKED[self.data.template].format(a=a, b=b)
+        return Question(asked, a * b, text, key_of(a, b), worked=f"{text}={a * b}")
 
     def shortest_right(self, problems: Sequence[Problem]) -> str:
         """A completion that is right for one of the problems; none that is right has fewer letters."""
         return f"</think><answer>{min(problem.answer for problem in problems)}</answer>"
 
-    def _too_few(self, name: str, wanted: int, existing: int) -> ValueError:
-        return ValueError(
-            f"{name} is {wanted}, but only {existing} exist for operands of {self.min_digits} to"
-            f" {self.max_digits} digits; lower it or raise max_digits"
+
+def _factors(question: Question) -> tuple[int, int]:
+    a, _, b = question.text.partition("*")
+    return int(a), int(b)
+
+
+def _digits(name: str, low: int, high: int) -> tuple[int, int]:
+    """Checked fewest and most digits of a factor."""
+    if not 1 <= low <= high <= MAX_DIGITS:
+        raise ValueError(
+            f"digits must satisfy 1 <= {name}min_digits <= {name}max_digits <= {MAX_DIGITS},"
+            f" got {name}min_digits={low}, {name}max_digits={high}"
         )
+    return low, high
 
 
-def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
-
-
-def _pairs(rng: random.Random, min_digits: int, max_digits: int) -> Iterator[tuple[int, int]]:
+def _pairs(rng: random.Random, first: tuple[int, int], second: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """Ordered pairs as the module's docstring says; up to 2 digits each once, beyond that endless.
 
     The short list is put in order by exponential clocks (a pair's rate is its probability), which
     is the same as drawing one by one and skipping repeats (Efraimidis and Spirakis 2006).
     """
-    if max_digits <= 2:
-        numbers = range(10 ** (min_digits - 1), 10**max_digits)
-        both = itertools.product(numbers, numbers)
+    if first[1] <= 2 and second[1] <= 2:
+        left, right = (range(10 ** (low - 1), 10**high) for low, high in (first, second))
+        both = itertools.product(left, right)
         yield from sorted(both, key=lambda pair: rng.expovariate(_probability(*pair)))
         return
     while True:
-        yield _operand(rng, min_digits, max_digits), _operand(rng, min_digits, max_digits)
+        yield _factor(rng, *first), _factor(rng, *second)
 
 
 def _probability(a: int, b: int) -> float:
@@ -240,19 +176,9 @@ def _probability(a: int, b: int) -> float:
     return 10.0 ** -(len(str(a)) + len(str(b)))
 
 
-def _operand(rng: random.Random, min_digits: int, max_digits: int) -> int:
+def _factor(rng: random.Random, min_digits: int, max_digits: int) -> int:
     num_digits = rng.randint(min_digits, max_digits)
     return rng.randrange(10 ** (num_digits - 1), 10**num_digits)
-
-
-def _distinct(pairs: Iterable[tuple[int, int]], count: int) -> list[tuple[int, int]]:
-    """The first `count` different pairs; fewer when `pairs` ends before."""
-    found: dict[tuple[int, int], None] = {}  # a dict keeps the order
-    for pair in pairs:
-        found[pair] = None
-        if len(found) == count:
-            break
-    return list(found)
 
 
 def _hashed_order(a: int, b: int) -> tuple[int, int]:

@@ -1,0 +1,287 @@
+"""What all tasks have in common: from a stream of questions to problems, their split, their prompts and verdicts.
+
+A task says what its questions are (`questions`) and when an answer is right (`judge`, or simply `is_right`).
+`QuestionTask` does the rest:
+
+- The split is decided by a hash of a question's key that knows neither seed nor preset, so a model trained on one side
+  has never seen the other.
+- The training set is the first `num_problems` different questions of the training side, in the order of a stream that
+  the run's seed shuffles. The held-out stream does not depend on the seed.
+- A prompt is the question in the words of a template and ends with `<think>`. Worked examples may stand before it, from
+  the training side, the same for every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any, ClassVar
+
+from tinyzero_astar.config import DataConfig
+from tinyzero_astar.data.answers import ANSWER, ANSWER_END, THINK, THINK_END, Reason, verify_answer
+from tinyzero_astar.data.order import batch_indices
+from tinyzero_astar.interfaces import END_OF_EXAMPLE, Problem, Verdict
+
+HELD_OUT_PERCENT = 20
+_ASKABLE = 10_000  # held-out questions among which `ask` looks
+_PATIENCE = (1000, 20)  # repeats after which a stream counts as dry: at least, and per question that it has given
+
+TEMPLATES = {  # of one question, after the preface
+    "conversation": f"User: {{}}\nAssistant: {THINK}",
+    "compact": f"{{}}\n{THINK}",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task, before it is put into a prompt."""
+
+    asked: str  # as put to the model
+    answer: Any  # of the task's own type; what `judge` is given
+    text: str = ""  # for people, unique within the task; "": as asked
+    key: str = ""  # equal for questions that differ only in form: they stay on one side of the split; "": the text
+    worked: str = ""  # what an example has between <think> and </think>
+    shown: str = ""  # what an example has between <answer> and </answer>; "": str(answer)
+
+    def __post_init__(self) -> None:
+        """Fill in what was left empty."""
+        text = self.text or self.asked
+        filled = {"text": text, "key": self.key or text, "shown": self.shown or str(self.answer)}
+        for name, value in filled.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def example(self) -> str:
+        """A right completion."""
+        return f"{self.worked}{THINK_END}{ANSWER}{self.shown}{ANSWER_END}"
+
+
+def is_held_out(key: str) -> bool:
+    """Whether the questions of a key belong to the held-out side (20 % of all keys do)."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
+
+
+def overlap(train: Iterable[Problem], held_out: Iterable[Problem]) -> int:
+    """How many keys stand on both sides; 0 unless the split is broken.
+
+    It looks at the keys alone, not at the hash that decides the split.
+    """
+    sides = ({problem.key or problem.text for problem in side} for side in (train, held_out))
+    return len(set.intersection(*sides))
+
+
+class QuestionTask:
+    """A task made of questions (implements `interfaces.Task`); a subclass gives `questions` and says what is right.
+
+    Args:
+        data: the settings of section `data`.
+        seed: chooses the training set and its order; the held-out problems do not depend on it.
+
+    Raises:
+        ValueError: an argument is out of range, or fewer than `data.num_problems` questions exist.
+    """
+
+    preface: ClassVar[str] = (
+        "The user asks a question and the assistant works it out. The assistant first writes down its reasoning, step"
+        " by step, between <think> and </think>, then states nothing but the final answer between <answer> and"
+        " </answer>, and stops.\n"
+    )
+    """What template "conversation" begins with."""
+    more: ClassVar[str] = ""
+    """Where there are too few questions: what allows more, after "lower it", as in " or raise data.max_digits"."""
+
+    def __init__(self, data: DataConfig, seed: int) -> None:
+        if data.template not in TEMPLATES:
+            names = ", ".join(sorted(TEMPLATES))
+            raise ValueError(f"template {data.template!r} is unknown; choose one of: {names}")
+        self.data, self.seed = data, seed
+        self._asked: dict[int, Question] = {}  # of every problem that was made
+        _ = self._training_set, self._examples  # a wrong size fails at once
+
+    # ---- what a task says
+
+    def questions(self, rng: random.Random) -> Iterator[Question]:
+        """The questions in an order that `rng` decides; finite or endless, and one may come again."""
+        raise NotImplementedError
+
+    def judge(self, answer: Any, text: str) -> Verdict:
+        """The verdict on an answer; the completion around it has the right format.
+
+        Args:
+            answer: that of the question.
+            text: what stands between the answer tags, without space around it, not empty. Untrusted.
+        """
+        is_right = self.is_right(answer, text)
+        return Verdict(is_right, True, text, Reason.CORRECT if is_right else Reason.WRONG_ANSWER)
+
+    def is_right(self, answer: Any, text: str) -> bool:
+        """Whether a text answers a question: the simplest form of `judge`."""
+        return text == str(answer)
+
+    def held_out_form(self, question: Question) -> Question:
+        """The one form in which a held-out question is asked, of all that share its key."""
+        return question
+
+    def held_out_name(self) -> str:
+        """What seeds the order of the held-out questions: their kind, never the run's seed."""
+        return "held out"
+
+    def id_of(self, question: Question) -> int:
+        """The id of its problem, below 2**62."""
+        digest = hashlib.blake2b(question.text.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 2
+
+    # ---- interfaces.Task
+
+    def train_problems(self, iteration: int, count: int) -> list[Problem]:
+        """The training problems of an iteration, a pure function of seed, iteration and count.
+
+        The training set is consumed epoch by epoch, each in a fresh order, and no problem comes twice within an epoch;
+        a batch may end one epoch and begin the next. Nor does a problem come twice within a batch as long as
+        count <= num_problems: the search noise depends on iteration and problem alone, so the second copy would have
+        the same rollouts. `train_problems(0, num_problems)` is the whole training set.
+
+        Args:
+            iteration: 0 for the first.
+            count: problems per iteration, at least 1, the same in every iteration of a run.
+
+        Raises:
+            ValueError: `iteration` or `count` is out of range.
+        """
+        if iteration < 0:
+            raise ValueError(f"iteration must be at least 0, got {iteration}")
+        _check_count("count", count)
+        indices = batch_indices(self.seed, iteration, count, self.data.num_problems)
+        return [self.problem(self._training_set[index]) for index in indices]
+
+    def held_out_problems(self, count: int) -> list[Problem]:
+        """The first `count` held-out problems, the same for every seed, run and training-set size; each key once.
+
+        Raises:
+            ValueError: `count` is out of range, or fewer than `count` exist.
+        """
+        _check_count("count of held-out problems", count)
+        found = list(islice(self._held_out(), count))
+        if len(found) < count:
+            raise self._too_few("count of held-out problems", count, len(found))
+        return [self.problem(question) for question in found]
+
+    def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
+        """Judge the text after the prompt; cheap and safe on any string."""
+        return verify_answer(completion, is_finished, lambda text: self.judge(problem.answer, text))
+
+    def example(self, problem: Problem) -> str:
+        """A right completion, worked out briefly, as few-shot prompts show it.
+
+        Raises:
+            ValueError: the problem is not of this task.
+        """
+        if problem.id not in self._asked:
+            raise ValueError(f"{problem.text!r} is no problem of this task")
+        return self._asked[problem.id].example
+
+    def ask(self, text: str) -> Problem:
+        """The problem that a person typed, one of the task's own.
+
+        Raises:
+            ValueError: it is none of them; says how one is written.
+        """
+        for questions in (self._training_set, islice(self._held_out(), _ASKABLE)):
+            for question in questions:
+                if question.text == text.strip():
+                    return self.problem(question)
+        raise ValueError(
+            f"problem {text[:80]!r} is none of this task's; write one of them, as in {self._training_set[0].text!r}"
+        )
+
+    # ---- how
+
+    def problem(self, question: Question) -> Problem:
+        """A question with its id and its prompt."""
+        number = self.id_of(question)
+        self._asked[number] = question
+        return Problem(number, self._prompt(question), question.text, question.answer, question.key)
+
+    @cached_property
+    def _training_set(self) -> tuple[Question, ...]:
+        wanted = self.data.num_problems
+        _check_count("num_problems", wanted)
+        found = tuple(islice(self._training_side(f"{self.seed} training set"), wanted))
+        if len(found) < wanted:
+            raise self._too_few("num_problems", wanted, len(found))
+        return found
+
+    @cached_property
+    def _examples(self) -> tuple[Question, ...]:
+        """The worked examples, and a spare one for the prompts of a question that is among them; each key once."""
+        if self.data.num_shots == 0:
+            return ()
+        wanted = self.data.num_shots + 1
+        found = tuple(islice(_one_per_key(self._training_side(f"{self.held_out_name()} examples")), wanted))
+        if len(found) < wanted:
+            raise self._too_few("num_shots and a spare one", wanted, len(found))
+        for question in found:
+            verdict = self.verify(replace(_NO_PROBLEM, answer=question.answer), question.example, True)
+            if not verdict.accuracy:
+                raise ValueError(
+                    f"num_shots {self.data.num_shots} needs worked examples, but that of {question.text[:80]!r} is not"
+                    f" right by the task's own verifier ({verdict.reason}): {question.example[:80]!r}"
+                )
+        return found
+
+    def _training_side(self, name: str) -> Iterator[Question]:
+        fresh = _without_repeats(self.questions(random.Random(name)))
+        return (question for question in fresh if not is_held_out(question.key))
+
+    def _held_out(self) -> Iterator[Question]:
+        fresh = _without_repeats(self.questions(random.Random(self.held_out_name())))
+        return _one_per_key(self.held_out_form(question) for question in fresh if is_held_out(question.key))
+
+    def _prompt(self, question: Question) -> str:
+        preface = self.preface if self.data.template == "conversation" else ""
+        template = TEMPLATES[self.data.template]
+        others = [example for example in self._examples if example.key != question.key][: self.data.num_shots]
+        shots = "".join(f"{template.format(q.asked)}{q.example}{END_OF_EXAMPLE}\n\n" for q in others)
+        return preface + shots + template.format(question.asked)
+
+    def _too_few(self, name: str, wanted: int, existing: int) -> ValueError:
+        return ValueError(
+            f"{name} is {wanted}, but only {existing} exist with these settings of section data; lower it{self.more}"
+        )
+
+
+_NO_PROBLEM = Problem(id=0, prompt="", text="", answer=None)
+
+
+def _check_count(name: str, count: int) -> None:
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def _without_repeats(questions: Iterable[Question]) -> Iterator[Question]:
+    """Each question once; ends where the questions end, or where they only repeat themselves.
+
+    With n equally likely questions, one of which has not come yet, 20 n repeats in a row have the chance exp(-20).
+    """
+    seen: set[str] = set()
+    repeats = 0
+    for question in questions:
+        if question.text not in seen:
+            seen.add(question.text)
+            repeats = 0
+            yield question
+        elif (repeats := repeats + 1) > _PATIENCE[0] + _PATIENCE[1] * len(seen):
+            return
+
+
+def _one_per_key(questions: Iterable[Question]) -> Iterator[Question]:
+    seen: set[str] = set()
+    for question in questions:
+        if question.key not in seen:
+            seen.add(question.key)
+            yield question
