@@ -465,6 +465,7 @@ ELSEWHERE = {
     "model.liger": "needs a GPU: tests/test_liger.py",
     "data.task": "tests/test_questions.py",
     "data.num_shots": "as above",
+    "data.task_sha256": "as above",
     "data.second_min_digits": "tests/test_generation.py",
     "data.second_max_digits": "as above",
     "train.sharding": "needs processes: tests/test_distributed.py",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import random
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tinyzero_astar.config import DataConfig
+from tinyzero_astar.config import Config, DataConfig, with_task_moved
 from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.order import batch_indices
 from tinyzero_astar.data.questions import TEMPLATES, Question, QuestionTask, is_held_out, overlap
-from tinyzero_astar.data.tasks import TASKS, make_task
+from tinyzero_astar.data.tasks import TASKS, make_task, pinned
 from tinyzero_astar.interfaces import END_OF_EXAMPLE, Task
 
 SETTINGS = DataConfig(num_problems=20)
@@ -195,6 +198,34 @@ def test_a_task_is_made_by_name() -> None:
         assert type(make_task(settings(task=name), seed=0)) is kind
     with pytest.raises(ValueError, match=r"data.task 'sums' is unknown; choose one of: .*multiplication"):
         make_task(settings(task="sums"), seed=0)
+
+
+def test_a_task_of_the_table_comes_from_no_file() -> None:
+    assert all(pinned(settings(task=name)) == settings(task=name) for name in TASKS)
+
+
+@pytest.mark.parametrize("name", ["own.py:Capitals", "own.jsonl"])
+def test_the_files_of_a_task_are_pinned(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name.partition(":")[0]
+    data = settings(task=str(tmp_path / name))
+    with pytest.raises(ValueError, match=re.escape(f"data.task: {path} cannot be read (No such file")):
+        pinned(data)
+    path.write_text("one")
+    once = pinned(data)
+    assert once.task_sha256 == hashlib.sha256(b"one").hexdigest() and pinned(once) == once
+    path.write_text("two")
+    with pytest.raises(ValueError, match=re.escape(f"is not what the run was trained on: {path} has changed; restore")):
+        pinned(once)
+    assert pinned(data) == dataclasses.replace(data, task_sha256=hashlib.sha256(b"two").hexdigest())
+
+
+def test_only_a_task_of_a_file_can_have_moved() -> None:
+    plain = Config()
+    assert with_task_moved(plain, "multiplication") == plain
+    with pytest.raises(ValueError, match=r"'own.jsonl' cannot be given: .* 'multiplication' comes from no file"):
+        with_task_moved(plain, "own.jsonl")
+    own = dataclasses.replace(plain, data=settings(task="a.jsonl", task_sha256="1"))
+    assert with_task_moved(own, "b.jsonl").data == settings(task="b.jsonl", task_sha256="1")
 
 
 def test_an_unknown_template_names_the_known_ones() -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import tyro
+
 from tinyzero_astar.run_folder import read_text
 
 
@@ -58,6 +60,8 @@ class DataConfig:
     """multiplication: fewest digits of the second factor; None: as of the first."""
     second_max_digits: int | None = None
     """multiplication: most digits of the second factor; None: as of the first."""
+    task_sha256: tyro.conf.Suppress[str] = ""
+    """Of the files that the task comes from, filled in when a run begins; "": of none, or not yet known."""
 
 
 @dataclass(frozen=True)
@@ -383,6 +387,22 @@ def with_fields_of(config: Config, other: Config, names: Iterable[str]) -> Confi
         changed = replace(getattr(config, section), **{key: getattr(getattr(other, section), key)})
         config = replace(config, **{section: changed})
     return config
+
+
+def with_task_moved(config: Config, task: str) -> Config:
+    """The same configuration where the file of its task lies elsewhere.
+
+    Whether it is the same file is for `data.tasks.pinned` to say.
+
+    Raises:
+        ValueError: the configuration's task comes from no file.
+    """
+    if task != config.data.task and not config.data.task_sha256:
+        raise ValueError(
+            f"data.task {task!r} cannot be given: the run's own task {config.data.task!r} comes from no file that could"
+            " have moved; leave it out, or start a new run"
+        )
+    return replace(config, data=replace(config.data, task=task))
 
 
 def differences(a: Config, b: Config) -> list[str]:
