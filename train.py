@@ -4,7 +4,7 @@ from tinyzero_astar.terminal import run_command
 
 
 def _train() -> int:
-    from tinyzero_astar.train import main  # here, so that a missing package is one sentence
+    from tinyzero_astar.cli.train import main  # here, so that a missing package is one sentence
 
     return main()
 

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from tinyzero_astar import trainer
 from tinyzero_astar.config import PRESETS, Config
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
-from tinyzero_astar.session import build
-from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings
+from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.run.build import build
+from tinyzero_astar.training.reward import WeightedReward
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # two-sided, by number of seeds
 ARMS = ("sample", "gumbel", "guided", "guided_unweighted")
@@ -66,7 +67,7 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     config = configuration(arm, seed, args.iterations, args.model)
     session = build(config, args.output, args.model, ConsoleLogger(), 0)
     if arm == "guided_unweighted":
-        weights = RewardWeights(config.reward.accuracy, config.reward.format)
+        weights = WeightedReward(config.reward.accuracy, config.reward.format)
         generator = Unweighted(session.policy, session.tokenizer, session.task, weights, config.model.max_seq_length)
         session = replace(session, generator=generator)
     tokens, curve, opened = 0, [], 0

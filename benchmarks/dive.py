@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
-from tinyzero_astar.rollout.gumbel import (
+from tinyzero_astar.search.gumbel import (
     exponential,
     fold,
     gumbel_after,
@@ -35,7 +35,7 @@ from tinyzero_astar.rollout.gumbel import (
     root_gumbel,
     to_uniform,
 )
-from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of, log_policy, propose, rise, tilt_of
+from tinyzero_astar.search.heuristic import Guidance, inverse_beta_of, log_policy, propose, rise, tilt_of
 
 
 @dataclass

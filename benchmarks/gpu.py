@@ -23,16 +23,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from tinyzero_astar.engine.cuda_graphs import CudaGraphs
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Batch, Rollouts
-from tinyzero_astar.machine import Speed, choose_device, measure_speed
-from tinyzero_astar.model.decoder import SlotDecoder
-from tinyzero_astar.model.memory import kv_bytes, phases
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.model.recording import CudaGraphs
-from tinyzero_astar.model.shapes import shapes_of
-from tinyzero_astar.model.workload import Shapes, Work
+from tinyzero_astar.resources.machine import Speed, choose_device, measure_speed
+from tinyzero_astar.resources.memory import kv_bytes, phases
+from tinyzero_astar.resources.shapes import shapes_of
+from tinyzero_astar.resources.workload import Shapes, Work
 from tinyzero_astar.rollout.astar_search import astar_rollouts
-from tinyzero_astar.rollout.heuristic import Guidance
+from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.trees import Tree, grow_trees, micro_batches, stack
 from tinyzero_astar.training.update import Updater, UpdateSettings

@@ -25,11 +25,11 @@ from transformers import PreTrainedTokenizerBase
 from benchmarks.dive import dive_rollouts
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Rollouts, StepOutput
-from tinyzero_astar.model.checkpoint import load_trainer, read_state
-from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
+from tinyzero_astar.run.checkpoint import load_trainer, read_state
 
 SCHEDULES = ("gumbel", "dive", "best_first", "sample")
 NUM_LEAVES, DEPTHS = (4, 8, 16), (64, 200)

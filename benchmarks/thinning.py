@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 
 from tinyzero_astar.config import PRESETS
-from tinyzero_astar.rollout.generator import RewardedRollouts, make_batch
-from tinyzero_astar.session import Session, open_evaluation
-from tinyzero_astar.training.thinning import thin_weights
+from tinyzero_astar.rollout.records import RewardedRollouts
+from tinyzero_astar.rollout.thinning import thin_weights
+from tinyzero_astar.run.build import Session, open_evaluation
+from tinyzero_astar.training.batch import make_batch
 
 
 def update_seconds(session: Session, rewarded: RewardedRollouts) -> tuple[int, int, float]:

@@ -17,20 +17,24 @@ import json
 import platform
 import statistics
 import time
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import transformers
 
-from tinyzero_astar.allocator import keep_freed_memory
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
+from tinyzero_astar.resources.allocator import keep_freed_memory
 from tinyzero_astar.rollout.astar_search import Guidance
-from tinyzero_astar.rollout.generator import Generator, SearchSettings, make_batch
+from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.rollout.records import SearchSettings
 from tinyzero_astar.training.astar_po import AStarPO
-from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.training.batch import make_batch
+from tinyzero_astar.training.reward import WeightedReward
 from tinyzero_astar.training.update import Updater, UpdateSettings
 
 WAYS = ("sample", "gumbel", "gumbel_guided", "best_first", "generate", "update")
@@ -54,7 +58,7 @@ class Bench:
         # a value model with something to say, which the budget holds back at some prefix of most steps
         torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.3)
         task = Multiplication(2, 2, 2000, seed=0, template="compact")
-        self.generator = Generator(self.policy, self.tokenizer, task, RewardWeights(), 512)
+        self.generator = Generator(partial(SlotDecoder, self.policy), self.tokenizer, task, WeightedReward(), 512)
         self.problems = task.train_problems(0, rows // num_rollouts)
         plain = SearchSettings("sample", num_rollouts, num_rollouts + 1, depth, Guidance(strength=0.0), 0.0, 0.0)
         self.modes = {

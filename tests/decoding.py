@@ -9,8 +9,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.trees import trees_of
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.model.decoder import SlotDecoder
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 
 

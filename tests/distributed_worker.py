@@ -24,11 +24,13 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
-from tinyzero_astar import session, trainer
+from tinyzero_astar import distributed
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.model import fsdp_utils
-from tinyzero_astar.train import main
+from tinyzero_astar.run import build as session
+from tinyzero_astar.run import loop as trainer
 
 
 def judge(self, problem, completion, is_finished):
@@ -114,7 +116,7 @@ def fail(patch, kind):
 
     def failing(self, *args):
         calls.append(1)
-        if fsdp_utils.rank() == 1 and len(calls) == 2:
+        if distributed.rank() == 1 and len(calls) == 2:
             if kind == "exit":
                 os.kill(os.getpid(), 9)
             if kind == "sleep":
@@ -123,7 +125,7 @@ def fail(patch, kind):
         return step(self, *args)
 
     def broken_search(self, *args, **kwargs):
-        if fsdp_utils.rank() == 1:
+        if distributed.rank() == 1:
             raise FloatingPointError("planted nan")
         return search(self, *args, **kwargs)
 
@@ -134,13 +136,13 @@ def fail(patch, kind):
 
 
 def work(job):
-    set_up, tear_down = fsdp_utils.set_up, fsdp_utils.tear_down
+    set_up, tear_down = distributed.set_up, distributed.tear_down
     status, left = 0, []
     os.environ |= job.get("environment", {})
     with planted(job["is_double"]) as patch:
         if len(job["commands"]) > 1:  # one process group for all of them
-            patch.setattr(fsdp_utils, "set_up", lambda *a: None if dist.is_initialized() else set_up(*a))
-            patch.setattr(fsdp_utils, "tear_down", lambda: left.append(1))
+            patch.setattr(distributed, "set_up", lambda *a: None if dist.is_initialized() else set_up(*a))
+            patch.setattr(distributed, "tear_down", lambda: left.append(1))
         if job.get("fail"):
             fail(patch, job["fail"])
         for number, command in enumerate(job["commands"]):

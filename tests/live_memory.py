@@ -1,4 +1,4 @@
-"""True peaks of live tensor bytes, as real code runs: what the predictions of `model.memory` are tested against.
+"""True peaks of live tensor bytes, as real code runs: what the predictions of `resources.memory` are tested against.
 
 Every storage that an operator returns is counted once, from the operator until the storage is freed. Temporary memory
 inside one operator is not seen, nor what an allocator adds by rounding.

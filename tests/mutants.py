@@ -48,7 +48,7 @@ HEURISTIC = (
     Mutant(
         "h-sign",
         "h(s) has the wrong sign",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "return rise(success_logit, tilt).add_(tilt.floor)",
         "return rise(success_logit, tilt).add_(tilt.floor).neg_()",
         ("test_search.py::test_g_plus_h_is_the_log_mass_of_the_subtree",),
@@ -56,7 +56,7 @@ HEURISTIC = (
     Mutant(
         "f-sign",
         "f = g - h",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "torch.addcmul(g, h, strength) if isinstance(strength, Tensor) else g + strength * h",
         "torch.addcmul(g, h, strength, value=-1) if isinstance(strength, Tensor) else g - strength * h",
         ("test_search.py::test_best_first_returns_leaves_in_order_of_f_and_expands_no_more_than_it_must",),
@@ -64,7 +64,7 @@ HEURISTIC = (
     Mutant(
         "balance-sign",
         "the balanced tilt has the wrong sign",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "return (-root_logit).clamp(-bound, bound)",
         "return root_logit.clamp(-bound, bound)",
         ("test_search.py::test_balanced_tilt_with_exact_value_succeeds_half_the_time",),
@@ -72,7 +72,7 @@ HEURISTIC = (
     Mutant(
         "gain-sign",
         "the proposal prefers the worse children",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "proposal = _twisted(logp, child_rise, strength)",
         "proposal = _twisted(logp, -child_rise, strength)",
         ("test_search.py::test_gumbel_ordered_pairs_follow_plackett_luce[True]",),
@@ -80,7 +80,7 @@ HEURISTIC = (
     Mutant(
         "tilt-side",
         "for a negative 1/beta h counts successes, not failures",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "Tilt(inverse_beta.sign(),",
         "Tilt(inverse_beta.sign().abs(),",
         ("test_search.py::test_g_plus_h_is_the_log_mass_of_the_subtree",),
@@ -88,7 +88,7 @@ HEURISTIC = (
     Mutant(
         "budget-sign",
         "the budget grows by what the prefix has used of it",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "(limit - log_weight) / proposal.log_norm",
         "(limit + log_weight) / proposal.log_norm",
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
@@ -96,7 +96,7 @@ HEURISTIC = (
     Mutant(
         "budget-forgets",
         "the budget forgets the prefix's own pi/q",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "most = float((log_weight + proposal.log_norm).amax())",
         "most = float(proposal.log_norm.amax())",
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
@@ -104,7 +104,7 @@ HEURISTIC = (
     Mutant(
         "budget-forgets-held-back",
         "the same where the guidance is held back",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "(limit - log_weight) / proposal.log_norm",
         "limit / proposal.log_norm",
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
@@ -112,7 +112,7 @@ HEURISTIC = (
     Mutant(
         "gain-sign-held-back",
         "the proposal prefers the worse children where the guidance is held back",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "return _twisted(logp, child_rise, strength * held_back)",
         "return _twisted(logp, -child_rise, strength * held_back)",
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
@@ -123,7 +123,7 @@ GUMBEL = (
     Mutant(
         "draw-block-start",
         "a draw within a block starts at the block's end",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "rest = target - pad(cdf, (1, 0)).gather(1, block)",
         "rest = target - cdf.gather(1, block)",
         ("test_gumbel.py::test_a_large_vocabulary_is_drawn_from_in_proportion_to_its_mass",),
@@ -131,7 +131,7 @@ GUMBEL = (
     Mutant(
         "draw-block-float32",
         "blocks of a large vocabulary are added up in float32",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "row.sum(-1, dtype=torch.float64)",
         "row.sum(-1).double()",
         ("test_gumbel.py::test_tokens_of_a_large_vocabulary_begin_and_end_where_the_running_sum_says",),
@@ -139,7 +139,7 @@ GUMBEL = (
     Mutant(
         "draw-block-overrun",
         "a draw may run over its block's end by a rounding",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "rest = torch.minimum(rest, inside[..., -1])",
         "rest = rest + 0.0 * inside[..., -1]",
         ("test_gumbel.py::test_the_last_token_with_mass_is_the_one_at_1_in_a_large_vocabulary",),
@@ -147,7 +147,7 @@ GUMBEL = (
     Mutant(
         "draw-block-padding",
         "the last token's mass also stands for those behind the vocabulary's end",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "inside.masked_fill_(token >= mass.shape[1], 0.0)",
         "inside",
         ("test_gumbel.py::test_the_last_token_with_mass_is_the_one_at_1_in_a_large_vocabulary",),
@@ -155,7 +155,7 @@ GUMBEL = (
     Mutant(
         "draw-block-remainder",
         "tokens after the last whole block are left out",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "return torch.cat((whole, last), 1)",
         "return torch.cat((whole, torch.zeros_like(last)), 1)",
         ("test_gumbel.py::test_a_large_vocabulary_is_drawn_from_in_proportion_to_its_mass",),
@@ -163,7 +163,7 @@ GUMBEL = (
     Mutant(
         "root-zero",
         "G of the root is 0 instead of a Gumbel number",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "root_gumbel(state[0, :, 0])",
         "0.0",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -171,7 +171,7 @@ GUMBEL = (
     Mutant(
         "kappa-kth",
         "kappa is the K-th largest G, not the (K+1)-th",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "(self._every, torch.minimum(best, worst).amax(1))",
         "(self._every, torch.maximum(best, worst).amin(1))",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -179,7 +179,7 @@ GUMBEL = (
     Mutant(
         "kappa-last-step",
         "kappa forgets the prefixes left out at earlier steps",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "zip(*self._left_out, strict=True)",
         "zip(*self._left_out[-1:], strict=True)",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -187,7 +187,7 @@ GUMBEL = (
     Mutant(
         "children-too-few",
         "no prefix is looked at for all the children that it may have among the best",
-        "rollout/choosers.py",
+        "search/choosers.py",
         ".topk(min(num_columns, vocab_size),",
         ".topk(min(num_columns - 1, vocab_size),",
         (
@@ -198,7 +198,7 @@ GUMBEL = (
     Mutant(
         "rate-of-the-rest",
         "the children that were not drawn arrive at the rate of all of them",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "exponential(when).div_(others.sum(-1))",
         "exponential(when)",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -206,7 +206,7 @@ GUMBEL = (
     Mutant(
         "rate-of-the-twist",
         "the factor that the masses of a guided prefix have is forgotten in its rate",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "log_rate - twist.log_norm[:, 0]",
         "log_rate",
         ("test_search.py::test_weights_are_unbiased[noisy value]",),
@@ -214,7 +214,7 @@ GUMBEL = (
     Mutant(
         "wait-from-the-start",
         "further children wait for their arrival from the prefix's on, not from that of their first",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "arrival - arrival[:, :1]",
         "arrival",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -222,7 +222,7 @@ GUMBEL = (
     Mutant(
         "draws-share-bits",
         "which child is the best tells how far behind the others are",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "mix64(torch.stack((x, x ^ _WHICH, x ^ _WHEN)))",
         "mix64(torch.stack((x, x ^ _WHICH, x ^ _WHICH)))",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -230,7 +230,7 @@ GUMBEL = (
     Mutant(
         "masses-taken-for-probabilities",
         "a token is drawn as if masses summed to 1",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "return torch.searchsorted(cdf, cdf[:, -1:] * uniform)",
         "return torch.searchsorted(cdf, uniform)",
         ("test_gumbel.py::test_tokens_are_drawn_in_proportion_to_their_mass",),
@@ -238,7 +238,7 @@ GUMBEL = (
     Mutant(
         "masses-taken-for-probabilities-by-block",
         "the same in a large vocabulary",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "target = cdf[:, -1:] * uniform",
         "target = uniform",
         ("test_gumbel.py::test_a_large_vocabulary_is_drawn_from_in_proportion_to_its_mass",),
@@ -246,7 +246,7 @@ GUMBEL = (
     Mutant(
         "impossible-drawn",
         "a uniform number on the edge of a token's share draws the one after, which may be impossible",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "cdf[:, -1:] * uniform)",
         "cdf[:, -1:] * uniform, right=True)",
         ("test_gumbel.py::test_tokens_without_mass_are_never_drawn",),
@@ -254,7 +254,7 @@ GUMBEL = (
     Mutant(
         "uniform-zero",
         "uniform numbers round to 0",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "(bits >> 12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)",
         "(bits >> 11).double().mul_(2.0**-53).add_(0.5 + 2.0**-54)",
         ("test_gumbel.py::test_uniform_numbers_exclude_both_ends",),
@@ -262,7 +262,7 @@ GUMBEL = (
     Mutant(
         "rows-always-kept",
         "second children never take the place of worse prefixes",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "is_close = second > torch.take(self._worst, problem)",
         "is_close = torch.take(self._worst, problem) == -torch.inf",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -270,7 +270,7 @@ GUMBEL = (
     Mutant(
         "kappa-while-kept",
         "kappa forgets second children that were left out while every prefix went on",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "self._left_out.append((problem, second))",
         "self._left_out.append((problem, second - torch.inf))",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -278,7 +278,7 @@ GUMBEL = (
     Mutant(
         "kappa-of-the-chosen",
         "kappa takes second children that were chosen for left out",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "second.masked_fill(is_close, -torch.inf)",
         "second",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -286,7 +286,7 @@ GUMBEL = (
     Mutant(
         "streams-without-a-prompt",
         "the streams of a prompt begin in slots of their own, which do not hold it",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "if depth == 1:",
         "if depth == 0:",
         ("test_search.py::test_recorded_scores_belong_to_the_recorded_tokens[sample]",),
@@ -294,7 +294,7 @@ GUMBEL = (
     Mutant(
         "rate-sign",
         "what comes later comes sooner at improbable prefixes",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "torch.log(wait).sub_(log_rate)",
         "torch.log(wait).add_(log_rate)",
         ("test_search.py::test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise",),
@@ -302,7 +302,7 @@ GUMBEL = (
     Mutant(
         "inclusion-sign",
         "the inclusion probability takes kappa - phi for phi - kappa",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "gap = log_q - kappa",
         "gap = kappa - log_q",
         ("test_search.py::test_weights_are_unbiased[plain]",),
@@ -310,7 +310,7 @@ GUMBEL = (
     Mutant(
         "inclusion-underflow",
         "very improbable leaves have an inclusion probability of 0",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "torch.where(gap < -40.0, gap, torch.log(-torch.expm1(-torch.exp(gap))))",
         "torch.log(-torch.expm1(-torch.exp(gap)))",
         ("test_search.py::test_inclusion_probability_is_continuous_where_its_series_takes_over",),
@@ -318,7 +318,7 @@ GUMBEL = (
     Mutant(
         "numerator-q",
         "the weights have q, not pi, in the numerator",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "torch.exp(beam.log_pi - log_inclusion(",
         "torch.exp(beam.log_q - log_inclusion(",
         ("test_search.py::test_weights_are_unbiased[noisy value]",),
@@ -326,7 +326,7 @@ GUMBEL = (
     Mutant(
         "noise-everywhere-same",
         "the noise does not depend on the prefix",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "state=hashes(state ^ torch.take(token_hash, token)),",
         "state=hashes(state),",
         (
@@ -339,7 +339,7 @@ GUMBEL = (
     Mutant(
         "noise-by-place",
         "the noise depends on the place in the batch, not on the seed",
-        "rollout/choosers.py",
+        "search/choosers.py",
         "state = hashes(self._seeds.to(device)[:, None].repeat(",
         "state = hashes(torch.arange(problems, device=device)[:, None].repeat(",
         ("test_search.py::test_problems_together_equal_one_by_one[gumbel]",),
@@ -347,7 +347,7 @@ GUMBEL = (
     Mutant(
         "forks-miscounted",
         "steps in place are counted as forks, and forks are not",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "(source != places)",
         "(source == places)",
         ("test_search.py::test_forks_are_counted",),
@@ -355,7 +355,7 @@ GUMBEL = (
     Mutant(
         "limit-drops-leaves",
         "leaves that the depth limit cuts are dropped, and their mass is lost",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "priority=choice.priority,",
         "priority=torch.where((token != NO_TOKEN) & ~goes_on.any(), -torch.inf, choice.priority),",
         ("test_theory.py::test_the_depth_limit_loses_no_mass[plain]",),
@@ -363,7 +363,7 @@ GUMBEL = (
     Mutant(
         "logp-late",
         "log pi is recorded one position late",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "logp=torch.where(is_token, logp, 0.0),",
         "logp=torch.where(is_token, logp.roll(1, -1), 0.0),",
         ("test_search.py::test_recorded_scores_belong_to_the_recorded_tokens[gumbel]",),
@@ -371,7 +371,7 @@ GUMBEL = (
     Mutant(
         "fork-in-place",
         "a row that was replaced goes on from the slot that it had before",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "source = torch.take(choice.parent, places)",
         "source = places",
         ("test_search.py::test_recorded_scores_belong_to_the_recorded_tokens[gumbel]",),
@@ -382,7 +382,7 @@ BEST_FIRST = (
     Mutant(
         "min-heap",
         "best_first pops the smallest f",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "best, column = self.open.f.max(1)",
         "best, column = torch.where(torch.isfinite(self.open.f), self.open.f, torch.inf).min(1)",
         ("test_search.py::test_best_first_returns_leaves_in_order_of_f_and_expands_no_more_than_it_must",),
@@ -390,7 +390,7 @@ BEST_FIRST = (
     Mutant(
         "first-finished",
         "best_first stops at the first K finished leaves",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "(torch.isfinite(self.leaves.f) & (self.leaves.f >= best[:, None]))",
         "torch.isfinite(self.leaves.f)",
         ("test_search.py::test_best_first_returns_leaves_in_order_of_f_and_expands_no_more_than_it_must",),
@@ -398,7 +398,7 @@ BEST_FIRST = (
     Mutant(
         "slot-still-needed",
         "best_first overwrites a prefix that open siblings stand on",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "return torch.where(is_taken.gather(1, wanted[:, None])[:, 0] > 0, first_free, wanted)",
         "return wanted",
         ("test_search.py::test_recorded_scores_belong_to_the_recorded_tokens[best_first]",),
@@ -408,13 +408,13 @@ BEST_FIRST = (
 FAST = ("test_fast_decode.py::test_equals_the_full_forward",)
 FORKS = ("test_decoder.py::test_forks_swaps_and_uneven_lengths_equal_recomputation",)
 RECORDED = (
-    "test_recording.py::test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_the_same_result",
+    "test_cuda_graphs.py::test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_the_same_result",
 )  # fmt: skip
 NETWORK = (
     Mutant(
         "fork-after-write",
         "a fork copies what another fork of the same step has already overwritten",
-        "model/slot_cache.py",
+        "engine/slot_cache.py",
         "columns.index_copy_(2, target, columns.index_select(2, source))",
         "for one, other in zip(source.tolist(), target.tolist(), strict=True):\n"
         "            columns[:, :, other] = columns[:, :, one]",
@@ -423,7 +423,7 @@ NETWORK = (
     Mutant(
         "fork-wrong-row",
         "a fork takes slots for rows of the cache",
-        "model/decoder.py",
+        "engine/decoder.py",
         "here = self._row_of_slot.index_select(0, source.index_select(0, forked))",
         "here = source.index_select(0, forked)",
         FORKS,
@@ -431,7 +431,7 @@ NETWORK = (
     Mutant(
         "padding-seen",
         "a token attends to the padding of its prompt",
-        "model/decoder.py",
+        "engine/decoder.py",
         "((visible >= padding) & (visible <= last))",
         "((visible >= 0 * padding) & (visible <= last))",
         FORKS,
@@ -439,7 +439,7 @@ NETWORK = (
     Mutant(
         "later-seen",
         "a token attends to columns that its prefix has not filled",
-        "model/decoder.py",
+        "engine/decoder.py",
         "((visible >= padding) & (visible <= last))",
         "((visible >= padding) & (visible < num_columns))",
         FORKS,
@@ -447,7 +447,7 @@ NETWORK = (
     Mutant(
         "fork-late",
         "a fork leaves out the first generated token",
-        "model/decoder.py",
+        "engine/decoder.py",
         "self._cache.fork(here, row.index_select(0, forked), first, first +",
         "self._cache.fork(here, row.index_select(0, forked), first + 1, first +",
         FORKS,
@@ -455,7 +455,7 @@ NETWORK = (
     Mutant(
         "fork-forgotten",
         "a fork that moves to the front is taken for as long as what its row held before",
-        "model/decoder.py",
+        "engine/decoder.py",
         "        self._num_filled.index_copy_(0, row, length + 1)  # before rows move: forks hold more than they did\n"
         "        row = self._bring_to_front(target, row)\n",
         "        row = self._bring_to_front(target, row)\n        self._num_filled.index_copy_(0, row, length + 1)\n",
@@ -464,7 +464,7 @@ NETWORK = (
     Mutant(
         "fork-no-prompt",
         "only the first slot of a problem holds its prompt",
-        "model/decoder.py",
+        "engine/decoder.py",
         "self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)",
         "pass",
         FORKS,
@@ -472,7 +472,7 @@ NETWORK = (
     Mutant(
         "recorded-anew",
         "a recorded step reads the columns of the step that was recorded",
-        "model/decoder.py",
+        "engine/decoder.py",
         "torch.add(self._num_filled, self._num_prompt_columns, out=self._column)",
         "self._column = self._num_filled + self._num_prompt_columns",
         ("test_decoder.py::test_recorded_steps_equal_recomputation",),
@@ -488,7 +488,7 @@ NETWORK = (
     Mutant(
         "rotation-sign",
         "the fast path turns heads the other way",
-        "model/fast_decode.py",
+        "engine/fast_decode.py",
         ").mul_(turn)",
         ").mul_(turn.conj())",
         FAST,
@@ -496,7 +496,7 @@ NETWORK = (
     Mutant(
         "rotation-pairs",
         "the fast path turns neighbours instead of halves",
-        "model/fast_decode.py",
+        "engine/fast_decode.py",
         ".view(2, -1).T.flatten()",
         "",
         FAST,
@@ -504,7 +504,7 @@ NETWORK = (
     Mutant(
         "scale-lost",
         "the fast path does not scale its attention",
-        "model/fast_decode.py",
+        "engine/fast_decode.py",
         "query = query[0] * attention.scaling,",
         "query = query[0],",
         FAST,
@@ -512,7 +512,7 @@ NETWORK = (
     Mutant(
         "gain-lost",
         "the fast path forgets a norm's gain",
-        "model/fast_decode.py",
+        "engine/fast_decode.py",
         "return weight.detach() * math.sqrt(len(weight))",
         "return torch.full_like(weight, math.sqrt(len(weight)))",
         FAST,
@@ -520,7 +520,7 @@ NETWORK = (
     Mutant(
         "floor-lost",
         "the fast path's norms have no epsilon",
-        "model/fast_decode.py",
+        "engine/fast_decode.py",
         "math.sqrt(len(norm.weight) * norm.variance_epsilon)",
         "0.0",
         FAST,
@@ -528,7 +528,7 @@ NETWORK = (
     Mutant(
         "bias-lost",
         "the fast path forgets the bias of what it adds to the residual stream",
-        "model/fast_decode.py",
+        "engine/fast_decode.py",
         "total += bias",
         "pass",
         FAST,
@@ -552,7 +552,7 @@ NETWORK = (
     Mutant(
         "padding-stays",
         "rows that change places leave their padding behind",
-        "model/decoder.py",
+        "engine/decoder.py",
         "for by_row in (self._num_filled, self._padding, self._slot_of_row):",
         "for by_row in (self._num_filled, self._slot_of_row):",
         FORKS,
@@ -560,7 +560,7 @@ NETWORK = (
     Mutant(
         "position-of-the-column",
         "a token's position counts the padding of its prompt",
-        "model/decoder.py",
+        "engine/decoder.py",
         "self._token[:num_rows], last - padding, is_seen",
         "self._token[:num_rows], last - 0 * padding, is_seen",
         FORKS,
@@ -568,7 +568,7 @@ NETWORK = (
     Mutant(
         "recorded-overwrites",
         "a slot that only keeps others company in a recorded step writes over its last token",
-        "model/decoder.py",
+        "engine/decoder.py",
         "        self._num_filled[target] = length + 1\n        return self._output(scores)",
         "        return self._output(scores)",
         ("test_decoder.py::test_recorded_steps_equal_recomputation",),
@@ -576,7 +576,7 @@ NETWORK = (
     Mutant(
         "captured-first",
         "work is captured before libraries had their first use of it",
-        "model/recording.py",
+        "engine/cuda_graphs.py",
         "            work()  # libraries",
         "            pass  # libraries",
         RECORDED,
@@ -584,7 +584,7 @@ NETWORK = (
     Mutant(
         "main-does-not-wait",
         "the capture begins before the first run beside it is over",
-        "model/recording.py",
+        "engine/cuda_graphs.py",
         "torch.cuda.current_stream().wait_stream(beside)",
         "beside.wait_stream(torch.cuda.current_stream())",
         RECORDED,
@@ -629,7 +629,7 @@ TRAINING = (
     Mutant(
         "q-as-sampler",
         "the batch hands the update log q for log pi",
-        "rollout/generator.py",
+        "training/batch.py",
         "logp = of_rows(rollouts.logp)",
         "logp = of_rows(rollouts.logq)",
         BATCH,
@@ -637,7 +637,7 @@ TRAINING = (
     Mutant(
         "thinned-weights-lost",
         "leaves that survive thinning are handed on with their old weights",
-        "rollout/generator.py",
+        "training/batch.py",
         "weight=of_rows(rewarded.update_weight)",
         "weight=of_rows(rewarded.weight)",
         BATCH,
@@ -707,8 +707,8 @@ TRAINING = (
         "promise-swapped",
         "the baseline prices the probability of a right format as that of a right answer",
         "rollout/generator.py",
-        "weights.accuracy * rollouts.value",
-        "weights.accuracy * rollouts.format_value",
+        "expected(rollouts.value, rollouts.format_value)",
+        "expected(rollouts.format_value, rollouts.value)",
         ("test_generator.py::test_the_baseline_is_the_reward_that_the_value_model_promises",),
     ),
     Mutant(
@@ -781,7 +781,7 @@ TRAINING = (
     Mutant(
         "thinning-uncompensated",
         "leaves that survive thinning are not weighed up",
-        "training/thinning.py",
+        "rollout/thinning.py",
         "torch.where(uniform * floor < weight, floor, 0.0)",
         "torch.where(uniform * floor < weight, weight, 0.0)",
         ("test_theory.py::test_thinning_keeps_the_mean_and_adds_the_stated_variance",),
@@ -839,7 +839,7 @@ MEASURES = (
     Mutant(
         "stderr-of-one",
         "the standard error of the accuracy is the deviation of one problem",
-        "rollout/statistics.py",
+        "metrics/rollouts.py",
         "float(estimate.std() / len(estimate) ** 0.5)",
         "float(estimate.std())",
         STATISTICS,
@@ -847,7 +847,7 @@ MEASURES = (
     Mutant(
         "missing-leaf-fails",
         "a leaf that does not exist counts as a failure beside the problem's successes",
-        "rollout/statistics.py",
+        "metrics/rollouts.py",
         "torch.where(has_leaf, accuracy, 1.0).amin(1)",
         "accuracy.amin(1)",
         STATISTICS,
@@ -855,7 +855,7 @@ MEASURES = (
     Mutant(
         "accuracy-of-proposal",
         "the policy's accuracy is that of the searched leaves",
-        "rollout/statistics.py",
+        "metrics/rollouts.py",
         "_mean_and_error((weight * accuracy).sum(1))",
         "_mean_and_error(accuracy.mean(1))",
         STATISTICS,
@@ -863,7 +863,7 @@ MEASURES = (
     Mutant(
         "accuracy-claimed",
         "mode best_first claims an accuracy of the policy",
-        "trainer.py",
+        "run/loop.py",
         'is_weighted=search.mode != "best_first"',
         "is_weighted=True",
         ("test_run.py::test_a_run_of_mode_best_first_does_not_claim_the_policys_accuracy",),
@@ -871,7 +871,7 @@ MEASURES = (
     Mutant(
         "variance-ratio-per-leaf",
         "the variance of K leaves is compared with that of one sample",
-        "rollout/statistics.py",
+        "metrics/rollouts.py",
         "return weight.shape[1] * float(",
         "return float(",
         STATISTICS,
@@ -879,7 +879,7 @@ MEASURES = (
     Mutant(
         "ties-win",
         "a value that does not tell success from failure ranks them right",
-        "rollout/quality.py",
+        "metrics/heuristic.py",
         "(below + 0.5 * failure)",
         "(below + failure)",
         ("test_quality.py::test_weighted_auc_equals_the_loop_over_pairs",),
@@ -887,7 +887,7 @@ MEASURES = (
     Mutant(
         "explained-by-its-mean",
         "explained variance counts a constant error of the value as unexplained",
-        "rollout/quality.py",
+        "metrics/heuristic.py",
         "(mass * (x - (mass * x).sum()).square()).sum()",
         "(mass * x.square()).sum()",
         ("test_quality.py::test_explained_variance_knows_its_limits",),
@@ -895,7 +895,7 @@ MEASURES = (
     Mutant(
         "brier-of-proposal",
         "the logged Brier score is one over searched prefixes, not over the policy's",
-        "rollout/quality.py",
+        "metrics/heuristic.py",
         "(mass * (value - outcome).square()).sum() / mass.sum()",
         "(value - outcome).square().mean()",
         QUALITY,
@@ -903,7 +903,7 @@ MEASURES = (
     Mutant(
         "quarters-of-the-longest",
         "the quarters of a completion are those of the longest of all",
-        "rollout/quality.py",
+        "metrics/heuristic.py",
         "rollouts.length.clamp(min=1)[..., None]",
         "rollouts.length.amax().expand_as(rollouts.length)[..., None]",
         QUALITY,
@@ -911,7 +911,7 @@ MEASURES = (
     Mutant(
         "found-after-the-token",
         "h before a token is held against what is to go after it",
-        "rollout/quality.py",
+        "metrics/heuristic.py",
         "rollouts.logp.flip(-1).cumsum(-1).flip(-1)",
         "rollouts.logp.flip(-1).cumsum(-1).flip(-1) - rollouts.logp",
         QUALITY,
@@ -919,7 +919,7 @@ MEASURES = (
     Mutant(
         "gate-of-the-last-ranking",
         "the gate looks at the sibling ranking of the last iteration only",
-        "loggers/alarms.py",
+        "metrics/alarms.py",
         "auc > MIN_AUC and _mean(sibling) > MIN_SIBLING",
         "auc > MIN_AUC and sibling[-1] > MIN_SIBLING",
         GATE,
@@ -927,7 +927,7 @@ MEASURES = (
     Mutant(
         "gate-of-the-last-auc",
         "the gate looks at the AUC of the last iteration only",
-        "loggers/alarms.py",
+        "metrics/alarms.py",
         "auc = _mean([_mean(q) for q in quartiles])",
         "auc = _mean([q[-1] for q in quartiles])",
         GATE,
@@ -935,7 +935,7 @@ MEASURES = (
     Mutant(
         "gate-of-the-first",
         "the gate looks at the first three iterations of a run",
-        "loggers/alarms.py",
+        "metrics/alarms.py",
         "if math.isfinite(v)][-count:]",
         "if math.isfinite(v)][:count]",
         GATE,
@@ -943,7 +943,7 @@ MEASURES = (
     Mutant(
         "traced-q",
         "the g of a trace sums log q",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "parent.g + float(step.logp[problem, k])",
         "parent.g + float(step.logq[problem, k])",
         TRACE,
@@ -951,7 +951,7 @@ MEASURES = (
     Mutant(
         "traced-priority",
         "a trace of the searched tree has f where G belongs",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "priority = float(step.priority[problem, k])",
         "priority = f",
         ("test_trace.py::test_the_priority_of_a_searched_prefix_is_that_of_its_best_leaf",),
@@ -959,7 +959,7 @@ MEASURES = (
     Mutant(
         "traced-parent",
         "a trace hangs children at the prefix that stood in their row before",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "for k, parent in enumerate(at_row[j] for j in parents):",
         "for k, parent in enumerate(at_row[j] for j in range(len(at_row))):",
         TRACE,
@@ -967,7 +967,7 @@ MEASURES = (
     Mutant(
         "traced-open",
         "a trace takes leaves of best_first for open prefixes",
-        "rollout/best_first.py",
+        "search/best_first.py",
         '"leaf" if is_leaf else "open"',
         '"open"',
         TRACE,
@@ -975,7 +975,7 @@ MEASURES = (
     Mutant(
         "siblings-inverted",
         "sibling ranking counts the pairs that are the wrong way round",
-        "rollout/quality.py",
+        "metrics/heuristic.py",
         "torch.where(mine > other, 1.0,",
         "torch.where(mine < other, 1.0,",
         ("test_quality.py::test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_value",),
@@ -983,8 +983,8 @@ MEASURES = (
 )
 
 COUNTED = ("test_evaluate.py::test_evaluation_counts_problems_and_samples",)
-BEST_OF_N = ("test_test_time.py::test_the_finished_sample_with_the_highest_last_value_is_chosen",)
-ARMS = ("test_test_time.py::test_every_arm_decodes_all_problems_and_may_spend_what_best_first_did",)
+BEST_OF_N = ("test_decoding.py::test_the_finished_sample_with_the_highest_last_value_is_chosen",)
+ARMS = ("test_decoding.py::test_every_arm_decodes_all_problems_and_may_spend_what_best_first_did",)
 CLEARED = ("test_decoder.py::test_memory_that_the_cache_was_given_is_not_read_before_it_is_written",)
 THINNED = ("test_generator.py::test_every_leaf_is_thinned_by_a_draw_of_its_own",)
 ROLLOUTS = (
@@ -1016,8 +1016,8 @@ ROLLOUTS = (
         "greedy-short",
         "greedy decoding stops a token early",
         "rollout/generator.py",
-        "greedy_rollouts(SlotDecoder(self._policy, depth), prompts, depth)",
-        "greedy_rollouts(SlotDecoder(self._policy, depth), prompts, depth - 1)",
+        "greedy_rollouts(self._decoder_fn(depth), prompts, depth)",
+        "greedy_rollouts(self._decoder_fn(depth), prompts, depth - 1)",
         ("test_generator.py::test_greedy_takes_the_likeliest_token_up_to_the_depth_limit",),
     ),
     Mutant(
@@ -1039,7 +1039,7 @@ ROLLOUTS = (
     Mutant(
         "padded-with-token-0",
         "shorter completions of another rank are padded with token 0",
-        "rollout/generator.py",
+        "rollout/records.py",
         'value=pad_id if name == "tokens" else 0',
         "value=0",
         ("test_generator.py::test_groups_of_problems_put_together_are_as_if_searched_together",),
@@ -1047,7 +1047,7 @@ ROLLOUTS = (
     Mutant(
         "value-unchecked",
         "values that are NaN go unnoticed",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "float(likeliest.sum() + output.value_logit.sum())",
         "float(likeliest.sum())",
         ("test_search.py::test_a_value_that_is_not_finite_is_named",),
@@ -1055,7 +1055,7 @@ ROLLOUTS = (
     Mutant(
         "slots-not-cleared",
         "the slot cache is not cleared when it is made: masked columns may hold NaN",
-        "model/slot_cache.py",
+        "engine/slot_cache.py",
         "self._buffer[..., : self._num_cleared, :] = 0",
         "pass",
         CLEARED,
@@ -1063,7 +1063,7 @@ ROLLOUTS = (
     Mutant(
         "later-slots-not-cleared",
         "the slot cache is not cleared where prefixes grow",
-        "model/slot_cache.py",
+        "engine/slot_cache.py",
         "self._buffer[..., first : self._num_cleared, :] = 0",
         "pass",
         CLEARED,
@@ -1106,7 +1106,7 @@ EVALUATION = (
     Mutant(
         "best-of-n-cut-off",
         "a completion that was cut off may be the best of N",
-        "eval/test_time.py",
+        "eval/decoding.py",
         " + rollouts.is_finished.double()",
         "",
         BEST_OF_N,
@@ -1114,7 +1114,7 @@ EVALUATION = (
     Mutant(
         "best-of-n-by-first-value",
         "the best of N is chosen by the value of the prompt",
-        "eval/test_time.py",
+        "eval/decoding.py",
         "last = (rollouts.length - 1).clamp(min=0)[..., None]",
         "last = torch.zeros_like(rollouts.length)[..., None]",
         BEST_OF_N,
@@ -1122,7 +1122,7 @@ EVALUATION = (
     Mutant(
         "decoded-unguided",
         "A* at test time leaves the guidance of some problems out",
-        "eval/test_time.py",
+        "eval/decoding.py",
         "        unguided_fraction=0.0,\n",
         "",
         ARMS,
@@ -1130,21 +1130,21 @@ EVALUATION = (
     Mutant(
         "budget-of-one-sample",
         "best of N may spend what best_first did for each sample",
-        "eval/test_time.py",
+        "eval/decoding.py",
         "width = max(1, round(budget / length))",
         "width = max(1, round(budget))",
         ARMS,
     ),
 )
 
-STAYS = ("test_fit.py::test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_parameter",)
-SHARE = ("test_fit.py::test_a_process_does_its_share_of_the_work",)
-QUARTER = ("test_fit.py::test_each_of_four_processes_keeps_a_quarter_and_gathers_the_rest_for_a_while",)
+STAYS = ("test_advice.py::test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_parameter",)
+SHARE = ("test_advice.py::test_a_process_does_its_share_of_the_work",)
+QUARTER = ("test_advice.py::test_each_of_four_processes_keeps_a_quarter_and_gathers_the_rest_for_a_while",)
 PREDICTIONS = (
     Mutant(
         "one-moment",
         "one of Adam's two moments is forgotten",
-        "model/memory.py",
+        "resources/memory.py",
         '"Adam moments": own * 2 * FLOAT,',
         '"Adam moments": own * FLOAT,',
         STAYS,
@@ -1152,7 +1152,7 @@ PREDICTIONS = (
     Mutant(
         "keys-without-values",
         "the slot cache is counted for keys alone",
-        "model/memory.py",
+        "resources/memory.py",
         "shapes.num_layers * 2 * shapes.kv_size * work.dtype_bytes",
         "shapes.num_layers * shapes.kv_size * work.dtype_bytes",
         STAYS,
@@ -1160,7 +1160,7 @@ PREDICTIONS = (
     Mutant(
         "masters-not-saved",
         "a checkpoint is predicted without its master weights",
-        "model/memory.py",
+        "resources/memory.py",
         "state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT",
         "state = own * 2 * FLOAT",
         STAYS,
@@ -1168,7 +1168,7 @@ PREDICTIONS = (
     Mutant(
         "shards-whole",
         "every process is predicted to hold all of what is split",
-        "model/memory.py",
+        "resources/memory.py",
         "{part: n // work.num_shards for part, n in parts.items()}",
         "dict(parts)",
         QUARTER,
@@ -1176,7 +1176,7 @@ PREDICTIONS = (
     Mutant(
         "gathered-forgotten",
         "weights that are gathered for a search are not counted",
-        "model/memory.py",
+        "resources/memory.py",
         "    if not work.is_sharded:\n        return {}\n    value =",
         "    if True:\n        return {}\n    value =",
         QUARTER,
@@ -1184,7 +1184,7 @@ PREDICTIONS = (
     Mutant(
         "activations-of-one-layer",
         "what the backward needs is counted for one layer",
-        "model/memory.py",
+        "resources/memory.py",
         "saved = mask + trees.positions * shapes.num_layers * (",
         "saved = mask + trees.positions * (",
         ("test_memory.py::test_prediction_is_near_the_measured_peak[embedded]",),
@@ -1192,7 +1192,7 @@ PREDICTIONS = (
     Mutant(
         "step-of-an-iteration",
         "an optimizer step is predicted with the rows of a whole iteration",
-        "fit.py",
+        "resources/advice.py",
         "step_rows=-(-train.batch_size * leaves",
         "step_rows=-(-train.problems_per_iteration * leaves",
         SHARE,
@@ -1200,7 +1200,7 @@ PREDICTIONS = (
     Mutant(
         "evaluation-not-shared",
         "every process is predicted to evaluate all problems",
-        "fit.py",
+        "resources/advice.py",
         "eval_problems=-(-evaluation.num_problems // num_processes)",
         "eval_problems=evaluation.num_problems",
         SHARE,
@@ -1208,34 +1208,34 @@ PREDICTIONS = (
     Mutant(
         "hybrid-as-full",
         "hybrid sharding is predicted to split over all machines",
-        "fit.py",
+        "resources/advice.py",
         'min(local, num_processes) if train.sharding == "hybrid" else num_processes',
         "num_processes",
-        ("test_fit.py::test_hybrid_sharding_splits_over_the_processes_of_one_machine",),
+        ("test_advice.py::test_hybrid_sharding_splits_over_the_processes_of_one_machine",),
     ),
     Mutant(
         "last-checkpoint-forgotten",
         "the checkpoint of the last iteration is not counted",
-        "fit.py",
+        "resources/advice.py",
         "saved | ({train.num_iterations} if train.num_iterations else set())",
         "saved",
-        ("test_fit.py::test_files_are_those_of_every_due_iteration_and_of_the_last",),
+        ("test_advice.py::test_files_are_those_of_every_due_iteration_and_of_the_last",),
     ),
     Mutant(
         "cpu-not-shared",
         "each of several processes on a CPU is promised all of its memory",
-        "doctor.py",
+        "cli/doctor.py",
         '(count if device.type == "cpu" else 1)',
         "1",
-        ("test_fit.py::test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not",),
+        ("test_advice.py::test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not",),
     ),
     Mutant(
         "disk-unasked",
         "a run fits however small the disk is",
-        "doctor.py",
+        "cli/doctor.py",
         "needed <= memory and outlook.disk <= disk",
         "needed <= memory",
-        ("test_fit.py::test_a_run_fits_when_memory_and_disk_do",),
+        ("test_advice.py::test_a_run_fits_when_memory_and_disk_do",),
     ),
 )
 
@@ -1245,7 +1245,7 @@ RUNS = (
     Mutant(
         "updates-restart",
         "a resumed run counts its updates from 0: the value model is trained at other times",
-        "session.py",
+        "run/build.py",
         'session.updater.num_updates = int(state["num_updates"])',
         "session.updater.num_updates = 0",
         CRASHED,
@@ -1253,7 +1253,7 @@ RUNS = (
     Mutant(
         "history-forgotten",
         "the gate of a resumed run has forgotten the iterations before",
-        "session.py",
+        "run/build.py",
         "    session.history.extend(history)",
         "    pass",
         CRASHED,
@@ -1261,7 +1261,7 @@ RUNS = (
     Mutant(
         "evaluated-as-trained",
         "a checkpoint is evaluated on as much as in its run, whatever the command says",
-        "session.py",
+        "run/build.py",
         'names = {*_MACHINE, *(name for name in given if name.startswith("eval."))}',
         "names = {*_MACHINE}",
         ("test_run.py::test_what_is_given_of_an_evaluation_counts_and_the_rest_is_the_checkpoints",),
@@ -1269,7 +1269,7 @@ RUNS = (
     Mutant(
         "evaluated-as-the-preset",
         "a checkpoint is evaluated as the preset says where nothing is given",
-        "session.py",
+        "run/build.py",
         "config = with_fields_of(saved, config, names)",
         "config = replace(with_fields_of(saved, config, names), eval=config.eval)",
         ("test_run.py::test_the_command_that_evaluates_again_gives_the_same_evaluation",),
@@ -1277,7 +1277,7 @@ RUNS = (
     Mutant(
         "evaluated-untrained",
         "a checkpoint searches with a value model that was never trained",
-        "session.py",
+        "run/build.py",
         "    agree(lambda: load_trainer(checkpoint, session.policy, {}))",
         "    pass",
         ("test_run.py::test_a_checkpoint_searches_with_the_value_model_that_was_trained",),
@@ -1285,7 +1285,7 @@ RUNS = (
     Mutant(
         "oldest-run",
         "a checkpoint's name is looked for in the oldest run",
-        "run_folder.py",
+        "run/folder.py",
         "runs[max(runs)] / name",
         "runs[min(runs)] / name",
         NEWEST,
@@ -1293,7 +1293,7 @@ RUNS = (
     Mutant(
         "runs-by-name",
         "runs are ordered by name: number 9 comes after number 10",
-        "run_folder.py",
+        "run/folder.py",
         "runs[max(runs)] / name",
         "runs[max(runs, key=str)] / name",
         NEWEST,
@@ -1301,7 +1301,7 @@ RUNS = (
     Mutant(
         "oldest-checkpoint",
         "the latest checkpoint is the first that was saved",
-        "run_folder.py",
+        "run/folder.py",
         "return found[max(found)]",
         "return found[min(found)]",
         ("test_run_folder.py::test_latest_checkpoint_is_that_of_the_highest_iteration",),
@@ -1309,7 +1309,7 @@ RUNS = (
     Mutant(
         "last-record-dropped",
         "resuming drops the record of the iteration that the checkpoint holds",
-        "run_folder.py",
+        "run/folder.py",
         'kept = [r for r in read_jsonl(path) if r["iteration"] <= last]',
         'kept = [r for r in read_jsonl(path) if r["iteration"] < last]',
         ("test_run_folder.py::test_keep_iterations_drops_later_records_and_the_cut_line",),
@@ -1320,7 +1320,7 @@ FAULTS = (
     Mutant(
         "stop-evaluates",
         "a stopped run evaluates first, however long that takes",
-        "trainer.py",
+        "run/loop.py",
         "            if number == 0 or done == last or not _is_due(",
         "            if True or not _is_due(",
         ("test_resume.py::test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one",),
@@ -1328,7 +1328,7 @@ FAULTS = (
     Mutant(
         "pending-forgotten",
         "the iteration whose evaluation was cut off has no record",
-        "session.py",
+        "run/build.py",
         "pending=record if is_pending else None",
         "pending=None",
         ("test_resume.py::test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one",),
@@ -1336,7 +1336,7 @@ FAULTS = (
     Mutant(
         "status-of-ctrl-c",
         "SIGTERM ends with the status of Ctrl-C",
-        "trainer.py",
+        "run/loop.py",
         "                return 128 + number",
         "                return 130",
         ("test_resume.py::test_each_signal_has_its_status_and_a_second_one_stops_at_once",),
@@ -1344,7 +1344,7 @@ FAULTS = (
     Mutant(
         "never-at-once",
         "a second signal is waited out as the first",
-        "stopping.py",
+        "run/stopping.py",
         "        if received and not (",
         "        if False and not (",
         ("test_resume.py::test_each_signal_has_its_status_and_a_second_one_stops_at_once",),
@@ -1352,7 +1352,7 @@ FAULTS = (
     Mutant(
         "newest-only",
         "a damaged newest checkpoint ends the run",
-        "session.py",
+        "run/build.py",
         "            failures.append(str(error))\n            continue",
         "            raise",
         ("test_resume.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before",),
@@ -1360,7 +1360,7 @@ FAULTS = (
     Mutant(
         "moved-once",
         "a run whose metrics were moved away can be resumed only once",
-        "run_folder.py",
+        "run/folder.py",
         "first = iterations[0] if iterations else 0",
         "first = 0",
         ("test_resume.py::test_a_run_whose_records_were_moved_away_may_be_resumed_again_and_again",),
@@ -1368,7 +1368,7 @@ FAULTS = (
     Mutant(
         "memory-unseen",
         "a newest checkpoint without its history ends the run",
-        "session.py",
+        "run/build.py",
         "    remembered_by(checkpoint, state)\n    from_dict",
         "    from_dict",
         ("test_resume.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before",),
@@ -1384,7 +1384,7 @@ FAULTS = (
     Mutant(
         "newer-stays",
         "a run that went back keeps its newer checkpoints",
-        "run_folder.py",
+        "run/folder.py",
         "if number > iteration]",
         "if number > iteration + 10]",
         ("test_resume.py::test_a_checkpoint_may_be_chosen",),
@@ -1392,7 +1392,7 @@ FAULTS = (
     Mutant(
         "records-first",
         "records are dropped before the checkpoints that need them",
-        "run_folder.py",
+        "run/folder.py",
         "    remove_partial(run)\n    newer =",
         "    remove_partial(run)\n    keep_iterations(run / METRICS, iteration)\n    newer =",
         ("test_resume.py::test_going_back_survives_a_crash_at_any_moment",),
@@ -1400,7 +1400,7 @@ FAULTS = (
     Mutant(
         "rewritten-in-place",
         "records are rewritten in place: a crash leaves none",
-        "run_folder.py",
+        "files.py",
         '    beside.write_text(text, encoding="utf-8", newline="")',
         '    path.write_text(text)\n    beside.write_text(text, encoding="utf-8", newline="")',
         ("test_resume.py::test_going_back_survives_a_crash_at_any_moment",),
@@ -1408,7 +1408,7 @@ FAULTS = (
     Mutant(
         "hole-unseen",
         "a hole in the metrics is not seen",
-        "run_folder.py",
+        "run/folder.py",
         "        if found[index : index + 1] != [expected]:",
         "        if expected > last + 5:",
         ("test_resume.py::test_a_hole_in_the_metrics_is_refused",),
@@ -1416,7 +1416,7 @@ FAULTS = (
     Mutant(
         "default-is-not-given",
         "options with the preset's value are ignored without a word",
-        "train.py",
+        "cli/train.py",
         'if others := sorted(given - {"resume"',
         'if others := sorted(set() & {"resume"',
         ("test_resume.py::test_an_option_that_would_be_ignored_is_refused_though_it_is_the_default",),
@@ -1424,7 +1424,7 @@ FAULTS = (
     Mutant(
         "unsynced",
         "a checkpoint has its name before it is on the disk",
-        "model/checkpoint.py",
+        "run/checkpoint.py",
         '(*partial.rglob("*"), partial)',
         "(partial,)",
         ("test_resume.py::test_the_files_are_on_the_disk_before_a_checkpoint_has_its_name",),
@@ -1437,7 +1437,7 @@ PROCESSES = (
     Mutant(
         "failure-untold",
         "the other ranks are not told that rank 0 could not write",
-        "writing.py",
+        "run/writing.py",
         "    failure = from_main(failure)\n",
         "",
         UNWRITTEN,
@@ -1445,7 +1445,7 @@ PROCESSES = (
     Mutant(
         "restarted-alone",
         "rank 0 alone knows that a run could not be started again",
-        "session.py",
+        "run/build.py",
         "    write_for_all(folder, lambda: start_over(folder) if is_main() else None)",
         "    if is_main():\n        start_over(folder)",
         UNWRITTEN,
@@ -1453,7 +1453,7 @@ PROCESSES = (
     Mutant(
         "gone-back-alone",
         "rank 0 alone knows that newer checkpoints could not be set aside",
-        "session.py",
+        "run/build.py",
         "    write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)",
         "    if is_main():\n        _go_back_to(folder, iteration, console)",
         UNWRITTEN,
@@ -1461,7 +1461,7 @@ PROCESSES = (
     Mutant(
         "group-kept",
         "a write that failed ends a process inside its group",
-        "train.py",
+        "cli/train.py",
         "    except (FloatingPointError, WriteFailedError):\n        tear_down()",
         "    except FloatingPointError:\n        tear_down()",
         ("test_distributed.py::test_a_run_whose_folder_cannot_be_written_is_one_sentence_and_leaves_the_group",),
@@ -1497,7 +1497,7 @@ WIRING = (
     Mutant(
         "end-tokens-dropped",
         "the update leaves out the token that ends a completion",
-        "rollout/generator.py",
+        "training/batch.py",
         "is_token=of_rows(rollouts.is_token)",
         "is_token=of_rows(rollouts.is_token & (rollouts.tokens != rollouts.tokens[..., -1:]))",
         TRAINS,
@@ -1513,7 +1513,7 @@ WIRING = (
     Mutant(
         "gate-ignored",
         "the search is guided whether the gate is open or not",
-        "trainer.py",
+        "run/loop.py",
         "search = session.search if is_open else replace(session.search, guidance=_UNGUIDED)",
         "search = session.search",
         ("test_end_to_end.py::test_a_shut_gate_keeps_a_value_model_that_has_something_to_say_from_the_search",),
@@ -1577,7 +1577,7 @@ WIRING = (
     Mutant(
         "clips-swapped",
         "clip_low and clip_high are swapped",
-        "session.py",
+        "run/build.py",
         "AStarPO(train.clip_low, train.clip_high,",
         "AStarPO(train.clip_high, train.clip_low,",
         TRAINS,
@@ -1585,7 +1585,7 @@ WIRING = (
     Mutant(
         "value-rate",
         "the value model is trained at the policy's learning rate",
-        "session.py",
+        "run/build.py",
         "value_learning_rate=config.value.learning_rate",
         "value_learning_rate=train.learning_rate",
         TRAINS,
@@ -1593,7 +1593,7 @@ WIRING = (
     Mutant(
         "decay-lost",
         "weight_decay does not reach the optimizer",
-        "session.py",
+        "run/build.py",
         "weight_decay=train.weight_decay",
         "weight_decay=0.0",
         TRAINS,
@@ -1601,7 +1601,7 @@ WIRING = (
     Mutant(
         "epochs-lost",
         "num_epochs does not reach the update",
-        "session.py",
+        "run/build.py",
         "num_epochs=train.num_epochs",
         "num_epochs=1",
         TRAINS,
@@ -1609,7 +1609,7 @@ WIRING = (
     Mutant(
         "norm-lost",
         "max_grad_norm does not reach the update",
-        "session.py",
+        "run/build.py",
         "max_grad_norm=train.max_grad_norm",
         "max_grad_norm=1.0",
         TRAINS,
@@ -1617,7 +1617,7 @@ WIRING = (
     Mutant(
         "min-weight-lost",
         "min_weight does not reach the search",
-        "session.py",
+        "run/build.py",
         "min_weight=search.min_weight",
         "min_weight=0.02",
         TRAINS,
@@ -1625,7 +1625,7 @@ WIRING = (
     Mutant(
         "depth-by-batch",
         "the depth limit is lowered by the longest prompt of a batch, not of the run",
-        "session.py",
+        "run/build.py",
         "max_search_depth=depth,  #",
         "max_search_depth=search.max_search_depth,  #",
         ("test_end_to_end.py::test_the_longest_prompt_of_a_run_limits_the_depth_of_every_iteration",),
@@ -1633,15 +1633,15 @@ WIRING = (
     Mutant(
         "rewards-lost",
         "the rewards' weights do not reach the run",
-        "session.py",
-        "RewardWeights(config.reward.accuracy, config.reward.format)",
-        "RewardWeights()",
+        "run/build.py",
+        "WeightedReward(config.reward.accuracy, config.reward.format)",
+        "WeightedReward()",
         TRAINS,
     ),
     Mutant(
         "warm-up-lost",
         "warmup_iterations does not reach the update",
-        "session.py",
+        "run/build.py",
         "warmup_iterations=train.warmup_iterations",
         "warmup_iterations=0",
         (f"test_end_to_end.py::{BOUNDED}[train.warmup_iterations]",),
@@ -1649,7 +1649,7 @@ WIRING = (
     Mutant(
         "last-iteration",
         "the learning rate decays as if the run had one iteration more",
-        "session.py",
+        "run/build.py",
         "num_iterations=train.num_iterations",
         "num_iterations=train.num_iterations + 1",
         TRAINS,
@@ -1657,7 +1657,7 @@ WIRING = (
     Mutant(
         "batch-of-all",
         "batch_size does not reach the update",
-        "session.py",
+        "run/build.py",
         "batch_size=train.batch_size",
         "batch_size=train.problems_per_iteration",
         TRAINS,
@@ -1665,7 +1665,7 @@ WIRING = (
     Mutant(
         "value-always",
         "value.update_frequency does not reach the update",
-        "session.py",
+        "run/build.py",
         "value_update_frequency=config.value.update_frequency",
         "value_update_frequency=1",
         TRAINS,
@@ -1673,7 +1673,7 @@ WIRING = (
     Mutant(
         "lambda-and-floor",
         "gae_lambda and advantage_floor are swapped",
-        "session.py",
+        "run/build.py",
         "train.gae_lambda, train.advantage_floor)",
         "train.advantage_floor, train.gae_lambda)",
         TRAINS,
@@ -1681,7 +1681,7 @@ WIRING = (
     Mutant(
         "always-balanced",
         "inverse_beta does not reach the search",
-        "session.py",
+        "run/build.py",
         "        inverse_beta=search.inverse_beta,\n",
         "",
         (f"test_end_to_end.py::{BOUNDED}[search.inverse_beta]",),
@@ -1689,7 +1689,7 @@ WIRING = (
     Mutant(
         "bound-lost",
         "max_inverse_beta does not reach the search",
-        "session.py",
+        "run/build.py",
         "        max_inverse_beta=search.max_inverse_beta,\n",
         "",
         TRAINS,
@@ -1697,7 +1697,7 @@ WIRING = (
     Mutant(
         "cap-lost",
         "weight_cap does not reach the search",
-        "session.py",
+        "run/build.py",
         "        cap=search.weight_cap,\n",
         "",
         (f"test_end_to_end.py::{BOUNDED}[search.weight_cap]",),
@@ -1705,7 +1705,7 @@ WIRING = (
     Mutant(
         "strength-lost",
         "guidance_strength does not reach the search",
-        "session.py",
+        "run/build.py",
         "        strength=search.guidance_strength,\n",
         "",
         (f"test_end_to_end.py::{BOUNDED}[search.guidance_strength]",),
@@ -1713,7 +1713,7 @@ WIRING = (
     Mutant(
         "share-lost",
         "unguided_fraction does not reach the search",
-        "session.py",
+        "run/build.py",
         "unguided_fraction=search.unguided_fraction",
         "unguided_fraction=0.0",
         TRAINS,
@@ -1729,7 +1729,7 @@ WIRING = (
     Mutant(
         "problems-without-seed",
         "which problems are asked does not depend on the run's seed",
-        "session.py",
+        "run/build.py",
         "data.num_problems, seed=config.run.seed",
         "data.num_problems, seed=0",
         TRAINS,
@@ -1737,7 +1737,7 @@ WIRING = (
     Mutant(
         "same-problems",
         "every iteration asks the problems of the first",
-        "trainer.py",
+        "run/loop.py",
         "session.task.train_problems(iteration, ",
         "session.task.train_problems(0, ",
         TRAINS,
@@ -1753,7 +1753,7 @@ WIRING = (
     Mutant(
         "ends-of-the-tokenizer",
         "only the tokenizer's end token ends a completion in the search",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "ends = torch.tensor(decoder.eos_ids,",
         "ends = torch.tensor(decoder.eos_ids[:1],",
         ("test_end_to_end.py::test_every_declared_end_token_ends_a_completion_in_training_and_evaluation",),
@@ -1762,7 +1762,7 @@ WIRING = (
         "format-unpaid",
         "a right format earns nothing",
         "training/reward.py",
-        " + weights.format * verdict.format",
+        " + self.format * verdict.format",
         "",
         TRAINS,
     ),
@@ -1777,7 +1777,7 @@ WIRING = (
     Mutant(
         "popped-once-more",
         "best_first pops one prefix more of each depth than it may",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "self.num_popped.gather(1, self.open.depth) >= self.width",
         "self.num_popped.gather(1, self.open.depth) > self.width",
         (f"test_end_to_end.py::{BOUNDED}[search.beam_width]",),
@@ -1785,7 +1785,7 @@ WIRING = (
     Mutant(
         "pruned-uncounted",
         "children that never had room in the open list are not counted as pruned",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "num_lost + num_children - torch.isfinite(children.f).sum(1)",
         "num_lost",
         (f"test_end_to_end.py::{BOUNDED}[search.beam_width]",),
@@ -1793,7 +1793,7 @@ WIRING = (
     Mutant(
         "strength-ignored",
         "best_first ignores the strength of the guidance",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "f = f_score(g, h, self.strength[problem, None])",
         "f = f_score(g, h)",
         (f"test_end_to_end.py::{BOUNDED}[search.beam_width]",),
@@ -1801,7 +1801,7 @@ WIRING = (
     Mutant(
         "decoding-tilt",
         "A* at test time looks for failures",
-        "eval/test_time.py",
+        "eval/decoding.py",
         "inverse_beta=DECODING_INVERSE_BETA",
         "inverse_beta=-DECODING_INVERSE_BETA",
         ("test_end_to_end.py::test_other_ways_of_decoding_are_measured_as_the_documents_say",),
@@ -1809,7 +1809,7 @@ WIRING = (
     Mutant(
         "tilt-unbounded",
         "a prompt that is nearly always answered is tilted without bound",
-        "rollout/heuristic.py",
+        "search/heuristic.py",
         "return (-root_logit).clamp(-bound, bound)",
         "return (-root_logit).clamp(max=bound)",
         ("test_wiring.py::test_the_balanced_tilt_is_bounded_on_both_sides",),
@@ -1817,7 +1817,7 @@ WIRING = (
     Mutant(
         "series-early",
         "the inclusion probability is taken for its first term where that is off by a percent",
-        "rollout/gumbel.py",
+        "search/gumbel.py",
         "torch.where(gap < -40.0,",
         "torch.where(gap < -4.0,",
         ("test_wiring.py::test_inclusion_probabilities_are_those_of_the_formula",),
@@ -1839,7 +1839,7 @@ MODELS = (
     Mutant(
         "first-end-only",
         "a completion goes on after every end token but the first",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "goes_on = ~torch.isin(token_ids, ends) &",
         "goes_on = (token_ids != ends[0]) &",
         (f"{COMPLETIONS}[gumbel]", f"{COMPLETIONS}[sample]", f"{COMPLETIONS}[greedy]"),
@@ -1847,7 +1847,7 @@ MODELS = (
     Mutant(
         "finished-by-the-first-end-only",
         "a completion that another end token ended counts as cut off",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "is_finished=(length > 0) & torch.isin(last, ends),",
         "is_finished=(length > 0) & (last == ends[0]),",
         (f"{LEAVES}[gumbel]",),
@@ -1855,7 +1855,7 @@ MODELS = (
     Mutant(
         "best-first-end-only",
         "best_first goes on after every end token but the first",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "device=like.device), ends)  # by token",
         "device=like.device), ends[:1])  # by token",
         (f"{COMPLETIONS}[best_first]",),
@@ -1903,7 +1903,7 @@ MODELS = (
     Mutant(
         "beams-charged-for-ends",
         "beam search is charged one token more than the search",
-        "eval/test_time.py",
+        "eval/decoding.py",
         "num_beams * (length + is_finished - 1)",
         "num_beams * (length + is_finished)",
         ("test_beams.py::test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is",),
@@ -1911,7 +1911,7 @@ MODELS = (
     Mutant(
         "beams-favour-length",
         "beam search divides the log-probability by the length",
-        "eval/test_time.py",
+        "eval/decoding.py",
         '{"length_penalty": 0.0}',
         '{"length_penalty": 1.0}',
         (BEAMS,),
@@ -1919,7 +1919,7 @@ MODELS = (
     Mutant(
         "beams-lose-mass",
         "beams give ids without text a share of the probability",
-        "eval/test_time.py",
+        "eval/decoding.py",
         "renormalize_logits=True",
         "renormalize_logits=False",
         ("test_beams.py::test_beams_never_hold_ids_without_text_and_share_their_mass_among_the_others",),
@@ -1980,7 +1980,7 @@ SCORING = (
     Mutant(
         "trees-always-joined",
         "a completion joins a tree whatever attention costs",
-        "model/workload.py",
+        "resources/workload.py",
         "return 2 * growth * (size - shared) <= shared * (shared + linear_cost)",
         "return True",
         ("test_training.py::test_a_completion_joins_a_tree_where_that_costs_less",),
@@ -1988,7 +1988,7 @@ SCORING = (
     Mutant(
         "pairs-counted-once",
         "the cost of attention between a tree and what joins it is halved",
-        "model/workload.py",
+        "resources/workload.py",
         "return 2 * growth * (size - shared) <= shared * (shared + linear_cost)",
         "return growth * (size - shared) <= shared * (shared + linear_cost)",
         ("test_training.py::test_a_completion_joins_a_tree_where_that_costs_less",),
@@ -2100,7 +2100,7 @@ SCORING = (
     Mutant(
         "format-value-lost",
         "the search records the accuracy's value for the format's",
-        "rollout/lock_step.py",
+        "search/lock_step.py",
         "torch.take(format_logit_of(output), row)",
         "torch.take(output.value_logit, row)",
         ("test_decoder.py::test_recorded_scores_equal_one_full_forward",),
@@ -2108,7 +2108,7 @@ SCORING = (
     Mutant(
         "format-value-lost-best-first",
         "the literal A* records the accuracy's value for the format's",
-        "rollout/best_first.py",
+        "search/best_first.py",
         "form = torch.sigmoid(format_logit_of(output).double())",
         "form = value",
         ("test_decoder.py::test_recorded_scores_equal_one_full_forward",),

@@ -750,7 +750,7 @@ class Oracle:
         return metrics | (self.decode(pairs) if self.config["eval"]["search"] == "best_first" else {})
 
     def decode(self, pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-        """Greedy, the literal A* and the best of as many samples as cost the same (eval/test_time.py)."""
+        """Greedy, the literal A* and the best of as many samples as cost the same (eval/decoding.py)."""
         guide = Guide(1.0, DECODING_INVERSE_BETA, None)
         arms: dict[str, list[Found]] = {"greedy": [], "best_first": [], "best_of_n": []}
         for pair in pairs:

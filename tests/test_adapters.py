@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 from tests.distributed_worker import planted
 from tests.test_training import make_policy, make_rows, make_updater
 from tests.trees import trees_of, trees_of_rows
+from tinyzero_astar.cli.train import main
+from tinyzero_astar.engine.fast_decode import is_supported
 from tinyzero_astar.model.adapters import add_adapters, merged
-from tinyzero_astar.model.fast_decode import is_supported
 from tinyzero_astar.model.model import load_policy
-from tinyzero_astar.train import main
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 RANK = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate, remembered
+from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered
 
 HEALTHY = {
     "value/sibling_accuracy": 0.7,

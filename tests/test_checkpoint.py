@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.trees import trees_of_rows
-from tinyzero_astar.model import checkpoint as module
-from tinyzero_astar.model.checkpoint import load_trainer, read_state, save_checkpoint
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
+from tinyzero_astar.run import checkpoint as module
+from tinyzero_astar.run.checkpoint import load_trainer, read_state, save_checkpoint
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 STATE = {"iteration": 3, "num_updates": 6, "config": {"run": {"seed": 0}}}

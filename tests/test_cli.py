@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tinyzero_astar.cli.train import main, parse
 from tinyzero_astar.config import PRESETS, to_json
-from tinyzero_astar.run_folder import CONFIG
-from tinyzero_astar.train import main, parse
+from tinyzero_astar.run.folder import CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -221,7 +221,7 @@ def test_a_damaged_model_is_refused(capsys, elsewhere, tiny_base):
 def test_help_and_mistakes_do_not_wait_for_torch(argv, status, elsewhere):
     program = (
         "import sys\n"
-        "from tinyzero_astar.train import main\n"
+        "from tinyzero_astar.cli.train import main\n"
         "try:\n"
         "    status = main(sys.argv[1:])\n"
         "except SystemExit as stopped:\n"

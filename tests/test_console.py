@@ -7,9 +7,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from tinyzero_astar import train
+from tinyzero_astar.cli import train
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.train import main
 
 METRICS = {
     "rollout/accuracy": 0.25,

@@ -17,7 +17,7 @@ from tests.decoding import (
     step,
 )
 from tests.trees import trees_of
-from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 
@@ -56,7 +56,7 @@ def test_memory_that_the_cache_was_given_is_not_read_before_it_is_written(
     """Memory may hold anything, NaN as well, of which 0 times is NaN."""
     if is_recorded:
         request.getfixturevalue("tape")
-    monkeypatch.setattr("tinyzero_astar.model.slot_cache._CLEARED_AT_ONCE", at_once)
+    monkeypatch.setattr("tinyzero_astar.engine.slot_cache._CLEARED_AT_ONCE", at_once)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)  # fills it with NaN
     try:
@@ -71,7 +71,7 @@ def test_memory_that_the_cache_was_given_is_not_read_before_it_is_written(
 @pytest.fixture
 def tape(policy, monkeypatch):
     """Decode steps of `policy` are recorded, in blocks of 4 columns."""
-    monkeypatch.setattr("tinyzero_astar.model.decoder.BLOCK", 4)
+    monkeypatch.setattr("tinyzero_astar.engine.decoder.BLOCK", 4)
     monkeypatch.setattr(policy, "recorder", Tape())
     return policy.recorder
 

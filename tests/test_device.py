@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from tests.test_run import OPTIONS
-from tinyzero_astar import session as sessions
-from tinyzero_astar import trainer
+from tinyzero_astar.cli.solve import solve_main
+from tinyzero_astar.cli.train import main, parse
 from tinyzero_astar.config import Config, to_json
-from tinyzero_astar.eval import test_time
+from tinyzero_astar.eval import decoding as test_time
 from tinyzero_astar.interfaces import Verdict
-from tinyzero_astar.rollout.quality import weighted_auc
-from tinyzero_astar.solve import solve_main
-from tinyzero_astar.train import main, parse
+from tinyzero_astar.metrics.heuristic import weighted_auc
+from tinyzero_astar.run import build as sessions
+from tinyzero_astar.run import loop as trainer
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.distributed_worker import planted
-from tinyzero_astar import fit, writing
+from tinyzero_astar import distributed
+from tinyzero_astar.cli.train import main, parse
 from tinyzero_astar.config import Config
-from tinyzero_astar.model import fsdp_utils
-from tinyzero_astar.model.memory import resident
-from tinyzero_astar.train import main, parse
+from tinyzero_astar.resources import advice as fit
+from tinyzero_astar.resources.memory import resident
+from tinyzero_astar.run import writing
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 OPTIONS = (  # three rows a step, one a micro-batch: two ranks have unequal turns, and of four one has no row
@@ -234,7 +235,7 @@ def group_of_one(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the group's own goes when the test is over
     yield
-    fsdp_utils.tear_down()
+    distributed.tear_down()
 
 
 def test_a_group_of_one_process_trains_as_none(one, tiny_base, tmp_path, group_of_one, capsys):
@@ -242,29 +243,29 @@ def test_a_group_of_one_process_trains_as_none(one, tiny_base, tmp_path, group_o
     with planted(True):
         assert main([*command(tiny_base, folder, "--train.sharding", "hybrid"), "--distributed"]) == 0
     assert "1 processes, sharding hybrid" in capsys.readouterr().out
-    assert not fsdp_utils.is_distributed()
+    assert not distributed.is_distributed()
     assert_same(folder, one)
     assert (folder / "samples.jsonl").read_text() == (one / "samples.jsonl").read_text()
 
 
 def test_what_ranks_tell_each_other_in_a_group_of_one(group_of_one):
-    fsdp_utils.set_up(torch.device("cpu"), 600.0)
-    assert (fsdp_utils.rank(), fsdp_utils.world_size(), fsdp_utils.is_main()) == (0, 1, True)
-    assert fsdp_utils.gather({"x": 1}) == [{"x": 1}] and fsdp_utils.from_main("y") == "y"
-    assert fsdp_utils.sum_numbers([0.1, 2]) == [0.1, 2.0]
-    assert fsdp_utils.agree(lambda: 3) == 3
+    distributed.set_up(torch.device("cpu"), 600.0)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.gather({"x": 1}) == [{"x": 1}] and distributed.from_main("y") == "y"
+    assert distributed.sum_numbers([0.1, 2]) == [0.1, 2.0]
+    assert distributed.agree(lambda: 3) == 3
     for kind in (ValueError, FloatingPointError):
 
         def fails(kind=kind):
             raise kind("planted")
 
         with pytest.raises(kind, match=r"^planted$"):  # said by all ranks: none is named
-            fsdp_utils.agree(fails)
+            distributed.agree(fails)
 
 
 @pytest.mark.parametrize(("error", "reason"), [("gone", "failed"), ("Timed out", "waited longer than run.collective")])
 def test_an_exception_ends_its_rank_at_once_and_names_it(error, reason, group_of_one, monkeypatch, capsys):
-    fsdp_utils.set_up(torch.device("cpu"), 600.0)
+    distributed.set_up(torch.device("cpu"), 600.0)
     left = []
     monkeypatch.setattr(os, "_exit", left.append)
     raised = RuntimeError(error)
@@ -278,7 +279,7 @@ def test_more_processes_than_gpus_are_refused(group_of_one, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ValueError, match=r"--nproc_per_node is more than the 1 GPU of this machine"):
-        fsdp_utils.set_up(torch.device("cuda"), 600.0)
+        distributed.set_up(torch.device("cuda"), 600.0)
 
 
 @pytest.mark.slow
@@ -410,7 +411,7 @@ def test_a_run_whose_folder_cannot_be_written_is_one_sentence_and_leaves_the_gro
     argv, sentence = make(one, tiny_base, tmp_path / "run")
     assert main([*argv, "--distributed"]) == 1
     assert capsys.readouterr().err == f"error: {sentence}\n"
-    assert not fsdp_utils.is_distributed()
+    assert not distributed.is_distributed()
 
 
 @pytest.mark.parametrize("make", UNWRITABLE)
@@ -418,9 +419,9 @@ def test_a_rank_that_writes_nothing_ends_with_the_one_that_could_not(
     make, one, tiny_base, tmp_path, monkeypatch, capsys
 ):
     argv, _ = make(one, tiny_base, tmp_path / "run")
-    monkeypatch.setattr("tinyzero_astar.session.is_main", lambda: False)
+    monkeypatch.setattr("tinyzero_astar.run.build.is_main", lambda: False)
     monkeypatch.setattr(writing, "from_main", lambda mine: (mine, "rank 0 could not")[1])
-    monkeypatch.setattr("tinyzero_astar.session._made_by_main", lambda make: make())
+    monkeypatch.setattr("tinyzero_astar.run.build._made_by_main", lambda make: make())
     assert main(argv) == 1
     assert capsys.readouterr().err == "error: rank 0 could not\n"
 

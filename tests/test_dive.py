@@ -12,7 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks.dive import dive_rollouts
 from tests.oracles import IndexedDecoder, Table, TableDecoder, plackett_luce_pairs, twisted_leaf_law
 from tests.trees import trees_of
-from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 

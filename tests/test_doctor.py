@@ -15,15 +15,16 @@ from huggingface_hub import constants
 from transformers import Qwen2Config
 
 from tests.test_run import OPTIONS
-from tinyzero_astar import fit, machine, session
+from tinyzero_astar.cli.doctor import Doctor, doctor_main
+from tinyzero_astar.cli.train import main, parse_as
 from tinyzero_astar.config import Config
-from tinyzero_astar.doctor import Doctor, doctor_main
-from tinyzero_astar.machine import Speed, available_ram, free_disk, measure_speed
-from tinyzero_astar.model import memory
-from tinyzero_astar.model.known import known_shapes
-from tinyzero_astar.model.shapes import shapes_of
+from tinyzero_astar.resources import advice as fit
+from tinyzero_astar.resources import machine, memory
+from tinyzero_astar.resources.known import known_shapes
+from tinyzero_astar.resources.machine import Speed, available_ram, free_disk, measure_speed
+from tinyzero_astar.resources.shapes import shapes_of
+from tinyzero_astar.run import build as session
 from tinyzero_astar.terminal import USAGE_ERROR, readable_bytes, readable_seconds
-from tinyzero_astar.train import main, parse_as
 
 QWEN_3B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -176,7 +177,7 @@ def test_a_preset_is_answered_without_the_hub_or_transformers(tmp_path):
         "import socket, sys\n"
         "def refuse(*args, **options): raise AssertionError('the network was asked')\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
-        "from tinyzero_astar.doctor import doctor_main\n"
+        "from tinyzero_astar.cli.doctor import doctor_main\n"
         "status = doctor_main(sys.argv[1:])\n"
         "print('loaded:', 'transformers' in sys.modules)\n"
     )

@@ -22,9 +22,9 @@ from recipes.embedded_base.make_base import make_tokenizer
 from tests import run_oracle
 from tests.run_oracle import Oracle, training_pairs
 from tinyzero_astar import config as configuration
-from tinyzero_astar import trainer
-from tinyzero_astar.session import start_run
-from tinyzero_astar.train import main
+from tinyzero_astar.cli.train import main
+from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.run.build import start_run
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.oracles import Table, TableDecoder
 from tinyzero_astar.data.generation import Multiplication
-from tinyzero_astar.eval.test_time import _best_beams
-from tinyzero_astar.model.checkpoint import save_checkpoint
+from tinyzero_astar.engine.decoder import SlotDecoder
+from tinyzero_astar.eval.decoding import _best_beams
 from tinyzero_astar.model.loading import end_tokens, load_language_model, resolve_model
 from tinyzero_astar.model.model import load_policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.generator import Generator, SearchSettings, make_batch
-from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.rollout.records import SearchSettings
+from tinyzero_astar.run.checkpoint import save_checkpoint
+from tinyzero_astar.training.batch import make_batch
+from tinyzero_astar.training.reward import WeightedReward
 
 END, TILDE = 319, 93  # of the embedded base: its end token, and "~", which it never writes
 ENDS = (2, 0)  # of the tables
@@ -128,7 +132,7 @@ def other_eos(tmp_path_factory):
 
 def completions(policy, tokenizer, mode):
     task = Multiplication(2, 2, 40, seed=0, template="compact")
-    generator = Generator(policy, tokenizer, task, RewardWeights(), 128)
+    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(), 128)
     problems = task.train_problems(0, 4)
     if mode == "greedy":
         return generator.greedy(problems, 40)

@@ -11,8 +11,8 @@ import torch
 
 from tinyzero_astar.eval.evaluate import evaluate, pass_at_k, wilson
 from tinyzero_astar.interfaces import Problem
-from tinyzero_astar.rollout.generator import SearchSettings
-from tinyzero_astar.rollout.heuristic import Guidance
+from tinyzero_astar.rollout.records import SearchSettings
+from tinyzero_astar.search.heuristic import Guidance
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from tests.decoding import assert_forks_swaps_and_uneven_lengths_equal_recomputation, shake_value_model
-from tinyzero_astar.model.fast_decode import FastDecode, is_supported
+from tinyzero_astar.engine.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.model import Policy
 
 _SHAPE = {

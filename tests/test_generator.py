@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,21 +12,15 @@ import torch
 from tests.decoding import shake_value_model
 from tests.oracles import Table, TableDecoder
 from tinyzero_astar.data.generation import Multiplication
-from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
-from tinyzero_astar.rollout.generator import (
-    Generator,
-    RewardedRollouts,
-    SearchSettings,
-    concatenate,
-    make_batch,
-    on_device,
-    problem_seeds,
-)
-from tinyzero_astar.training.reward import RewardWeights
-from tinyzero_astar.training.thinning import thin_weights
+from tinyzero_astar.rollout.generator import Generator, problem_seeds
+from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings, concatenate, on_device
+from tinyzero_astar.rollout.thinning import thin_weights
+from tinyzero_astar.training.batch import make_batch
+from tinyzero_astar.training.reward import WeightedReward
 
 
 def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights():
@@ -95,7 +90,7 @@ def generator(tiny_base):
     policy = shake_value_model(Policy(model.eval(), (tokenizer.eos_token_id,), 8))
     task = Verifier(2, 2, 80, seed=0, template="compact")
     task.asked = []
-    generator = Generator(policy, tokenizer, task, RewardWeights(), 128)
+    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(), 128)
     generator.policy, generator.tokenizer, generator.task = policy, tokenizer, task
     return generator
 
@@ -108,7 +103,7 @@ def settings_of(mode="gumbel", num_rollouts=3, depth=4, **changes):
 
 @torch.no_grad()
 def test_the_baseline_is_the_reward_that_the_value_model_promises(generator):
-    generator._reward_weights = RewardWeights(accuracy=2.0, format=0.5)
+    generator._reward = WeightedReward(accuracy=2.0, format=0.5)
     problems = generator.task.train_problems(0, 3)
     found = generator.generate(problems, settings_of(), seed=0, iteration=0)
     for i, prompt in enumerate(found.prompts):

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import gpu
 from tests.decoding import Tape
-from tinyzero_astar.model.shapes import shapes_of
+from tinyzero_astar.resources.shapes import shapes_of
 
 SMALL = (
     "--device cpu --shapes tiny --dtype float32 --rows 8 --prompt 5 --depth 12 --update-rows 4"

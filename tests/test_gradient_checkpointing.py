@@ -9,10 +9,10 @@ from transformers import OPTConfig, OPTForCausalLM, Qwen2Config, Qwen2ForCausalL
 from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from tests.trees import trees_of_rows
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS
-from tinyzero_astar.model.layers import decoder_layers
+from tinyzero_astar.model.decoder_layers import decoder_layers
 from tinyzero_astar.model.model import Policy, check_decoding
-from tinyzero_astar.train import main
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 NUM_LAYERS = 4

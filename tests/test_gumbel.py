@@ -1,11 +1,11 @@
-"""Random numbers and draws of `rollout.gumbel`, one by one; what searches make of them is in test_search.py."""
+"""Random numbers and draws of `search.gumbel`, one by one; what searches make of them is in test_search.py."""
 
 import math
 
 import pytest
 import torch
 
-from tinyzero_astar.rollout.gumbel import (
+from tinyzero_astar.search.gumbel import (
     counters,
     exponential,
     exponentials,

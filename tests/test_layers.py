@@ -1,6 +1,7 @@
 """The architecture, read from the syntax trees: who may import whom, and what nobody may write.
 
-A module imports only from lower layers and none from its own. The checkers are plain functions of
+Folders stand on floors. A module imports from its own folder, from lower floors, and from other folders of its
+floor as long as no loop arises; nor may modules import each other in a loop. The checkers are plain functions of
 source text, so that each rule is also tested on a planted violation.
 """
 
@@ -10,8 +11,9 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,112 +21,54 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "tinyzero_astar"
 
-# Module (without the package's name) -> layer. Entries may be ahead of their files.
-LAYER = {
-    "interfaces": 0,
-    "terminal": 0,
-    "rollout.gumbel": 0,
-    "data.answers": 1,
-    "data.expression": 1,
-    "loggers.*": 1,
-    "model.architecture": 1,
-    "allocator": 1,
-    "machine": 1,
-    "model.fsdp_utils": 1,
-    "model.memory": 2,
-    "model.recording": 1,
-    "model.layers": 1,
-    "model.liger": 1,
-    "model.slot_cache": 1,
-    "rollout.statistics": 1,
-    "rollout.value_model": 1,
-    "run_folder": 1,
-    "training.advantages": 1,
-    "training.losses": 1,
-    "training.optimizer": 2,
-    "training.reward": 1,
-    "training.thinning": 1,
-    "training.trees": 2,
-    "rollout.heuristic": 1,
-    "data.order": 1,
-    "data.questions": 3,
-    "data.countdown": 4,
-    "data.generation": 4,
-    "data.own": 4,
-    "data.tasks": 5,
-    "model.adapters": 2,
-    "model.decoder": 2,
-    "model.fast_decode": 2,
-    "rollout.best_first": 2,
-    "rollout.choosers": 2,
-    "rollout.quality": 2,
-    "model.loading": 2,
-    "training.astar_po": 2,
-    "training.grpo": 2,
-    "training.optimal_advantage": 2,
-    "training.rloo": 2,
-    "model.model": 3,
-    "model.token_logp": 1,
-    "model.shapes": 3,
-    "model.known": 2,
-    "model.workload": 1,
-    "rollout.lock_step": 3,
-    "rollout.astar_search": 4,
-    "model.checkpoint": 4,
-    "rollout.generator": 5,
-    "training.update": 4,
-    "config": 2,
-    "eval.evaluate": 6,
-    "fit": 6,
-    "eval.test_time": 7,
-    "report.*": 6,
-    "solve": 7,
-    "session": 7,
-    "stopping": 2,
-    "writing": 2,
-    "trainer": 8,
-    "train": 9,
-    "doctor": 10,
-}
-# These import torch, the standard library and lower layers, nothing else.
-PURE = {
+# From the ground up; "" is the package's own files but __main__, which is the command line's.
+FLOORS = (
+    {""},
+    {"search", "data", "engine", "loggers"},
+    {"rollout"},
+    {"model"},
+    {"training", "eval", "metrics", "resources"},
+    {"run"},
+    {"report"},
+    {"cli"},
+)
+# These import torch, the standard library and the package, nothing else.
+PURE = (
     "interfaces",
-    "rollout.gumbel",
-    "rollout.heuristic",
-    "rollout.best_first",
-    "rollout.choosers",
-    "rollout.lock_step",
-    "rollout.quality",
-    "rollout.statistics",
+    "search.*",
+    "metrics.*",
     "rollout.astar_search",
+    "rollout.thinning",
     "training.advantages",
     "training.losses",
     "training.reward",
-    "data.answers",
-    "data.order",
-    "training.thinning",
     "training.trees",
     "model.token_logp",
+    "data.answers",
     "data.expression",
-}
+)
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 DYNAMIC_CODE = {"eval", "exec", "__import__", "import_module"}
 
 
-def layer_of(module: str) -> int | None:
-    """The layer of a module, None when the table doesn't know it."""
-    return next((layer for name, layer in LAYER.items() if fnmatchcase(module, name)), None)
+def folder_of(module: str) -> str:
+    """`search.gumbel` -> `search`; "" for the package's own files."""
+    return "cli" if module == "__main__" else module.rpartition(".")[0].split(".")[0]
+
+
+def floor_of(module: str) -> int | None:
+    """The floor that a module stands on, None when no floor has its folder."""
+    return next((number for number, folders in enumerate(FLOORS) if folder_of(module) in folders), None)
 
 
 def module_name(path: Path) -> str:
-    """`tinyzero_astar/rollout/gumbel.py` -> `rollout.gumbel`."""
+    """`tinyzero_astar/search/gumbel.py` -> `search.gumbel`."""
     return ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts)
 
 
 def package_modules() -> dict[str, Path]:
-    """Every module file of the package except `__init__` and `__main__`."""
-    files = sorted((ROOT / PACKAGE).rglob("*.py"))
-    return {module_name(path): path for path in files if not path.stem.startswith("__")}
+    """Every module file of the package except `__init__`."""
+    return {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py")) if path.stem != "__init__"}
 
 
 def product_files() -> list[Path]:
@@ -150,30 +94,49 @@ def imports(source: str, module: str) -> Iterator[tuple[str, str | None]]:
             yield from ((origin, alias.name) for alias in node.names)
 
 
-def package_imports(source: str, module: str) -> Iterator[str]:
+def package_imports(source: str, module: str, known: set[str]) -> Iterator[str]:
     """Modules of the package that `source` imports; `from <folder> import <module>` too."""
     for origin, name in imports(source, module):
         if origin.split(".")[0] != PACKAGE:
             continue
         target = origin.removeprefix(PACKAGE).lstrip(".")
-        if layer_of(target) is None and name is not None:  # a folder, and a module in it
+        if target not in known and name is not None:  # a folder, and a module in it
             target = f"{target}.{name}".lstrip(".")
         yield target
 
 
-def layer_faults(source: str, module: str) -> list[str]:
-    """Imports of `module` that do not go strictly downwards."""
-    own = layer_of(module)
+def floor_faults(source: str, module: str, known: set[str]) -> list[str]:
+    """Imports of `module` that run up, or lead nowhere."""
+    own = floor_of(module)
     if own is None:
-        return [f"{module} is not in LAYER: give it a layer"]
+        return [f"the folder of {module} is on no floor: give it one"]
     faults = []
-    for target in package_imports(source, module):
-        layer = layer_of(target)
-        if layer is None:
-            faults.append(f"{module} imports {target or PACKAGE}, which is no module in LAYER")
-        elif layer >= own:
-            faults.append(f"{module} (layer {own}) imports {target} (layer {layer})")
+    for target in package_imports(source, module, known):
+        floor = floor_of(target)
+        if target not in known or floor is None:
+            faults.append(f"{module} imports {target or PACKAGE}, which is no module")
+        elif floor > own:
+            faults.append(f"{module} (floor {own}) imports {target} (floor {floor})")
     return faults
+
+
+def loop(arrows: Mapping[str, set[str]]) -> list[str]:
+    """A loop among imports, as names in its order; empty when there is none."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
+def between_folders(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """From imports between modules to those between folders."""
+    found: dict[str, set[str]] = {}
+    for module, targets in arrows.items():
+        others = {folder_of(target) for target in targets} - {folder_of(module)}
+        found.setdefault(folder_of(module), set()).update(others)
+    return found
 
 
 def impure_imports(source: str, module: str) -> list[str]:
@@ -228,16 +191,29 @@ def unsafe_constructs(source: str) -> list[str]:
     return faults
 
 
-@pytest.mark.parametrize("module", package_modules())
-def test_module_imports_only_lower_layers(module: str):
-    source = package_modules()[module].read_text(encoding="utf-8")
-    assert not layer_faults(source, module)
+MODULES = package_modules()
+SOURCES = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+ARROWS = {module: set(package_imports(source, module, set(MODULES))) for module, source in SOURCES.items()}
 
 
-@pytest.mark.parametrize("module", sorted(PURE & package_modules().keys()))
+@pytest.mark.parametrize("module", MODULES)
+def test_no_import_runs_up(module: str):
+    assert not floor_faults(SOURCES[module], module, set(MODULES))
+
+
+def test_neither_modules_nor_folders_import_each_other_in_a_loop():
+    assert loop(ARROWS) == []
+    assert loop(between_folders(ARROWS)) == []
+
+
+def test_every_folder_stands_on_one_floor_and_no_floor_is_empty():
+    folders = sorted(folder for floor in FLOORS for folder in floor)
+    assert folders == sorted({folder_of(module) for module in MODULES})
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if any(fnmatchcase(m, pattern) for pattern in PURE)])
 def test_pure_module_imports_only_torch_and_standard_library(module: str):
-    source = package_modules()[module].read_text(encoding="utf-8")
-    assert not impure_imports(source, module)
+    assert not impure_imports(SOURCES[module], module)
 
 
 def test_init_files_import_nothing():
@@ -251,7 +227,7 @@ def test_file_has_no_unsafe_construct(path: str):
     assert not unsafe_constructs((ROOT / path).read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("module", [f"{PACKAGE}.config", f"{PACKAGE}.train", "train"])
+@pytest.mark.parametrize("module", [f"{PACKAGE}.config", f"{PACKAGE}.cli.train", "train"])
 def test_entry_point_imports_torch_lazily(module: str):
     """`--help` has to answer before torch (2 s) and transformers (3 to 7 s) could be imported."""
     code = f"import sys, {module}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
@@ -260,38 +236,46 @@ def test_entry_point_imports_torch_lazily(module: str):
     assert done.stdout.split() == []
 
 
+KNOWN = {"config", "search.gumbel", "search.lock_step", "rollout.records", "training.losses", "run.loop"}
+
+
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("training.losses", "from tinyzero_astar.training.update import update", "layer 4"),
-        ("training.losses", "from tinyzero_astar.training import advantages", "layer 1"),
-        ("training.losses", "from . import advantages", "layer 1"),
-        ("rollout.gumbel", "from ..training.losses import clipped", "layer 1"),
-        ("model.memory", "def f():\n    import tinyzero_astar.config", "layer 2"),
-        ("model.memory", "from tinyzero_astar import config", "layer 2"),
-        ("loggers.console", "from tinyzero_astar.loggers.jsonl import x", "layer 1"),
-        ("model.model", "from tinyzero_astar.data import nonsense", "no module in LAYER"),
-        ("model.model", "import tinyzero_astar", "no module in LAYER"),
-        ("newcomer", "", "not in LAYER"),
+        ("search.gumbel", "from tinyzero_astar.rollout.records import x", "floor 2"),
+        ("search.gumbel", "from ..training.losses import clipped", "floor 4"),
+        ("config", "def f():\n    import tinyzero_astar.run.loop", "floor 5"),
+        ("rollout.records", "from tinyzero_astar.run import loop", "floor 5"),
+        ("run.loop", "from tinyzero_astar.data import nonsense", "is no module"),
+        ("run.loop", "import tinyzero_astar", "is no module"),
+        ("newcomers.first", "", "on no floor"),
     ],
 )
-def test_layer_rule_finds_planted_fault(module: str, source: str, fault: str):
-    faults = layer_faults(source, module)
+def test_floor_rule_finds_planted_fault(module: str, source: str, fault: str):
+    faults = floor_faults(source, module, KNOWN)
     assert len(faults) == 1
     assert fault in faults[0]
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("module", "source"),
     [
-        "from tinyzero_astar.rollout.gumbel import children",
-        "from tinyzero_astar.rollout import gumbel",
-        "from .gumbel import children",
-        "from tinyzero_astar import interfaces",
+        ("rollout.records", "from tinyzero_astar.search.gumbel import children"),
+        ("rollout.records", "from tinyzero_astar.search import gumbel"),
+        ("search.lock_step", "from .gumbel import children"),
+        ("rollout.records", "from tinyzero_astar import config"),
+        ("__main__", "from tinyzero_astar.run import loop"),
     ],
 )
-def test_layer_rule_accepts_downward_import(source: str):
-    assert layer_faults(source, "rollout.astar_search") == []
+def test_floor_rule_accepts_what_does_not_run_up(module: str, source: str):
+    assert floor_faults(source, module, KNOWN) == []
+
+
+def test_loops_are_found_among_modules_and_among_folders():
+    straight = {"a.x": {"b.y"}, "b.y": {"a.z"}, "a.z": set()}
+    assert loop(straight) == []  # of modules, but their folders need each other
+    assert set(loop(between_folders(straight))) == {"a", "b"}
+    assert set(loop({"a.x": {"a.y"}, "a.y": {"a.x"}})) == {"a.x", "a.y"}
 
 
 def test_purity_rule_finds_planted_fault():

@@ -8,10 +8,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.model import model as policies
 from tinyzero_astar.model.liger import apply_liger, import_liger
 from tinyzero_astar.model.loading import load_language_model
-from tinyzero_astar.train import main
 
 CUDA = torch.device("cuda")
 INSTEAD = "leave out --model.liger, or set it to false in the config.json of a run to be resumed"

@@ -25,11 +25,11 @@ from tests.decoding import (
     assert_recorded_scores_equal_one_full_forward,
     shake_value_model,
 )
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import ModelConfig
-from tinyzero_astar.machine import choose_device
 from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy, check_decoding, load_policy
-from tinyzero_astar.train import main
+from tinyzero_astar.resources.machine import choose_device
 
 SHAPE = {
     "hidden_size": 32,

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_astar import allocator, machine, session
+from tinyzero_astar.resources import allocator, machine
+from tinyzero_astar.run import build as session
 
 ROOT = Path(__file__).resolve().parents[1]
 BEFORE = {0: (100, 900), 1: (500, 500), 2: (0, 1000), 3: (700, 300)}  # busy and idle ticks of each core
@@ -80,7 +81,7 @@ def test_threads_are_the_idle_cores_shared_by_the_processes_here(monkeypatch, nu
 
 FAULTS = """
 import resource
-from tinyzero_astar.allocator import keep_freed_memory
+from tinyzero_astar.resources.allocator import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -15,19 +15,23 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from benchmarks import gpu
 from tests.live_memory import LiveBytes
+from tinyzero_astar.distributed import is_distributed, set_up, tear_down, world_size
+from tinyzero_astar.engine import decoder
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Batch, PrefixTrees
-from tinyzero_astar.model import decoder, memory, token_logp
 from tinyzero_astar.model import model as model_module
+from tinyzero_astar.model import token_logp
 from tinyzero_astar.model.adapters import add_adapters
-from tinyzero_astar.model.decoder import SlotDecoder
-from tinyzero_astar.model.fsdp_utils import is_distributed, set_up, tear_down, unsharded, world_size
-from tinyzero_astar.model.memory import CHUNK_ELEMENTS, phases, resident
+from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.model.shapes import shapes_of
-from tinyzero_astar.model.workload import CHILD_RANK, Work, value_parameters
-from tinyzero_astar.rollout import gumbel, value_model
+from tinyzero_astar.resources import memory
+from tinyzero_astar.resources.memory import CHUNK_ELEMENTS, phases, resident
+from tinyzero_astar.resources.shapes import shapes_of
+from tinyzero_astar.resources.workload import CHILD_RANK, Work, value_parameters
+from tinyzero_astar.rollout import value_model
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.heuristic import Guidance
+from tinyzero_astar.search import gumbel
+from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.trees import grow_trees, micro_batches, stack

@@ -15,13 +15,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.test_end_tokens import edited
 from tests.test_loading import copy_tokenizer, make_config, refusal, save_checkpoint
-from tinyzero_astar import fit
+from tinyzero_astar.cli.solve import solve_main
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS, ModelConfig
-from tinyzero_astar.model import checkpoint, loading
+from tinyzero_astar.model import loading
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import load_policy
-from tinyzero_astar.solve import solve_main
-from tinyzero_astar.train import main
+from tinyzero_astar.resources import advice as fit
+from tinyzero_astar.run import checkpoint
 
 IDS = torch.tensor([[18, 9, 19, 28, 5, 40], [7, 8, 200, 310, 12, 3]])
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -240,7 +241,7 @@ def test_a_damaged_config_is_one_sentence_to_those_who_train_and_those_who_ask(c
 
 
 def test_train_doctor_and_solve_end_with_status_2_and_that_sentence(sound, tmp_path, capsys):
-    from tinyzero_astar.doctor import doctor_main
+    from tinyzero_astar.cli.doctor import doctor_main
 
     folder = shutil.copytree(sound, tmp_path / "m")
     change_json(folder / "config.json", hidden_act="gleu")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.test_run import OPTIONS
-from tinyzero_astar import session
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.data.generation import Multiplication
-from tinyzero_astar.train import main
+from tinyzero_astar.run import build as session
 
 
 @pytest.fixture(autouse=True)

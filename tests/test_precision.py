@@ -12,10 +12,10 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.trees import trees_of, trees_of_rows
-from tinyzero_astar.model.decoder import SlotDecoder
+from tinyzero_astar.cli.train import main
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy, check_decoding
 from tinyzero_astar.rollout.astar_search import astar_rollouts
-from tinyzero_astar.train import main
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 IDS = torch.randint(1, 24, (8, 12), generator=torch.Generator().manual_seed(1))

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from tests.oracles import Table, TableDecoder
-from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
-from tinyzero_astar.rollout.heuristic import inverse_beta_of
-from tinyzero_astar.rollout.quality import (
+from tinyzero_astar.metrics.heuristic import (
     admissibility,
     calibration,
     explained_variance,
@@ -19,13 +17,15 @@ from tinyzero_astar.rollout.quality import (
     sibling_ranking,
     weighted_auc,
 )
-from tinyzero_astar.rollout.statistics import (
+from tinyzero_astar.metrics.rollouts import (
     correlation,
     effective_sample_size,
     shared_prefix_fraction,
     unique_fraction,
     variance_ratio,
 )
+from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
+from tinyzero_astar.search.heuristic import inverse_beta_of
 
 
 def searched(noise, num_problems=12, k=6, seed=0):

@@ -17,14 +17,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyzero_astar import __main__, machine
+from tinyzero_astar import __main__
+from tinyzero_astar.cli.doctor import Doctor
+from tinyzero_astar.cli.solve import solve_main
+from tinyzero_astar.cli.train import main, parse, parse_as
 from tinyzero_astar.config import PRESETS, DataConfig, EvalConfig, ModelConfig, SearchConfig, ValueConfig
-from tinyzero_astar.doctor import Doctor
-from tinyzero_astar.machine import Speed
 from tinyzero_astar.report import curve
-from tinyzero_astar.run_folder import CONFIG
-from tinyzero_astar.solve import solve_main
-from tinyzero_astar.train import main, parse, parse_as
+from tinyzero_astar.resources import machine
+from tinyzero_astar.resources.machine import Speed
+from tinyzero_astar.run.folder import CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -21,11 +21,16 @@ from safetensors.torch import load_file, save_file
 
 from tests import test_run as runs
 from tests.test_run import assert_same_run, checkpoint, contents, read, records, timeless
-from tinyzero_astar import run_folder, session, stopping, trainer
+from tinyzero_astar import files
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS
-from tinyzero_astar.model import checkpoint as checkpoints
-from tinyzero_astar.run_folder import CONFIG, METRICS, SAMPLES
-from tinyzero_astar.train import main
+from tinyzero_astar.files import append_jsonl
+from tinyzero_astar.run import build as session
+from tinyzero_astar.run import checkpoint as checkpoints
+from tinyzero_astar.run import folder as run_folder
+from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.run import stopping
+from tinyzero_astar.run.folder import CONFIG, METRICS, SAMPLES
 
 finished, options = runs.session, runs.options
 judged_by_a_hash_and_guided_early = runs.judged_by_a_hash_and_guided_early
@@ -457,7 +462,7 @@ def test_a_run_whose_records_were_moved_away_may_be_resumed_again_and_again(fini
 )
 def test_whether_the_last_record_is_missing(held, last, is_pending, tmp_path):
     for iteration in held or ():
-        run_folder.append_jsonl(tmp_path / METRICS, {"iteration": iteration})
+        append_jsonl(tmp_path / METRICS, {"iteration": iteration})
     assert run_folder.check_complete(tmp_path, last) == is_pending
 
 
@@ -503,7 +508,7 @@ def dying(patch, last):
 
         return call
 
-    for place, name in ((run_folder, "sync"), (os, "replace"), (Path, "replace"), (Path, "write_text")):
+    for place, name in ((files, "sync"), (os, "replace"), (Path, "replace"), (Path, "write_text")):
         patch.setattr(place, name, limit(getattr(place, name)))
     return lambda: num_calls > last
 

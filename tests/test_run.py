@@ -20,14 +20,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinyzero_astar import trainer
+from tinyzero_astar.cli.train import main, parse
 from tinyzero_astar.config import Config, from_json
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict
-from tinyzero_astar.run_folder import CONFIG
-from tinyzero_astar.session import start_run
+from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.run.build import start_run
+from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.terminal import run_command
-from tinyzero_astar.train import main, parse
 from tinyzero_astar.training.astar_po import AStarPO
 
 EVAL = "--run.num-threads 1 --eval.num-problems 24 --eval.num-samples 4 --eval.eval-frequency 4 --eval.max-rows 40"

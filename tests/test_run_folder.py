@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tinyzero_astar.run_folder import (
+from tinyzero_astar.files import append_jsonl
+from tinyzero_astar.run.folder import (
     CONFIG,
     TRAINER_STATE,
-    append_jsonl,
     keep_iterations,
     latest_checkpoint,
     new_run_folder,

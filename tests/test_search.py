@@ -21,8 +21,8 @@ from tests.oracles import (
 )
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.gumbel import gumbel_after, log_inclusion
-from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
+from tinyzero_astar.search.gumbel import gumbel_after, log_inclusion
+from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 
 PLAIN = Guidance(strength=0.0)
 
@@ -116,7 +116,7 @@ def test_gumbel_with_room_for_every_leaf_returns_them_all_with_weight_pi():
 
 
 def test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise():
-    from tinyzero_astar.rollout.gumbel import (
+    from tinyzero_astar.search.gumbel import (
         counters,
         exponential,
         exponentials,

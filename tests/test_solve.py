@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.test_run import OPTIONS
-from tinyzero_astar.doctor import doctor_main
-from tinyzero_astar.solve import solve_main
-from tinyzero_astar.train import main
+from tinyzero_astar.cli.doctor import doctor_main
+from tinyzero_astar.cli.solve import solve_main
+from tinyzero_astar.cli.train import main
 
 NOTE = "the value model is untrained"
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tinyzero_astar.interfaces import Rollouts, SearchStats
-from tinyzero_astar.rollout.quality import heuristic_quality
-from tinyzero_astar.rollout.statistics import rollout_metrics
+from tinyzero_astar.metrics.heuristic import heuristic_quality
+from tinyzero_astar.metrics.rollouts import rollout_metrics
 
 LEAVES = [  # of each problem: tokens (0 ends a leaf), weight, accuracy, reward, values before the tokens
     [

@@ -18,14 +18,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.test_layers import product_files
 from tests.test_run import OPTIONS
-from tinyzero_astar import machine, terminal
-from tinyzero_astar.doctor import doctor_main
+from tinyzero_astar import terminal
+from tinyzero_astar.cli.doctor import doctor_main
+from tinyzero_astar.cli.solve import solve_main
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.loggers.console import ConsoleLogger, Terminal
-from tinyzero_astar.machine import Speed
 from tinyzero_astar.report import curve
-from tinyzero_astar.solve import solve_main
+from tinyzero_astar.resources import machine
+from tinyzero_astar.resources.machine import Speed
 from tinyzero_astar.terminal import complain, counted, printable, run_command
-from tinyzero_astar.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODINGS = ["cp1252", "ascii", "latin-1", "cp437"]
@@ -260,7 +261,7 @@ sys.meta_path.insert(0, Finder)
     ("command", "module"),
     [
         (["train.py"], "tyro"),
-        (["train.py", "--eval-only"], "tinyzero_astar.session"),
+        (["train.py", "--eval-only"], "tinyzero_astar.run.build"),
         (["-m", "tinyzero_astar", "solve", "3*4"], "tyro"),
         (["-m", "tinyzero_astar", "doctor"], "torch"),
         (["-m", "tinyzero_astar.report.curve", "run"], "matplotlib"),

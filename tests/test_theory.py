@@ -26,13 +26,13 @@ from tests.oracles import (
 )
 from tinyzero_astar.interfaces import Batch, StepOutput
 from tinyzero_astar.model.model import TokenScores
-from tinyzero_astar.rollout import choosers
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import _THINNING_STREAM
-from tinyzero_astar.rollout.gumbel import fold, to_uniform
-from tinyzero_astar.rollout.heuristic import propose, soft_value, tilt_of
+from tinyzero_astar.rollout.thinning import thin_weights
+from tinyzero_astar.search import choosers
+from tinyzero_astar.search.gumbel import fold, to_uniform
+from tinyzero_astar.search.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
-from tinyzero_astar.training.thinning import thin_weights
 from tinyzero_astar.training.trees import grow_trees, stack
 from tinyzero_astar.training.update import Updater, UpdateSettings, _value_loss
 

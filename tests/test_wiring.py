@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.test_training import make_policy, make_rows, make_updater
-from tinyzero_astar.rollout.gumbel import log_inclusion
-from tinyzero_astar.rollout.heuristic import balanced_inverse_beta
+from tinyzero_astar.search.gumbel import log_inclusion
+from tinyzero_astar.search.heuristic import balanced_inverse_beta
 
 
 def test_the_balanced_tilt_is_bounded_on_both_sides():

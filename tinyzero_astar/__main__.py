@@ -7,14 +7,14 @@ from tinyzero_astar.terminal import run_command
 
 def _run() -> int:  # imports stand here, so that a missing package is one sentence
     if sys.argv[1:2] == ["solve"]:
-        from tinyzero_astar.solve import solve_main
+        from tinyzero_astar.cli.solve import solve_main
 
         return solve_main(sys.argv[2:])
     if sys.argv[1:2] == ["doctor"]:
-        from tinyzero_astar.doctor import doctor_main
+        from tinyzero_astar.cli.doctor import doctor_main
 
         return doctor_main(sys.argv[2:])
-    from tinyzero_astar.train import main
+    from tinyzero_astar.cli.train import main
 
     return main()
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import tyro
 
-from tinyzero_astar.run_folder import read_text
+from tinyzero_astar.files import read_text
 
 
 @dataclass(frozen=True)

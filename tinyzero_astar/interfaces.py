@@ -68,6 +68,18 @@ class Task(Protocol):
         ...
 
 
+class Reward(Protocol):
+    """What a verdict is worth, in units of reward."""
+
+    def __call__(self, verdict: Verdict) -> float:
+        """The reward of a completion."""
+        ...
+
+    def expected(self, accuracy: Tensor, format: Tensor) -> Tensor:
+        """The mean reward where the two conditions of a verdict hold with these probabilities."""
+        ...
+
+
 class StepOutput(NamedTuple):
     """What the network says at N prefixes."""
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tinyzero_astar.distributed import agree, gather, share_of, world_size
 from tinyzero_astar.interfaces import Problem
-from tinyzero_astar.model.fsdp_utils import agree, gather, share_of, world_size
-from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings, on_device
-from tinyzero_astar.rollout.heuristic import Guidance
+from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings, on_device
+from tinyzero_astar.search.heuristic import Guidance
 
 _Z95 = 1.959963984540054
 _EVAL_ITERATION = 1 << 40  # the noise of evaluations, apart from that of any training iteration

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tinyzero_astar.model.layers import decoder_layers
+from tinyzero_astar.model.decoder_layers import decoder_layers
 
 _ALPHA = 32
 _NAME = "default"  # peft's, in the names of the adapters' parameters

@@ -33,6 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tinyzero_astar.data.text import text_fault
 from tinyzero_astar.model.architecture import architecture_name, check_architecture, check_causal
 from tinyzero_astar.terminal import readable_bytes
 
@@ -157,16 +158,6 @@ def _read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTra
             " together"
         )
     return tokenizer
-
-
-def text_fault(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
-    """What is wrong with a tokenizer that does not give a text back, in words; None when it does."""
-    back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if back == text:
-        return None
-    return (
-        f"tokenizer does not give texts back as they were: {text!r} becomes {back!r}; use a model whose tokenizer does"
-    )
 
 
 def _declared_ends(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

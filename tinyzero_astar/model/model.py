@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinyzero_astar.engine.cuda_graphs import Recorder
+from tinyzero_astar.engine.decoder import HiddenFn, Scores, SlotDecoder
+from tinyzero_astar.engine.fast_decode import FastDecode, is_supported
+from tinyzero_astar.engine.slot_cache import SlotCache
 from tinyzero_astar.interfaces import PrefixTrees
 from tinyzero_astar.model.adapters import add_adapters, has_adapters, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
-from tinyzero_astar.model.decoder import HiddenFn, Scores, SlotDecoder
-from tinyzero_astar.model.fast_decode import FastDecode, is_supported
+from tinyzero_astar.model.decoder_layers import decoder_layers, recomputed
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
-from tinyzero_astar.model.layers import decoder_layers, recomputed
 from tinyzero_astar.model.liger import apply_liger
 from tinyzero_astar.model.loading import Say, end_tokens, enough_memory, load_language_model, textless_ids
-from tinyzero_astar.model.recording import Recorder
-from tinyzero_astar.model.slot_cache import SlotCache
 from tinyzero_astar.model.token_logp import Head, next_logits, token_logp
-from tinyzero_astar.rollout.heuristic import f_score, soft_value, tilt_of
 from tinyzero_astar.rollout.value_model import ValueModel
+from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 
 _CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 # of the logits' standard deviation: what rounding explains; mistakes are off by several
@@ -45,7 +45,7 @@ class TokenScores(NamedTuple):
 
 
 class Policy(nn.Module):
-    """pi and its value model; implements `model.decoder.Network`.
+    """pi and its value model; implements `engine.decoder.Network`.
 
     Args:
         language_model: any Hugging Face causal language model with full attention.
@@ -112,7 +112,7 @@ class Policy(nn.Module):
         return hidden
 
     def decoding_fn(self, num_positions: int) -> HiddenFn:
-        """See `model.decoder.Network.decoding_fn`: the fast path where it is known to be equal."""
+        """See `engine.decoder.Network.decoding_fn`: the fast path where it is known to be equal."""
         model = self.language_model
         return FastDecode(model, num_positions).hidden if is_supported(model) else self._decoded
 
@@ -122,7 +122,7 @@ class Policy(nn.Module):
         return self.hidden(ids, position_ids, is_seen, cache)
 
     def score(self, hidden: Tensor) -> Scores:
-        """Next-token logits and values at hidden states [N, D], at least float32; see `model.decoder.Scores`."""
+        """Next-token logits and values at hidden states [N, D], at least float32; see `engine.decoder.Scores`."""
         value = self.value_model(hidden)
         accuracy, form = _at_least_float32(value.accuracy), _at_least_float32(value.format)
         return Scores(next_logits(hidden, self._head), accuracy, form, value.features)

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchMode, TraceNode
-from tinyzero_astar.rollout.best_first import best_first
-from tinyzero_astar.rollout.choosers import Sampling, WithoutReplacement
-from tinyzero_astar.rollout.heuristic import Guidance
-from tinyzero_astar.rollout.lock_step import lock_step
+from tinyzero_astar.search.best_first import best_first
+from tinyzero_astar.search.choosers import Sampling, WithoutReplacement
+from tinyzero_astar.search.heuristic import Guidance
+from tinyzero_astar.search.lock_step import lock_step
 
 __all__ = ["Guidance", "astar_rollouts", "greedy_rollouts"]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from tinyzero_astar.interfaces import Verdict
 
 
 @dataclass(frozen=True)
-class RewardWeights:
-    """What a right answer and a right format are worth, in units of reward; finite and >= 0."""
+class WeightedReward:
+    """What a right answer and a right format are worth; finite and >= 0. Implements `interfaces.Reward`."""
 
     accuracy: float = 1.0
     format: float = 0.1  # small: a shaping term, never worth more than being right
@@ -21,7 +23,10 @@ class RewardWeights:
             if not (math.isfinite(weight) and weight >= 0):
                 raise ValueError(f"{name} weight must be finite and at least 0, got {weight}")
 
+    def __call__(self, verdict: Verdict) -> float:
+        """Sum of the weights whose condition holds: `accuracy` + `format` at most."""
+        return self.accuracy * verdict.accuracy + self.format * verdict.format
 
-def reward(verdict: Verdict, weights: RewardWeights) -> float:
-    """Sum of the weights whose condition holds: `weights.accuracy` + `weights.format` at most."""
-    return weights.accuracy * verdict.accuracy + weights.format * verdict.format
+    def expected(self, accuracy: Tensor, format: Tensor) -> Tensor:
+        """See `interfaces.Reward.expected`."""
+        return self.accuracy * accuracy + self.format * format

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Batch, PrefixTrees
-from tinyzero_astar.model.workload import is_worth_joining
+from tinyzero_astar.resources.workload import is_worth_joining
 
 
 @dataclass
@@ -78,7 +78,7 @@ def grow_trees(
         batch: with the rows.
         rows: to be trained on.
         max_tokens: see above.
-        linear_cost: see `model.workload.is_worth_joining`.
+        linear_cost: see `resources.workload.is_worth_joining`.
         max_completions: of one tree; None: any number.
     """
     trees: list[Tree] = []

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tinyzero_astar.distributed import gather, rank, sum_numbers, world_size
 from tinyzero_astar.interfaces import Algorithm, Batch
-from tinyzero_astar.model.fsdp_utils import gather, rank, sum_numbers, unsharded, world_size
+from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.model.model import Policy, TokenScores
 from tinyzero_astar.training.losses import weighted_brier
 from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients, schedule

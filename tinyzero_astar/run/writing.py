@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tinyzero_astar.model.fsdp_utils import from_main
-from tinyzero_astar.run_folder import WriteFailedError, writing
+from tinyzero_astar.distributed import from_main
+from tinyzero_astar.files import WriteFailedError, writing
 
 
 def write_for_all(path: Path, write: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
-from tinyzero_astar.rollout.heuristic import (
+from tinyzero_astar.search.heuristic import (
     Guidance,
     Tilt,
     f_score,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinyzero_astar.model.workload import Shapes
+from tinyzero_astar.resources.workload import Shapes
 
 
 def known_shapes(name: str, max_length: int) -> Shapes | None:

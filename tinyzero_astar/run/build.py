@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.allocator import keep_freed_memory
 from tinyzero_astar.config import (
     FREE_ON_RESUME,
     Config,
@@ -25,18 +25,21 @@ from tinyzero_astar.config import (
     with_fields_of,
 )
 from tinyzero_astar.data.generation import Multiplication, overlap
-from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
+from tinyzero_astar.distributed import agree, from_main, is_distributed, is_main, world_size
+from tinyzero_astar.engine.cuda_graphs import CudaGraphs
+from tinyzero_astar.engine.decoder import SlotDecoder
+from tinyzero_astar.files import replace_text
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.machine import choose_device, free_disk, free_memory, idle_cores, num_cores
 from tinyzero_astar.model.adapters import unadapted
-from tinyzero_astar.model.checkpoint import check_files, load_trainer, read_state, remembered_by
-from tinyzero_astar.model.fsdp_utils import agree, from_main, is_distributed, is_main, world_size
 from tinyzero_astar.model.model import Policy, load_policy
-from tinyzero_astar.model.recording import CudaGraphs
-from tinyzero_astar.rollout.generator import Generator, SearchSettings
-from tinyzero_astar.rollout.heuristic import Guidance
-from tinyzero_astar.run_folder import (
+from tinyzero_astar.resources.advice import check_options, disk_advice, memory_advice, predict, read_model
+from tinyzero_astar.resources.allocator import keep_freed_memory
+from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory, idle_cores, num_cores
+from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.rollout.records import SearchSettings
+from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
+from tinyzero_astar.run.folder import (
     CONFIG,
     METRICS,
     check_complete,
@@ -44,15 +47,15 @@ from tinyzero_astar.run_folder import (
     go_back_to,
     new_run_folder,
     prepare,
-    replace_text,
     start_over,
 )
+from tinyzero_astar.run.writing import write_for_all
+from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
-from tinyzero_astar.training.reward import RewardWeights
+from tinyzero_astar.training.reward import WeightedReward
 from tinyzero_astar.training.update import Updater, UpdateSettings
-from tinyzero_astar.writing import write_for_all
 
 _MACHINE = ("model.device", "model.cuda_graphs", "run.num_threads")
 _NEARLY_IDLE = 0.25  # of a core in use, by what runs now and then: the core counts as idle
@@ -292,7 +295,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.run.seed)
     threads = _set_threads(config.run.num_threads, console)
-    weights = RewardWeights(config.reward.accuracy, config.reward.format)
+    weights = WeightedReward(config.reward.accuracy, config.reward.format)
     data, search, train = config.data, config.search, config.train
     task = Multiplication(
         data.min_digits, data.max_digits, data.num_problems, seed=config.run.seed, template=data.template
@@ -348,7 +351,7 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         num_epochs=train.num_epochs,
         micro_batch_tokens=train.micro_batch_tokens,
     )
-    generator = Generator(policy, tokenizer, task, weights, config.model.max_seq_length)
+    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, weights, config.model.max_seq_length)
     _, depth = generator.encode([*training_set, *held_out], search.max_search_depth)  # or refuses the prompts
     if depth < search.max_search_depth:
         console.warn(

@@ -16,8 +16,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from tinyzero_astar.eval.evaluate import Estimate, wilson
 from tinyzero_astar.interfaces import Problem, Task
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.rollout.generator import Generator, RewardedRollouts, SearchSettings
-from tinyzero_astar.rollout.heuristic import Guidance
+from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings
+from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.terminal import counted
 
 DECODING_INVERSE_BETA = 3.0  # the search prefers success, whatever the root's value says

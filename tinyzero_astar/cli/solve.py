@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from tinyzero_astar.config import PRESETS, Config, from_dict
-from tinyzero_astar.run_folder import resolve_checkpoint
+from tinyzero_astar.run.folder import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, printable
 
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
@@ -87,12 +87,12 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
 
     from tinyzero_astar.data.answers import verify_integer
     from tinyzero_astar.data.generation import TEMPLATES, room_after
-    from tinyzero_astar.machine import choose_device
-    from tinyzero_astar.model.checkpoint import load_trainer, read_state
-    from tinyzero_astar.model.decoder import SlotDecoder
+    from tinyzero_astar.engine.decoder import SlotDecoder
     from tinyzero_astar.model.model import load_policy
+    from tinyzero_astar.resources.machine import choose_device
     from tinyzero_astar.rollout.astar_search import astar_rollouts
-    from tinyzero_astar.rollout.heuristic import Guidance
+    from tinyzero_astar.run.checkpoint import load_trainer, read_state
+    from tinyzero_astar.search.heuristic import Guidance
 
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)  # one problem: threads would only wait for each other

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.test_evaluate import SETTINGS
-from tinyzero_astar.eval import test_time
+from tinyzero_astar.eval import decoding as test_time
 from tinyzero_astar.eval.evaluate import wilson
 from tinyzero_astar.interfaces import Problem
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Rollouts
-from tinyzero_astar.rollout.heuristic import soft_value, tilt_of
+from tinyzero_astar.search.heuristic import soft_value, tilt_of
 
 NUM_BINS = 10
 _EPS = 1e-6  # of the logit of a recorded probability

@@ -19,7 +19,8 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from tinyzero_astar.config import FREE_ON_RESUME, PRESETS, Config, check, from_json, with_fields_of
-from tinyzero_astar.run_folder import CONFIG, WriteFailedError, resolve_checkpoint, run_and_checkpoints
+from tinyzero_astar.files import WriteFailedError
+from tinyzero_astar.run.folder import CONFIG, resolve_checkpoint, run_and_checkpoints
 from tinyzero_astar.terminal import FAILED, USAGE_ERROR, complain
 
 _FREE_IN_EVALUATION = ("model.device", "model.cuda_graphs", "run.num_threads", "run.collective_timeout_s")
@@ -215,26 +216,25 @@ def _run(argv: Sequence[str]) -> int:
     except ValueError as error:
         return _refuse(error)
 
-    from tinyzero_astar import session as sessions  # PyTorch and transformers: seconds
-    from tinyzero_astar import trainer
-    from tinyzero_astar.machine import choose_device
-    from tinyzero_astar.model.fsdp_utils import set_up
+    from tinyzero_astar.distributed import set_up  # PyTorch and transformers: seconds
+    from tinyzero_astar.resources.machine import choose_device
+    from tinyzero_astar.run import build, loop
 
     with _group_left():
         try:
             if command.distributed:
                 set_up(choose_device(config.model.device), config.run.collective_timeout_s)
             if command.eval_only:
-                session, folder = sessions.open_evaluation(config, checkpoint, given)
+                session, folder = build.open_evaluation(config, checkpoint, given)
             elif command.resume is None:
-                session = sessions.start_run(config, command.config, command.output_dir)
+                session = build.start_run(config, command.config, command.output_dir)
             elif checkpoints:
-                session = sessions.open_run(config, run, checkpoints)
+                session = build.open_run(config, run, checkpoints)
             else:
-                session = sessions.restart_run(config, run)
+                session = build.restart_run(config, run)
         except ValueError as error:
             return _refuse(error)
-        return trainer.evaluate_only(session, folder) if command.eval_only else trainer.train(session)
+        return loop.evaluate_only(session, folder) if command.eval_only else loop.train(session)
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def _group_left() -> Iterator[None]:
     An interpreter that ends while threads of the group live may abort. Other exceptions may be one rank's alone, and
     to leave could then wait for the others.
     """
-    from tinyzero_astar.model.fsdp_utils import tear_down
+    from tinyzero_astar.distributed import tear_down
 
     try:
         yield

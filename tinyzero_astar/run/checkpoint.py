@@ -33,11 +33,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tinyzero_astar.distributed import is_main
+from tinyzero_astar.files import PARTIAL, read_text, sync
 from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
-from tinyzero_astar.model.fsdp_utils import is_main, like, whole
+from tinyzero_astar.model.fsdp_utils import like, whole
 from tinyzero_astar.model.loading import INDEX, weight_files
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.run_folder import PARTIAL, TRAINER_STATE, iteration_of, read_text, sync
+from tinyzero_astar.run.folder import TRAINER_STATE, iteration_of
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", TRAINER_STATE

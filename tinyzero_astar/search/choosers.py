@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.rollout.gumbel import (
+from tinyzero_astar.search.gumbel import (
     counters,
     exponential,
     exponentials,
@@ -27,7 +27,7 @@ from tinyzero_astar.rollout.gumbel import (
     root_gumbel,
     to_uniform,
 )
-from tinyzero_astar.rollout.heuristic import Guidance, Proposal, Tilt, inverse_beta_of, propose, rise, tilt_of
+from tinyzero_astar.search.heuristic import Guidance, Proposal, Tilt, inverse_beta_of, propose, rise, tilt_of
 
 NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no leaf at all
 

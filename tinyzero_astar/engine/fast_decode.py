@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from tinyzero_astar.model.slot_cache import SlotCache
+from tinyzero_astar.engine.slot_cache import SlotCache
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _FIXED_ROPE = ("default", "linear", "llama3")  # angles that depend on the position alone
@@ -47,7 +47,7 @@ class FastDecode:
         self._turn = torch.complex(cos[0, :, :half], sin[0, :, :half])
 
     def hidden(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
-        """Last hidden states [N, Q, D]; see `model.decoder.Network.hidden`."""
+        """Last hidden states [N, Q, D]; see `engine.decoder.Network.hidden`."""
         x = embedding(ids.flatten(), self._tokens)
         turn = self._turn[position_ids.flatten(), None, None]  # [N Q, 1, 1, head_dim / 2]
         for index, layer in enumerate(self._layers):

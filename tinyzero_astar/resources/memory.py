@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from tinyzero_astar.model.workload import (
+from tinyzero_astar.resources.workload import (
     CHILD_RANK,
     Shapes,
     Work,
@@ -155,9 +155,9 @@ def _evaluation(shapes: Shapes, work: Work) -> Memory:
 # drawn one by one, which are few after the first steps
 _PER_LOGIT = {"greedy": 10, "sample": 20, "gumbel": 20, "best_first": 68}
 _GUIDED = 4  # more
-_MANY_TOKENS = 1 << 14  # from there no running sums are made of all tokens: `rollout.gumbel`
+_MANY_TOKENS = 1 << 14  # from there no running sums are made of all tokens: `search.gumbel`
 _SUMMED = DOUBLE  # less then; in a guided search q and what it is made of are the most, 4 less
-_BLOCK = 128  # columns: `model.decoder.BLOCK`
+_BLOCK = 128  # columns: `engine.decoder.BLOCK`
 
 
 def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:
@@ -168,7 +168,7 @@ def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:
 
 
 def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
-    """The slots, the copies that `model.fast_decode` makes, and the largest of what comes one after another."""
+    """The slots, the copies that `engine.fast_decode` makes, and the largest of what comes one after another."""
     rows = num_problems if mode == "best_first" else num_slots
     vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
     moments: list[Memory] = [

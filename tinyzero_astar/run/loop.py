@@ -15,39 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
+from tinyzero_astar.eval.decoding import compare
 from tinyzero_astar.eval.evaluate import evaluate
-from tinyzero_astar.eval.test_time import compare
+from tinyzero_astar.files import WriteFailedError, append_jsonl, writing
 from tinyzero_astar.interfaces import Problem
-from tinyzero_astar.loggers.alarms import active_alarms, guidance_gate, remembered
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.model.checkpoint import save_checkpoint
-from tinyzero_astar.model.fsdp_utils import (
-    agree,
-    from_main,
-    gather,
-    is_main,
-    share_of,
-    unsharded,
-    world_size,
-)
-from tinyzero_astar.rollout.generator import RewardedRollouts, SearchSettings, concatenate, make_batch, on_device
-from tinyzero_astar.rollout.heuristic import Guidance, inverse_beta_of
-from tinyzero_astar.rollout.quality import heuristic_quality
-from tinyzero_astar.rollout.statistics import rollout_metrics
-from tinyzero_astar.run_folder import (
-    CHECKPOINTS,
-    METRICS,
-    SAMPLES,
-    WriteFailedError,
-    append_jsonl,
-    new_run_folder,
-    remove_partial,
-    writing,
-)
-from tinyzero_astar.session import Session, optimizers
-from tinyzero_astar.stopping import agreed, stop_requests
+from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered
+from tinyzero_astar.metrics.heuristic import heuristic_quality
+from tinyzero_astar.metrics.rollouts import rollout_metrics
+from tinyzero_astar.model.fsdp_utils import unsharded
+from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings, concatenate, on_device
+from tinyzero_astar.run.build import Session, optimizers
+from tinyzero_astar.run.checkpoint import save_checkpoint
+from tinyzero_astar.run.folder import CHECKPOINTS, METRICS, SAMPLES, new_run_folder, remove_partial
+from tinyzero_astar.run.stopping import agreed, stop_requests
+from tinyzero_astar.run.writing import write_for_all
+from tinyzero_astar.search.heuristic import Guidance, inverse_beta_of
 from tinyzero_astar.terminal import FAILED, counted
-from tinyzero_astar.writing import write_for_all
+from tinyzero_astar.training.batch import make_batch
 
 _NUM_SHOWN = 3  # completions on the console
 _NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual

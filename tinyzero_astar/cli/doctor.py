@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from tinyzero_astar.cli.train import Command, parse_as
 from tinyzero_astar.config import Config
 from tinyzero_astar.terminal import complain, counted, printable, readable_bytes, readable_seconds
-from tinyzero_astar.train import Command, parse_as
 
 if TYPE_CHECKING:
-    from tinyzero_astar.fit import Model
     from tinyzero_astar.loggers.console import Terminal
-    from tinyzero_astar.machine import Speed
+    from tinyzero_astar.resources.advice import Model
+    from tinyzero_astar.resources.machine import Speed
 
 FITS, DOES_NOT_FIT = 0, 1
 
@@ -61,9 +61,9 @@ def doctor_main(argv: Sequence[str]) -> int:
 def _diagnose(options: Doctor) -> dict[str, Any]:
     import torch
 
-    from tinyzero_astar.fit import check_options, disk_advice, memory_advice, predict, read_model
-    from tinyzero_astar.machine import choose_device, free_disk, free_memory, measure_speed, num_cores
-    from tinyzero_astar.model.memory import peak
+    from tinyzero_astar.resources.advice import check_options, disk_advice, memory_advice, predict, read_model
+    from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory, measure_speed, num_cores
+    from tinyzero_astar.resources.memory import peak
 
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
     device, count = choose_device(config.model.device), options.processes
@@ -104,7 +104,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
 
 
 def _time(config: Config, model: Model, count: int, device: str, speed: Speed) -> dict[str, Any]:
-    from tinyzero_astar.fit import evaluation_seconds, num_evaluations, seconds
+    from tinyzero_astar.resources.advice import evaluation_seconds, num_evaluations, seconds
 
     parts, evaluations = seconds(config, model, count, device, speed), num_evaluations(config)
     evaluation, between = (

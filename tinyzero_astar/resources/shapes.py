@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedConfig
 
-from tinyzero_astar.model.fast_decode import is_supported
-from tinyzero_astar.model.layers import decoder_layers
+from tinyzero_astar.engine.fast_decode import is_supported
+from tinyzero_astar.model.decoder_layers import decoder_layers
 from tinyzero_astar.model.loading import skeleton_of
-from tinyzero_astar.model.workload import Shapes
+from tinyzero_astar.resources.workload import Shapes
 
 
 def shapes_of(config: PreTrainedConfig) -> Shapes:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tinyzero_astar.model.recording import CudaGraphs
+from tinyzero_astar.engine.cuda_graphs import CudaGraphs
 
 
 class Cuda:

@@ -4,8 +4,8 @@ Prompts are padded on the left, so that generated token j of every slot stands i
 position ids hide the padding. Slots are mapped to physical rows, and the rows that are extended are kept in front:
 finished prefixes cost nothing.
 
-With a recorder (`model.recording`) all slots are stepped at every step instead, in shapes that change only from block
-to block of columns: on a GPU rows are cheap and starting kernels is not.
+With a recorder (`engine.cuda_graphs`) all slots are stepped at every step instead, in shapes that change only from
+block to block of columns: on a GPU rows are cheap and starting kernels is not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from tinyzero_astar.engine.cuda_graphs import Recorder
+from tinyzero_astar.engine.slot_cache import SlotCache
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.model.recording import Recorder
-from tinyzero_astar.model.slot_cache import SlotCache
 
 BLOCK = 128  # columns: a recorded step attends to a whole number of blocks
 

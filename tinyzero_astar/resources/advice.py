@@ -17,10 +17,10 @@ import torch
 
 from tinyzero_astar.config import Config, ModelConfig, check
 from tinyzero_astar.data.generation import TEMPLATES, room_after
-from tinyzero_astar.machine import Speed
-from tinyzero_astar.model.known import known_shapes
-from tinyzero_astar.model.memory import Memory, checkpoint_bytes, kv_bytes, peak, phases
-from tinyzero_astar.model.workload import Shapes, Work
+from tinyzero_astar.resources.known import known_shapes
+from tinyzero_astar.resources.machine import Speed
+from tinyzero_astar.resources.memory import Memory, checkpoint_bytes, kv_bytes, peak, phases
+from tinyzero_astar.resources.workload import Shapes, Work
 from tinyzero_astar.terminal import counted, readable_bytes
 
 _LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
@@ -102,7 +102,7 @@ def read_model(config: Config, say: Callable[[str], None] = print) -> Model:
     from transformers.utils import logging as transformers_logging
 
     from tinyzero_astar.model.loading import read_config
-    from tinyzero_astar.model.shapes import shapes_of
+    from tinyzero_astar.resources.shapes import shapes_of
 
     transformers_logging.disable_progress_bar()
     hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)

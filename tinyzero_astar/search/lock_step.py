@@ -1,7 +1,7 @@
 """Search in lock step: K rows per problem, all at the same depth ("sample" and "gumbel").
 
 The two modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the next step
-keeps (`rollout.choosers`).
+keeps (`search.choosers`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, TraceNode
-from tinyzero_astar.rollout.choosers import NO_TOKEN, Beam, Choice, Chooser
-from tinyzero_astar.rollout.gumbel import hash_token, hashes
-from tinyzero_astar.rollout.heuristic import (
+from tinyzero_astar.search.choosers import NO_TOKEN, Beam, Choice, Chooser
+from tinyzero_astar.search.gumbel import hash_token, hashes
+from tinyzero_astar.search.heuristic import (
     Guidance,
     Tilt,
     f_score,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tinyzero_astar.model.fsdp_utils import gather, is_distributed, is_main
+from tinyzero_astar.distributed import gather, is_distributed, is_main
 
 SIGNALS = [  # that ask a run to stop; not every system has all
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)

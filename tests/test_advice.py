@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tests.test_doctor import GB, QWEN_3B, config_of, diagnose, elsewhere, has  # noqa: F401 - fixtures
-from tinyzero_astar import fit
-from tinyzero_astar.model.memory import checkpoint_bytes, kv_bytes, phases, resident
-from tinyzero_astar.model.workload import trainable_parameters
+from tinyzero_astar.resources import advice as fit
+from tinyzero_astar.resources.memory import checkpoint_bytes, kv_bytes, phases, resident
+from tinyzero_astar.resources.workload import trainable_parameters
 
 OPTIONS = (
     "--config training --train.num-iterations 10 --train.problems-per-iteration 12 --train.batch-size 6"
@@ -105,7 +105,7 @@ def test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not(three_b, h
     has(memory=100)
     argv = [*three_b, "--processes", "2"]
     assert diagnose([*argv, "--model.device", "cpu"], capsys)[1]["memory"]["available"] == 50 * GB
-    monkeypatch.setattr("tinyzero_astar.machine.choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr("tinyzero_astar.resources.machine.choose_device", lambda device: torch.device("cuda"))
     assert diagnose(argv, capsys)[1]["memory"]["available"] == 100 * GB
 
 

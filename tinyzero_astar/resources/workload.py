@@ -10,7 +10,7 @@ CHILD_RANK = 64  # of the value model's child term
 
 @dataclass(frozen=True)
 class Shapes:
-    """What memory depends on of a decoder-only language model; counted by `model.shapes`."""
+    """What memory depends on of a decoder-only language model; counted by `resources.shapes`."""
 
     num_parameters: int  # tied ones once
     layer_parameters: int  # of one decoder layer
@@ -22,7 +22,7 @@ class Shapes:
     intermediate_size: int  # I
     vocab_size: int  # V, rows of the embedding
     is_tied: bool  # embedding and head are one matrix
-    has_fast_decode: bool  # the search decodes float32 weights on copies: `model.fast_decode`
+    has_fast_decode: bool  # the search decodes float32 weights on copies: `engine.fast_decode`
     linear_sizes: int  # of one layer: sum of inputs + outputs over its linear projections, which LoRA adapts
     linear_parameters: int  # of one layer: those matrices themselves
 

@@ -1,0 +1,72 @@
+"""Files that outlast a crash: replaced or appended to, never rewritten in place."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+PARTIAL = ".partial"  # ends the name of what is not yet written to its end
+
+
+class WriteFailedError(Exception):
+    """A file of the run could not be written: a full disk, a limit, a folder that became read-only."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around code that writes `path`.
+
+    Raises:
+        WriteFailedError: says that it cannot be written, and why.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise WriteFailedError(f"{path} cannot be written ({reason})") from None
+
+
+def read_text(path: Path) -> str:
+    """Text of a regular file; reading a pipe or a device could wait for ever.
+
+    Raises:
+        OSError: the file cannot be read.
+        UnicodeDecodeError: it is no UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is no regular file")
+    return path.read_text(encoding="utf-8")
+
+
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk itself: they then outlast a loss of power."""
+    if os.name == "nt" and path.is_dir():  # cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Until the new file is whole, the old one stays."""
+    beside = path.with_name(path.name + PARTIAL)
+    beside.write_text(text, encoding="utf-8", newline="")
+    sync(beside)
+    os.replace(beside, path)
+    sync(path.parent)
+
+
+def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:
+    """Each record as a JSON object on a line of its own; on the disk when this returns, so a crash loses nothing."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,88 @@
+"""Rollouts with what the verifier said of them, and how such records are joined and moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from tinyzero_astar.interfaces import Problem, Rollouts, SearchMode, Verdict
+from tinyzero_astar.search.heuristic import Guidance
+
+Record = TypeVar("Record")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Arguments of `astar_rollouts` that do not change from call to call."""
+
+    mode: SearchMode
+    num_rollouts: int
+    beam_width: int
+    max_search_depth: int
+    guidance: Guidance
+    unguided_fraction: float
+    min_weight: float  # leaves that weigh less are thinned out before the update
+
+
+@dataclass(frozen=True)
+class RewardedRollouts:
+    """Rollouts with their texts and what the verifier said of them; [P][K] lists, [P, K] tensors."""
+
+    problems: list[Problem]
+    prompts: list[list[int]]
+    rollouts: Rollouts
+    texts: list[list[str]]
+    verdicts: list[list[Verdict]]
+    accuracy: Tensor
+    format: Tensor
+    reward: Tensor
+    baseline: Tensor  # [P, K, T] V before each token in units of reward: what the value model promises of both rewards
+    weight: Tensor  # the search's weights, uniform where it has none
+    update_weight: Tensor  # the same after thinning; rows of weight 0 are not trained on
+
+
+def concatenate(parts: Sequence[RewardedRollouts], pad_id: int) -> RewardedRollouts:
+    """Rollouts of several groups of problems as if they had been searched together; shorter ones are padded."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.rollouts.tokens.shape[-1] for part in parts)
+    joined: RewardedRollouts = _joined([_padded(part, longest, pad_id) for part in parts])
+    return joined
+
+
+def _padded(part: RewardedRollouts, longest: int, pad_id: int) -> RewardedRollouts:
+    old = part.rollouts
+    room = (0, longest - old.tokens.shape[-1])
+    wider: dict[str, Any] = {
+        name: pad(getattr(old, name), room, value=pad_id if name == "tokens" else 0)
+        for name in ("tokens", "logp", "logq", "value", "format_value")
+    }
+    return replace(part, rollouts=replace(old, **wider), baseline=pad(part.baseline, room))
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Records of one kind with lists and tensors put one after another."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))
+    if isinstance(first, list):
+        return [x for part in parts for x in part]
+    return type(first)(**{f.name: _joined([getattr(part, f.name) for part in parts]) for f in fields(first)})
+
+
+def on_device(record: Record, device: torch.device) -> Record:
+    """A record with its tensors, and those of the records in it, on a device."""
+    assert is_dataclass(record) and not isinstance(record, type)
+    moved: dict[str, Any] = {}
+    for field in fields(record):
+        x = getattr(record, field.name)
+        if isinstance(x, Tensor):
+            moved[field.name] = x.to(device)
+        elif is_dataclass(x) and not isinstance(x, type):
+            moved[field.name] = on_device(x, device)
+    return replace(record, **moved)
