@@ -2200,6 +2200,74 @@ EXPRESSIONS = (
         ("test_expression.py::test_over_long_text_is_refused_by_its_length_alone",),
     ),
 )
+NUMBERS = ("test_verifiers.py::test_number_judges", "test_verifiers.py::test_every_short_text_is_read_by_the_rules")
+OWN_TASKS = (
+    Mutant(
+        "number-as-float",
+        "numbers are compared as floats",
+        "data/verifiers.py",
+        "_judged(value == answer, str(value))",
+        "_judged(float(value) == float(answer), str(value))",
+        NUMBERS,
+    ),
+    Mutant(
+        "number-any-terms",
+        "a fraction need not be in lowest terms",
+        "data/verifiers.py",
+        "denominator == 1 or gcd(numerator, denominator) != 1",
+        "denominator == 1",
+        NUMBERS,
+    ),
+    Mutant(
+        "number-sign",
+        "the sign of a number does not count",
+        "data/verifiers.py",
+        "return -value if value else Fault.MINUS_ZERO",
+        "return value if value else Fault.MINUS_ZERO",
+        NUMBERS,
+    ),
+    Mutant(
+        "number-decimals",
+        "decimals lose their leading zeros",
+        "data/verifiers.py",
+        "10 ** len(decimals)",
+        '10 ** len(decimals.lstrip("0"))',
+        NUMBERS,
+    ),
+    Mutant(
+        "number-digits",
+        "digits of every script are digits",
+        "data/verifiers.py",
+        "digits.isascii() and digits.isdigit()",
+        "digits.isdecimal()",
+        NUMBERS,
+    ),
+    Mutant(
+        "choice-several",
+        "several letters may be chosen",
+        "data/verifiers.py",
+        "len(text) != 1 or text not in answer.offered",
+        "text not in answer.offered",
+        ("test_verifiers.py::test_choice_judges",),
+    ),
+    Mutant(
+        "string-case",
+        "upper and lower case are the same",
+        "data/verifiers.py",
+        "_judged(text == answer, text)",
+        "_judged(text.lower() == answer.lower(), text)",
+        ("test_verifiers.py::test_string_judges",),
+    ),
+    Mutant(
+        "answer-not-tried",
+        "a right answer is not tried on its own verifier",
+        "data/verifiers.py",
+        "if not verdict.accuracy:  # space",
+        "if not verdict.accuracy and not text:  # space",
+        ("test_verifiers.py::test_a_right_answer_that_nobody_could_give_is_refused",),
+    ),
+)
+
 MUTANTS = (
     *HEURISTIC,
     *SCORING,
@@ -2217,6 +2285,7 @@ MUTANTS = (
     *WIRING,
     *MODELS,
     *EXPRESSIONS,
+    *OWN_TASKS,
 )
 
 
