@@ -301,7 +301,7 @@ class TabularPolicy(nn.Module):
         return before, self.decoder.child[before, trees.token]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WithProposal(Batch):
     """What no batch holds: log q, for the estimators that do not work."""
 

@@ -159,6 +159,14 @@ class TraceNode:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What a frozen copy of the first policy says about the rows of a batch."""
+
+    logp: Tensor  # [B, T] log pi_ref of each token; any number at padding
+    value: Tensor  # [B] V* of the row's problem, in units of reward; docs/algorithm.md eq. 18
+
+
+@dataclass(frozen=True)
 class Batch:
     """The rollouts of one iteration as the update sees them; rows are completions, problem by problem."""
 
@@ -173,12 +181,15 @@ class Batch:
     logp_old: Tensor  # [B, T] log pi before the update, as the search recorded it
     value: Tensor  # [B, T] V of the prefix before each token, as the search recorded it, in units of reward
     advantage: Tensor  # [B, T]
+    reference: Reference | None = None  # of an algorithm that needs one
 
     def rows(self, rows: Tensor) -> Batch:
         """Some rows, cut to their longest completion."""
         width = int(self.is_token[rows].sum(1).max())
-        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "prompts"}
-        return replace(self, **{name: x[:, :width] if x.ndim == 2 else x for name, x in tensors.items()})
+        reference = self.reference and Reference(self.reference.logp[rows, :width], self.reference.value[rows])
+        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("prompts", "reference")}
+        cut = {name: x[:, :width] if x.ndim == 2 else x for name, x in tensors.items()}
+        return replace(self, reference=reference, **cut)
 
 
 @dataclass(frozen=True)
@@ -206,6 +217,21 @@ class Algorithm(Protocol):
 
     measures: ClassVar[tuple[str, ...]]
     """Names of what `prepare` returns to be logged."""
+
+    has_critic: ClassVar[bool]
+    """Whether the value model is trained: without it there is no guidance either."""
+
+    needs_reference: ClassVar[bool]
+    """Whether batches must come with a `Reference`."""
+
+    modes: ClassVar[tuple[SearchMode, ...]]
+    """Search modes on whose rollouts it may train."""
+
+    reason: ClassVar[str]
+    """Why it may not train on those of the others, after "algorithm NAME"; empty where it may."""
+
+    min_rollouts: ClassVar[int]
+    """Fewest rollouts per problem that it can use."""
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Fill in weights and advantages, without gradients; returns what is worth logging."""

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Batch
-from tinyzero_astar.training.advantages import generalized_advantage, scale_by_rms
+from tinyzero_astar.interfaces import Batch, SearchMode
+from tinyzero_astar.training.advantages import MEASURES, describe, generalized_advantage, scale_by_rms
 from tinyzero_astar.training.losses import clipped_surrogate
 
 
@@ -21,7 +21,12 @@ from tinyzero_astar.training.losses import clipped_surrogate
 class AStarPO:
     """Implements `interfaces.Algorithm`."""
 
-    measures: ClassVar[tuple[str, ...]] = ("advantage/mean", "advantage/rms", "advantage/max", "advantage/min")
+    measures: ClassVar[tuple[str, ...]] = MEASURES
+    has_critic: ClassVar[bool] = True
+    needs_reference: ClassVar[bool] = False
+    modes: ClassVar[tuple[SearchMode, ...]] = ("sample", "gumbel", "best_first")
+    reason: ClassVar[str] = ""
+    min_rollouts: ClassVar[int] = 1
 
     clip_low: float
     clip_high: float
@@ -29,12 +34,10 @@ class AStarPO:
     advantage_floor: float
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """GAE on the critic, scaled by one root mean square for the whole batch."""
+        """GAE on the critic, scaled by one root mean square for the whole batch; measures are those before."""
         raw = generalized_advantage(batch.reward, batch.value, batch.is_token, lam=self.gae_lambda)
-        advantage, rms = scale_by_rms(raw, batch.weight, batch.is_token, floor=self.advantage_floor)
-        tokens = raw[batch.is_token]
-        values = (_weighted_mean(raw, batch), float(rms), float(tokens.max()), float(tokens.min()))
-        return replace(batch, advantage=advantage), dict(zip(self.measures, values, strict=True))
+        advantage = scale_by_rms(raw, batch.weight, batch.is_token, floor=self.advantage_floor)
+        return replace(batch, advantage=advantage), describe(raw, batch.weight, batch.is_token)
 
     def loss(self, batch: Batch, logp: Tensor) -> Tensor:
         """Negative clipped objective, summed."""
@@ -51,8 +54,3 @@ class AStarPO:
     def count(self, batch: Batch, num_problems: int) -> float:
         """Problems that were searched, those without a row included: weights sum to 1 per problem on average."""
         return float(num_problems)
-
-
-def _weighted_mean(x: Tensor, batch: Batch) -> float:
-    mass = batch.weight[:, None] * batch.is_token
-    return float((mass * x).sum() / mass.sum().clamp(min=1e-12))

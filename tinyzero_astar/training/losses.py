@@ -6,6 +6,35 @@ import torch
 from torch import Tensor
 
 
+def clipped_objective(log_ratio: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
+    """min(r A, clamp(r, 1 - low, 1 + high) A) element by element, r = e^log_ratio; Schulman et al. 2017, eq. 7.
+
+    Args:
+        log_ratio: of tokens or of whole completions; carries the gradient.
+        advantage: constant, of the same shape.
+        clip_low: in (0, 1).
+        clip_high: > 0.
+
+    Raises:
+        ValueError: a clip is out of range.
+    """
+    if not 0.0 < clip_low < 1.0 or not clip_high > 0.0:
+        raise ValueError(f"clip_low must lie in (0, 1) and clip_high be positive, got {clip_low}, {clip_high}")
+    ratio = torch.exp(log_ratio)
+    advantage = advantage.detach()
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+
+
+def completion_sums(x: Tensor, is_token: Tensor) -> Tensor:
+    """[B] sums of per-token numbers [B, T] over the tokens of each completion."""
+    return torch.where(is_token, x, 0.0).sum(1)
+
+
+def completion_means(x: Tensor, is_token: Tensor) -> Tensor:
+    """[B] means of per-token numbers [B, T] over the tokens of each completion."""
+    return completion_sums(x, is_token) / is_token.sum(1).clamp(min=1)
+
+
 def clipped_surrogate(
     logp: Tensor,
     logp_old: Tensor,
@@ -35,11 +64,8 @@ def clipped_surrogate(
     Raises:
         ValueError: a clip is out of range.
     """
-    if not 0.0 < clip_low < 1.0 or not clip_high > 0.0:
-        raise ValueError(f"clip_low must lie in (0, 1) and clip_high be positive, got {clip_low}, {clip_high}")
-    ratio = torch.exp(torch.where(is_token, logp - logp_old.detach(), 0.0))
-    advantage = advantage.detach()
-    objective = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_low, 1 + clip_high) * advantage)
+    log_ratio = torch.where(is_token, logp - logp_old.detach(), 0.0)
+    objective = clipped_objective(log_ratio, advantage, clip_low=clip_low, clip_high=clip_high)
     return -(weight.detach()[:, None] * torch.where(is_token, objective, 0.0)).sum()
 
 

@@ -1,0 +1,47 @@
+"""Rejection sampling: of a problem's rollouts keep the best if it is right, and make it more likely.
+
+Best is the highest reward, right an accuracy reward above 0; a problem without a right rollout teaches nothing. Of
+several equally good ones each counts its share: what picking one at random gives on average. The loss is that of
+supervised fine-tuning, the mean negative log-likelihood of the kept tokens. There is no baseline, no ratio and no
+clip, so failures teach nothing either. Sources: RAFT, Dong et al. 2023, arXiv 2304.06767; STaR, Zelikman et al. 2022,
+arXiv 2203.14465. Equation 20 of docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.interfaces import Batch, SearchMode
+from tinyzero_astar.training.advantages import best_shares
+from tinyzero_astar.training.losses import completion_sums
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Implements `interfaces.Algorithm`."""
+
+    measures: ClassVar[tuple[str, ...]] = ("rejection/kept",)
+    has_critic: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    modes: ClassVar[tuple[SearchMode, ...]] = ("sample", "gumbel", "best_first")
+    reason: ClassVar[str] = ""
+    min_rollouts: ClassVar[int] = 1
+
+    def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """Shares of the kept completions as advantages; the share of problems with one is measured."""
+        share = best_shares(batch.reward, batch.weight, batch.accuracy > 0, batch.problem)
+        advantage = torch.where(batch.is_token, share[:, None], 0.0)
+        kept = float(share.sum()) / len(batch.prompts)
+        return replace(batch, advantage=advantage), {"rejection/kept": kept}
+
+    def loss(self, batch: Batch, logp: Tensor) -> Tensor:
+        """Negative log-likelihood of the kept completions, summed over tokens."""
+        return -completion_sums(batch.advantage * logp, batch.is_token).sum()
+
+    def count(self, batch: Batch, num_problems: int) -> float:
+        """Kept tokens."""
+        return float(batch.advantage.sum())
