@@ -1348,7 +1348,7 @@ PREDICTIONS = (
     Mutant(
         "step-of-an-iteration",
         "an optimizer step is predicted with the rows of a whole iteration",
-        "resources/advice.py",
+        "resources/prediction.py",
         "step_rows=-(-train.batch_size * leaves",
         "step_rows=-(-train.problems_per_iteration * leaves",
         SHARE,
@@ -1356,7 +1356,7 @@ PREDICTIONS = (
     Mutant(
         "evaluation-not-shared",
         "every process is predicted to evaluate all problems",
-        "resources/advice.py",
+        "resources/prediction.py",
         "eval_problems=-(-evaluation.num_problems // num_processes)",
         "eval_problems=evaluation.num_problems",
         SHARE,
@@ -1364,7 +1364,7 @@ PREDICTIONS = (
     Mutant(
         "hybrid-as-full",
         "hybrid sharding is predicted to split over all machines",
-        "resources/advice.py",
+        "resources/prediction.py",
         'min(local, num_processes) if train.sharding == "hybrid" else num_processes',
         "num_processes",
         ("test_advice.py::test_hybrid_sharding_splits_over_the_processes_of_one_machine",),
@@ -1372,7 +1372,7 @@ PREDICTIONS = (
     Mutant(
         "last-checkpoint-forgotten",
         "the checkpoint of the last iteration is not counted",
-        "resources/advice.py",
+        "resources/prediction.py",
         "saved | ({train.num_iterations} if train.num_iterations else set())",
         "saved",
         ("test_advice.py::test_files_are_those_of_every_due_iteration_and_of_the_last",),

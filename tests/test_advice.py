@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.test_doctor import GB, QWEN_3B, config_of, diagnose, elsewhere, has  # noqa: F401 - fixtures
-from tinyzero_astar.resources import advice as fit
 from tinyzero_astar.resources.memory import checkpoint_bytes, kv_bytes, phases, resident
+from tinyzero_astar.resources.model import read_model
+from tinyzero_astar.resources.prediction import predict, work_of
 from tinyzero_astar.resources.workload import trainable_parameters
 
 OPTIONS = (
@@ -25,20 +26,21 @@ def three_b(tmp_path):
     return [*OPTIONS.split(), "--model.model-name", str(tmp_path)]
 
 
-def work_of(argv, num_processes=1, device="cuda"):
+def shapes_and_work(argv, num_processes=1, device="cuda"):
     config = config_of(argv)
-    model = fit.read_model(config)
-    return model.shapes, fit.work_of(config, model, num_processes, device)
+    model = read_model(config)
+    return model.shapes, work_of(config, model, num_processes, device)
 
 
 def test_a_process_does_its_share_of_the_work(three_b):
-    _, alone = work_of(three_b)
+    _, alone = shapes_and_work(three_b)
     assert (alone.num_problems, alone.num_rows, alone.step_rows, alone.eval_problems) == (12, 48, 24, 30)
-    _, shared = work_of(three_b, 4)
+    _, shared = shapes_and_work(three_b, 4)
     assert (shared.num_problems, shared.num_rows, shared.step_rows, shared.eval_problems) == (3, 12, 6, 8)
     assert (shared.num_shards, alone.num_shards) == (4, 1)
     assert (alone.is_foreach, alone.is_host) == (True, False)
-    assert (work_of(three_b, 1, "cpu")[1].is_foreach, work_of(three_b, 1, "cpu")[1].is_host) == (False, True)
+    _, on_cpu = shapes_and_work(three_b, 1, "cpu")
+    assert (on_cpu.is_foreach, on_cpu.is_host) == (False, True)
 
 
 def test_only_a_search_that_asks_for_values_of_children_is_guided(three_b):
@@ -47,41 +49,41 @@ def test_only_a_search_that_asks_for_values_of_children_is_guided(three_b):
         ("--search.guidance-strength 0", False),
         ("--search.mode sample", False),
     ):
-        assert work_of([*three_b, *options.split()])[1].is_guided == is_guided
+        assert shapes_and_work([*three_b, *options.split()])[1].is_guided == is_guided
 
 
 def test_hybrid_sharding_splits_over_the_processes_of_one_machine(three_b, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert work_of([*three_b, "--train.sharding", "hybrid"], 4)[1].num_shards == 2
-    assert work_of(three_b, 4)[1].num_shards == 4
+    assert shapes_and_work([*three_b, "--train.sharding", "hybrid"], 4)[1].num_shards == 2
+    assert shapes_and_work(three_b, 4)[1].num_shards == 4
 
 
 def test_files_are_those_of_every_due_iteration_and_of_the_last(three_b):
     config = config_of(three_b)
-    model = fit.read_model(config)
-    outlook = fit.predict(config, model, 1, "cuda")
+    model = read_model(config)
+    outlook = predict(config, model, 1, "cuda")
     assert outlook.num_checkpoints == 3  # 4, 8 and 10
-    depth = work_of(three_b)[1].depth
+    depth = shapes_and_work(three_b)[1].depth
     # 11 lines of metrics; samples of 48 leaves in iterations 3, 6, 9 and 10
     assert outlook.records == 11 * 3_000 + 4 * 48 * (250 + 6 * depth)
     assert outlook.disk == 3 * outlook.checkpoint + outlook.records
-    nothing = fit.predict(config_of([*three_b, "--train.num-iterations", "0"]), model, 1, "cuda")
+    nothing = predict(config_of([*three_b, "--train.num-iterations", "0"]), model, 1, "cuda")
     assert nothing.num_checkpoints == 0
 
 
 def test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_parameter(three_b):
     n = 3_085_938_688
-    shapes, work = work_of(three_b)
+    shapes, work = shapes_and_work(three_b)
     stays = resident(shapes, work)
     value = stays.pop("value model")
     assert stays == {"weights": 2 * n, "master weights": 4 * n, "Adam moments": 8 * n}
     assert checkpoint_bytes(shapes, work) == 2 * n + 12 * n + value
     assert kv_bytes(shapes, work, 5) == 5 * (work.prompt_length + work.depth + 1) * 36 * 2 * 2 * 128 * 2
-    shapes, full = work_of([*three_b, "--model.dtype", "float32"])
+    shapes, full = shapes_and_work([*three_b, "--model.dtype", "float32"])
     stays = resident(shapes, full)
     assert (stays["weights"], stays["master weights"], stays["Adam moments"]) == (4 * n, 0, 8 * n)
     assert checkpoint_bytes(shapes, full) == 12 * n + value
-    shapes, adapted = work_of([*three_b, "--model.lora-rank", "16"])
+    shapes, adapted = shapes_and_work([*three_b, "--model.lora-rank", "16"])
     own = trainable_parameters(shapes, 16)
     assert own == 36 * 16 * (2048 * 9 + 256 * 2 + 3 * 11008)  # q, k, v, o; gate, up, down: in and out
     stays = resident(shapes, adapted)
@@ -89,8 +91,8 @@ def test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_paramet
 
 
 def test_each_of_four_processes_keeps_a_quarter_and_gathers_the_rest_for_a_while(three_b):
-    shapes, alone = work_of(three_b)
-    _, shared = work_of(three_b, 4)
+    shapes, alone = shapes_and_work(three_b)
+    _, shared = shapes_and_work(three_b, 4)
     whole, part = resident(shapes, alone), resident(shapes, shared)
     assert part["master weights"] == whole["master weights"] // 4 and part["Adam moments"] == whole["Adam moments"] // 4
     assert part["weights"] == 0  # the shards are the master weights

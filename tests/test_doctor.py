@@ -18,10 +18,13 @@ from tests.test_run import OPTIONS
 from tinyzero_astar.cli.doctor import Doctor, doctor_main
 from tinyzero_astar.cli.train import main, parse_as
 from tinyzero_astar.config import Config
-from tinyzero_astar.resources import advice as fit
 from tinyzero_astar.resources import machine, memory
+from tinyzero_astar.resources.advice import disk_advice, memory_advice, mend
+from tinyzero_astar.resources.duration import evaluation_seconds, num_evaluations, seconds
 from tinyzero_astar.resources.known import known_shapes
 from tinyzero_astar.resources.machine import Speed, available_ram, free_disk, measure_speed
+from tinyzero_astar.resources.model import read_model
+from tinyzero_astar.resources.prediction import predict, work_of
 from tinyzero_astar.resources.shapes import shapes_of
 from tinyzero_astar.run import build as session
 from tinyzero_astar.terminal import USAGE_ERROR, readable_bytes, readable_seconds
@@ -103,16 +106,16 @@ def test_the_time_of_a_run_is_that_of_its_iterations_and_evaluations(three_b, ha
     has()
     argv = ["--config", "training", "--model.model-name", str(three_b)]
     config, speed = config_of(argv), Speed(1e9, 1e30)
-    model = fit.read_model(config)
+    model = read_model(config)
     model = replace(model, shapes=replace(model.shapes, num_kv_heads=0))  # slots are for nothing
     step = 2 * 3_085_938_688 / 1e9
-    assert fit.seconds(config, model, 1, "cuda", speed)["search"] == pytest.approx(200 * step)
+    assert seconds(config, model, 1, "cuda", speed)["search"] == pytest.approx(200 * step)
     # 500 greedy in two chunks of 256 rows; 2,000 sampled, 64 problems at once, in eight
-    assert fit.evaluation_seconds(config, model, 1, "cuda", speed, True) == pytest.approx(10 * 200 * step)
-    assert fit.evaluation_seconds(config, model, 1, "cuda", speed, False) == pytest.approx(200 * step)  # 200 greedy
-    assert fit.num_evaluations(config) == 11  # 0, 10, .. 100
-    assert fit.num_evaluations(config_of([*argv, "--train.num-iterations", "95"])) == 11
-    assert fit.num_evaluations(config_of([*argv, "--train.num-iterations", "0"])) == 1
+    assert evaluation_seconds(config, model, 1, "cuda", speed, True) == pytest.approx(10 * 200 * step)
+    assert evaluation_seconds(config, model, 1, "cuda", speed, False) == pytest.approx(200 * step)  # 200 greedy
+    assert num_evaluations(config) == 11  # 0, 10, .. 100
+    assert num_evaluations(config_of([*argv, "--train.num-iterations", "95"])) == 11
+    assert num_evaluations(config_of([*argv, "--train.num-iterations", "0"])) == 1
     time = diagnose(argv, capsys)[1]["time"]
     assert time["seconds"] == pytest.approx(
         100 * sum(time["seconds_per_iteration"].values())
@@ -195,7 +198,7 @@ def test_a_preset_is_answered_without_the_hub_or_transformers(tmp_path):
 
 def test_files_of_a_known_model_on_this_machine_tell_more(three_b, tmp_path, monkeypatch):
     config = config_of(["--config", "training"])
-    assert fit.read_model(config).shapes.num_layers == 36
+    assert read_model(config).shapes.num_layers == 36
     smaller = json.dumps(QWEN_3B | {"num_hidden_layers": 2})
     commit = tmp_path / "cache" / "models--Qwen--Qwen2.5-3B" / "snapshots" / "abc"
     commit.mkdir(parents=True)
@@ -203,12 +206,12 @@ def test_files_of_a_known_model_on_this_machine_tell_more(three_b, tmp_path, mon
     (commit.parents[1] / "refs").mkdir()
     (commit.parents[1] / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert fit.read_model(config).shapes.num_layers == 2
+    assert read_model(config).shapes.num_layers == 2
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
     folder = tmp_path / "Qwen" / "Qwen2.5-3B"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(smaller)
-    assert fit.read_model(config).shapes.num_layers == 2
+    assert read_model(config).shapes.num_layers == 2
 
 
 def test_tables_and_the_exit_status_of_what_does_not_fit(three_b, has, capsys):
@@ -241,40 +244,40 @@ _LARGE_STEP = f"{_ADAPTERS} --eval.max-rows 64 --train.batch-size 32"
 def test_the_option_that_is_named_makes_the_run_fit(gigabytes, options, phase, first, three_b):
     argv = ["--config", "training", "--model.model-name", str(three_b), *options.split()]
     config, available = config_of(argv), int(gigabytes * GB)
-    model = fit.read_model(config)
-    assert fit.predict(config, model, 1, "cuda").memory > available
-    advice = fit.memory_advice(config, model, 1, "cuda", available)
+    model = read_model(config)
+    assert predict(config, model, 1, "cuda").memory > available
+    advice = memory_advice(config, model, 1, "cuda", available)
     assert advice.startswith(f"memory: {phase} needs ") and f"use {first}" in advice
-    plan = fit.mend(config, model, 1, "cuda", available)
+    plan = mend(config, model, 1, "cuda", available)
     assert plan.fits and plan.options[0] == first
     typed = [word for option in plan.options for word in option.split()]
-    again = fit.predict(config_of([*argv, *typed]), model, 1, "cuda")  # as a user would type it
+    again = predict(config_of([*argv, *typed]), model, 1, "cuda")  # as a user would type it
     assert again.memory == plan.outlook.memory <= available
 
 
 def test_processes_are_proposed_on_gpus_and_what_cannot_fit_is_said(three_b):
     config = config_of(["--config", "training", "--model.model-name", str(three_b), *_LARGE_STEP.split()])
-    model = fit.read_model(config)
+    model = read_model(config)
 
     def advise(tenths):
-        return fit.memory_advice(config, model, 1, "cuda", tenths * GB // 10) or ""
+        return memory_advice(config, model, 1, "cuda", tenths * GB // 10) or ""
 
     available = next(x * GB // 10 for x in range(90, 60, -1) if "--nproc_per_node" in advise(x))
-    plan = fit.mend(config, model, 1, "cuda", available)
+    plan = mend(config, model, 1, "cuda", available)
     assert plan.fits and "--distributed under torchrun --nproc_per_node" in " ".join(plan.options)
-    assert "--nproc_per_node" not in fit.memory_advice(config, model, 1, "cpu", available)
-    assert "no option makes it fit" in fit.memory_advice(config, model, 1, "cuda", 4 * GB)
+    assert "--nproc_per_node" not in memory_advice(config, model, 1, "cpu", available)
+    assert "no option makes it fit" in memory_advice(config, model, 1, "cuda", 4 * GB)
 
 
 def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     config = config_of(["--config", "training", "--model.model-name", str(three_b)])
-    model = fit.read_model(config)
-    assert fit.predict(config, model, 1, "cuda").num_checkpoints == 5
-    advice = fit.disk_advice(config, model, 1, "cuda", 100 * GB)
+    model = read_model(config)
+    assert predict(config, model, 1, "cuda").num_checkpoints == 5
+    advice = disk_advice(config, model, 1, "cuda", 100 * GB)
     assert "--run.checkpoint-frequency 80: " in advice
-    again = fit.predict(config_of(["--config", "training", "--run.checkpoint-frequency", "80"]), model, 1, "cuda")
+    again = predict(config_of(["--config", "training", "--run.checkpoint-frequency", "80"]), model, 1, "cuda")
     assert again.num_checkpoints == 2 and again.disk < 100 * GB
-    assert "one is too much already" in fit.disk_advice(config, model, 1, "cuda", 40 * GB)
+    assert "one is too much already" in disk_advice(config, model, 1, "cuda", 40 * GB)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +307,7 @@ def test_a_run_says_that_it_fits_and_its_files_are_as_large_as_predicted(dtype, 
     out = capsys.readouterr().out
     assert out.startswith("predicted: ") and "warning" not in out.splitlines()[0]
     config = config_of(argv)
-    outlook = fit.predict(config, fit.read_model(config), 1, "cpu")
+    outlook = predict(config, read_model(config), 1, "cpu")
     folders = list((tmp_path / "r" / "checkpoints").iterdir())
     assert len(folders) == outlook.num_checkpoints
     tensors = sum(file.stat().st_size for file in folders[0].glob("*.safetensors"))
@@ -326,11 +329,11 @@ def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys,
 
 def test_the_program_itself_counts_on_a_cpu(three_b):
     config = config_of(["--config", "training", "--model.model-name", str(three_b)])
-    model = fit.read_model(config)
-    alone = memory.phases(model.shapes, fit.work_of(config, model, 1, "cpu"))
-    found = fit.predict(config, model, 1, "cpu").phases
+    model = read_model(config)
+    alone = memory.phases(model.shapes, work_of(config, model, 1, "cpu"))
+    found = predict(config, model, 1, "cpu").phases
     assert found == {name: {**parts, "Python and libraries": 380_000_000} for name, parts in alone.items()}
-    assert all("Python and libraries" not in parts for parts in fit.predict(config, model, 1, "cuda").phases.values())
+    assert all("Python and libraries" not in parts for parts in predict(config, model, 1, "cuda").phases.values())
 
 
 def test_what_this_process_has_is_free_for_it(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from tinyzero_astar.config import PRESETS, ModelConfig
 from tinyzero_astar.model import loading
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import load_policy
-from tinyzero_astar.resources import advice as fit
+from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.run import checkpoint
 
 IDS = torch.tensor([[18, 9, 19, 28, 5, 40], [7, 8, 200, 310, 12, 3]])
@@ -231,12 +231,12 @@ def test_a_damaged_config_is_one_sentence_to_those_who_train_and_those_who_ask(c
     model = ModelConfig(model_name=str(folder), max_seq_length=64)
     config = type(config)(**{**vars(config), "model": model})
     if wanted is None:
-        assert fit.read_model(config).shapes.num_heads == 4 and load(folder)
+        assert read_model(config).shapes.num_heads == 4 and load(folder)
         return
     sentence = refusal(folder)
     assert wanted in sentence
     with pytest.raises(ValueError) as refused:
-        fit.read_model(config)
+        read_model(config)
     assert str(refused.value) == f"model_name '{folder}': {sentence}"
 
 

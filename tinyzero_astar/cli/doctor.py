@@ -21,8 +21,8 @@ from tinyzero_astar.terminal import complain, counted, printable, readable_bytes
 
 if TYPE_CHECKING:
     from tinyzero_astar.loggers.console import Terminal
-    from tinyzero_astar.resources.advice import Model
     from tinyzero_astar.resources.machine import Speed
+    from tinyzero_astar.resources.model import Model
 
 FITS, DOES_NOT_FIT = 0, 1
 
@@ -61,9 +61,11 @@ def doctor_main(argv: Sequence[str]) -> int:
 def _diagnose(options: Doctor) -> dict[str, Any]:
     import torch
 
-    from tinyzero_astar.resources.advice import check_options, disk_advice, memory_advice, predict, read_model
+    from tinyzero_astar.resources.advice import disk_advice, memory_advice
     from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory, measure_speed, num_cores
     from tinyzero_astar.resources.memory import peak
+    from tinyzero_astar.resources.model import check_options, read_model
+    from tinyzero_astar.resources.prediction import predict
 
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
     device, count = choose_device(config.model.device), options.processes
@@ -104,7 +106,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
 
 
 def _time(config: Config, model: Model, count: int, device: str, speed: Speed) -> dict[str, Any]:
-    from tinyzero_astar.resources.advice import evaluation_seconds, num_evaluations, seconds
+    from tinyzero_astar.resources.duration import evaluation_seconds, num_evaluations, seconds
 
     parts, evaluations = seconds(config, model, count, device, speed), num_evaluations(config)
     evaluation, between = (

@@ -33,9 +33,11 @@ from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import Policy, load_policy
-from tinyzero_astar.resources.advice import check_options, disk_advice, memory_advice, predict, read_model
+from tinyzero_astar.resources.advice import disk_advice, memory_advice
 from tinyzero_astar.resources.allocator import keep_freed_memory
 from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory, idle_cores, num_cores
+from tinyzero_astar.resources.model import check_options, read_model
+from tinyzero_astar.resources.prediction import predict
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.rollout.records import SearchSettings
 from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by

@@ -1,0 +1,64 @@
+"""How long iterations and evaluations of a run take, estimated from a machine's measured speed.
+
+Every completion is taken to be as long as it may become.
+"""
+
+from __future__ import annotations
+
+from tinyzero_astar.config import Config
+from tinyzero_astar.resources.machine import Speed
+from tinyzero_astar.resources.memory import kv_bytes
+from tinyzero_astar.resources.model import Model
+from tinyzero_astar.resources.prediction import work_of
+from tinyzero_astar.resources.workload import Shapes, Work
+
+
+def seconds(config: Config, model: Model, num_processes: int, device: str, speed: Speed) -> dict[str, float]:
+    """Estimated seconds of one iteration's parts, with every completion at full length.
+
+    2 operations per parameter and token forward, 4 backward (2 for frozen weights), 2 more where layers run again.
+    """
+    work, n = work_of(config, model, num_processes, device), model.shapes.num_parameters
+    tokens = work.num_problems * work.prompt_length + work.num_rows * work.depth  # completions share their prompts
+    per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
+    return {
+        "search": _decoding(model.shapes, work, work.num_problems, work.num_rollouts, speed),
+        "update": config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
+        # of the policy from its base, which only adapters have: a forward of either
+        **({"divergence": 4 * n * tokens / speed.flops_per_s} if work.lora_rank else {}),
+    }
+
+
+def evaluation_seconds(
+    config: Config, model: Model, num_processes: int, device: str, speed: Speed, is_whole: bool
+) -> float:
+    """Estimated seconds of one evaluation, with every completion at full length: see `EvalConfig`.
+
+    What `eval.search` best_first adds is not counted: it depends on the policy.
+    """
+    work, total = work_of(config, model, num_processes, device), 0.0
+    problems = work.eval_problems if is_whole else min(work.eval_problems, config.eval.num_problems_between)
+    for samples in (1, work.eval_samples) if is_whole else (1,):
+        at_once = max(1, work.eval_rows // samples)
+        whole, rest = divmod(problems, at_once)
+        total += whole * _decoding(model.shapes, work, at_once, samples, speed)
+        total += _decoding(model.shapes, work, rest, samples, speed) if rest else 0.0
+    return total
+
+
+def num_evaluations(config: Config) -> int:
+    """Before the first iteration, every `eval_frequency`, and at the end."""
+    last, frequency = config.train.num_iterations, config.eval.eval_frequency
+    return len({0, last, *range(frequency, last + 1, frequency)})
+
+
+def _decoding(shapes: Shapes, work: Work, num_problems: int, per_problem: int, speed: Speed) -> float:
+    """Seconds for a prompt per problem and `per_problem` completions of it.
+
+    Each step reads all weights and the slots so far, or is bound by arithmetic.
+    """
+    n, rows = shapes.num_parameters, num_problems * per_problem
+    slots = kv_bytes(shapes, work, rows) * (work.prompt_length + work.depth / 2) / (work.length + 1)
+    read = (n * work.dtype_bytes + slots) / speed.bytes_per_s
+    prompts = 2 * n * num_problems * work.prompt_length / speed.flops_per_s
+    return prompts + work.depth * max(read, 2 * n * rows / speed.flops_per_s)

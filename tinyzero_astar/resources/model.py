@@ -1,0 +1,81 @@
+"""What is known of a run's model before any weights are read, and whether this machine can do what is asked of it.
+
+transformers and the hub's client are imported only where a model has to be looked for: they take seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tinyzero_astar.config import Config, ModelConfig
+from tinyzero_astar.data.generation import TEMPLATES, room_after
+from tinyzero_astar.resources.known import known_shapes
+from tinyzero_astar.resources.workload import Shapes
+
+_LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known without weights."""
+
+    shapes: Shapes
+    prompt_length: int  # tokens of the longest prompt
+    is_estimated: bool  # the prompt's length, for want of a tokenizer
+
+
+def check_options(config: Config, device: torch.device) -> None:
+    """Refuse what this machine cannot do, before any model is looked for.
+
+    Raises:
+        ValueError: an option needs a GPU or a package that is not here.
+    """
+    if config.model.cuda_graphs and device.type != "cuda":
+        raise ValueError(f"model.cuda_graphs is for GPUs, and the model would run on {device}: leave that option out")
+    if config.model.lora_rank:
+        from tinyzero_astar.model.adapters import import_peft
+
+        import_peft(config.model.lora_rank)
+    if config.model.liger:
+        from tinyzero_astar.model.liger import import_liger
+
+        import_liger(device)
+
+
+def read_model(config: Config, say: Callable[[str], None] = print) -> Model:
+    """Shapes and prompts of the model of a run.
+
+    Raises:
+        ValueError: there is no such model, it cannot be used, or its longest prompt leaves no room for a completion.
+    """
+    largest = 10**config.data.max_digits - 1
+    prompt = TEMPLATES[config.data.template].format(a=largest, b=largest)
+    estimated = -(-len(prompt) // _LETTERS_PER_TOKEN)
+    if (shapes := _known(config.model)) is not None:
+        return Model(shapes, estimated, True)
+    from transformers.utils import logging as transformers_logging
+
+    from tinyzero_astar.model.loading import read_config
+    from tinyzero_astar.resources.shapes import shapes_of
+
+    transformers_logging.disable_progress_bar()
+    hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)
+    if tokenizer is None:
+        return Model(shapes_of(hf_config), estimated, True)
+    length = len(tokenizer(prompt)["input_ids"])
+    room_after(length, config.model.max_seq_length, config.search.max_search_depth)  # or refuses
+    return Model(shapes_of(hf_config), length, False)
+
+
+def _known(model: ModelConfig) -> Shapes | None:
+    """The shapes of a preset's model, unless its files are on this machine: they tell more."""
+    shapes = known_shapes(model.model_name, model.max_seq_length)
+    if shapes is None or Path(model.model_name).exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    return None if isinstance(try_to_load_from_cache(model.model_name, "config.json"), str) else shapes
