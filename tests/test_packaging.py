@@ -38,7 +38,8 @@ def names(requirements: list[str]) -> list[str]:
 
 def required(project: dict) -> list[str]:
     extras = project["optional-dependencies"]
-    return names([*project["dependencies"], *extras["plot"], *extras["lora"], *extras["dev"][1:]])
+    own = ("plot", "lora", "reasoning-gym")
+    return names([*project["dependencies"], *(name for extra in own for name in extras[extra]), *extras["dev"][1:]])
 
 
 def test_requirements_and_constraints_name_what_pyproject_asks_for():
