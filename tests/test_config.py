@@ -10,17 +10,18 @@ import typing
 import pytest
 
 from tinyzero_astar.config import (
-    _RANGES,
     PRESETS,
     Config,
     _check_ranges,
     check,
     from_dict,
     from_json,
+    ranges,
     to_json,
 )
 
 TINY = PRESETS["tiny"]
+RANGES = ranges()
 SECTIONS = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(Config)}
 
 
@@ -94,12 +95,12 @@ def test_every_number_has_a_range_and_every_range_a_number():
     }
     assert "search.inverse_beta" in numbers and "search.weight_cap" in numbers  # unions count
     assert "model.dtype" not in numbers
-    assert set(_RANGES) == numbers
+    assert set(RANGES) == numbers
 
 
-@pytest.mark.parametrize("name", _RANGES)
+@pytest.mark.parametrize("name", RANGES)
 def test_values_beyond_either_end_and_nan_are_refused_by_name(name):
-    low, high = _RANGES[name]
+    low, high = RANGES[name]
     key = name.replace(".", "__")
     for value in (low - 1, high + max(1, high * 1e-3), math.nan):
         sentence = refusal(changed(**{key: value}))

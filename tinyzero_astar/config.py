@@ -13,11 +13,22 @@ import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from tinyzero_astar.files import read_text
+
+
+_MAX_PROBLEMS = 50_000  # of one set; from 3 digits on, 80,000 pairs and more exist on either side
+DECODING_INVERSE_BETA = 3.0  # 1/beta of best_first at test time: it prefers success, whatever the prompt's value says
+
+
+class Range(NamedTuple):
+    """What a number may be, both ends included; noted beside its field."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -26,13 +37,13 @@ class ModelConfig:
 
     model_name: str = "embedded"
     """Name of a Hugging Face causal language model, a folder, or "embedded": the base in the package."""
-    max_seq_length: int = 128
+    max_seq_length: Annotated[int, Range(8, 1 << 20)] = 128
     """Tokens of prompt and completion together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the language model's weights and activations; the value model and all optimizer state are float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
-    lora_rank: int = 0
+    lora_rank: Annotated[int, Range(0, 1024)] = 0
     """Train low-rank adapters of this rank and freeze the model (needs peft); 0: train all weights."""
     cuda_graphs: bool = False
     """Record decode steps as CUDA graphs: all slots at every step, started at once (needs a GPU)."""
@@ -46,19 +57,19 @@ class DataConfig:
 
     task: str = "multiplication"
     """What is asked: a name in data/tasks.py."""
-    num_problems: int = 2000
+    num_problems: Annotated[int, Range(1, _MAX_PROBLEMS)] = 2000
     """Size of the training set."""
-    num_shots: int = 0
+    num_shots: Annotated[int, Range(0, 64)] = 0
     """Worked examples before every question, for base models that do not know the format."""
     template: Literal["conversation", "compact"] = "compact"
     """How a question is worded: `conversation` for real base models, `compact` for the embedded one."""
-    min_digits: int = 2
+    min_digits: Annotated[int, Range(1, 6)] = 2
     """multiplication: fewest digits of a factor."""
-    max_digits: int = 2
+    max_digits: Annotated[int, Range(1, 6)] = 2
     """multiplication: most digits of a factor."""
-    second_min_digits: int | None = None
+    second_min_digits: Annotated[int | None, Range(1, 6)] = None
     """multiplication: fewest digits of the second factor; None: as of the first."""
-    second_max_digits: int | None = None
+    second_max_digits: Annotated[int | None, Range(1, 6)] = None
     """multiplication: most digits of the second factor; None: as of the first."""
     task_sha256: tyro.conf.Suppress[str] = ""
     """Of the files that the task comes from, filled in when a run begins; "": of none, or not yet known."""
@@ -68,9 +79,9 @@ class DataConfig:
 class RewardConfig:
     """Weights of the two rewards."""
 
-    accuracy: float = 1.0
+    accuracy: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """For the right integer in a well-formed completion."""
-    format: float = 0.1
+    format: Annotated[float, Range(0, 1e6)] = 0.1
     """For a well-formed completion."""
 
 
@@ -80,23 +91,23 @@ class SearchConfig:
 
     mode: Literal["sample", "gumbel", "best_first"] = "gumbel"
     """gumbel: A* without replacement, exact weights; sample: independent; best_first: literal A*, biased."""
-    num_rollouts_per_problem: int = 8
+    num_rollouts_per_problem: Annotated[int, Range(1, 1024)] = 8
     """K, leaves per problem."""
-    beam_width: int = 12
+    beam_width: Annotated[int, Range(1, 4096)] = 12
     """Size of a problem's open list; gumbel needs K + 1 and is lossless from there on."""
-    max_search_depth: int = 80
+    max_search_depth: Annotated[int, Range(1, 1 << 20)] = 80
     """Most generated tokens; a longer completion is cut and earns nothing."""
-    guidance_strength: float = 1.0
+    guidance_strength: Annotated[float, Range(0, 1)] = 1.0
     """Upper end of tau, 0 to 1: how much the value model bends the proposal; 0 searches the policy itself."""
-    inverse_beta: float | Literal["balanced"] = "balanced"
+    inverse_beta: Annotated[float | Literal["balanced"], Range(-20, 20)] = "balanced"
     """1/beta of the heuristic, nats per unit of success; balanced: half of the proposal succeeds."""
-    max_inverse_beta: float = 3.0
+    max_inverse_beta: Annotated[float, Range(0, 20)] = 3.0
     """Bound on |1/beta| when balanced."""
-    weight_cap: float | None = 2.0
+    weight_cap: Annotated[float | None, Range(1 + 1e-6, 1e6)] = 2.0
     """Bound on policy over proposal for every leaf; None: no bound."""
-    unguided_fraction: float = 0.1
+    unguided_fraction: Annotated[float, Range(0, 1)] = 0.1
     """Share of problems that are searched without guidance, always."""
-    min_weight: float = 0.02
+    min_weight: Annotated[float, Range(0, 1)] = 0.02
     """gumbel: leaves that weigh less are dropped at random before the update, without bias (Russian roulette)."""
 
 
@@ -104,11 +115,11 @@ class SearchConfig:
 class ValueConfig:
     """The value model: the search's heuristic and the update's baseline."""
 
-    hidden_size: int = 128
+    hidden_size: Annotated[int, Range(1, 1 << 16)] = 128
     """Width of its MLP."""
-    learning_rate: float = 3e-3
+    learning_rate: Annotated[float, Range(0, 1)] = 3e-3
     """Constant."""
-    update_frequency: int = 1
+    update_frequency: Annotated[int, Range(1, 10**6)] = 1
     """It is trained in every that many policy updates."""
 
 
@@ -116,37 +127,37 @@ class ValueConfig:
 class TrainConfig:
     """The policy update."""
 
-    num_iterations: int = 30
+    num_iterations: Annotated[int, Range(0, 10**7)] = 30
     """Iterations of search and update."""
-    problems_per_iteration: int = 32
+    problems_per_iteration: Annotated[int, Range(1, 10**6)] = 32
     """Problems searched per iteration."""
-    batch_size: int = 16
+    batch_size: Annotated[int, Range(1, 10**6)] = 16
     """Problems per optimizer step."""
-    num_epochs: int = 1
+    num_epochs: Annotated[int, Range(1, 100)] = 1
     """Passes over an iteration's rollouts."""
-    learning_rate: float = 3e-4
+    learning_rate: Annotated[float, Range(0, 1)] = 3e-4
     """Peak; decays linearly to 0."""
-    warmup_iterations: int = 1
+    warmup_iterations: Annotated[int, Range(0, 10**7)] = 1
     """Linear warm-up, within the run."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 10)] = 0.0
     """AdamW's, on matrices."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """Gradients are scaled down to this norm."""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Range(1e-6, 1 - 1e-6)] = 0.2
     """The ratio is clipped below 1 minus this."""
-    clip_high: float = 0.28
+    clip_high: Annotated[float, Range(1e-6, 100)] = 0.28
     """The ratio is clipped above 1 plus this."""
-    gae_lambda: float = 1.0
+    gae_lambda: Annotated[float, Range(0, 1)] = 1.0
     """Lambda of the generalized advantage; 1 is reward minus value."""
-    advantage_floor: float = 0.2
+    advantage_floor: Annotated[float, Range(1e-6, 1e6)] = 0.2
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
-    micro_batch_tokens: int = 1024
+    micro_batch_tokens: Annotated[int, Range(1, 1 << 30)] = 1024
     """Positions of prefix trees per forward and backward, and most of one tree; few stay in a CPU's cache."""
     gradient_checkpointing: bool = False
     """Decoder layers keep only their inputs and run again in the backward: far less memory, a third more time."""
     sharding: Literal["full", "hybrid"] = "full"
     """With --distributed: weights split over all processes, or over those of one machine with a copy on each."""
-    ratio_tolerance: float = 1e-4
+    ratio_tolerance: Annotated[float, Range(0, 1e6)] = 1e-4
     """Alarm when the sampler's and the trainer's probabilities differ by more, as a ratio minus 1."""
 
 
@@ -154,19 +165,19 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation on held-out problems."""
 
-    eval_frequency: int = 5
+    eval_frequency: Annotated[int, Range(1, 10**7)] = 5
     """Every that many iterations, besides the start and the end."""
-    num_problems: int = 500
+    num_problems: Annotated[int, Range(1, _MAX_PROBLEMS)] = 500
     """Held-out problems."""
-    num_problems_between: int = 200
+    num_problems_between: Annotated[int, Range(1, 10**6)] = 200
     """At most so many of them in evaluations between the start and the end of a run, which decode greedily only."""
-    num_samples: int = 1
+    num_samples: Annotated[int, Range(1, 1024)] = 1
     """Sampled completions per problem at the start and the end; pass@k is reported up to this k."""
-    max_rows: int = 512
+    max_rows: Annotated[int, Range(1, 1 << 20)] = 512
     """Sequences decoded at once; a problem's samples are decoded together."""
     search: Literal["greedy", "best_first"] = "greedy"
     """best_first: also decode by A*, and compare it with other ways at the same number of decoded tokens."""
-    beam_width: int = 8
+    beam_width: Annotated[int, Range(1, 4096)] = 8
     """Open list of that A*."""
 
 
@@ -174,15 +185,15 @@ class EvalConfig:
 class RunConfig:
     """Everything about a run that is not about learning."""
 
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**62)] = 0
     """Of problems' order and search noise; equal seeds give equal runs."""
-    num_threads: int = 1
+    num_threads: Annotated[int, Range(0, 1024)] = 1
     """CPU threads of PyTorch, at most one per core; 0: one per core that is idle when the run starts."""
-    checkpoint_frequency: int = 10
+    checkpoint_frequency: Annotated[int, Range(1, 10**7)] = 10
     """Every that many iterations, besides the end."""
-    sample_frequency: int = 5
+    sample_frequency: Annotated[int, Range(1, 10**7)] = 5
     """Completions are shown every that many iterations."""
-    collective_timeout_s: float = 600.0
+    collective_timeout_s: Annotated[float, Range(1, 10**6)] = 600.0
     """With --distributed: seconds that a process waits for the slowest one before the run fails."""
 
 
@@ -302,60 +313,19 @@ def _check_evaluation(evaluation: EvalConfig) -> None:
             )
 
 
-_MAX_PROBLEMS = 50_000  # of one set; from 3 digits on, 80,000 pairs and more exist on either side
-_RANGES: dict[str, tuple[float, float]] = {  # inclusive
-    "model.max_seq_length": (8, 1 << 20),
-    "model.lora_rank": (0, 1024),
-    "data.min_digits": (1, 6),
-    "data.max_digits": (1, 6),
-    "data.second_min_digits": (1, 6),
-    "data.second_max_digits": (1, 6),
-    "data.num_problems": (1, _MAX_PROBLEMS),
-    "data.num_shots": (0, 64),
-    "reward.accuracy": (1e-6, 1e6),
-    "reward.format": (0, 1e6),
-    "search.num_rollouts_per_problem": (1, 1024),
-    "search.beam_width": (1, 4096),
-    "search.max_search_depth": (1, 1 << 20),
-    "search.guidance_strength": (0, 1),
-    "search.inverse_beta": (-20, 20),
-    "search.max_inverse_beta": (0, 20),
-    "search.weight_cap": (1 + 1e-6, 1e6),
-    "search.unguided_fraction": (0, 1),
-    "search.min_weight": (0, 1),
-    "value.hidden_size": (1, 1 << 16),
-    "value.learning_rate": (0, 1),
-    "value.update_frequency": (1, 10**6),
-    "train.num_iterations": (0, 10**7),
-    "train.problems_per_iteration": (1, 10**6),
-    "train.batch_size": (1, 10**6),
-    "train.num_epochs": (1, 100),
-    "train.learning_rate": (0, 1),
-    "train.warmup_iterations": (0, 10**7),
-    "train.weight_decay": (0, 10),
-    "train.max_grad_norm": (1e-6, 1e6),
-    "train.clip_low": (1e-6, 1 - 1e-6),
-    "train.clip_high": (1e-6, 100),
-    "train.gae_lambda": (0, 1),
-    "train.advantage_floor": (1e-6, 1e6),
-    "train.micro_batch_tokens": (1, 1 << 30),
-    "train.ratio_tolerance": (0, 1e6),
-    "eval.eval_frequency": (1, 10**7),
-    "eval.num_problems": (1, _MAX_PROBLEMS),
-    "eval.num_samples": (1, 1024),
-    "eval.num_problems_between": (1, 10**6),
-    "eval.max_rows": (1, 1 << 20),
-    "eval.beam_width": (1, 4096),
-    "run.seed": (0, 2**62),
-    "run.num_threads": (0, 1024),
-    "run.checkpoint_frequency": (1, 10**7),
-    "run.sample_frequency": (1, 10**7),
-    "run.collective_timeout_s": (1, 10**6),
-}
+def ranges() -> dict[str, Range]:
+    """What the numbers of a configuration may be, by section and name."""
+    found = {}
+    for section, kind in typing.get_type_hints(Config).items():
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+            for note in getattr(hint, "__metadata__", ()):
+                if isinstance(note, Range):
+                    found[f"{section}.{name}"] = note
+    return found
 
 
 def _check_ranges(config: Config) -> None:
-    for name, (low, high) in _RANGES.items():
+    for name, (low, high) in ranges().items():
         section, key = name.split(".")
         value = getattr(getattr(config, section), key)
         if isinstance(value, (int, float)) and not low <= value <= high:
