@@ -15,17 +15,19 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tinyzero_astar.config import PRESETS, Config
+from tinyzero_astar.config import PRESETS, Config, SearchConfig
+from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings
-from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.rollout.records import RewardedRollouts
+from tinyzero_astar.run import loop
 from tinyzero_astar.run.build import build
 from tinyzero_astar.training.reward import WeightedReward
 
@@ -37,7 +39,7 @@ class Unweighted(Generator):
     """The same rollouts, all leaves counted alike."""
 
     def generate(
-        self, problems: Sequence[Problem], settings: SearchSettings, *, seed: int, iteration: int
+        self, problems: Sequence[Problem], settings: SearchConfig, *, seed: int, iteration: int
     ) -> RewardedRollouts:
         found = super().generate(problems, settings, seed=seed, iteration=iteration)
         has_leaf = (found.rollouts.length > 0).double()
@@ -67,18 +69,20 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     config = configuration(arm, seed, args.iterations, args.model)
     session = build(config, args.output, args.model, ConsoleLogger(), 0)
     if arm == "guided_unweighted":
-        weights = WeightedReward(config.reward.accuracy, config.reward.format)
-        generator = Unweighted(session.policy, session.tokenizer, session.task, weights, config.model.max_seq_length)
+        weights = WeightedReward(config.reward)
+        generator = Unweighted(
+            partial(SlotDecoder, session.policy), session.tokenizer, session.task, weights, config.model.max_seq_length
+        )
         session = replace(session, generator=generator)
     tokens, curve, opened = 0, [], 0
     for iteration in range(args.iterations):
         if iteration % args.every == 0:
-            curve.append((tokens, trainer.measure(session, iteration)["eval/greedy_accuracy"]))
-        metrics, _ = trainer.iterate(session, iteration)
+            curve.append((tokens, loop.measure(session, iteration)["eval/greedy_accuracy"]))
+        metrics, _ = loop.iterate(session, iteration)
         session.history.append(metrics)
         tokens += metrics["search/num_decoded_tokens"]
         opened += int(metrics["guidance/is_open"])
-    curve.append((tokens, trainer.measure(session, args.iterations)["eval/greedy_accuracy"]))
+    curve.append((tokens, loop.measure(session, args.iterations)["eval/greedy_accuracy"]))
     record = {"arm": arm, "seed": seed, "curve": curve, "iterations_gate_open": opened}
     file.write_text(json.dumps(record))
     return record

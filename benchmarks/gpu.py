@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.engine.cuda_graphs import CudaGraphs
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Batch, Rollouts
@@ -35,7 +36,7 @@ from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.trees import Tree, grow_trees, micro_batches, stack
-from tinyzero_astar.training.update import Updater, UpdateSettings
+from tinyzero_astar.training.update import Updater
 
 VOCABULARY = 151_936
 SHAPES = {  # hidden, intermediate, layers, heads, key heads, vocabulary
@@ -184,19 +185,17 @@ class Bench:
     def update(self) -> dict[str, float]:
         """Gradient steps alone: 6 operations per parameter and token are counted, recomputation is not."""
         args = self.args
-        settings = UpdateSettings(
+        settings = TrainConfig(
             num_iterations=1_000,
             warmup_iterations=0,
             learning_rate=1e-6,
-            value_learning_rate=1e-4,
-            value_update_frequency=1,
             weight_decay=0.0,
             max_grad_norm=1.0,
             batch_size=args.update_rows,
             num_epochs=1,
             micro_batch_tokens=args.micro_batch_tokens,
         )
-        updater = Updater(self.policy, AStarPO(0.2, 0.28, 1.0, 0.2), settings)
+        updater = Updater(self.policy, AStarPO(0.2, 0.28, 1.0, 0.2), settings, ValueConfig(learning_rate=1e-4))
         batch = self.batch()
         problems = len(batch.prompts)
         updater.update(batch, problems, 0)  # makes the moments

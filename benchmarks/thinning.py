@@ -19,7 +19,8 @@ import torch
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.rollout.records import RewardedRollouts
 from tinyzero_astar.rollout.thinning import thin_weights
-from tinyzero_astar.run.build import Session, open_evaluation
+from tinyzero_astar.run.build import Session
+from tinyzero_astar.run.start import open_evaluation
 from tinyzero_astar.training.batch import make_batch
 
 

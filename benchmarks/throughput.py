@@ -23,19 +23,17 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from tinyzero_astar.config import PRESETS
+from tinyzero_astar.config import PRESETS, RewardConfig, SearchConfig, TrainConfig, ValueConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.resources.allocator import keep_freed_memory
-from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import SearchSettings
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.batch import make_batch
 from tinyzero_astar.training.reward import WeightedReward
-from tinyzero_astar.training.update import Updater, UpdateSettings
+from tinyzero_astar.training.update import Updater
 
 WAYS = ("sample", "gumbel", "gumbel_guided", "best_first", "generate", "update")
 
@@ -58,13 +56,23 @@ class Bench:
         # a value model with something to say, which the budget holds back at some prefix of most steps
         torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.3)
         task = Multiplication(2, 2, 2000, seed=0, template="compact")
-        self.generator = Generator(partial(SlotDecoder, self.policy), self.tokenizer, task, WeightedReward(), 512)
+        self.generator = Generator(
+            partial(SlotDecoder, self.policy), self.tokenizer, task, WeightedReward(RewardConfig()), 512
+        )
         self.problems = task.train_problems(0, rows // num_rollouts)
-        plain = SearchSettings("sample", num_rollouts, num_rollouts + 1, depth, Guidance(strength=0.0), 0.0, 0.0)
+        plain = SearchConfig(
+            mode="sample",
+            num_rollouts_per_problem=num_rollouts,
+            beam_width=num_rollouts + 1,
+            max_search_depth=depth,
+            guidance_strength=0.0,
+            unguided_fraction=0.0,
+            min_weight=0.0,
+        )
         self.modes = {
             "sample": plain,
             "gumbel": dataclasses.replace(plain, mode="gumbel"),
-            "gumbel_guided": dataclasses.replace(plain, mode="gumbel", guidance=Guidance()),
+            "gumbel_guided": dataclasses.replace(plain, mode="gumbel", guidance_strength=1.0),
             "best_first": dataclasses.replace(plain, mode="best_first"),
         }
 
@@ -73,7 +81,7 @@ class Bench:
             return self.generate(round_)
         return self.update() if name == "update" else self.search(self.modes[name], round_)
 
-    def search(self, settings: SearchSettings, round_: int) -> Run:
+    def search(self, settings: SearchConfig, round_: int) -> Run:
         began = time.perf_counter()
         rewarded = self.generator.generate(self.problems, settings, seed=0, iteration=round_)
         seconds, rollouts = time.perf_counter() - began, rewarded.rollouts
@@ -102,12 +110,10 @@ class Bench:
         model = load_language_model(self.model_name, torch.float32)[0]
         copy = Policy(model, self.policy.eos_ids, self.config.value.hidden_size)
         train = self.config.train
-        settings = UpdateSettings(
+        settings = TrainConfig(
             num_iterations=1,
             warmup_iterations=0,
             learning_rate=1e-5,
-            value_learning_rate=1e-3,
-            value_update_frequency=1,
             weight_decay=0.0,
             max_grad_norm=1.0,
             batch_size=train.batch_size,
@@ -115,7 +121,7 @@ class Bench:
             micro_batch_tokens=train.micro_batch_tokens,
         )
         algorithm = AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
-        updater = Updater(copy, algorithm, settings)
+        updater = Updater(copy, algorithm, settings, ValueConfig(learning_rate=1e-3))
         began = time.perf_counter()
         metrics = updater.update(batch, len(self.problems), 0)
         seconds, tokens = time.perf_counter() - began, int(metrics["train/num_tokens"])

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 
 from tests.test_end_tokens import edited, load
+from tinyzero_astar.config import RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.decoding import _beam_search, _best_beams, compare
 from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import SearchSettings
-from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.training.reward import WeightedReward
 
 NUM_TOKENS, DEPTH = 320, 5
 ENDS = [319, *range(0, 300, 7)]  # many, so that beams end at every depth
-SETTINGS = SearchSettings("gumbel", 2, 3, 12, Guidance(), unguided_fraction=0.0, min_weight=0.0)
+SETTINGS = SearchConfig(
+    mode="gumbel", num_rollouts_per_problem=2, beam_width=3, max_search_depth=12, unguided_fraction=0.0, min_weight=0.0
+)
 TASK = Multiplication(2, 2, 40, seed=0, template="compact")
 HOSTILE = {
     "repetition_penalty": 1.1,
@@ -112,10 +114,10 @@ def test_ids_beyond_the_tokenizers_tokens_are_in_no_beam_of_a_whole_evaluation(t
 
 def test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is():
     policy, tokenizer = load("embedded")
-    generator = Generator(partial(SlotDecoder, policy), tokenizer, TASK, WeightedReward(), 128)
+    generator = Generator(partial(SlotDecoder, policy), tokenizer, TASK, WeightedReward(RewardConfig()), 128)
     problems = TASK.held_out_problems(6)
     for depth in (40, 9):  # completions that end, and that are cut
-        settings = SearchSettings("gumbel", 2, 3, depth, Guidance(), unguided_fraction=0.0, min_weight=0.0)
+        settings = replace(SETTINGS, max_search_depth=depth)
         greedy = generator.greedy(problems, depth)
         correct, tokens = _beam_search(policy, tokenizer, TASK, generator, problems, settings, 1, 4)
         assert greedy.rollouts.is_finished.all() == (depth == 40)
@@ -126,7 +128,7 @@ def test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is():
 def test_all_arms_work_without_a_pad_token(tiny_base, tmp_path):
     policy, tokenizer = load(edited(tmp_path / "model", tiny_base, generation={"pad_token_id": None}))
     tokenizer.pad_token = None  # some classes have one of their own, whatever the files say
-    generator = Generator(partial(SlotDecoder, policy), tokenizer, TASK, WeightedReward(), 128)
+    generator = Generator(partial(SlotDecoder, policy), tokenizer, TASK, WeightedReward(RewardConfig()), 128)
     options = {"beam_width": 3, "max_rows": 4}
     arms = compare(policy, tokenizer, TASK, generator, TASK.held_out_problems(3), SETTINGS, **options)
     assert len(arms) == 4 and all(arm.tokens > 0 for arm in arms)

@@ -29,7 +29,7 @@ class Generator:
     def generate(self, problems, settings, *, seed, iteration):
         self.calls.append((settings.mode, [p.id for p in problems], settings))
         assert (seed, iteration) == (0, 1 << 41)
-        return answer(settings.mode, problems, settings.num_rollouts)
+        return answer(settings.mode, problems, settings.num_rollouts_per_problem)
 
 
 def answer(mode, problems, k):
@@ -78,10 +78,10 @@ def test_every_arm_decodes_all_problems_and_may_spend_what_best_first_did(monkey
         if mode == "greedy":
             assert settings == 80  # the depth limit
         if mode == "best_first":  # the whole of h for every problem, and no bound that decoding does not need
-            assert (settings.num_rollouts, settings.beam_width, settings.unguided_fraction) == (1, 3, 0.0)
-            assert (settings.guidance.inverse_beta, settings.guidance.cap, settings.guidance.strength) == (3.0, None, 1)
+            assert (settings.num_rollouts_per_problem, settings.beam_width, settings.unguided_fraction) == (1, 3, 0.0)
+            assert (settings.inverse_beta, settings.weight_cap, settings.guidance_strength) == (3.0, None, 1)
         if mode == "sample":
-            assert (settings.num_rollouts, settings.guidance.strength) == (2, 0.0)
+            assert settings.num_rollouts_per_problem == 2
 
 
 @pytest.mark.parametrize(

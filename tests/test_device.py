@@ -20,8 +20,8 @@ from tinyzero_astar.config import Config, to_json
 from tinyzero_astar.eval import decoding as test_time
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.metrics.heuristic import weighted_auc
-from tinyzero_astar.run import build as sessions
 from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.run import start as sessions
 
 
 @pytest.fixture(scope="module")

@@ -420,9 +420,9 @@ def test_a_rank_that_writes_nothing_ends_with_the_one_that_could_not(
     make, one, tiny_base, tmp_path, monkeypatch, capsys
 ):
     argv, _ = make(one, tiny_base, tmp_path / "run")
-    monkeypatch.setattr("tinyzero_astar.run.build.is_main", lambda: False)
+    monkeypatch.setattr("tinyzero_astar.run.start.is_main", lambda: False)
     monkeypatch.setattr(writing, "from_main", lambda mine: (mine, "rank 0 could not")[1])
-    monkeypatch.setattr("tinyzero_astar.run.build._made_by_main", lambda make: make())
+    monkeypatch.setattr("tinyzero_astar.run.start._made_by_main", lambda make: make())
     assert main(argv) == 1
     assert capsys.readouterr().err == "error: rank 0 could not\n"
 

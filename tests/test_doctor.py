@@ -26,7 +26,7 @@ from tinyzero_astar.resources.machine import Speed, available_ram, free_disk, me
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.resources.prediction import predict, work_of
 from tinyzero_astar.resources.shapes import shapes_of
-from tinyzero_astar.run import build as session
+from tinyzero_astar.run import start as session
 from tinyzero_astar.terminal import USAGE_ERROR, readable_bytes, readable_seconds
 
 QWEN_3B = {

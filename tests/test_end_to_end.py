@@ -24,7 +24,7 @@ from tests.run_oracle import Oracle, training_pairs
 from tinyzero_astar import config as configuration
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.run import loop as trainer
-from tinyzero_astar.run.build import start_run
+from tinyzero_astar.run.start import start_run
 
 
 @pytest.fixture(scope="module")

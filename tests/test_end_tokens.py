@@ -11,14 +11,14 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.oracles import Table, TableDecoder
+from tinyzero_astar.config import RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.decoding import _best_beams
 from tinyzero_astar.model.loading import end_tokens, load_language_model, resolve_model
 from tinyzero_astar.model.model import load_policy
-from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
+from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import SearchSettings
 from tinyzero_astar.run.checkpoint import save_checkpoint
 from tinyzero_astar.training.batch import make_batch
 from tinyzero_astar.training.reward import WeightedReward
@@ -132,11 +132,19 @@ def other_eos(tmp_path_factory):
 
 def completions(policy, tokenizer, mode):
     task = Multiplication(2, 2, 40, seed=0, template="compact")
-    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(), 128)
+    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(RewardConfig()), 128)
     problems = task.train_problems(0, 4)
     if mode == "greedy":
         return generator.greedy(problems, 40)
-    settings = SearchSettings(mode, 3, 5, 40, Guidance(strength=0.0), unguided_fraction=0.0, min_weight=0.0)
+    settings = SearchConfig(
+        mode=mode,
+        num_rollouts_per_problem=3,
+        beam_width=5,
+        max_search_depth=40,
+        guidance_strength=0.0,
+        unguided_fraction=0.0,
+        min_weight=0.0,
+    )
     return generator.generate(problems, settings, seed=0, iteration=0)
 
 

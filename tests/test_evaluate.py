@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.eval.evaluate import evaluate, pass_at_k, wilson
 from tinyzero_astar.interfaces import Problem
-from tinyzero_astar.rollout.records import SearchSettings
-from tinyzero_astar.search.heuristic import Guidance
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
 
@@ -79,15 +78,7 @@ def test_pass_at_k_grows_with_k_and_with_successes():
 
 GREEDY_RIGHT = [1, 0, 0, 1, 0]  # by problem
 SAMPLED_RIGHT = [4, 0, 1, 2, 0]  # of 4 samples
-SETTINGS = SearchSettings(
-    mode="gumbel",
-    num_rollouts=8,
-    beam_width=12,
-    max_search_depth=80,
-    guidance=Guidance(strength=1.0),
-    unguided_fraction=0.1,
-    min_weight=0.02,
-)
+SETTINGS = SearchConfig(mode="gumbel", num_rollouts_per_problem=8, max_search_depth=80)
 
 
 class Recorded:
@@ -102,7 +93,7 @@ class Recorded:
 
     def generate(self, problems, settings, *, seed, iteration):
         self.sampled_calls.append((len(problems), settings, seed, iteration))
-        n = settings.num_rollouts
+        n = settings.num_rollouts_per_problem
         return self._answer([[1] * SAMPLED_RIGHT[p.id] + [0] * (n - SAMPLED_RIGHT[p.id]) for p in problems])
 
     def _answer(self, right):
@@ -155,8 +146,7 @@ def test_an_evaluation_without_samples_says_what_is_greedy_and_nothing_else():
 def test_evaluation_samples_independently_whatever_the_training_mode():
     _, generator = measured()
     [(_, settings, seed, iteration)] = generator.sampled_calls
-    assert (settings.mode, settings.num_rollouts, settings.max_search_depth) == ("sample", 4, 80)
-    assert settings.guidance.strength == 0.0
+    assert (settings.mode, settings.num_rollouts_per_problem, settings.max_search_depth) == ("sample", 4, 80)
     assert (seed, iteration > 10**7) == (
         0,
         True,

@@ -11,13 +11,14 @@ import torch
 
 from tests.decoding import shake_value_model
 from tests.oracles import Table, TableDecoder
+from tinyzero_astar.config import RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import Generator, problem_seeds
-from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings, concatenate, on_device
+from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
 from tinyzero_astar.rollout.thinning import thin_weights
 from tinyzero_astar.training.batch import make_batch
 from tinyzero_astar.training.reward import WeightedReward
@@ -90,20 +91,28 @@ def generator(tiny_base):
     policy = shake_value_model(Policy(model.eval(), (tokenizer.eos_token_id,), 8))
     task = Verifier(2, 2, 80, seed=0, template="compact")
     task.asked = []
-    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(), 128)
+    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(RewardConfig()), 128)
     generator.policy, generator.tokenizer, generator.task = policy, tokenizer, task
     return generator
 
 
 def settings_of(mode="gumbel", num_rollouts=3, depth=4, **changes):
-    guidance = Guidance(inverse_beta=2.0, cap=None)
-    plain = SearchSettings(mode, num_rollouts, num_rollouts + 1, depth, guidance, unguided_fraction=0.0, min_weight=0.0)
+    plain = SearchConfig(
+        mode=mode,
+        num_rollouts_per_problem=num_rollouts,
+        beam_width=num_rollouts + 1,
+        max_search_depth=depth,
+        inverse_beta=2.0,
+        weight_cap=None,
+        unguided_fraction=0.0,
+        min_weight=0.0,
+    )
     return dataclasses.replace(plain, **changes)
 
 
 @torch.no_grad()
 def test_the_baseline_is_the_reward_that_the_value_model_promises(generator):
-    generator._reward = WeightedReward(accuracy=2.0, format=0.5)
+    generator._reward = WeightedReward(RewardConfig(accuracy=2.0, format=0.5))
     problems = generator.task.train_problems(0, 3)
     found = generator.generate(problems, settings_of(), seed=0, iteration=0)
     for i, prompt in enumerate(found.prompts):
@@ -232,7 +241,7 @@ def test_a_guided_search_reads_the_values_of_children(mode, strength, generator)
     """The rollouts are those of the search itself, and q differs from pi where they are guided."""
     problems = generator.task.train_problems(0, 4)
     guidance = Guidance(inverse_beta=2.0, cap=None, strength=strength)
-    settings = SearchSettings(mode, 3, 5, 6, guidance, unguided_fraction=0.0, min_weight=0.0)
+    settings = settings_of(mode, 3, 6, beam_width=5, guidance_strength=strength)
     found = generator.generate(problems, settings, seed=0, iteration=0).rollouts
     wanted = astar_rollouts(
         SlotDecoder(generator.policy, 6),

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from benchmarks import gpu
 from tests.live_memory import LiveBytes
+from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.distributed import is_distributed, set_up, tear_down, world_size
 from tinyzero_astar.engine import decoder
 from tinyzero_astar.engine.decoder import SlotDecoder
@@ -35,7 +36,7 @@ from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.trees import grow_trees, micro_batches, stack
-from tinyzero_astar.training.update import Updater, UpdateSettings
+from tinyzero_astar.training.update import Updater
 
 WITHIN = 0.15  # of the measured peak: what is promised
 # what holds in one process: of what comes and goes in a phase, beside the share of what stays
@@ -171,19 +172,17 @@ def make_batch(case):
 
 
 def make_updater(case, policy):
-    settings = UpdateSettings(
+    settings = TrainConfig(
         num_iterations=2,
         warmup_iterations=0,
         learning_rate=1e-5,
-        value_learning_rate=1e-3,
-        value_update_frequency=1,
         weight_decay=0.0,
         max_grad_norm=1.0,
         batch_size=case.batch_size,
         num_epochs=1,
         micro_batch_tokens=case.micro_batch_tokens,
     )
-    return Updater(policy, AStarPO(0.2, 0.28, 1.0, 0.2), settings)
+    return Updater(policy, AStarPO(0.2, 0.28, 1.0, 0.2), settings, ValueConfig(learning_rate=1e-3))
 
 
 def search(name, case, policy):

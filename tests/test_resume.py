@@ -25,10 +25,10 @@ from tinyzero_astar import files
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS
 from tinyzero_astar.files import append_jsonl
-from tinyzero_astar.run import build as session
 from tinyzero_astar.run import checkpoint as checkpoints
 from tinyzero_astar.run import folder as run_folder
 from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.run import start as session
 from tinyzero_astar.run import stopping
 from tinyzero_astar.run.folder import CONFIG, METRICS, SAMPLES
 

@@ -25,8 +25,8 @@ from tinyzero_astar.config import Config, from_json
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.run import loop as trainer
-from tinyzero_astar.run.build import start_run
 from tinyzero_astar.run.folder import CONFIG
+from tinyzero_astar.run.start import start_run
 from tinyzero_astar.terminal import run_command
 from tinyzero_astar.training.astar_po import AStarPO
 

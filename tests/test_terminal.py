@@ -261,7 +261,7 @@ sys.meta_path.insert(0, Finder)
     ("command", "module"),
     [
         (["train.py"], "tyro"),
-        (["train.py", "--eval-only"], "tinyzero_astar.run.build"),
+        (["train.py", "--eval-only"], "tinyzero_astar.run.start"),
         (["-m", "tinyzero_astar", "solve", "3*4"], "tyro"),
         (["-m", "tinyzero_astar", "doctor"], "torch"),
         (["-m", "tinyzero_astar.report.curve", "run"], "matplotlib"),

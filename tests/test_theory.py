@@ -24,6 +24,7 @@ from tests.oracles import (
     policy_gradient,
     twisted_leaf_law,
 )
+from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.interfaces import Batch, StepOutput
 from tinyzero_astar.model.model import TokenScores
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
@@ -34,7 +35,7 @@ from tinyzero_astar.search.gumbel import fold, to_uniform
 from tinyzero_astar.search.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.trees import grow_trees, stack
-from tinyzero_astar.training.update import Updater, UpdateSettings, _value_loss
+from tinyzero_astar.training.update import Updater, _value_loss
 
 PLAIN = Guidance(strength=0.0)
 TILTED = Guidance(inverse_beta=2.0, cap=None)
@@ -363,12 +364,10 @@ def token_level_weights(batch, logp):
 
 def trained_gradient(policy, algorithm, batch):
     """What one real optimizer step at unchanged weights sees, as a gradient of J, over internal prefixes."""
-    settings = UpdateSettings(
+    settings = TrainConfig(
         num_iterations=1,
         warmup_iterations=0,
         learning_rate=1e-3,
-        value_learning_rate=1e-3,
-        value_update_frequency=1,
         weight_decay=0.0,
         max_grad_norm=1e9,
         batch_size=10**6,
@@ -377,7 +376,7 @@ def trained_gradient(policy, algorithm, batch):
     )
     seen = []
     policy.language_model.logits.register_hook(lambda gradient: seen.append(gradient.clone()))
-    Updater(policy, algorithm, settings).update(batch, int(batch.problem.max()) + 1, 0)
+    Updater(policy, algorithm, settings, ValueConfig(learning_rate=1e-3)).update(batch, int(batch.problem.max()) + 1, 0)
     assert len(seen) == 1
     return -seen[0]
 

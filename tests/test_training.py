@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.oracles import clipped_oracle, gae_oracle
 from tests.trees import scores_of_batch
+from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.model.model import Policy, TokenScores
 from tinyzero_astar.training.advantages import generalized_advantage, rms_of, scale_by_rms
@@ -19,7 +20,7 @@ from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.losses import clipped_surrogate, weighted_brier
 from tinyzero_astar.training.optimizer import schedule
 from tinyzero_astar.training.trees import grow_trees, micro_batches, stack
-from tinyzero_astar.training.update import Updater, UpdateSettings, _value_loss
+from tinyzero_astar.training.update import Updater, _value_loss
 
 LENGTHS = [4, 1, 3]
 
@@ -142,12 +143,10 @@ def make_rows(policy, seed=0, num_problems=4, num_leaves=3):
 
 
 def make_updater(policy, **changes):
-    settings = UpdateSettings(
+    settings = TrainConfig(
         num_iterations=10,
         warmup_iterations=0,
         learning_rate=1e-2,
-        value_learning_rate=1e-2,
-        value_update_frequency=1,
         weight_decay=0.0,
         max_grad_norm=1e9,
         batch_size=4,
@@ -155,7 +154,11 @@ def make_updater(policy, **changes):
         micro_batch_tokens=10_000,
     )
     algorithm = AStarPO(clip_low=0.2, clip_high=0.28, gae_lambda=1.0, advantage_floor=0.2)
-    return Updater(policy, algorithm, dataclasses.replace(settings, **changes))
+    value = ValueConfig(
+        learning_rate=changes.pop("value_learning_rate", 1e-2),
+        update_frequency=changes.pop("value_update_frequency", 1),
+    )
+    return Updater(policy, algorithm, dataclasses.replace(settings, **changes), value)
 
 
 def weights_after(changes, iterations=2):

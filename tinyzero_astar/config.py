@@ -19,7 +19,6 @@ import tyro
 
 from tinyzero_astar.files import read_text
 
-
 _MAX_PROBLEMS = 50_000  # of one set; from 3 digits on, 80,000 pairs and more exist on either side
 DECODING_INVERSE_BETA = 3.0  # 1/beta of best_first at test time: it prefers success, whatever the prompt's value says
 

@@ -8,15 +8,13 @@ from functools import partial
 
 import torch
 
-from tinyzero_astar.config import PRESETS
+from tinyzero_astar.config import PRESETS, RewardConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.rollout.astar_search import Guidance
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import SearchSettings
 from tinyzero_astar.training.reward import WeightedReward
 
 
@@ -26,9 +24,10 @@ def measure(model_name: str, num_problems: int, num_samples: int) -> dict[str, f
     model, tokenizer = load_language_model(model_name, torch.float32)
     policy = Policy(model, end_tokens(model), config.value.hidden_size)
     task = Multiplication(2, 2, 1, seed=0, template="compact")
-    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(), config.model.max_seq_length)
-    depth = config.search.max_search_depth
-    settings = SearchSettings("sample", num_samples, num_samples + 1, depth, Guidance(strength=0.0), 0.0, 0.0)
+    generator = Generator(
+        partial(SlotDecoder, policy), tokenizer, task, WeightedReward(RewardConfig()), config.model.max_seq_length
+    )
+    settings = config.search
     problems = task.held_out_problems(num_problems)
     result = evaluate(generator, problems, settings, num_samples=num_samples, max_rows=512)
     return {name: round(value, 4) for name, value in result.metrics().items()}

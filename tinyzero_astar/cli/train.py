@@ -218,20 +218,20 @@ def _run(argv: Sequence[str]) -> int:
 
     from tinyzero_astar.distributed import set_up  # PyTorch and transformers: seconds
     from tinyzero_astar.resources.machine import choose_device
-    from tinyzero_astar.run import build, loop
+    from tinyzero_astar.run import loop, start
 
     with _group_left():
         try:
             if command.distributed:
                 set_up(choose_device(config.model.device), config.run.collective_timeout_s)
             if command.eval_only:
-                session, folder = build.open_evaluation(config, checkpoint, given)
+                session, folder = start.open_evaluation(config, checkpoint, given)
             elif command.resume is None:
-                session = build.start_run(config, command.config, command.output_dir)
+                session = start.start_run(config, command.config, command.output_dir)
             elif checkpoints:
-                session = build.open_run(config, run, checkpoints)
+                session = start.open_run(config, run, checkpoints)
             else:
-                session = build.restart_run(config, run)
+                session = start.restart_run(config, run)
         except ValueError as error:
             return _refuse(error)
         return loop.evaluate_only(session, folder) if command.eval_only else loop.train(session)

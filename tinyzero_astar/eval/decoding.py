@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from tinyzero_astar.config import DECODING_INVERSE_BETA, SearchConfig
 from tinyzero_astar.eval.evaluate import Estimate, wilson
 from tinyzero_astar.interfaces import Problem, Task
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings
-from tinyzero_astar.search.heuristic import Guidance
+from tinyzero_astar.rollout.records import RewardedRollouts
 from tinyzero_astar.terminal import counted
 
-DECODING_INVERSE_BETA = 3.0  # the search prefers success, whatever the root's value says
 _SEED, _ITERATION = 0, 1 << 41  # noise apart from that of training and of other evaluations
 
 
@@ -42,7 +41,7 @@ def compare(
     task: Task,
     generator: Generator,
     problems: Sequence[Problem],
-    settings: SearchSettings,
+    settings: SearchConfig,
     *,
     beam_width: int,
     max_rows: int,
@@ -65,9 +64,11 @@ def compare(
     literal = replace(
         settings,
         mode="best_first",
-        num_rollouts=1,
+        num_rollouts_per_problem=1,
         beam_width=beam_width,
-        guidance=Guidance(inverse_beta=DECODING_INVERSE_BETA, cap=None),
+        inverse_beta=DECODING_INVERSE_BETA,
+        weight_cap=None,
+        guidance_strength=1.0,
         unguided_fraction=0.0,
     )
     rows = max(1, max_rows // beam_width)
@@ -106,9 +107,9 @@ def _arm(name: str, correct: torch.Tensor, parts: Sequence[RewardedRollouts]) ->
 
 
 def _sample(
-    generator: Generator, problems: Sequence[Problem], settings: SearchSettings, width: int, max_rows: int
+    generator: Generator, problems: Sequence[Problem], settings: SearchConfig, width: int, max_rows: int
 ) -> list[RewardedRollouts]:
-    plain = replace(settings, mode="sample", num_rollouts=width, guidance=Guidance(strength=0.0))
+    plain = replace(settings, mode="sample", num_rollouts_per_problem=width)
     rows = max(1, max_rows // width)
     return [
         generator.generate(problems[i : i + rows], plain, seed=_SEED, iteration=_ITERATION)
@@ -131,7 +132,7 @@ def _beam_search(
     task: Task,
     generator: Generator,
     problems: Sequence[Problem],
-    settings: SearchSettings,
+    settings: SearchConfig,
     num_beams: int,
     max_rows: int,
 ) -> tuple[torch.Tensor, float]:

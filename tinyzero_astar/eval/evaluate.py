@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.distributed import agree, gather, share_of, world_size
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings, on_device
-from tinyzero_astar.search.heuristic import Guidance
+from tinyzero_astar.rollout.records import RewardedRollouts, on_device
 
 _Z95 = 1.959963984540054
 _EVAL_ITERATION = 1 << 40  # the noise of evaluations, apart from that of any training iteration
@@ -80,7 +80,7 @@ class Evaluation:
 def evaluate(
     generator: Generator,
     problems: Sequence[Problem],
-    settings: SearchSettings,
+    settings: SearchConfig,
     *,
     num_samples: int,
     max_rows: int,
@@ -94,7 +94,7 @@ def evaluate(
         num_samples: sampled completions per problem; 0: only the greedy ones, and nothing is said of samples.
         max_rows: sequences decoded at once.
     """
-    sampling = replace(settings, mode="sample", num_rollouts=num_samples, guidance=Guidance(strength=0.0))
+    sampling = replace(settings, mode="sample", num_rollouts_per_problem=num_samples)
     own, count = share_of(problems), len(problems)
 
     def decode() -> tuple[list[RewardedRollouts], list[RewardedRollouts]]:

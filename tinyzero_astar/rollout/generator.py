@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.data.generation import room_after
 from tinyzero_astar.data.text import text_fault
 from tinyzero_astar.interfaces import Decoder, Problem, Reward, Rollouts, Task
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings
+from tinyzero_astar.rollout.records import RewardedRollouts
 from tinyzero_astar.rollout.thinning import thin_weights
 from tinyzero_astar.search.gumbel import fold, mix64, to_uniform
+from tinyzero_astar.search.heuristic import Guidance
 
 # keep the choice of unguided problems and of thinned leaves apart from the search noise
 _UNGUIDED_STREAM, _THINNING_STREAM = 0x5EED, 0x7417
@@ -48,22 +50,22 @@ class Generator:
         self._reward, self._max_seq_length = reward, max_seq_length
 
     def generate(
-        self, problems: Sequence[Problem], settings: SearchSettings, *, seed: int, iteration: int
+        self, problems: Sequence[Problem], settings: SearchConfig, *, seed: int, iteration: int
     ) -> RewardedRollouts:
         """Search every problem; the noise is that of (seed, iteration, problem id)."""
         seeds = problem_seeds(problems, seed, iteration)
         share = to_uniform(fold(seeds, torch.tensor(_UNGUIDED_STREAM, device="cpu")))
-        strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance.strength)
+        strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance_strength)
         prompts, depth = self.encode(problems, settings.max_search_depth)
         rollouts = astar_rollouts(
             self._decoder_fn(depth),
             prompts,
             seeds=seeds,
-            num_rollouts=settings.num_rollouts,
+            num_rollouts=settings.num_rollouts_per_problem,
             beam_width=settings.beam_width,
             max_search_depth=depth,
             mode=settings.mode,
-            guidance=replace(settings.guidance, strength=strength),
+            guidance=replace(guidance_of(settings), strength=strength),
         )
         return self._judge(problems, prompts, rollouts, seeds, settings.min_weight)
 
@@ -123,6 +125,16 @@ class Generator:
             weight=weight,
             update_weight=thin_weights(weight, noise, floor=min_weight),
         )
+
+
+def guidance_of(settings: SearchConfig) -> Guidance:
+    """How the heuristic enters a search."""
+    return Guidance(
+        inverse_beta=settings.inverse_beta,
+        max_inverse_beta=settings.max_inverse_beta,
+        cap=settings.weight_cap,
+        strength=settings.guidance_strength,
+    )
 
 
 def problem_seeds(problems: Sequence[Problem], seed: int, iteration: int) -> Tensor:

@@ -10,23 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tinyzero_astar.interfaces import Problem, Rollouts, SearchMode, Verdict
-from tinyzero_astar.search.heuristic import Guidance
+from tinyzero_astar.interfaces import Problem, Rollouts, Verdict
 
 Record = TypeVar("Record")
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """Arguments of `astar_rollouts` that do not change from call to call."""
-
-    mode: SearchMode
-    num_rollouts: int
-    beam_width: int
-    max_search_depth: int
-    guidance: Guidance
-    unguided_fraction: float
-    min_weight: float  # leaves that weigh less are thinned out before the update
 
 
 @dataclass(frozen=True)

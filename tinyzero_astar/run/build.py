@@ -1,10 +1,8 @@
-"""What a run consists of: model, task, search and update, made from a configuration or a checkpoint."""
+"""What a run works with, made from a configuration: task, policy, generator, update."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,52 +12,25 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import (
-    FREE_ON_RESUME,
-    Config,
-    check,
-    describe,
-    differences,
-    from_dict,
-    to_json,
-    with_fields_of,
-)
+from tinyzero_astar.config import Config, SearchConfig
 from tinyzero_astar.data.generation import Multiplication, overlap
-from tinyzero_astar.distributed import agree, from_main, is_distributed, is_main, world_size
+from tinyzero_astar.distributed import agree, is_distributed, world_size
 from tinyzero_astar.engine.cuda_graphs import CudaGraphs
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.files import replace_text
-from tinyzero_astar.interfaces import Problem
+from tinyzero_astar.interfaces import Algorithm, Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import Policy, load_policy
-from tinyzero_astar.resources.advice import disk_advice, memory_advice
 from tinyzero_astar.resources.allocator import keep_freed_memory
-from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory, idle_cores, num_cores
-from tinyzero_astar.resources.model import check_options, read_model
-from tinyzero_astar.resources.prediction import predict
+from tinyzero_astar.resources.machine import choose_device, idle_cores, num_cores
+from tinyzero_astar.resources.model import check_options
 from tinyzero_astar.rollout.generator import Generator
-from tinyzero_astar.rollout.records import SearchSettings
-from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
-from tinyzero_astar.run.folder import (
-    CONFIG,
-    METRICS,
-    check_complete,
-    fresh_run_folder,
-    go_back_to,
-    new_run_folder,
-    prepare,
-    start_over,
-)
-from tinyzero_astar.run.writing import write_for_all
-from tinyzero_astar.search.heuristic import Guidance
-from tinyzero_astar.terminal import counted, readable_bytes
+from tinyzero_astar.terminal import counted
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.reward import WeightedReward
-from tinyzero_astar.training.update import Updater, UpdateSettings
+from tinyzero_astar.training.update import Updater
 
-_MACHINE = ("model.device", "model.cuda_graphs", "run.num_threads")
 _NEARLY_IDLE = 0.25  # of a core in use, by what runs now and then: the core counts as idle
 
 
@@ -74,7 +45,7 @@ class Session:
     task: Multiplication
     held_out: list[Problem]
     generator: Generator
-    search: SearchSettings
+    search: SearchConfig  # with the depth that the longest prompt allows
     updater: Updater
     console: ConsoleLogger
     first_iteration: int  # iterations already trained
@@ -82,223 +53,44 @@ class Session:
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
 
 
-def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
-    """A new run in a folder of its own, made first and removed again if the run is refused.
-
-    Raises:
-        ValueError: the folder, the model or the problems cannot be had.
-        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
-    """
-    with ExitStack() as stack:
-        folder = _made_by_main(lambda: stack.enter_context(fresh_run_folder(preset, output_dir)))
-        session = _begin_run(config, folder)
-        write_for_all(
-            folder / CONFIG, lambda: replace_text(folder / CONFIG, to_json(config) + "\n") if is_main() else None
-        )
-    session.console.say(describe(config))
-    session.console.say(f"run folder: {folder}")
-    return session
-
-
-def restart_run(config: Config, folder: Path) -> Session:
-    """A run that was stopped before its first checkpoint, from iteration 0.
-
-    Raises:
-        ValueError: the model or the problems cannot be had.
-        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
-    """
-    session = _begin_run(config, folder)
-    write_for_all(folder, lambda: start_over(folder) if is_main() else None)
-    session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
-    return session
-
-
-def _begin_run(config: Config, folder: Path) -> Session:
-    console = _console()
-    _prepare(folder)
-    _check_fit(config, config.model.model_name, folder, console)
-    return build(config, folder, config.model.model_name, console, 0)
-
-
-def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Session:
-    """A run to be continued from the first of some checkpoints that can be loaded.
-
-    Raises:
-        ValueError: none can, or it or the records of the run do not fit.
-        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
-    """
-    console = _console()
-    checkpoint = _made_by_main(lambda: _first_whole(checkpoints, console))
-    try:
-        return _continued(config, folder, checkpoint, console)
-    except _DamagedError as error:  # found by loading alone
-        others = checkpoints[checkpoints.index(checkpoint) + 1 :]
-        if not others:
-            raise
-        console.warn(str(error))
-        return open_run(config, folder, others)
-
-
-class _DamagedError(ValueError):
-    """A checkpoint that cannot be loaded."""
-
-
-def _continued(config: Config, folder: Path, checkpoint: Path, console: ConsoleLogger) -> Session:
-    state = read_state(checkpoint)
-    iteration = int(state["iteration"])
-    _check_same(config, from_dict(state["config"], f"checkpoint {checkpoint}"), folder, checkpoint)
-    history, record = remembered_by(checkpoint, state)
-    is_pending = from_main(agree(lambda: is_main() and check_complete(folder, iteration)))
-    if not (folder / METRICS).exists():
-        console.warn(f"{folder / METRICS} is missing: the run goes on without its earlier records")
-    _prepare(folder)
-    try:
-        _check_fit(config, str(checkpoint), folder, console)
-        session = build(config, folder, str(checkpoint), console, iteration)
-        agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
-    except ValueError as error:
-        raise _DamagedError(str(error)) from error
-    session.updater.num_updates = int(state["num_updates"])
-    session.history.extend(history)
-    write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)
-    console.say(f"continuing {folder} after iteration {iteration}")
-    return replace(session, pending=record if is_pending else None)
-
-
-def _go_back_to(folder: Path, iteration: int, console: ConsoleLogger) -> None:
-    for path in go_back_to(folder, iteration):
-        console.say(f"a newer checkpoint was set aside: {path}")
-
-
-def _first_whole(checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
-    failures: list[str] = []
-    for checkpoint in checkpoints:
-        try:
-            _check_usable(checkpoint)
-        except ValueError as error:
-            failures.append(str(error))
-            continue
-        for failure in failures:
-            console.warn(failure)
-        if failures:
-            console.say(f"going back to {checkpoint}")
-        return checkpoint
-    if len(failures) == 1:
-        raise ValueError(failures[0])
-    raise ValueError(f"none of {len(failures)} checkpoints can be used; the newest: {failures[0]}")
-
-
-def _check_usable(checkpoint: Path) -> None:
-    """Whether a run can go on from a checkpoint, as far as can be seen without loading its tensors.
-
-    Raises:
-        ValueError: says what is missing or damaged.
-    """
-    check_files(checkpoint)
-    state = read_state(checkpoint)
-    remembered_by(checkpoint, state)
-    from_dict(state["config"], f"checkpoint {checkpoint}")
-
-
-def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:
-    """Whether the run's configuration is what the checkpoint was trained with, but for what may change.
-
-    That includes the name of the base model, which is not needed any more and may have moved.
-
-    Raises:
-        ValueError: names the fields that differ.
-    """
-    may_change = {*FREE_ON_RESUME, "model.model_name"}
-    if changed := [name for name in differences(config, saved) if name not in may_change]:
-        section, key = changed[0].split(".")
-        own, other = (getattr(getattr(c, section), key) for c in (config, saved))
-        raise ValueError(
-            f"{folder / CONFIG} is not the configuration of {checkpoint}: {', '.join(changed)}"
-            f" differ{'s' if len(changed) == 1 else ''} ({changed[0]}: {own!r} and {other!r}); undo the change, or"
-            " start a new run"
-        )
-
-
-def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str] = ()) -> tuple[Session, Path]:
-    """A session that only evaluates: a checkpoint with its own configuration, or the base model.
-
-    A checkpoint is evaluated as in its run, but for the fields of section `eval` that are `given` on the command line.
-
-    Raises:
-        ValueError: the checkpoint, the model or the problems cannot be had, or its configuration does not fit what is
-            given.
-    """
-    console = _console()
-    if checkpoint is None:
-        session = build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
-        return session, _made_by_main(lambda: new_run_folder("evaluation", None))
-    state = read_state(checkpoint)
-    saved = from_dict(state["config"], f"checkpoint {checkpoint}")
-    # this machine need not be the one that trained it
-    names = {*_MACHINE, *(name for name in given if name.startswith("eval."))}
-    config = with_fields_of(saved, config, names)
-    check(config)
-    # model.safetensors has the adapters in it
-    config = replace(config, model=replace(config.model, lora_rank=0, liger=False))
-    session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
-    agree(lambda: load_trainer(checkpoint, session.policy, {}))
-    console.say(f"evaluating {checkpoint}")
-    return session, checkpoint
-
-
-def _check_fit(config: Config, model_source: str, folder: Path, console: ConsoleLogger) -> None:
-    """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing.
-
-    Raises:
-        ValueError: what is asked of model or device cannot be, or the folder cannot be written to.
-    """
-    device = choose_device(config.model.device)
-    check_options(config, device)
-    transformers_logging.disable_progress_bar()
-    model = agree(
-        lambda: read_model(replace(config, model=replace(config.model, model_name=model_source)), console.say)
-    )
-    # processes on a CPU share its memory
-    memory = free_memory(device) // (world_size() if device.type == "cpu" else 1)
-    disk = free_disk(folder)
-    advice = [
-        advise(config, model, world_size(), device.type, available)
-        for advise, available in ((memory_advice, memory), (disk_advice, disk))
-    ]
-    for text in advice:
-        if text is not None:
-            console.warn(text)
-    outlook = predict(config, model, world_size(), device.type)
-    if advice == [None, None]:
-        console.say(
-            f"predicted: {readable_bytes(outlook.memory)} of {readable_bytes(memory)} of memory,"
-            f" {readable_bytes(outlook.disk)} of {readable_bytes(disk)} of disk;"
-            " by part: python -m tinyzero_astar doctor"
-        )
-    # the larger of a checkpoint's two files of tensors has at least half of its bytes
-    _prepare(folder, outlook.checkpoint // 2)
-
-
-def _prepare(folder: Path, *num_bytes: int) -> None:
-    agree(lambda: prepare(folder, *num_bytes) if is_main() else None)
-
-
-def _console() -> ConsoleLogger:
-    return ConsoleLogger(is_silent=not is_main())
-
-
-def _made_by_main(make: Callable[[], Path]) -> Path:
-    """The folder that rank 0 made."""
-    return from_main(agree(lambda: make() if is_main() else Path()))
-
-
 def build(config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int) -> Session:
     """Everything a run needs; `model_source` is the model name or a checkpoint folder."""
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.run.seed)
     threads = _set_threads(config.run.num_threads, console)
-    weights = WeightedReward(config.reward.accuracy, config.reward.format)
-    data, search, train = config.data, config.search, config.train
+    task, training_set, held_out = _task(config, console)
+    policy, tokenizer = _policy(config, model_source, threads, console)
+    if config.search.mode == "best_first":
+        console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
+    generator = Generator(
+        partial(SlotDecoder, policy), tokenizer, task, WeightedReward(config.reward), config.model.max_seq_length
+    )
+    _, depth = generator.encode([*training_set, *held_out], config.search.max_search_depth)  # or refuses the prompts
+    shortest = tokenizer(task.shortest_right(training_set), add_special_tokens=False)["input_ids"]
+    _warn_of_depth(config, depth, len(shortest), console)
+    return Session(
+        config=config,
+        folder=folder,
+        policy=policy,
+        tokenizer=tokenizer,
+        task=task,
+        held_out=held_out,
+        generator=generator,
+        search=_search(config, depth),
+        updater=Updater(policy, _algorithm(config), config.train, config.value),
+        console=console,
+        first_iteration=first_iteration,
+        history=[],
+    )
+
+
+def _task(config: Config, console: ConsoleLogger) -> tuple[Multiplication, list[Problem], list[Problem]]:
+    """The task with its training set and its held-out problems.
+
+    Raises:
+        ValueError: there are not so many problems.
+    """
+    data = config.data
     task = Multiplication(
         data.min_digits, data.max_digits, data.num_problems, seed=config.run.seed, template=data.template
     )
@@ -308,92 +100,80 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         f"{len(training_set):,} training problems, {len(held_out):,} held out,"
         f" {overlap(training_set, held_out)} operand pairs on both sides"
     )
-    device = choose_device(config.model.device)
+    return task, training_set, held_out
+
+
+def _policy(
+    config: Config, source: str, threads: int, console: ConsoleLogger
+) -> tuple[Policy, PreTrainedTokenizerBase]:
+    """The policy on its device, with adapters if any, sharded if there are several processes.
+
+    Raises:
+        ValueError: it cannot be had, or this machine cannot do what is asked of it.
+    """
+    model, device = config.model, choose_device(config.model.device)
     check_options(config, device)
     if device.type == "cpu":
         keep_freed_memory()
     policy, tokenizer = agree(
         lambda: load_policy(
-            model_source,
-            dtype=getattr(torch, config.model.dtype),
+            source,
+            dtype=getattr(torch, model.dtype),
             device=device,
             value_hidden_size=config.value.hidden_size,
-            max_length=config.model.max_seq_length,
-            lora_rank=config.model.lora_rank,
-            liger=config.model.liger,
+            max_length=model.max_seq_length,
+            lora_rank=model.lora_rank,
+            liger=model.liger,
             say=console.say,
         )
     )
     console.say(
-        f"model {config.model.model_name}: {policy.language_model.num_parameters():,} parameters, {config.model.dtype},"
-        f" on {policy.device}, {threads} CPU thread{'s' if threads > 1 else ''}"
+        f"model {model.model_name}: {policy.language_model.num_parameters():,} parameters, {model.dtype},"
+        f" on {policy.device}, {counted(threads, 'CPU thread')}"
     )
     if policy.has_adapters:
         trained = sum(p.numel() for p in policy.language_model.parameters() if p.requires_grad)
-        console.say(f"adapters of rank {config.model.lora_rank}: {trained:,} of these parameters are trained")
+        console.say(f"adapters of rank {model.lora_rank}: {trained:,} of these parameters are trained")
         if (text := unadapted(policy.language_model)) is not None:
             console.warn(text)
-    policy.gradient_checkpointing = train.gradient_checkpointing
-    policy.recorder = CudaGraphs() if config.model.cuda_graphs else None
+    policy.gradient_checkpointing = config.train.gradient_checkpointing
+    policy.recorder = CudaGraphs() if model.cuda_graphs else None
     if is_distributed():
-        policy.shard(train.sharding)
-        console.say(f"{world_size()} processes, sharding {train.sharding}")
-    if search.mode == "best_first":
-        console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
-    algorithm = AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
-    settings = UpdateSettings(
-        num_iterations=train.num_iterations,
-        warmup_iterations=train.warmup_iterations,
-        learning_rate=train.learning_rate,
-        value_learning_rate=config.value.learning_rate,
-        value_update_frequency=config.value.update_frequency,
-        weight_decay=train.weight_decay,
-        max_grad_norm=train.max_grad_norm,
-        batch_size=train.batch_size,
-        num_epochs=train.num_epochs,
-        micro_batch_tokens=train.micro_batch_tokens,
-    )
-    generator = Generator(partial(SlotDecoder, policy), tokenizer, task, weights, config.model.max_seq_length)
-    _, depth = generator.encode([*training_set, *held_out], search.max_search_depth)  # or refuses the prompts
-    if depth < search.max_search_depth:
+        policy.shard(config.train.sharding)
+        console.say(f"{world_size()} processes, sharding {config.train.sharding}")
+    return policy, tokenizer
+
+
+def _search(config: Config, depth: int) -> SearchConfig:
+    """The search of every iteration, with one depth for the run: rollouts must not depend on their batch."""
+    is_weighted = config.search.mode == "gumbel"  # else all leaves of a problem weigh the same: none is dropped
+    return replace(config.search, max_search_depth=depth, min_weight=config.search.min_weight if is_weighted else 0.0)
+
+
+def _algorithm(config: Config) -> Algorithm:
+    train = config.train
+    return AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
+
+
+def _warn_of_depth(config: Config, depth: int, num_right: int, console: ConsoleLogger) -> None:
+    """Say when completions of at most `depth` tokens are fewer than asked for, or cannot be right.
+
+    Args:
+        config: of the run.
+        depth: tokens that the longest prompt leaves.
+        num_right: tokens of the shortest right completion, without its end token.
+        console: where to say it.
+    """
+    if depth < config.search.max_search_depth:
         console.warn(
             f"max_seq_length {config.model.max_seq_length} leaves {counted(depth, 'token')} after the longest prompt,"
-            f" less than max_search_depth {search.max_search_depth}"
+            f" less than max_search_depth {config.search.max_search_depth}"
         )
-    shortest = len(tokenizer(task.shortest_right(training_set), add_special_tokens=False)["input_ids"]) + 1
-    if depth < shortest:  # with the end token
+    if depth < num_right + 1:
         console.warn(
-            f"completions of at most {counted(depth, 'token')} cannot be right: the shortest right one has {shortest};"
-            " raise max_search_depth or max_seq_length"
+            f"completions of at most {counted(depth, 'token')} cannot be right: the shortest right one has"
+            f" {num_right + 1}; raise max_search_depth or max_seq_length"
         )
-    guidance = Guidance(
-        inverse_beta=search.inverse_beta,
-        max_inverse_beta=search.max_inverse_beta,
-        cap=search.weight_cap,
-        strength=search.guidance_strength,
-    )
-    return Session(
-        config=config,
-        folder=folder,
-        policy=policy,
-        tokenizer=tokenizer,
-        task=task,
-        held_out=held_out,
-        generator=generator,
-        search=SearchSettings(
-            mode=search.mode,
-            num_rollouts=search.num_rollouts_per_problem,
-            beam_width=search.beam_width,
-            max_search_depth=depth,  # one limit for the run: rollouts must not depend on their batch
-            guidance=guidance,
-            unguided_fraction=search.unguided_fraction,
-            min_weight=search.min_weight if search.mode == "gumbel" else 0.0,  # else all weigh the same
-        ),
-        updater=Updater(policy, algorithm, settings),
-        console=console,
-        first_iteration=first_iteration,
-        history=[],
-    )
 
 
 def _set_threads(wanted: int, console: ConsoleLogger) -> int:

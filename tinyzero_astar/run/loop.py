@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
 from tinyzero_astar.eval.decoding import compare
 from tinyzero_astar.eval.evaluate import evaluate
@@ -25,19 +26,19 @@ from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remember
 from tinyzero_astar.metrics.heuristic import heuristic_quality
 from tinyzero_astar.metrics.rollouts import rollout_metrics
 from tinyzero_astar.model.fsdp_utils import unsharded
-from tinyzero_astar.rollout.records import RewardedRollouts, SearchSettings, concatenate, on_device
+from tinyzero_astar.rollout.generator import guidance_of
+from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
 from tinyzero_astar.run.build import Session, optimizers
 from tinyzero_astar.run.checkpoint import save_checkpoint
 from tinyzero_astar.run.folder import CHECKPOINTS, METRICS, SAMPLES, new_run_folder, remove_partial
 from tinyzero_astar.run.stopping import agreed, stop_requests
 from tinyzero_astar.run.writing import write_for_all
-from tinyzero_astar.search.heuristic import Guidance, inverse_beta_of
+from tinyzero_astar.search.heuristic import inverse_beta_of
 from tinyzero_astar.terminal import FAILED, counted
 from tinyzero_astar.training.batch import make_batch
 
 _NUM_SHOWN = 3  # completions on the console
 _NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual
-_UNGUIDED = Guidance(strength=0.0)
 
 
 def train(session: Session) -> int:
@@ -161,13 +162,13 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     """One iteration: search, update, and what there is to log of it; the same on every rank."""
     config, began = session.config, time.perf_counter()
     is_open, reason = guidance_gate(session.history)
-    search = session.search if is_open else replace(session.search, guidance=_UNGUIDED)
+    search = session.search if is_open else replace(session.search, guidance_strength=0.0)
     problems = session.task.train_problems(iteration, config.train.problems_per_iteration)
     with unsharded(session.policy):
         rewarded = _search(session, problems, search, iteration)
         searched = time.perf_counter()
         rollouts, weight, accuracy = rewarded.rollouts, rewarded.weight, rewarded.accuracy
-        inverse_beta = inverse_beta_of(session.search.guidance, torch.logit(rollouts.value[:, 0, 0]))
+        inverse_beta = inverse_beta_of(guidance_of(session.search), torch.logit(rollouts.value[:, 0, 0]))
         residual = _bellman_residual(session, rewarded, inverse_beta)  # before the update, like all measures of h
     batch = make_batch(rewarded)
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
@@ -189,7 +190,7 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     return from_main(_finite(metrics)), rewarded
 
 
-def _search(session: Session, problems: list[Problem], search: SearchSettings, iteration: int) -> RewardedRollouts:
+def _search(session: Session, problems: list[Problem], search: SearchConfig, iteration: int) -> RewardedRollouts:
     """Rollouts of all problems; each rank searches its share of them."""
     seed, policy = session.config.run.seed, session.policy
     own = agree(lambda: session.generator.generate(share_of(problems), search, seed=seed, iteration=iteration))

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.distributed import gather, rank, sum_numbers, world_size
 from tinyzero_astar.interfaces import Algorithm, Batch
 from tinyzero_astar.model.fsdp_utils import unsharded
@@ -30,32 +30,23 @@ from tinyzero_astar.training.trees import Tree, grow_trees, micro_batches, stack
 _MEANS = ("train/policy_loss", "train/value_loss", "train/ratio_deviation", "train/grad_norm", "policy/entropy")
 
 
-@dataclass(frozen=True)
-class UpdateSettings:
-    """What the update needs besides policy and algorithm; units as in config.py."""
-
-    num_iterations: int
-    warmup_iterations: int
-    learning_rate: float
-    value_learning_rate: float
-    value_update_frequency: int
-    weight_decay: float
-    max_grad_norm: float
-    batch_size: int
-    num_epochs: int
-    micro_batch_tokens: int
-
-
 class Updater:
-    """Owns the optimizers; everything else comes in through `update`."""
+    """Owns the optimizers; everything else comes in through `update`.
 
-    def __init__(self, policy: Policy, algorithm: Algorithm, settings: UpdateSettings) -> None:
+    Args:
+        policy: what is trained, and its value model.
+        algorithm: turns rollouts into a loss.
+        settings: of the policy's update.
+        value: of the value model's.
+    """
+
+    def __init__(self, policy: Policy, algorithm: Algorithm, settings: TrainConfig, value: ValueConfig) -> None:
         self.policy, self.settings = policy, settings
-        self._algorithm = algorithm
+        self._algorithm, self._value_update_frequency = algorithm, value.update_frequency
         self.policy_optimizer = MasterAdamW(
             policy.language_model, settings.learning_rate, settings.weight_decay, policy.dtype
         )
-        self.value_optimizer = MasterAdamW(policy.value_model, settings.value_learning_rate, 0.0)
+        self.value_optimizer = MasterAdamW(policy.value_model, value.learning_rate, 0.0)
         self.num_updates = 0  # optimizer steps of the policy so far
 
     def update(self, batch: Batch, num_problems: int, iteration: int) -> dict[str, float]:
@@ -108,7 +99,7 @@ class Updater:
 
     def _step(self, batch: Batch, rows: Tensor, num_problems: int) -> dict[str, float]:
         """One optimizer step of the policy and, when it is due, of the value model, on some rows of the batch."""
-        is_value_due = self.num_updates % self.settings.value_update_frequency == 0
+        is_value_due = self.num_updates % self._value_update_frequency == 0
         whole = batch.rows(rows)
         count = max(self._algorithm.count(whole, num_problems), 1.0)
         num_tokens = max(float(_mass(whole).sum()), 1e-6)

@@ -1,0 +1,258 @@
+"""How a run begins: anew, from a checkpoint of its own, or to evaluate one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from tinyzero_astar.config import (
+    FREE_ON_RESUME,
+    Config,
+    check,
+    describe,
+    differences,
+    from_dict,
+    to_json,
+    with_fields_of,
+)
+from tinyzero_astar.distributed import agree, from_main, is_main, world_size
+from tinyzero_astar.files import replace_text
+from tinyzero_astar.loggers.console import ConsoleLogger
+from tinyzero_astar.resources.advice import disk_advice, memory_advice
+from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory
+from tinyzero_astar.resources.model import check_options, read_model
+from tinyzero_astar.resources.prediction import predict
+from tinyzero_astar.run.build import Session, build, optimizers
+from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
+from tinyzero_astar.run.folder import (
+    CONFIG,
+    METRICS,
+    check_complete,
+    fresh_run_folder,
+    go_back_to,
+    new_run_folder,
+    prepare,
+    start_over,
+)
+from tinyzero_astar.run.writing import write_for_all
+from tinyzero_astar.terminal import readable_bytes
+
+_MACHINE = (
+    "model.device",
+    "model.cuda_graphs",
+    "run.num_threads",
+)  # may differ from the run's in an evaluation
+
+
+def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
+    """A new run in a folder of its own, made first and removed again if the run is refused.
+
+    Raises:
+        ValueError: the folder, the model or the problems cannot be had.
+        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
+    """
+    with ExitStack() as stack:
+        folder = _made_by_main(lambda: stack.enter_context(fresh_run_folder(preset, output_dir)))
+        session = _begin_run(config, folder)
+        write_for_all(
+            folder / CONFIG, lambda: replace_text(folder / CONFIG, to_json(config) + "\n") if is_main() else None
+        )
+    session.console.say(describe(config))
+    session.console.say(f"run folder: {folder}")
+    return session
+
+
+def restart_run(config: Config, folder: Path) -> Session:
+    """A run that was stopped before its first checkpoint, from iteration 0.
+
+    Raises:
+        ValueError: the model or the problems cannot be had.
+        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
+    """
+    session = _begin_run(config, folder)
+    write_for_all(folder, lambda: start_over(folder) if is_main() else None)
+    session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
+    return session
+
+
+def _begin_run(config: Config, folder: Path) -> Session:
+    console = _console()
+    _prepare(folder)
+    _check_fit(config, config.model.model_name, folder, console)
+    return build(config, folder, config.model.model_name, console, 0)
+
+
+def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Session:
+    """A run to be continued from the first of some checkpoints that can be loaded.
+
+    Raises:
+        ValueError: none can, or it or the records of the run do not fit.
+        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
+    """
+    console = _console()
+    checkpoint = _made_by_main(lambda: _first_whole(checkpoints, console))
+    try:
+        return _continued(config, folder, checkpoint, console)
+    except _DamagedError as error:  # found by loading alone
+        others = checkpoints[checkpoints.index(checkpoint) + 1 :]
+        if not others:
+            raise
+        console.warn(str(error))
+        return open_run(config, folder, others)
+
+
+class _DamagedError(ValueError):
+    """A checkpoint that cannot be loaded."""
+
+
+def _continued(config: Config, folder: Path, checkpoint: Path, console: ConsoleLogger) -> Session:
+    state = read_state(checkpoint)
+    iteration = int(state["iteration"])
+    _check_same(config, from_dict(state["config"], f"checkpoint {checkpoint}"), folder, checkpoint)
+    history, record = remembered_by(checkpoint, state)
+    is_pending = from_main(agree(lambda: is_main() and check_complete(folder, iteration)))
+    if not (folder / METRICS).exists():
+        console.warn(f"{folder / METRICS} is missing: the run goes on without its earlier records")
+    _prepare(folder)
+    try:
+        _check_fit(config, str(checkpoint), folder, console)
+        session = build(config, folder, str(checkpoint), console, iteration)
+        agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
+    except ValueError as error:
+        raise _DamagedError(str(error)) from error
+    session.updater.num_updates = int(state["num_updates"])
+    session.history.extend(history)
+    write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)
+    console.say(f"continuing {folder} after iteration {iteration}")
+    return replace(session, pending=record if is_pending else None)
+
+
+def _go_back_to(folder: Path, iteration: int, console: ConsoleLogger) -> None:
+    for path in go_back_to(folder, iteration):
+        console.say(f"a newer checkpoint was set aside: {path}")
+
+
+def _first_whole(checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
+    failures: list[str] = []
+    for checkpoint in checkpoints:
+        try:
+            _check_usable(checkpoint)
+        except ValueError as error:
+            failures.append(str(error))
+            continue
+        for failure in failures:
+            console.warn(failure)
+        if failures:
+            console.say(f"going back to {checkpoint}")
+        return checkpoint
+    if len(failures) == 1:
+        raise ValueError(failures[0])
+    raise ValueError(f"none of {len(failures)} checkpoints can be used; the newest: {failures[0]}")
+
+
+def _check_usable(checkpoint: Path) -> None:
+    """Whether a run can go on from a checkpoint, as far as can be seen without loading its tensors.
+
+    Raises:
+        ValueError: says what is missing or damaged.
+    """
+    check_files(checkpoint)
+    state = read_state(checkpoint)
+    remembered_by(checkpoint, state)
+    from_dict(state["config"], f"checkpoint {checkpoint}")
+
+
+def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:
+    """Whether the run's configuration is what the checkpoint was trained with, but for what may change.
+
+    That includes the name of the base model, which is not needed any more and may have moved.
+
+    Raises:
+        ValueError: names the fields that differ.
+    """
+    may_change = {*FREE_ON_RESUME, "model.model_name"}
+    if changed := [name for name in differences(config, saved) if name not in may_change]:
+        section, key = changed[0].split(".")
+        own, other = (getattr(getattr(c, section), key) for c in (config, saved))
+        raise ValueError(
+            f"{folder / CONFIG} is not the configuration of {checkpoint}: {', '.join(changed)}"
+            f" differ{'s' if len(changed) == 1 else ''} ({changed[0]}: {own!r} and {other!r}); undo the change, or"
+            " start a new run"
+        )
+
+
+def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str] = ()) -> tuple[Session, Path]:
+    """A session that only evaluates: a checkpoint with its own configuration, or the base model.
+
+    A checkpoint is evaluated as in its run, but for the fields of section `eval` that are `given` on the command line.
+
+    Raises:
+        ValueError: the checkpoint, the model or the problems cannot be had, or its configuration does not fit what is
+            given.
+    """
+    console = _console()
+    if checkpoint is None:
+        session = build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
+        return session, _made_by_main(lambda: new_run_folder("evaluation", None))
+    state = read_state(checkpoint)
+    saved = from_dict(state["config"], f"checkpoint {checkpoint}")
+    # this machine need not be the one that trained it
+    names = {*_MACHINE, *(name for name in given if name.startswith("eval."))}
+    config = with_fields_of(saved, config, names)
+    check(config)
+    # model.safetensors has the adapters in it
+    config = replace(config, model=replace(config.model, lora_rank=0, liger=False))
+    session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
+    agree(lambda: load_trainer(checkpoint, session.policy, {}))
+    console.say(f"evaluating {checkpoint}")
+    return session, checkpoint
+
+
+def _check_fit(config: Config, model_source: str, folder: Path, console: ConsoleLogger) -> None:
+    """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing.
+
+    Raises:
+        ValueError: what is asked of model or device cannot be, or the folder cannot be written to.
+    """
+    device = choose_device(config.model.device)
+    check_options(config, device)
+    transformers_logging.disable_progress_bar()
+    model = agree(
+        lambda: read_model(replace(config, model=replace(config.model, model_name=model_source)), console.say)
+    )
+    # processes on a CPU share its memory
+    memory = free_memory(device) // (world_size() if device.type == "cpu" else 1)
+    disk = free_disk(folder)
+    advice = [
+        advise(config, model, world_size(), device.type, available)
+        for advise, available in ((memory_advice, memory), (disk_advice, disk))
+    ]
+    for text in advice:
+        if text is not None:
+            console.warn(text)
+    outlook = predict(config, model, world_size(), device.type)
+    if advice == [None, None]:
+        console.say(
+            f"predicted: {readable_bytes(outlook.memory)} of {readable_bytes(memory)} of memory,"
+            f" {readable_bytes(outlook.disk)} of {readable_bytes(disk)} of disk;"
+            " by part: python -m tinyzero_astar doctor"
+        )
+    # the larger of a checkpoint's two files of tensors has at least half of its bytes
+    _prepare(folder, outlook.checkpoint // 2)
+
+
+def _prepare(folder: Path, *num_bytes: int) -> None:
+    agree(lambda: prepare(folder, *num_bytes) if is_main() else None)
+
+
+def _console() -> ConsoleLogger:
+    return ConsoleLogger(is_silent=not is_main())
+
+
+def _made_by_main(make: Callable[[], Path]) -> Path:
+    """The folder that rank 0 made."""
+    return from_main(agree(lambda: make() if is_main() else Path()))
