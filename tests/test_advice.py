@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from tests.test_doctor import GB, QWEN_3B, config_of, diagnose, elsewhere, has  # noqa: F401 - fixtures
+from tinyzero_astar.resources import machine
 from tinyzero_astar.resources.memory import checkpoint_bytes, kv_bytes, phases, resident
 from tinyzero_astar.resources.model import read_model
-from tinyzero_astar.resources.prediction import predict, work_of
+from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.resources.workload import trainable_parameters
 
 OPTIONS = (
@@ -26,10 +27,14 @@ def three_b(tmp_path):
     return [*OPTIONS.split(), "--model.model-name", str(tmp_path)]
 
 
-def shapes_and_work(argv, num_processes=1, device="cuda"):
+def planned(argv, num_processes=1, device="cuda"):
     config = config_of(argv)
-    model = read_model(config)
-    return model.shapes, work_of(config, model, num_processes, device)
+    return PlannedRun(config, read_model(config), num_processes, device)
+
+
+def shapes_and_work(argv, num_processes=1, device="cuda"):
+    run = planned(argv, num_processes, device)
+    return run.model.shapes, run.work
 
 
 def test_a_process_does_its_share_of_the_work(three_b):
@@ -59,15 +64,13 @@ def test_hybrid_sharding_splits_over_the_processes_of_one_machine(three_b, monke
 
 
 def test_files_are_those_of_every_due_iteration_and_of_the_last(three_b):
-    config = config_of(three_b)
-    model = read_model(config)
-    outlook = predict(config, model, 1, "cuda")
+    outlook = planned(three_b).outlook
     assert outlook.num_checkpoints == 3  # 4, 8 and 10
     depth = shapes_and_work(three_b)[1].depth
     # 11 lines of metrics; samples of 48 leaves in iterations 3, 6, 9 and 10
     assert outlook.records == 11 * 3_000 + 4 * 48 * (250 + 6 * depth)
     assert outlook.disk == 3 * outlook.checkpoint + outlook.records
-    nothing = predict(config_of([*three_b, "--train.num-iterations", "0"]), model, 1, "cuda")
+    nothing = planned([*three_b, "--train.num-iterations", "0"]).outlook
     assert nothing.num_checkpoints == 0
 
 
@@ -103,11 +106,13 @@ def test_each_of_four_processes_keeps_a_quarter_and_gathers_the_rest_for_a_while
     assert found["loading"]["master weights"] == whole["master weights"]
 
 
-def test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not(three_b, has, capsys, monkeypatch):  # noqa: F811
-    has(memory=100)
+def test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not(three_b, capsys, monkeypatch):
+    monkeypatch.setattr(machine, "available_ram", lambda: 90 * GB)
+    monkeypatch.setattr(machine, "own_ram", lambda: 10 * GB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100 * GB, 200 * GB))
     argv = [*three_b, "--processes", "2"]
     assert diagnose([*argv, "--model.device", "cpu"], capsys)[1]["memory"]["available"] == 50 * GB
-    monkeypatch.setattr("tinyzero_astar.resources.machine.choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(machine, "choose_device", lambda device: torch.device("cuda"))
     assert diagnose(argv, capsys)[1]["memory"]["available"] == 100 * GB
 
 

@@ -20,7 +20,7 @@ from tinyzero_astar.cli.train import main, parse
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources.memory import resident
 from tinyzero_astar.resources.model import read_model
-from tinyzero_astar.resources.prediction import work_of
+from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run import writing
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
@@ -212,8 +212,8 @@ def test_bytes_of_weights_and_optimizer_fall_as_one_over_n_and_as_predicted(num_
     assert_bytes_fall(ranks, 4)  # the shards are float32 master weights in either dtype
     command = parse(argv)
     config = Config(**{name: getattr(command, name) for name in Config.__dataclass_fields__})
-    model = read_model(config)
-    parts = resident(model.shapes, work_of(config, model, num_processes, "cpu"))
+    run = PlannedRun(config, read_model(config), num_processes, "cpu")
+    parts = resident(run.model.shapes, run.work)
     for found in ranks:
         assert sum(found["local_bytes"]) == pytest.approx(sum(parts.values()), rel=0.01)
 

@@ -19,12 +19,12 @@ from tinyzero_astar.cli.doctor import Doctor, doctor_main
 from tinyzero_astar.cli.train import main, parse_as
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources import machine, memory
-from tinyzero_astar.resources.advice import disk_advice, memory_advice, mend
-from tinyzero_astar.resources.duration import evaluation_seconds, num_evaluations, seconds
+from tinyzero_astar.resources.advice import disk_advice, memory_advice, mend_memory
+from tinyzero_astar.resources.duration import evaluation_seconds, iteration_seconds, num_evaluations
 from tinyzero_astar.resources.known import known_shapes
 from tinyzero_astar.resources.machine import Speed, available_ram, free_disk, measure_speed
 from tinyzero_astar.resources.model import read_model
-from tinyzero_astar.resources.prediction import predict, work_of
+from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.resources.shapes import shapes_of
 from tinyzero_astar.run import start as session
 from tinyzero_astar.terminal import USAGE_ERROR, readable_bytes, readable_seconds
@@ -67,7 +67,7 @@ def has(monkeypatch):
     """Sets what the machine has, in GB."""
 
     def put(memory=1000, disk=1000):
-        monkeypatch.setattr(machine, "free_memory", lambda device: int(memory * GB))
+        monkeypatch.setattr(machine, "free_memory", lambda device, num_processes: int(memory * GB))
         monkeypatch.setattr(machine, "free_disk", lambda folder: int(disk * GB))
 
     return put
@@ -81,6 +81,10 @@ def diagnose(argv, capsys):
 def config_of(argv):
     command = parse_as(Doctor, "doctor", argv)
     return Config(**{f.name: getattr(command, f.name) for f in fields(Config)})
+
+
+def planned(config, device="cuda"):
+    return PlannedRun(config, read_model(config), 1, device)
 
 
 def test_a_run_that_fits_is_told_by_part_from_config_json_alone(three_b, has, capsys):
@@ -108,11 +112,12 @@ def test_the_time_of_a_run_is_that_of_its_iterations_and_evaluations(three_b, ha
     config, speed = config_of(argv), Speed(1e9, 1e30)
     model = read_model(config)
     model = replace(model, shapes=replace(model.shapes, num_kv_heads=0))  # slots are for nothing
+    run = PlannedRun(config, model, 1, "cuda")
     step = 2 * 3_085_938_688 / 1e9
-    assert seconds(config, model, 1, "cuda", speed)["search"] == pytest.approx(200 * step)
+    assert iteration_seconds(run, speed)["search"] == pytest.approx(200 * step)
     # 500 greedy in two chunks of 256 rows; 2,000 sampled, 64 problems at once, in eight
-    assert evaluation_seconds(config, model, 1, "cuda", speed, True) == pytest.approx(10 * 200 * step)
-    assert evaluation_seconds(config, model, 1, "cuda", speed, False) == pytest.approx(200 * step)  # 200 greedy
+    assert evaluation_seconds(run, speed, True) == pytest.approx(10 * 200 * step)
+    assert evaluation_seconds(run, speed, False) == pytest.approx(200 * step)  # 200 greedy
     assert num_evaluations(config) == 11  # 0, 10, .. 100
     assert num_evaluations(config_of([*argv, "--train.num-iterations", "95"])) == 11
     assert num_evaluations(config_of([*argv, "--train.num-iterations", "0"])) == 1
@@ -244,40 +249,40 @@ _LARGE_STEP = f"{_ADAPTERS} --eval.max-rows 64 --train.batch-size 32"
 def test_the_option_that_is_named_makes_the_run_fit(gigabytes, options, phase, first, three_b):
     argv = ["--config", "training", "--model.model-name", str(three_b), *options.split()]
     config, available = config_of(argv), int(gigabytes * GB)
-    model = read_model(config)
-    assert predict(config, model, 1, "cuda").memory > available
-    advice = memory_advice(config, model, 1, "cuda", available)
+    run = planned(config)
+    assert run.outlook.memory > available
+    advice = memory_advice(run, available)
     assert advice.startswith(f"memory: {phase} needs ") and f"use {first}" in advice
-    plan = mend(config, model, 1, "cuda", available)
+    plan = mend_memory(run, available)
     assert plan.fits and plan.options[0] == first
     typed = [word for option in plan.options for word in option.split()]
-    again = predict(config_of([*argv, *typed]), model, 1, "cuda")  # as a user would type it
+    again = planned(config_of([*argv, *typed])).outlook  # as a user would type it
     assert again.memory == plan.outlook.memory <= available
 
 
 def test_processes_are_proposed_on_gpus_and_what_cannot_fit_is_said(three_b):
     config = config_of(["--config", "training", "--model.model-name", str(three_b), *_LARGE_STEP.split()])
-    model = read_model(config)
+    run = planned(config)
 
     def advise(tenths):
-        return memory_advice(config, model, 1, "cuda", tenths * GB // 10) or ""
+        return memory_advice(run, tenths * GB // 10) or ""
 
     available = next(x * GB // 10 for x in range(90, 60, -1) if "--nproc_per_node" in advise(x))
-    plan = mend(config, model, 1, "cuda", available)
+    plan = mend_memory(run, available)
     assert plan.fits and "--distributed under torchrun --nproc_per_node" in " ".join(plan.options)
-    assert "--nproc_per_node" not in memory_advice(config, model, 1, "cpu", available)
-    assert "no option makes it fit" in memory_advice(config, model, 1, "cuda", 4 * GB)
+    assert "--nproc_per_node" not in memory_advice(replace(run, device="cpu"), available)
+    assert "no option makes it fit" in memory_advice(run, 4 * GB)
 
 
 def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     config = config_of(["--config", "training", "--model.model-name", str(three_b)])
-    model = read_model(config)
-    assert predict(config, model, 1, "cuda").num_checkpoints == 5
-    advice = disk_advice(config, model, 1, "cuda", 100 * GB)
+    run = planned(config)
+    assert run.outlook.num_checkpoints == 5
+    advice = disk_advice(run, 100 * GB)
     assert "--run.checkpoint-frequency 80: " in advice
-    again = predict(config_of(["--config", "training", "--run.checkpoint-frequency", "80"]), model, 1, "cuda")
+    again = replace(run, config=config_of(["--config", "training", "--run.checkpoint-frequency", "80"])).outlook
     assert again.num_checkpoints == 2 and again.disk < 100 * GB
-    assert "one is too much already" in disk_advice(config, model, 1, "cuda", 40 * GB)
+    assert "one is too much already" in disk_advice(run, 40 * GB)
 
 
 @pytest.mark.parametrize(
@@ -307,7 +312,7 @@ def test_a_run_says_that_it_fits_and_its_files_are_as_large_as_predicted(dtype, 
     out = capsys.readouterr().out
     assert out.startswith("predicted: ") and "warning" not in out.splitlines()[0]
     config = config_of(argv)
-    outlook = predict(config, read_model(config), 1, "cpu")
+    outlook = planned(config, "cpu").outlook
     folders = list((tmp_path / "r" / "checkpoints").iterdir())
     assert len(folders) == outlook.num_checkpoints
     tensors = sum(file.stat().st_size for file in folders[0].glob("*.safetensors"))
@@ -317,7 +322,7 @@ def test_a_run_says_that_it_fits_and_its_files_are_as_large_as_predicted(dtype, 
 
 
 def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(session, "free_memory", lambda device: 300_000)
+    monkeypatch.setattr(session, "free_memory", lambda device, num_processes: 300_000)
     argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--train.num-iterations", "0"]
     assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 0
     first = " ".join(capsys.readouterr().err.split())
@@ -329,11 +334,11 @@ def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys,
 
 def test_the_program_itself_counts_on_a_cpu(three_b):
     config = config_of(["--config", "training", "--model.model-name", str(three_b)])
-    model = read_model(config)
-    alone = memory.phases(model.shapes, work_of(config, model, 1, "cpu"))
-    found = predict(config, model, 1, "cpu").phases
+    run = planned(config, "cpu")
+    alone = memory.phases(run.model.shapes, run.work)
+    found = run.outlook.phases
     assert found == {name: {**parts, "Python and libraries": 380_000_000} for name, parts in alone.items()}
-    assert all("Python and libraries" not in parts for parts in predict(config, model, 1, "cuda").phases.values())
+    assert all("Python and libraries" not in parts for parts in replace(run, device="cuda").outlook.phases.values())
 
 
 def test_what_this_process_has_is_free_for_it(tmp_path, monkeypatch):
@@ -344,6 +349,7 @@ def test_what_this_process_has_is_free_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "available_ram", lambda: 1000)
     monkeypatch.setattr(machine, "own_ram", lambda: 200)
     assert machine.free_memory(torch.device("cpu")) == 1200
+    assert machine.free_memory(torch.device("cpu"), 3) == 400
 
 
 def test_free_memory_is_what_the_system_calls_available(tmp_path):

@@ -22,7 +22,7 @@ from tinyzero_astar.terminal import complain, counted, printable, readable_bytes
 if TYPE_CHECKING:
     from tinyzero_astar.loggers.console import Terminal
     from tinyzero_astar.resources.machine import Speed
-    from tinyzero_astar.resources.model import Model
+    from tinyzero_astar.resources.prediction import PlannedRun
 
 FITS, DOES_NOT_FIT = 0, 1
 
@@ -61,69 +61,79 @@ def doctor_main(argv: Sequence[str]) -> int:
 def _diagnose(options: Doctor) -> dict[str, Any]:
     import torch
 
-    from tinyzero_astar.resources.advice import disk_advice, memory_advice
     from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory, measure_speed, num_cores
-    from tinyzero_astar.resources.memory import peak
     from tinyzero_astar.resources.model import check_options, read_model
-    from tinyzero_astar.resources.prediction import predict
+    from tinyzero_astar.resources.prediction import PlannedRun
 
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
-    device, count = choose_device(config.model.device), options.processes
+    device = choose_device(config.model.device)
     check_options(config, device)
     model = read_model(config, lambda text: print(printable(text), file=sys.stderr))  # stdout may be JSON
-    outlook = predict(config, model, count, device.type)
-    # processes on a CPU share its memory
-    memory = free_memory(device) // (count if device.type == "cpu" else 1)
-    disk = free_disk(options.output_dir or Path("runs"))
+    run = PlannedRun(config, model, options.processes, device.type)
+    memory = _memory(run, free_memory(device, options.processes))
+    disk = _disk(run, free_disk(options.output_dir or Path("runs")))
     torch.set_num_threads(min(config.run.num_threads or torch.get_num_threads(), num_cores()))
-    speed = measure_speed(device, getattr(torch, config.model.dtype))
-    phase, needed = peak(outlook.phases)
     return {
         "model": config.model.model_name,
         "parameters": model.shapes.num_parameters,
         "device": str(device),
-        "processes": count,
+        "processes": options.processes,
         "prompt_length": model.prompt_length,
         "prompt_length_is_estimated": model.is_estimated,
-        "fits": needed <= memory and outlook.disk <= disk,
-        "memory": {
-            "phases": outlook.phases,
-            "peak_phase": phase,
-            "needed": needed,
-            "available": memory,
-            "advice": memory_advice(config, model, count, device.type, memory),
-        },
-        "disk": {
-            "checkpoint": outlook.checkpoint,
-            "num_checkpoints": outlook.num_checkpoints,
-            "records": outlook.records,
-            "needed": outlook.disk,
-            "available": disk,
-            "advice": disk_advice(config, model, count, device.type, disk),
-        },
-        "time": _time(config, model, count, device.type, speed),
+        "fits": all(part["needed"] <= part["available"] for part in (memory, disk)),
+        "memory": memory,
+        "disk": disk,
+        "time": _time(run, measure_speed(device, getattr(torch, config.model.dtype))),
     }
 
 
-def _time(config: Config, model: Model, count: int, device: str, speed: Speed) -> dict[str, Any]:
-    from tinyzero_astar.resources.duration import evaluation_seconds, num_evaluations, seconds
+def _memory(run: PlannedRun, available: int) -> dict[str, Any]:
+    from tinyzero_astar.resources.advice import memory_advice
+    from tinyzero_astar.resources.memory import peak
 
-    parts, evaluations = seconds(config, model, count, device, speed), num_evaluations(config)
-    evaluation, between = (
-        evaluation_seconds(config, model, count, device, speed, is_whole) for is_whole in (True, False)
-    )
+    phases = run.outlook.phases
+    phase, needed = peak(phases)
+    return {
+        "phases": phases,
+        "peak_phase": phase,
+        "needed": needed,
+        "available": available,
+        "advice": memory_advice(run, available),
+    }
+
+
+def _disk(run: PlannedRun, available: int) -> dict[str, Any]:
+    from tinyzero_astar.resources.advice import disk_advice
+
+    outlook = run.outlook
+    return {
+        "checkpoint": outlook.checkpoint,
+        "num_checkpoints": outlook.num_checkpoints,
+        "records": outlook.records,
+        "needed": outlook.disk,
+        "available": available,
+        "advice": disk_advice(run, available),
+    }
+
+
+def _time(run: PlannedRun, speed: Speed) -> dict[str, Any]:
+    from tinyzero_astar.resources.duration import evaluation_seconds, iteration_seconds, num_evaluations
+
+    parts, evaluations = iteration_seconds(run, speed), num_evaluations(run.config)
+    evaluation, between = (evaluation_seconds(run, speed, is_whole) for is_whole in (True, False))
     num_between = max(0, evaluations - 2)  # but for the first and the last
+    num_iterations = run.config.train.num_iterations
     return {
         "is_estimate": True,
         "seconds_per_iteration": parts,
         "seconds_per_evaluation": evaluation,
         "seconds_per_evaluation_between": between,
-        "num_iterations": config.train.num_iterations,
+        "num_iterations": num_iterations,
         "num_evaluations": evaluations,
-        "seconds": config.train.num_iterations * sum(parts.values())
+        "seconds": num_iterations * sum(parts.values())
         + (evaluations - num_between) * evaluation
         + num_between * between,
-        "is_test_time_search_left_out": config.eval.search == "best_first",
+        "is_test_time_search_left_out": run.config.eval.search == "best_first",
         "copied_bytes_per_s": speed.bytes_per_s,
         "matmul_flops_per_s": speed.flops_per_s,
     }

@@ -8,41 +8,38 @@ from __future__ import annotations
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources.machine import Speed
 from tinyzero_astar.resources.memory import kv_bytes
-from tinyzero_astar.resources.model import Model
-from tinyzero_astar.resources.prediction import work_of
+from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.resources.workload import Shapes, Work
 
 
-def seconds(config: Config, model: Model, num_processes: int, device: str, speed: Speed) -> dict[str, float]:
-    """Estimated seconds of one iteration's parts, with every completion at full length.
+def iteration_seconds(run: PlannedRun, speed: Speed) -> dict[str, float]:
+    """Estimated seconds of one iteration's parts.
 
     2 operations per parameter and token forward, 4 backward (2 for frozen weights), 2 more where layers run again.
     """
-    work, n = work_of(config, model, num_processes, device), model.shapes.num_parameters
+    work, n = run.work, run.model.shapes.num_parameters
     tokens = work.num_problems * work.prompt_length + work.num_rows * work.depth  # completions share their prompts
     per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
     return {
-        "search": _decoding(model.shapes, work, work.num_problems, work.num_rollouts, speed),
-        "update": config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
+        "search": _decoding(run.model.shapes, work, work.num_problems, work.num_rollouts, speed),
+        "update": run.config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
         # of the policy from its base, which only adapters have: a forward of either
         **({"divergence": 4 * n * tokens / speed.flops_per_s} if work.lora_rank else {}),
     }
 
 
-def evaluation_seconds(
-    config: Config, model: Model, num_processes: int, device: str, speed: Speed, is_whole: bool
-) -> float:
-    """Estimated seconds of one evaluation, with every completion at full length: see `EvalConfig`.
+def evaluation_seconds(run: PlannedRun, speed: Speed, is_whole: bool) -> float:
+    """Estimated seconds of one evaluation: see `EvalConfig`.
 
     What `eval.search` best_first adds is not counted: it depends on the policy.
     """
-    work, total = work_of(config, model, num_processes, device), 0.0
-    problems = work.eval_problems if is_whole else min(work.eval_problems, config.eval.num_problems_between)
+    work, shapes, total = run.work, run.model.shapes, 0.0
+    problems = work.eval_problems if is_whole else min(work.eval_problems, run.config.eval.num_problems_between)
     for samples in (1, work.eval_samples) if is_whole else (1,):
         at_once = max(1, work.eval_rows // samples)
         whole, rest = divmod(problems, at_once)
-        total += whole * _decoding(model.shapes, work, at_once, samples, speed)
-        total += _decoding(model.shapes, work, rest, samples, speed) if rest else 0.0
+        total += whole * _decoding(shapes, work, at_once, samples, speed)
+        total += _decoding(shapes, work, rest, samples, speed) if rest else 0.0
     return total
 
 

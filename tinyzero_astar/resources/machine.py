@@ -108,11 +108,14 @@ def _core_times(stat: Path) -> dict[int, tuple[int, int]]:
     return times
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a process may take: of the GPU, or of the machine without swapping, this process's own among them."""
+def free_memory(device: torch.device, num_processes: int = 1) -> int:
+    """Bytes that each process may take: of its GPU, or of the machine, whose memory all share, without swapping.
+
+    What this process has already is among them.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return available_ram() + own_ram()
+    return (available_ram() + own_ram()) // num_processes
 
 
 def own_ram(statm: Path = Path("/proc/self/statm")) -> int:

@@ -6,7 +6,7 @@ Completions are taken to be as long as they may become, so that a run may need l
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources.memory import Memory, checkpoint_bytes, peak, phases
@@ -33,53 +33,92 @@ class Outlook:
         """Bytes at the peak."""
         return peak(self.phases)[1]
 
+    def needed(self, phase: str) -> int:
+        """Bytes at the peak of a phase."""
+        return sum(self.phases[phase].values())
+
+    def too_large(self, available: int) -> str | None:
+        """The first phase that needs more than `available` bytes; None when all fit."""
+        return next((phase for phase in self.phases if self.needed(phase) > available), None)
+
     @property
     def disk(self) -> int:
         """Bytes at the end of the run."""
         return self.checkpoint * self.num_checkpoints + self.records
 
 
-def predict(config: Config, model: Model, num_processes: int, device: str) -> Outlook:
-    """Memory of each process, and the disk of the run."""
-    work, train, run = work_of(config, model, num_processes, device), config.train, config.run
-    saved = {*range(run.checkpoint_frequency, train.num_iterations + 1, run.checkpoint_frequency)}
-    shown = len({*range(run.sample_frequency, train.num_iterations + 1, run.sample_frequency), train.num_iterations})
-    leaves = train.problems_per_iteration * work.num_rollouts
-    program = {_PROGRAM: _PROGRAM_BYTES} if work.is_host else {}
-    return Outlook(
-        phases={name: parts | program for name, parts in phases(model.shapes, work).items()},
-        checkpoint=checkpoint_bytes(model.shapes, work),
-        num_checkpoints=len(saved | ({train.num_iterations} if train.num_iterations else set())),
-        records=(train.num_iterations + 1) * _METRICS + shown * leaves * (_SAMPLE + _PER_TOKEN * work.depth),
-    )
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run before it starts: all that its memory, disk and time depend on."""
+
+    config: Config
+    model: Model
+    num_processes: int
+    device: str  # the type of each process's: "cpu" or "cuda"
+
+    def changed(self, section: str, name: str, value: object) -> PlannedRun:
+        """The same run with another value of one field of its configuration."""
+        fields = replace(getattr(self.config, section), **{name: value})
+        return replace(self, config=replace(self.config, **{section: fields}))
+
+    @property
+    def work(self) -> Work:
+        """What one process does."""
+        config, prompt = self.config, self.model.prompt_length
+        search, train, evaluation = config.search, config.train, config.eval
+        leaves = search.num_rollouts_per_problem
+        return Work(
+            dtype_bytes=2 if config.model.dtype == "bfloat16" else 4,
+            prompt_length=prompt,
+            depth=max(1, min(search.max_search_depth, config.model.max_seq_length - prompt)),
+            mode=search.mode,
+            is_guided=search.guidance_strength > 0 and search.mode == "gumbel",
+            num_problems=self._share(train.problems_per_iteration),
+            num_rollouts=leaves,
+            beam_width=search.beam_width,
+            eval_problems=self._share(evaluation.num_problems),
+            eval_samples=evaluation.num_samples,
+            eval_rows=evaluation.max_rows,
+            eval_beam_width=evaluation.beam_width if evaluation.search == "best_first" else None,
+            num_rows=self._share(train.problems_per_iteration * leaves),
+            step_rows=self._share(train.batch_size * leaves),
+            micro_batch_tokens=train.micro_batch_tokens,
+            value_hidden_size=config.value.hidden_size,
+            num_shards=self._num_shards,
+            is_foreach=self.device == "cuda",
+            is_host=self.device == "cpu",
+            gradient_checkpointing=train.gradient_checkpointing,
+            lora_rank=config.model.lora_rank,
+            cuda_graphs=config.model.cuda_graphs,
+        )
+
+    @property
+    def outlook(self) -> Outlook:
+        """Memory of each process, and the disk of the run."""
+        work, shapes, last = self.work, self.model.shapes, self.config.train.num_iterations
+        saved = _due(self.config.run.checkpoint_frequency, last)
+        shown = _due(self.config.run.sample_frequency, last)
+        leaves = self.config.train.problems_per_iteration * work.num_rollouts
+        program = {_PROGRAM: _PROGRAM_BYTES} if work.is_host else {}
+        return Outlook(
+            phases={name: parts | program for name, parts in phases(shapes, work).items()},
+            checkpoint=checkpoint_bytes(shapes, work),
+            num_checkpoints=len(saved | ({last} if last else set())),
+            records=(last + 1) * _METRICS + len(shown | {last}) * leaves * (_SAMPLE + _PER_TOKEN * work.depth),
+        )
+
+    @property
+    def _num_shards(self) -> int:
+        """Processes that weights are split over."""
+        if self.config.train.sharding == "hybrid":
+            return min(int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes)), self.num_processes)
+        return self.num_processes
+
+    def _share(self, number: int) -> int:
+        """Of so many things, those of the process that has most."""
+        return -(-number // self.num_processes)
 
 
-def work_of(config: Config, model: Model, num_processes: int, device: str) -> Work:
-    """What one of `num_processes` processes does, on a device of type "cpu" or "cuda"."""
-    search, train, evaluation = config.search, config.train, config.eval
-    leaves = search.num_rollouts_per_problem
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", num_processes))
-    return Work(
-        dtype_bytes=2 if config.model.dtype == "bfloat16" else 4,
-        prompt_length=model.prompt_length,
-        depth=max(1, min(search.max_search_depth, config.model.max_seq_length - model.prompt_length)),
-        mode=search.mode,
-        is_guided=search.guidance_strength > 0 and search.mode == "gumbel",
-        num_problems=-(-train.problems_per_iteration // num_processes),
-        num_rollouts=leaves,
-        beam_width=search.beam_width,
-        eval_problems=-(-evaluation.num_problems // num_processes),
-        eval_samples=evaluation.num_samples,
-        eval_rows=evaluation.max_rows,
-        eval_beam_width=evaluation.beam_width if evaluation.search == "best_first" else None,
-        num_rows=-(-train.problems_per_iteration * leaves // num_processes),
-        step_rows=-(-train.batch_size * leaves // num_processes),
-        micro_batch_tokens=train.micro_batch_tokens,
-        value_hidden_size=config.value.hidden_size,
-        num_shards=min(local, num_processes) if train.sharding == "hybrid" else num_processes,
-        is_foreach=device == "cuda",
-        is_host=device == "cpu",
-        gradient_checkpointing=train.gradient_checkpointing,
-        lora_rank=config.model.lora_rank,
-        cuda_graphs=config.model.cuda_graphs,
-    )
+def _due(frequency: int, last: int) -> set[int]:
+    """Every iteration of a frequency; what happens at the last one in any case is added by who asks."""
+    return {*range(frequency, last + 1, frequency)}

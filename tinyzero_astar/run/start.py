@@ -25,7 +25,7 @@ from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.resources.advice import disk_advice, memory_advice
 from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory
 from tinyzero_astar.resources.model import check_options, read_model
-from tinyzero_astar.resources.prediction import predict
+from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run.build import Session, build, optimizers
 from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
 from tinyzero_astar.run.folder import (
@@ -224,17 +224,12 @@ def _check_fit(config: Config, model_source: str, folder: Path, console: Console
     model = agree(
         lambda: read_model(replace(config, model=replace(config.model, model_name=model_source)), console.say)
     )
-    # processes on a CPU share its memory
-    memory = free_memory(device) // (world_size() if device.type == "cpu" else 1)
-    disk = free_disk(folder)
-    advice = [
-        advise(config, model, world_size(), device.type, available)
-        for advise, available in ((memory_advice, memory), (disk_advice, disk))
-    ]
+    run = PlannedRun(config, model, world_size(), device.type)
+    memory, disk, outlook = free_memory(device, world_size()), free_disk(folder), run.outlook
+    advice = [memory_advice(run, memory), disk_advice(run, disk)]
     for text in advice:
         if text is not None:
             console.warn(text)
-    outlook = predict(config, model, world_size(), device.type)
     if advice == [None, None]:
         console.say(
             f"predicted: {readable_bytes(outlook.memory)} of {readable_bytes(memory)} of memory,"
