@@ -2273,7 +2273,7 @@ SCORING = (
 REFUSED = ("test_expression.py::test_what_is_no_expression_is_refused",)
 VALUED = ("test_expression.py::test_expressions_have_an_exact_value_and_their_numbers",)
 AS_PYTHON = ("test_expression.py::test_every_short_text_is_read_as_python_reads_it",)
-EXPRESSIONS = (
+COUNTDOWN = (
     Mutant(
         "expression-right-to-left",
         "operators of one rank are applied from right to left",
@@ -2354,6 +2354,78 @@ EXPRESSIONS = (
         "if len(text) > MAX_CHARS:",
         'if len(text.strip(" ")) > MAX_CHARS:',
         ("test_expression.py::test_over_long_text_is_refused_by_its_length_alone",),
+    ),
+    Mutant(
+        "countdown-key-with-target",
+        "the same numbers with another target may stand on both sides of the split",
+        "data/countdown.py",
+        'key=f"countdown {sorted(goal.numbers)}"',
+        'key=f"countdown {sorted(goal.numbers)} {goal.target}"',
+        ("test_countdown.py::test_the_sides_share_no_numbers_in_any_order_with_any_target",),
+    ),
+    Mutant(
+        "countdown-key-in-order",
+        "the same numbers in another order may stand on both sides of the split",
+        "data/countdown.py",
+        'key=f"countdown {sorted(goal.numbers)}"',
+        'key=f"countdown {list(goal.numbers)}"',
+        ("test_countdown.py::test_the_sides_share_no_numbers_in_any_order_with_any_target",),
+    ),
+    Mutant(
+        "countdown-numbers-as-a-set",
+        "how often a number is used does not count",
+        "data/countdown.py",
+        "Counter(used) - Counter(given), Counter(given) - Counter(used)",
+        "set(used) - set(given), set(given) - set(used)",
+        ("test_countdown.py::test_a_number_given_twice_is_used_twice",),
+    ),
+    Mutant(
+        "countdown-some-numbers",
+        "numbers may be left out",
+        "data/countdown.py",
+        "return Miss.LEFT_OUT if missing else None",
+        "return None",
+        ("test_countdown.py::test_expressions_are_judged",),
+    ),
+    Mutant(
+        "countdown-any-number",
+        "other numbers may be used as well",
+        "data/countdown.py",
+        "    if excess:\n",
+        "    if False:\n",
+        ("test_countdown.py::test_expressions_are_judged",),
+    ),
+    Mutant(
+        "countdown-rounded",
+        "a value less than one away from the target is right",
+        "data/countdown.py",
+        "return None if value == target else",
+        "return None if int(value) == target else",
+        ("test_countdown.py::test_the_verifier_agrees_with_every_expression",),
+    ),
+    Mutant(
+        "countdown-parentheses-lost",
+        "a solution lacks the parentheses around what is subtracted or divided by",
+        "data/countdown.py",
+        "b.rank >= rank + is_ordered",
+        "b.rank >= rank",
+        ("test_countdown.py::test_every_question_has_a_solution_that_is_right",),
+    ),
+    Mutant(
+        "countdown-numbers-first",
+        "operators are drawn again with the numbers, so that products are rare",
+        "data/countdown.py",
+        "_TRIES = 100",
+        "_TRIES = 1",
+        ("test_countdown.py::test_operators_and_sizes_are_mixed",),
+    ),
+    Mutant(
+        "held-out-dry-by-text",
+        "held-out questions of few keys in many forms are looked for without end",
+        "data/questions.py",
+        "map(self.held_out_form, self._side(self.held_out_name(), True, _KEY))",
+        "map(self.held_out_form, self._side(self.held_out_name(), True, _TEXT))",
+        ("test_countdown.py::test_small_worlds_run_dry",),
     ),
 )
 NUMBERS = ("test_verifiers.py::test_number_judges", "test_verifiers.py::test_every_short_text_is_read_by_the_rules")
@@ -2441,7 +2513,7 @@ MUTANTS = (
     *PROCESSES,
     *WIRING,
     *MODELS,
-    *EXPRESSIONS,
+    *COUNTDOWN,
     *OWN_TASKS,
 )
 

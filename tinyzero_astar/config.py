@@ -10,7 +10,7 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -70,6 +70,14 @@ class DataConfig:
     """multiplication: fewest digits of the second factor; None: as of the first."""
     second_max_digits: Annotated[int | None, Range(1, 6)] = None
     """multiplication: most digits of the second factor; None: as of the first."""
+    min_numbers: Annotated[int, Range(2, 6)] = 3
+    """countdown: fewest numbers of a question."""
+    max_numbers: Annotated[int, Range(2, 6)] = 4
+    """countdown: most numbers of a question."""
+    max_number: Annotated[int, Range(1, 999)] = 99
+    """countdown: largest number; the smallest is 1."""
+    max_target: Annotated[int, Range(10, 999)] = 100
+    """countdown: largest target; the smallest is 1."""
     task_sha256: tyro.conf.Suppress[str] = ""
     """Of the files that the task comes from, filled in when a run begins; "": of none, or not yet known."""
 
@@ -314,21 +322,30 @@ def _check_evaluation(evaluation: EvalConfig) -> None:
 
 def ranges() -> dict[str, Range]:
     """What the numbers of a configuration may be, by section and name."""
-    found = {}
-    for section, kind in typing.get_type_hints(Config).items():
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-            for note in getattr(hint, "__metadata__", ()):
-                if isinstance(note, Range):
-                    found[f"{section}.{name}"] = note
-    return found
+    sections = typing.get_type_hints(Config).items()
+    return {f"{section}.{name}": allowed for section, kind in sections for name, allowed in _ranges_of(kind)}
+
+
+def _ranges_of(section: type) -> Iterator[tuple[str, Range]]:
+    for name, hint in typing.get_type_hints(section, include_extras=True).items():
+        yield from ((name, note) for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range))
 
 
 def _check_ranges(config: Config) -> None:
-    for name, (low, high) in ranges().items():
-        section, key = name.split(".")
-        value = getattr(getattr(config, section), key)
+    for section in dataclasses.fields(config):
+        check_section(section.name, getattr(config, section.name))
+
+
+def check_section(name: str, section: object) -> None:
+    """Refuse a number of one section outside its range; `check` does this for all.
+
+    Raises:
+        ValueError: names the field, its value and its range.
+    """
+    for key, (low, high) in _ranges_of(type(section)):
+        value = getattr(section, key)
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(f"{name} {value} is out of range: it must lie between {_end(low)} and {_end(high)}")
+            raise ValueError(f"{name}.{key} {value} is out of range: it must lie between {_end(low)} and {_end(high)}")
 
 
 def _end(x: float) -> str:

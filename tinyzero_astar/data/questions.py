@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from operator import attrgetter
 from typing import Any, ClassVar
 
 from tinyzero_astar.config import DataConfig
@@ -211,7 +212,7 @@ class QuestionTask:
     def _training_set(self) -> tuple[Question, ...]:
         wanted = self.data.num_problems
         _check_count("num_problems", wanted)
-        found = tuple(islice(self._training_side(f"{self.seed} training set"), wanted))
+        found = tuple(islice(self._side(f"{self.seed} training set", False, _TEXT), wanted))
         if len(found) < wanted:
             raise self._too_few("num_problems", wanted, len(found))
         return found
@@ -222,7 +223,7 @@ class QuestionTask:
         if self.data.num_shots == 0:
             return ()
         wanted = self.data.num_shots + 1
-        found = tuple(islice(_one_per_key(self._training_side(f"{self.held_out_name()} examples")), wanted))
+        found = tuple(islice(self._side(f"{self.held_out_name()} examples", False, _KEY), wanted))
         if len(found) < wanted:
             raise self._too_few("num_shots and a spare one", wanted, len(found))
         for question in found:
@@ -234,13 +235,13 @@ class QuestionTask:
                 )
         return found
 
-    def _training_side(self, name: str) -> Iterator[Question]:
-        fresh = _without_repeats(self.questions(random.Random(name)))
-        return (question for question in fresh if not is_held_out(question.key))
-
     def _held_out(self) -> Iterator[Question]:
-        fresh = _without_repeats(self.questions(random.Random(self.held_out_name())))
-        return _one_per_key(self.held_out_form(question) for question in fresh if is_held_out(question.key))
+        return map(self.held_out_form, self._side(self.held_out_name(), True, _KEY))
+
+    def _side(self, name: str, is_held: bool, identity: Callable[[Question], str]) -> Iterator[Question]:
+        """The questions of one side in the order that `name` seeds; of those with one identity, the first."""
+        fresh = _without_repeats(self.questions(random.Random(name)), identity)
+        return (question for question in fresh if is_held_out(question.key) == is_held)
 
     def _prompt(self, question: Question) -> str:
         preface = self.preface if self.data.template == "conversation" else ""
@@ -255,6 +256,7 @@ class QuestionTask:
         )
 
 
+_TEXT, _KEY = attrgetter("text"), attrgetter("key")
 _NO_PROBLEM = Problem(id=0, prompt="", text="", answer=None)
 
 
@@ -263,25 +265,17 @@ def _check_count(name: str, count: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {count}")
 
 
-def _without_repeats(questions: Iterable[Question]) -> Iterator[Question]:
-    """Each question once; ends where the questions end, or where they only repeat themselves.
+def _without_repeats(questions: Iterable[Question], identity: Callable[[Question], str]) -> Iterator[Question]:
+    """The first of each identity; ends where the questions end, or where they only repeat themselves.
 
-    With n equally likely questions, one of which has not come yet, 20 n repeats in a row have the chance exp(-20).
+    With n equally likely identities, one of which has not come yet, 20 n repeats in a row have the chance exp(-20).
     """
     seen: set[str] = set()
     repeats = 0
     for question in questions:
-        if question.text not in seen:
-            seen.add(question.text)
+        if identity(question) not in seen:
+            seen.add(identity(question))
             repeats = 0
             yield question
         elif (repeats := repeats + 1) > _PATIENCE[0] + _PATIENCE[1] * len(seen):
             return
-
-
-def _one_per_key(questions: Iterable[Question]) -> Iterator[Question]:
-    seen: set[str] = set()
-    for question in questions:
-        if question.key not in seen:
-            seen.add(question.key)
-            yield question

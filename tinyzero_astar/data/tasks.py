@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinyzero_astar.config import DataConfig
+from tinyzero_astar.data.countdown import Countdown
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.data.questions import QuestionTask
 from tinyzero_astar.interfaces import Task
 
-TASKS: dict[str, type[QuestionTask]] = {"multiplication": Multiplication}
+TASKS: dict[str, type[QuestionTask]] = {"multiplication": Multiplication, "countdown": Countdown}
 _FILE = re.compile(r"(?P<python>.+\.py):\w+|(?P<table>.+\.jsonl)")
 
 
