@@ -29,8 +29,9 @@ from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Batch, Rollouts
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.resources.machine import Speed, choose_device, measure_speed
-from tinyzero_astar.resources.memory import kv_bytes, phases
+from tinyzero_astar.resources.memory import phases
 from tinyzero_astar.resources.shapes import shapes_of
+from tinyzero_astar.resources.standing import kv_bytes
 from tinyzero_astar.resources.workload import Shapes, Work
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.search.heuristic import Guidance

@@ -1300,7 +1300,7 @@ PREDICTIONS = (
     Mutant(
         "one-moment",
         "one of Adam's two moments is forgotten",
-        "resources/memory.py",
+        "resources/standing.py",
         '"Adam moments": own * 2 * FLOAT,',
         '"Adam moments": own * FLOAT,',
         STAYS,
@@ -1308,7 +1308,7 @@ PREDICTIONS = (
     Mutant(
         "keys-without-values",
         "the slot cache is counted for keys alone",
-        "resources/memory.py",
+        "resources/standing.py",
         "shapes.num_layers * 2 * shapes.kv_size * work.dtype_bytes",
         "shapes.num_layers * shapes.kv_size * work.dtype_bytes",
         STAYS,
@@ -1316,7 +1316,7 @@ PREDICTIONS = (
     Mutant(
         "masters-not-saved",
         "a checkpoint is predicted without its master weights",
-        "resources/memory.py",
+        "resources/standing.py",
         "state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT",
         "state = own * 2 * FLOAT",
         STAYS,
@@ -1324,7 +1324,7 @@ PREDICTIONS = (
     Mutant(
         "shards-whole",
         "every process is predicted to hold all of what is split",
-        "resources/memory.py",
+        "resources/standing.py",
         "{part: n // work.num_shards for part, n in parts.items()}",
         "dict(parts)",
         QUARTER,
@@ -1332,7 +1332,7 @@ PREDICTIONS = (
     Mutant(
         "gathered-forgotten",
         "weights that are gathered for a search are not counted",
-        "resources/memory.py",
+        "resources/standing.py",
         "    if not work.is_sharded:\n        return {}\n    value =",
         "    if True:\n        return {}\n    value =",
         QUARTER,
@@ -1340,7 +1340,7 @@ PREDICTIONS = (
     Mutant(
         "activations-of-one-layer",
         "what the backward needs is counted for one layer",
-        "resources/memory.py",
+        "resources/update_memory.py",
         "saved = mask + trees.positions * shapes.num_layers * (",
         "saved = mask + trees.positions * (",
         ("test_memory.py::test_prediction_is_near_the_measured_peak[embedded]",),

@@ -9,9 +9,10 @@ import torch
 
 from tests.test_doctor import GB, QWEN_3B, config_of, diagnose, elsewhere, has  # noqa: F401 - fixtures
 from tinyzero_astar.resources import machine
-from tinyzero_astar.resources.memory import checkpoint_bytes, kv_bytes, phases, resident
+from tinyzero_astar.resources.memory import phases
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.resources.prediction import PlannedRun
+from tinyzero_astar.resources.standing import checkpoint_bytes, kv_bytes, resident
 from tinyzero_astar.resources.workload import trainable_parameters
 
 OPTIONS = (

@@ -18,9 +18,9 @@ from tests.distributed_worker import planted
 from tinyzero_astar import distributed
 from tinyzero_astar.cli.train import main, parse
 from tinyzero_astar.config import Config
-from tinyzero_astar.resources.memory import resident
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.resources.prediction import PlannedRun
+from tinyzero_astar.resources.standing import resident
 from tinyzero_astar.run import writing
 
 WORKER = Path(__file__).with_name("distributed_worker.py")

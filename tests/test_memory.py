@@ -25,9 +25,11 @@ from tinyzero_astar.model import token_logp
 from tinyzero_astar.model.adapters import add_adapters
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.resources import memory
-from tinyzero_astar.resources.memory import CHUNK_ELEMENTS, phases, resident
+from tinyzero_astar.resources import search_memory, update_memory
+from tinyzero_astar.resources.memory import phases
 from tinyzero_astar.resources.shapes import shapes_of
+from tinyzero_astar.resources.standing import resident
+from tinyzero_astar.resources.update_memory import CHUNK_ELEMENTS
 from tinyzero_astar.resources.workload import CHILD_RANK, Work, value_parameters
 from tinyzero_astar.rollout import value_model
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
@@ -381,9 +383,12 @@ def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_for
 
 def test_what_the_arithmetic_repeats_is_what_the_code_has():
     assert CHUNK_ELEMENTS == model_module._CHUNK_ELEMENTS
-    assert memory._MANY_TOKENS == gumbel._MANY_TOKENS
-    assert (memory.BLOCK_ELEMENTS, memory.MIN_BLOCK) == (token_logp._BLOCK_ELEMENTS, token_logp._MIN_BLOCK)
-    assert memory._BLOCK == decoder.BLOCK and CHILD_RANK == value_model.CHILD_RANK
+    assert search_memory._MANY_TOKENS == gumbel._MANY_TOKENS
+    assert (update_memory.BLOCK_ELEMENTS, update_memory.MIN_BLOCK) == (
+        token_logp._BLOCK_ELEMENTS,
+        token_logp._MIN_BLOCK,
+    )
+    assert search_memory._BLOCK == decoder.BLOCK and CHILD_RANK == value_model.CHILD_RANK
     policy = make_policy(CASES["embedded"])
     count = sum(p.numel() for p in policy.value_model.parameters())
     assert value_parameters(shapes_of(config_of(CASES["embedded"])), 128) == count

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources.machine import Speed
-from tinyzero_astar.resources.memory import kv_bytes
 from tinyzero_astar.resources.prediction import PlannedRun
+from tinyzero_astar.resources.standing import kv_bytes
 from tinyzero_astar.resources.workload import Shapes, Work
 
 

@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass, replace
 
 from tinyzero_astar.config import Config
-from tinyzero_astar.resources.memory import Memory, checkpoint_bytes, peak, phases
+from tinyzero_astar.resources.memory import peak, phases
 from tinyzero_astar.resources.model import Model
+from tinyzero_astar.resources.standing import Memory, checkpoint_bytes
 from tinyzero_astar.resources.workload import Work
 
 _METRICS, _SAMPLE = 3_000, 250  # bytes of a line of metrics.jsonl and, without the completion, of samples.jsonl

@@ -1,0 +1,77 @@
+"""Memory of work without gradients: a search, an evaluation, and the forward that both share."""
+
+from __future__ import annotations
+
+from tinyzero_astar.resources.standing import FLOAT, Memory, kv_bytes
+from tinyzero_astar.resources.workload import Shapes, Work
+
+DOUBLE = 8  # bytes
+# bytes per row and token of the vocabulary while the next tokens are chosen: logits, their log-probabilities, q and
+# its running sums; values of children where they are read. Not counted: 28 for prefixes whose further children are
+# drawn one by one, which are few after the first steps
+_PER_LOGIT = {"greedy": 10, "sample": 20, "gumbel": 20, "best_first": 68}
+_GUIDED = 4  # more
+_MANY_TOKENS = 1 << 14  # from there no running sums are made of all tokens: `search.gumbel`
+_SUMMED = DOUBLE  # less then; in a guided search q and what it is made of are the most, 4 less
+_BLOCK = 128  # columns: `engine.decoder.BLOCK`
+
+
+def search(shapes: Shapes, work: Work) -> Memory:
+    """The search of an iteration."""
+    slots = work.num_problems * (work.beam_width if work.mode == "best_first" else work.num_rollouts)
+    return _decoding(shapes, work, work.mode, work.num_problems, slots, work.is_guided)
+
+
+def evaluation(shapes: Shapes, work: Work) -> Memory:
+    """The arm of an evaluation that needs most."""
+    greedy = min(work.eval_rows, work.eval_problems)
+    sampled = min(max(1, work.eval_rows // work.eval_samples), work.eval_problems)
+    arms = [
+        _decoding(shapes, work, "greedy", greedy, greedy, False),
+        _decoding(shapes, work, "sample", sampled, sampled * work.eval_samples, False),
+    ]
+    if work.eval_beam_width is not None:
+        searched = min(max(1, work.eval_rows // work.eval_beam_width), work.eval_problems)
+        arms.append(_decoding(shapes, work, "best_first", searched, searched * work.eval_beam_width, False))
+    return max(arms, key=lambda parts: sum(parts.values()))
+
+
+def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
+    """The slots, the copies that `engine.fast_decode` makes, and the largest of what comes one after another."""
+    rows = num_problems if mode == "best_first" else num_slots
+    vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
+    moments: list[Memory] = [
+        {"activations": forward(shapes, work, num_problems * work.prompt_length)},
+        {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
+        {"logits": vocab * (rows * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
+        {"activations": forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step; the last output
+    ]
+    if mode == "best_first":  # every pop may fork
+        moments.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * FLOAT})
+    copies = shapes.num_layers * shapes.linear_parameters * FLOAT
+    is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
+    found = {"KV slots": slots, "decoding copies": copies * is_copied}
+    if work.cuda_graphs:  # one recording per block of columns, all slots in each; its outputs are kept
+        blocks = work.length // _BLOCK - work.prompt_length // _BLOCK + 1
+        outputs = blocks * num_slots * vocab * FLOAT
+        found["recorded steps"] = outputs + forward(shapes, work, num_slots)
+    return found | max(moments, key=lambda parts: sum(parts.values()))
+
+
+def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:
+    size = _PER_LOGIT[mode] + _GUIDED * is_guided
+    if mode in ("sample", "gumbel") and vocab_size >= _MANY_TOKENS:
+        size -= _GUIDED if is_guided else _SUMMED
+    return size
+
+
+def forward(shapes: Shapes, work: Work, num_tokens: int) -> int:
+    """Peak of one layer's forward without gradients, beside nothing but its input."""
+    s, d, q, kv, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.kv_size, shapes.intermediate_size
+    outer = 2 * s * d  # the embeddings and the layer's input, which the callers hold
+    norm = outer + s * d + 2 * FLOAT * d
+    attention = outer + s * (d + 4 * q + 2 * kv)  # input normed; q, q cos, turned, turned sin; k, v
+    # residual, normed; silu(gate), up, their product; and what the adapter of `up` adds
+    mlp = outer + s * (2 * d + (4 if work.lora_rank else 3) * i)
+    angles = 2 * s * shapes.head_dim + 2 * 8  # cos, sin; ids, positions
+    return num_tokens * (max(norm, attention, mlp) + angles)

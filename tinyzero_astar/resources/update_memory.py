@@ -1,0 +1,167 @@
+"""Memory of an update: divergence from the base, forward and backward of micro-batches, the optimizer's step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tinyzero_astar.resources.search_memory import forward
+from tinyzero_astar.resources.standing import FLOAT, Memory, gathered, resident
+from tinyzero_astar.resources.workload import (
+    CHILD_RANK,
+    Shapes,
+    Work,
+    is_worth_joining,
+    trainable_parameters,
+    value_parameters,
+)
+
+CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of a chunk of logits: 64 MiB in float32
+BLOCK_ELEMENTS, MIN_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}, 256  # positions * tokens of a block; its tokens
+
+
+class _Trees(NamedTuple):
+    """Trees of a micro-batch, padded to the largest."""
+
+    num_trees: int
+    size: int  # positions of the largest
+    scored: int  # tokens of all
+
+    @property
+    def positions(self) -> int:
+        return self.num_trees * self.size
+
+
+def divergence(shapes: Shapes, work: Work) -> Memory:
+    """Of the policy from its base, which only adapters have: two forwards, then logits of both in chunks."""
+    if not work.lora_rank:
+        return {}
+    hidden, moments = work.dtype_bytes * shapes.hidden_size, list[Memory]()
+    for trees in set(_micro_batches(shapes, work, work.num_rows)):
+        chunk = min(trees.scored, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
+        mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
+        moments += [
+            {"activations": mask + trees.scored * hidden + forward(shapes, work, trees.positions)},
+            # both logits, both log-probabilities and three for the sum
+            {"activations": 2 * trees.scored * hidden, "logits": chunk * shapes.vocab_size * 7 * FLOAT},
+        ]
+    parts = max(moments, key=lambda found: sum(found.values()))
+    return resident(shapes, work) | gathered(shapes, work) | parts
+
+
+def gradients(shapes: Shapes, work: Work) -> Memory:
+    """The largest moment of the first micro-batch, of the second one beside the first one's gradients, or the end."""
+    own = trainable_parameters(shapes, work.lora_rank) * FLOAT // work.num_shards
+    head = shapes.embedding_parameters * work.dtype_bytes if work.lora_rank == 0 else 0
+    first, *others = _micro_batches(shapes, work, work.step_rows)
+    moments = _moments(shapes, work, first, head)
+    # the embedding's gradient is added to the head's, and their sum to what earlier micro-batches left
+    moments.append({"gradients": own, "temporary": (2 if others or work.dtype_bytes == FLOAT else 1) * head})
+    if work.is_sharded and work.dtype_bytes < FLOAT:  # the sum is sent in float32
+        moments.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
+    for other in set(others):
+        moments += [parts | {"gradients": own} for parts in _moments(shapes, work, other, head)]
+    parts = max(moments, key=lambda found: sum(found.values()))
+    return _with_value_gradients(shapes, work) | _gathered_in_step(shapes, work) | parts
+
+
+def optimizer_step(shapes: Shapes, work: Work) -> Memory:
+    """The policy's step, or the value model's, which follows when the policy's gradients are freed."""
+    own = trainable_parameters(shapes, work.lora_rank) // work.num_shards
+    value = value_parameters(shapes, work.value_hidden_size) // work.num_shards
+    widest = max(shapes.hidden_size, shapes.intermediate_size)
+    matrix = max(shapes.embedding_parameters, shapes.hidden_size * widest)
+    largest = (work.lora_rank * widest if work.lora_rank else matrix) // work.num_shards
+    largest_value = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
+    # the root of the second moments, all at once, or one tensor's and its quotient
+    policy = {"gradients": own * FLOAT, "temporary": FLOAT * (own if work.is_foreach else 2 * largest)}
+    after = {"temporary": FLOAT * (value if work.is_foreach else 2 * largest_value)}
+    return _with_value_gradients(shapes, work) | max(policy, after, key=lambda parts: sum(parts.values()))
+
+
+def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
+    """Those of so many completions of full length that share nothing but their prompts; see `training.trees`."""
+    longer = max(1, work.depth - 1)  # positions that a completion adds: its last token has none
+    linear_cost = shapes.layer_parameters / (2 * shapes.hidden_size)
+    leaves, prompt = 1, work.prompt_length
+    while leaves < work.num_rollouts and prompt + (leaves + 1) * longer <= work.micro_batch_tokens:
+        if not is_worth_joining(longer, prompt + leaves * longer, prompt, linear_cost):
+            break
+        leaves += 1
+    num_whole, rest = divmod(work.num_rollouts, leaves)
+    num_problems = -(-num_rows // work.num_rollouts)
+    groups: list[_Trees] = []
+    for count in [rest] * (num_problems if rest else 0) + [leaves] * (num_problems * num_whole):  # the smallest first
+        size, scored = prompt + count * longer, count * work.depth
+        if groups and (groups[-1].num_trees + 1) * size <= work.micro_batch_tokens:
+            groups[-1] = _Trees(groups[-1].num_trees + 1, size, groups[-1].scored + scored)
+        else:
+            groups.append(_Trees(1, size, scored))
+    return groups
+
+
+def _moments(shapes: Shapes, work: Work, trees: _Trees, head: int) -> list[Memory]:
+    """Where forward and backward of a micro-batch may need most, in order; `head`: bytes of its gradient."""
+    s, d = work.dtype_bytes, shapes.hidden_size
+    layer = saved_by_layer(shapes, work)
+    mask = trees.num_trees * trees.size**2 * (s + 1)  # and a boolean one that it is made of
+    saved = mask + trees.positions * shapes.num_layers * (s * d if work.gradient_checkpointing else layer)
+    before = trees.scored * s * d  # hidden states that are scored
+    final = saved + trees.positions * _saved_by_norm(work) * d + before
+    trunk = trees.scored * (work.value_hidden_size + CHILD_RANK) * FLOAT
+    value = 2 * trunk + trees.scored * (CHILD_RANK * FLOAT + (d * FLOAT if s < FLOAT else 0))
+    block, wide = _block(shapes, work, trees.scored), trees.scored * d * FLOAT
+    recomputed = trees.positions * (layer - (s * d if s == FLOAT else 0)) * work.gradient_checkpointing
+    own_head = shapes.embedding_parameters * FLOAT // work.num_shards if head and not shapes.is_tied else 0
+    kept = 0 if own_head else head  # a tied head's waits for the embedding's
+    in_layer = recomputed + trees.positions * (2 * s * shapes.intermediate_size + 2 * s * d)
+    per_layer = shapes.linear_sizes * work.lora_rank or shapes.layer_parameters
+    gradients_of_layers = shapes.num_layers * per_layer * FLOAT // work.num_shards
+    return [
+        {"activations": final, "logits": 3 * block},
+        {"activations": final + value + 2 * trunk},  # the value model's backward
+        {"activations": final + wide, "logits": 2 * block, "temporary": head},  # that of the log-probabilities
+        {"activations": final - before + trees.positions * s * d, "temporary": head},
+        {"activations": saved + in_layer, "gradients": own_head, "temporary": kept},  # the last layer
+        {  # the first one
+            "activations": mask + (saved - mask) // shapes.num_layers + in_layer,
+            "gradients": own_head + gradients_of_layers * (shapes.num_layers - 1) // shapes.num_layers,
+            "temporary": kept,
+        },
+    ]
+
+
+def saved_by_layer(shapes: Shapes, work: Work) -> int:
+    """Bytes per position that one decoder layer keeps for its backward."""
+    s, d, q, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.intermediate_size
+    norms = 2 * d * _saved_by_norm(work)
+    attention = s * 4 * q + FLOAT * shapes.num_heads  # q; k and v, repeated for each query; output; log-sum-exp
+    adapters = 7 * s * work.lora_rank
+    return norms + attention + 4 * s * i + adapters  # gate, silu(gate), up, their product
+
+
+def _saved_by_norm(work: Work) -> int:
+    """Bytes per number: the input in float32, normed for the weight's gradient, and times the weight."""
+    return FLOAT + work.dtype_bytes * (1 if work.lora_rank else 2)
+
+
+def _block(shapes: Shapes, work: Work, num_positions: int) -> int:
+    """Bytes of the logits of a block of the vocabulary."""
+    elements = BLOCK_ELEMENTS["cpu" if work.is_host else "cuda"]
+    return (
+        num_positions
+        * min(shapes.vocab_size, max(MIN_BLOCK, elements // max(num_positions, shapes.hidden_size)))
+        * FLOAT
+    )
+
+
+def _with_value_gradients(shapes: Shapes, work: Work) -> Memory:
+    parts = resident(shapes, work)
+    parts["value model"] += value_parameters(shapes, work.value_hidden_size) * FLOAT // work.num_shards
+    return parts
+
+
+def _gathered_in_step(shapes: Shapes, work: Work) -> Memory:
+    if not work.is_sharded:
+        return {}
+    embeddings = shapes.embedding_parameters * (1 if shapes.is_tied else 2)
+    return {"gathered weights": work.dtype_bytes * (embeddings + 2 * shapes.layer_parameters)}
