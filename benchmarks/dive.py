@@ -24,16 +24,16 @@ from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
 from tinyzero_astar.search.gumbel import (
-    exponential,
-    fold,
     gumbel_after,
-    hash_token,
-    hashes,
+    hash_number,
+    hash_with,
     inverse_cdf,
     log_inclusion,
-    mix64,
+    prefix_hashes,
     root_gumbel,
     to_uniform,
+    token_bits,
+    waiting_time,
 )
 from tinyzero_astar.search.heuristic import Guidance, inverse_beta_of, log_policy, propose, rise, tilt_of
 
@@ -74,7 +74,7 @@ class _Dives:
         self.is_guided = bool((self.strength > 0).any())
         rows = like[:, None].expand(-1, 1 + self.is_guided, -1)
         self.dive = _Prefixes.empty((problems,), rows)
-        self.dive.state = mix64(seeds.to(like.device))
+        self.dive.state = hash_number(seeds.to(like.device))
         self.dive.priority = root_gumbel(self.dive.state)
         # K entries are enough: with the dive itself they are the K + 1 best, and the next pops K - 1 of them
         self.rest = _Prefixes.empty((problems, num_leaves), rows)
@@ -99,7 +99,8 @@ class _Dives:
             log_weight = (dive.log_pi - dive.log_q)[problem, None].to(logp.dtype)
             strength = self.strength[problem, None]
             proposal = propose(logp, child_rise, log_weight, strength, self.cap)
-            self.capped[problem] += (proposal.tau < strength)[:, 0]
+            if proposal.is_held_back is not None:
+                self.capped[problem] += proposal.is_held_back[:, 0]
             rows = torch.stack([proposal.logq, logp], 1)
         dive.rows[problem] = rows
         dive.value[problem] = torch.sigmoid(output.value_logit.double())
@@ -109,10 +110,12 @@ class _Dives:
         """One more token for the dives of these problems, and a rest entry each; returns where that made a leaf."""
         dive = self.dive
         logq = dive.rows[problem, 0].double()
-        _, which, when = hashes(dive.state[problem] ^ hash_token(-1 - dive.num_taken[problem]))  # tokens are >= 0
+        _, which, when = prefix_hashes(
+            dive.state[problem] ^ token_bits(-1 - dive.num_taken[problem])
+        )  # tokens are >= 0
         mass = logq.exp()
         token = inverse_cdf(mass, to_uniform(which)[:, None])  # q conditioned on a token not taken
-        wait = exponential(when) / mass.scatter(1, token, 0.0).sum(-1)  # for a token of the rest
+        wait = waiting_time(when) / mass.scatter(1, token, 0.0).sum(-1)  # for a token of the rest
         token = token[:, 0]
         step_logq, step_logp = (dive.rows[problem, r, token].double() for r in (0, -1))
 
@@ -130,7 +133,7 @@ class _Dives:
             record[at] = x
         dive.log_q[problem] += step_logq
         dive.log_pi[problem] += step_logp
-        dive.state[problem] = fold(dive.state[problem], token)
+        dive.state[problem] = hash_with(dive.state[problem], token)
         dive.length[problem] += 1
         return token
 

@@ -42,7 +42,7 @@ class CountingDecoder(SlotDecoder):
 
     num_calls = 0
 
-    def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:
         self.num_calls += 1
         return super().step(tokens, source, length, target)
 

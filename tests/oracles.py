@@ -92,6 +92,7 @@ class TableDecoder:
 
     def step(self, tokens, source, length, target) -> StepOutput:
         self.num_steps += 1
+        source = target if source is None else source
         prefixes = []
         rows = zip(tokens.tolist(), source.tolist(), length.tolist(), target.tolist(), strict=True)
         for token, src, n, dst in rows:
@@ -158,6 +159,7 @@ class IndexedDecoder(TableDecoder):
         return self._at(self.root)
 
     def step(self, tokens, source, length, target) -> StepOutput:
+        source = target if source is None else source
         before = self.ancestor[self.held[source]].gather(1, length[:, None])[:, 0]
         assert (before >= 0).all(), "a slot holds fewer tokens than are wanted"
         self.held[target] = self.child[before, tokens]

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from tinyzero_astar.search.gumbel import (
-    counters,
-    exponential,
-    exponentials,
-    hashes,
+    hash_number,
     inverse_cdf,
     likeliest_if_impossible,
-    mix64,
+    prefix_hashes,
     to_uniform,
+    token_counters,
+    token_waiting_times,
+    waiting_time,
 )
 
 NUM = 200_000
@@ -24,11 +24,11 @@ def test_uniform_numbers_exclude_both_ends():
     uniform = to_uniform(ends)
     assert uniform.min() > 0 and uniform.max() < 1
     assert uniform[2] == 1 - 2.0**-53 and uniform[3] == 2.0**-53
-    assert exponential(ends).min() > 0 and torch.isfinite(exponential(ends)).all()
+    assert waiting_time(ends).min() > 0 and torch.isfinite(waiting_time(ends)).all()
 
 
 def test_hashes_of_a_state_are_uniform_and_independent_of_each_other():
-    bits = hashes(mix64(torch.arange(NUM)))
+    bits = prefix_hashes(hash_number(torch.arange(NUM)))
     uniform = to_uniform(bits)
     assert (uniform.mean(1) - 0.5).abs().max() < 4 * math.sqrt(1 / 12 / NUM)
     cells = (uniform * 8).long()  # every pair of the three on a board of 8 by 8
@@ -36,14 +36,14 @@ def test_hashes_of_a_state_are_uniform_and_independent_of_each_other():
         counts = torch.bincount(cells[i] * 8 + cells[j], minlength=64).double()
         chi2 = float(((counts - NUM / 64) ** 2 / (NUM / 64)).sum())
         assert chi2 < 63 + 4 * math.sqrt(2 * 63)
-    children = to_uniform(hashes(bits[0] ^ 12345))  # and of those of a child
+    children = to_uniform(prefix_hashes(bits[0] ^ 12345))  # and of those of a child
     centred = torch.cat([uniform, children]) - 0.5
     correlation = centred @ centred.T / NUM * 12
     assert (correlation - torch.eye(6, dtype=torch.float64)).abs().max() < 4 * math.sqrt(1.8 / NUM)
 
 
 def test_exponential_numbers_have_the_moments_of_their_law():
-    found = exponentials(mix64(torch.arange(NUM // 100)), counters(100, torch.device("cpu")))
+    found = token_waiting_times(hash_number(torch.arange(NUM // 100)), token_counters(100, torch.device("cpu")))
     for power, spread in ((1, 1.0), (2, math.sqrt(20.0)), (3, math.sqrt(684.0))):
         mean = (found**power).mean()
         assert abs(float(mean) - math.factorial(power)) < 4 * spread / math.sqrt(NUM)

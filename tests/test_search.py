@@ -117,20 +117,20 @@ def test_gumbel_with_room_for_every_leaf_returns_them_all_with_weight_pi():
 
 def test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise():
     from tinyzero_astar.search.gumbel import (
-        counters,
-        exponential,
-        exponentials,
-        hash_token,
-        hashes,
+        prefix_hashes,
         root_gumbel,
         to_uniform,
+        token_bits,
+        token_counters,
+        token_waiting_times,
+        waiting_time,
     )
 
     table, k = Table(3, 4, seed=7), 4
     decoder = TableDecoder([table])
     for seed in range(50):
         rollouts = search([table], seed=seed, mode="gumbel", num_rollouts=k, beam_width=k + 1, guidance=PLAIN)
-        state = hashes(torch.tensor([1_000_003 * seed]))
+        state = prefix_hashes(torch.tensor([1_000_003 * seed]))
         open_list = [(float(root_gumbel(state[0])[0]), (), 0.0, state)]
         closed: list[tuple[float, tuple[int, ...]]] = []
         while len(closed) < k + 1:  # pop the largest G, whatever its depth
@@ -148,15 +148,16 @@ def test_lock_step_finds_the_leaves_of_best_first_order_under_the_same_noise():
             time = math.exp(-gumbel)
             arrival = {first: time}
             others = [a for a in range(table.num_tokens) if a != first]
-            time += unit * float(exponential(state[2])[0]) / sum(prob[a] for a in others)
+            time += unit * float(waiting_time(state[2])[0]) / sum(prob[a] for a in others)
             rings = {
-                a: float(exponentials(state[0], counters(table.num_tokens, torch.device("cpu")))[0, a]) / prob[a]
+                a: float(token_waiting_times(state[0], token_counters(table.num_tokens, torch.device("cpu")))[0, a])
+                / prob[a]
                 for a in others
             }
             arrival |= {a: time + unit * (rings[a] - min(rings.values())) for a in others}
             for a, t in arrival.items():
                 child_phi = phi + table.log_prob[prefix][a]
-                child_state = hashes(state[0] ^ hash_token(torch.tensor(a)))
+                child_state = prefix_hashes(state[0] ^ token_bits(torch.tensor(a)))
                 open_list.append((-math.log(t), (*prefix, a), child_phi, child_state))
         assert leaves_of(rollouts, 0) == [y for _, y in closed[:k]]
         assert rollouts.priority[0].tolist() == pytest.approx([g for g, _ in closed[:k]], abs=1e-9)
@@ -375,6 +376,7 @@ def test_only_guided_searches_ask_for_the_values_of_children():
 def test_forks_are_counted(mode):
     class Counting(TableDecoder):
         def step(self, tokens, source, length, target):
+            source = target if source is None else source
             for one, other in zip(source.tolist(), target.tolist(), strict=True):
                 forks[other // self.width] += one != other
             return super().step(tokens, source, length, target)
@@ -475,6 +477,7 @@ class ManyTokens:
         return self.scores(list(self.held.values()))
 
     def step(self, tokens, source, length, target):
+        source = target if source is None else source
         rows = zip(tokens.tolist(), source.tolist(), length.tolist(), target.tolist(), strict=True)
         new = {t: (*self.held[s][: 1 + n], token) for token, s, n, t in rows}
         self.held |= new

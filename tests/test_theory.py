@@ -30,8 +30,8 @@ from tinyzero_astar.model.model import TokenScores
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import _THINNING_STREAM
 from tinyzero_astar.rollout.thinning import thin_weights
-from tinyzero_astar.search import choosers
-from tinyzero_astar.search.gumbel import fold, to_uniform
+from tinyzero_astar.search import children, choosers
+from tinyzero_astar.search.gumbel import hash_with, to_uniform
 from tinyzero_astar.search.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.trees import grow_trees, stack
@@ -119,7 +119,7 @@ class BentDecoder(TableDecoder):
 
     def success_logit(self, table, prefix):
         exact = super().success_logit(table, prefix)
-        share = float(to_uniform(fold(torch.tensor(len(prefix)), torch.tensor(hash(prefix)))))
+        share = float(to_uniform(hash_with(torch.tensor(len(prefix)), torch.tensor(hash(prefix)))))
         if not self.tables[table].is_leaf(prefix):
             return exact + self.low + (self.high - self.low) * share
         if not self.leaf_error:
@@ -250,7 +250,7 @@ def test_thinned_weights_are_unbiased(guidance):
     decoder = IndexedDecoder([table], NOISY)
     rollouts = gumbel(decoder, draws, k, guidance)
     # the generator's own uniform numbers: hashes of the same seeds that the search hashed
-    uniform = to_uniform(fold(torch.arange(draws)[:, None], torch.arange(k) + _THINNING_STREAM))
+    uniform = to_uniform(hash_with(torch.arange(draws)[:, None], torch.arange(k) + _THINNING_STREAM))
     thinned = thin_weights(rollouts.weight, uniform, floor=floor)
     dropped = float((thinned == 0).double().mean())
     assert 0.1 < dropped < 0.9, f"{dropped} of the leaves dropped: nothing was tested"
@@ -577,7 +577,7 @@ def test_ties_neither_crash_nor_duplicate(mode, monkeypatch):
     def flat(state, counter):
         return torch.ones(len(state), len(counter), dtype=torch.float64)
 
-    monkeypatch.setattr(choosers, "exponentials", flat)  # all children but the first tie, at every prefix
+    monkeypatch.setattr(children, "token_waiting_times", flat)  # all children but the first tie, at every prefix
     table = Table(3, 3, seed=0, peak=0.0, success=0.0)
     decoder = IndexedDecoder([table])
     for k in (1, 4, 20):

@@ -98,11 +98,11 @@ class Decoder(Protocol):
         """Evaluate each prompt once; prompt i then stands in slot `i * slots_per_prompt`."""
         ...
 
-    def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:
         """Row r: `target[r]` := first `length[r]` generated tokens of `source[r]`, then `tokens[r]`.
 
-        All int64 [N]. Rows with source == target extend in place, the others are forks. Every row reads
-        before any row writes, so a slot may be source of one row and target of another.
+        All int64 [N]; no source: each row's is its target. Rows with source == target extend in place, the others
+        are forks. Every row reads before any row writes, so a slot may be source of one row and target of another.
         """
         ...
 

@@ -118,11 +118,11 @@ class SlotDecoder:
         return self._output(self._network.score(hidden[:, -1]))
 
     @torch.no_grad()
-    def step(self, tokens: Tensor, source: Tensor, length: Tensor, target: Tensor) -> StepOutput:
+    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:
         """See `interfaces.Decoder.step`."""
         shortest, longest = (int(x) for x in length.aminmax())
         row = self._row_of_slot.index_select(0, target)
-        if source is not target:
+        if source is not None:
             self._fork(source, target, row, longest)
         if self._network.recorder is not None:
             return self._recorded_step(self._network.recorder, tokens, length, target, longest)

@@ -16,13 +16,14 @@ it), and any knowledge of rewards. Equation numbers are those of docs/algorithm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchMode, TraceNode
 from tinyzero_astar.search.best_first import best_first
-from tinyzero_astar.search.choosers import Sampling, WithoutReplacement
+from tinyzero_astar.search.choosers import Begin, Sampling, WithoutReplacement
 from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.search.lock_step import lock_step
 
@@ -73,10 +74,10 @@ def astar_rollouts(
             " the threshold of the weights is the best prefix that was left out"
         )
     if mode in ("sample", "gumbel"):
-        chooser = (
-            Sampling(seeds, num_rollouts) if mode == "sample" else WithoutReplacement(seeds, num_rollouts, guidance)
-        )
-        return lock_step(chooser, decoder, prompts, num_rollouts, max_search_depth, guidance, trace)
+        sampling = partial(Sampling.begin, seeds=seeds, num_rollouts=num_rollouts)
+        searching = partial(WithoutReplacement.begin, seeds=seeds, num_rollouts=num_rollouts, guidance=guidance)
+        begin: Begin = sampling if mode == "sample" else searching
+        return lock_step(begin, decoder, prompts, num_rollouts, max_search_depth, guidance, trace)
     if mode == "best_first":
         return best_first(decoder, prompts, num_rollouts, beam_width, max_search_depth, guidance, trace)
     raise ValueError(f"mode {mode!r} is not one of 'sample', 'gumbel', 'best_first'")
@@ -85,4 +86,5 @@ def astar_rollouts(
 def greedy_rollouts(decoder: Decoder, prompts: Sequence[Sequence[int]], max_search_depth: int) -> Rollouts:
     """The most probable next token at every prefix, one completion per prompt (K = 1)."""
     seeds = torch.zeros(len(prompts), dtype=torch.int64, device="cpu")
-    return lock_step(Sampling(seeds, 1, noise=False), decoder, prompts, 1, max_search_depth)
+    begin = partial(Sampling.begin, seeds=seeds, num_rollouts=1, noise=False)
+    return lock_step(begin, decoder, prompts, 1, max_search_depth)

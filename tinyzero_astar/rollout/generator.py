@@ -20,7 +20,7 @@ from tinyzero_astar.interfaces import Decoder, Problem, Reward, Rollouts, Task
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.records import RewardedRollouts
 from tinyzero_astar.rollout.thinning import thin_weights
-from tinyzero_astar.search.gumbel import fold, mix64, to_uniform
+from tinyzero_astar.search.gumbel import hash_number, hash_with, to_uniform
 from tinyzero_astar.search.heuristic import Guidance
 
 # keep the choice of unguided problems and of thinned leaves apart from the search noise
@@ -54,7 +54,7 @@ class Generator:
     ) -> RewardedRollouts:
         """Search every problem; the noise is that of (seed, iteration, problem id)."""
         seeds = problem_seeds(problems, seed, iteration)
-        share = to_uniform(fold(seeds, torch.tensor(_UNGUIDED_STREAM, device="cpu")))
+        share = to_uniform(hash_with(seeds, torch.tensor(_UNGUIDED_STREAM, device="cpu")))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance_strength)
         prompts, depth = self.encode(problems, settings.max_search_depth)
         rollouts = astar_rollouts(
@@ -111,7 +111,7 @@ class Generator:
         uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)
         weight = torch.where(rollouts.weight.isnan(), uniform, rollouts.weight)
         leaf = torch.arange(weight.shape[1], device="cpu") + _THINNING_STREAM
-        noise = to_uniform(fold(seeds[:, None], leaf)).to(weight.device)
+        noise = to_uniform(hash_with(seeds[:, None], leaf)).to(weight.device)
         return RewardedRollouts(
             problems=list(problems),
             prompts=prompts,
@@ -139,5 +139,5 @@ def guidance_of(settings: SearchConfig) -> Guidance:
 
 def problem_seeds(problems: Sequence[Problem], seed: int, iteration: int) -> Tensor:
     """int64 [P] on the CPU: a hash of the run's seed, the iteration and each problem's id."""
-    state = fold(mix64(torch.tensor(seed, device="cpu")), torch.tensor(iteration, device="cpu"))
-    return fold(state, torch.tensor([p.id for p in problems], device="cpu"))
+    state = hash_with(hash_number(torch.tensor(seed, device="cpu")), torch.tensor(iteration, device="cpu"))
+    return hash_with(state, torch.tensor([p.id for p in problems], device="cpu"))

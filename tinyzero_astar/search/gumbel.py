@@ -26,8 +26,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # logical: int64's own shift drags the sign along
 
 
-def mix64(x: Tensor) -> Tensor:
-    """Splitmix64's finaliser: a bijection of int64 whose output bits look independent."""
+def hash_number(x: Tensor) -> Tensor:
+    """Splitmix64 of int64 numbers: a bijection whose output bits look independent."""
     return _finalise(x + _GOLDEN)
 
 
@@ -38,14 +38,14 @@ def _finalise(x: Tensor) -> Tensor:
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
-def fold(state: Tensor, token: Tensor) -> Tensor:
-    """Hash state of a prefix extended by a token; int64, shapes broadcast."""
-    return mix64(state ^ hash_token(token))
+def hash_with(state: Tensor, number: Tensor) -> Tensor:
+    """Hash of a state and one more number: a prefix and a token, a seed and an iteration; int64, shapes broadcast."""
+    return hash_number(state ^ token_bits(number))
 
 
-def hash_token(token: Tensor) -> Tensor:
-    """What a token brings into `fold`; a search looks it up in a table."""
-    return mix64(token + _FOLD)
+def token_bits(token: Tensor) -> Tensor:
+    """What a token brings into `hash_with`; a search looks it up in a table."""
+    return hash_number(token + _FOLD)
 
 
 def to_uniform(bits: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ def to_uniform(bits: Tensor) -> Tensor:
     return (bits >> 12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)
 
 
-def hashes(x: Tensor) -> Tensor:
+def prefix_hashes(x: Tensor) -> Tensor:
     """Three independent hashes of each number, [3, ...]: a prefix's state, and the bits of its two draws."""
-    return mix64(torch.stack((x, x ^ _WHICH, x ^ _WHEN)))
+    return hash_number(torch.stack((x, x ^ _WHICH, x ^ _WHEN)))
 
 
 def inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
@@ -113,21 +113,21 @@ def likeliest_if_impossible(mass: Tensor, token: Tensor) -> Tensor:
 
 def root_gumbel(state: Tensor) -> Tensor:
     """One Gumbel(0) number for each hash state, float64; independent of all else that is drawn at it."""
-    return -torch.log(-torch.log(to_uniform(mix64(state ^ _FOLD))))
+    return -torch.log(-torch.log(to_uniform(hash_number(state ^ _FOLD))))
 
 
-def counters(num: int, device: torch.device) -> Tensor:
-    """What `exponentials` adds to a state for each of `num` tokens, [num] int64: splitmix64's steps."""
+def token_counters(num: int, device: torch.device) -> Tensor:
+    """What `token_waiting_times` adds to a state for each token, [num] int64: splitmix64's steps."""
     return torch.arange(1, num + 1, device=device) * _GOLDEN
 
 
-def exponentials(state: Tensor, counter: Tensor) -> Tensor:
-    """Independent exponential numbers of rate 1, [N, V] float64, for hash states [N] and V counters."""
-    return exponential(_finalise(state[:, None] + counter))
+def token_waiting_times(state: Tensor, counter: Tensor) -> Tensor:
+    """One `waiting_time` for each token after each prefix, [N, V], given states [N] and `token_counters` [V]."""
+    return waiting_time(_finalise(state[:, None] + counter))
 
 
-def exponential(bits: Tensor) -> Tensor:
-    """Exponential numbers of rate 1, > 0, of hashed int64 bits; float64."""
+def waiting_time(bits: Tensor) -> Tensor:
+    """Exponential numbers of rate 1, > 0, of hashed int64 bits; float64. When what has rate 1 arrives."""
     return to_uniform(bits).log_().neg_()
 
 

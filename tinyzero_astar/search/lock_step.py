@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, TraceNode
-from tinyzero_astar.search.choosers import NO_TOKEN, Beam, Choice, Chooser
-from tinyzero_astar.search.gumbel import hash_token, hashes
+from tinyzero_astar.search.beam import NO_TOKEN, Beam, TokenTable, carried
+from tinyzero_astar.search.choosers import Begin, Chooser
+from tinyzero_astar.search.gumbel import token_bits
 from tinyzero_astar.search.heuristic import (
     Guidance,
     Tilt,
@@ -30,7 +31,7 @@ _UNTRACED = torch.empty(0)
 
 
 class _Step(NamedTuple):
-    """What one step added; [P, K] each. Enough to read every leaf off backwards."""
+    """What one step added; [G, K] each. Enough to read every leaf off backwards."""
 
     parent: Tensor | None
     token: Tensor
@@ -43,7 +44,7 @@ class _Step(NamedTuple):
 
 
 def lock_step(
-    chooser: Chooser,
+    begin: Begin,
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     num_rollouts: int,
@@ -51,20 +52,18 @@ def lock_step(
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
     trace: list[TraceNode] | None = None,
 ) -> Rollouts:
-    """Run `chooser` to the end of every leaf; `guidance` only scores the nodes of `trace`."""
+    """Run what `begin` starts to the end of every leaf; `guidance` only scores the nodes of `trace`."""
     output = decoder.start(prompts, num_rollouts)
-    beam = chooser.begin(output)
+    chooser, beam = begin(output)
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
-    token_ids = torch.arange(output.logits.shape[-1] + 1, device=output.logits.device)  # the last: for NO_TOKEN
-    token_hash = hash_token(token_ids)
-    ends = torch.tensor(decoder.eos_ids, device=token_ids.device)
-    goes_on = ~torch.isin(token_ids, ends) & (token_ids != token_ids[NO_TOKEN])  # after that token
+    ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
+    tokens, final = _token_tables(output.logits.shape[-1], ends)
     history: list[_Step] = []
-    opened: list[Tensor] = []  # by step, [P, K]: the prefixes that were decoded
+    opened: list[Tensor] = []  # by step, [G, K]: the prefixes that were decoded
     moved: list[tuple[Tensor, Tensor]] = []  # of steps with forks: places of prefixes, and where these came from
     for depth in range(1, max_search_depth + 1):
         choice = chooser.choose(beam, output, log_policy(output))
-        row = _carried(beam.row, choice.parent)
+        row = carried(beam.row, choice.parent)
         history.append(
             _Step(
                 choice.parent,
@@ -77,22 +76,19 @@ def lock_step(
                 choice.priority,
             )
         )
-        if depth == max_search_depth:
-            goes_on = torch.zeros_like(goes_on)
-        beam = _extend(beam, choice, token_hash, goes_on)
+        beam = beam.after(choice, final if depth == max_search_depth else tokens)
         places = beam.places
         if len(places) == 0:
             break
-        source = places  # slots are numbered like places
-        if depth == 1:  # only the first of a problem's slots holds its prompt
-            source = beam.problem * num_rollouts
+        source = None  # every prefix stays in the slot that has its place
+        if depth == 1:  # only the first of a group's slots holds its prompt
+            source = torch.take(beam.grid.first, beam.group)
         elif choice.parent is not None:
             source = torch.take(choice.parent, places)
-        if source is not places:
+        if source is not None:
             moved.append((places, source))
         length = torch.full_like(places, depth - 1)
         output = decoder.step(torch.take(choice.token, places), source, length, places)
-        beam.row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
         opened.append(beam.is_open)
     stats = _statistics(opened, moved, beam, chooser)
     if trace is not None:
@@ -100,15 +96,22 @@ def lock_step(
     return _read_leaves(history, beam, chooser, ends, stats)
 
 
+def _token_tables(vocab_size: int, ends: Tensor) -> tuple[TokenTable, TokenTable]:
+    """What tokens do to a prefix, and what they do at the last depth, where none goes on."""
+    token_ids = torch.arange(vocab_size + 1, device=ends.device)  # the last: for NO_TOKEN
+    goes_on = ~torch.isin(token_ids, ends) & (token_ids != token_ids[NO_TOKEN])
+    tokens = TokenTable(token_bits(token_ids), goes_on)
+    return tokens, tokens._replace(goes_on=torch.zeros_like(goes_on))
+
+
 def _statistics(opened: list[Tensor], moved: list[tuple[Tensor, Tensor]], beam: Beam, chooser: Chooser) -> SearchStats:
-    root = torch.ones_like(beam.is_open[:, 0], dtype=torch.int64)
+    root = torch.ones_like(beam.grid.group)
     num_open = torch.stack([root, *(x.sum(1) for x in opened)])
     num_expanded, none = num_open.sum(0), torch.zeros_like(root)
     num_forks = none
     if moved:
         places, source = (torch.cat(x) for x in zip(*moved, strict=True))
-        problem = places.div(beam.is_open.shape[1], rounding_mode="floor")
-        num_forks = none.index_add(0, problem, (source != places).long())
+        num_forks = none.index_add(0, beam.grid.group_of(places), (source != places).long())
     return SearchStats(
         num_expanded=num_expanded,
         num_forks=num_forks,
@@ -120,38 +123,15 @@ def _statistics(opened: list[Tensor], moved: list[tuple[Tensor, Tensor]], beam: 
     )
 
 
-def _extend(beam: Beam, choice: Choice, token_hash: Tensor, goes_on: Tensor) -> Beam:
-    """The beam after each row took its token; rows whose token does not go on are leaves."""
-    parent, token = choice.parent, choice.token
-    state = _carried(beam.state[0], parent)
-    is_open = torch.take(goes_on, token)
-    places = is_open.flatten().nonzero()[:, 0]
-    return Beam(
-        priority=choice.priority,
-        log_q=_carried(beam.log_q, parent) + choice.logq,
-        log_pi=_carried(beam.log_pi, parent) + choice.logp,
-        state=hashes(state ^ torch.take(token_hash, token)),  # of rows that stay open
-        row=torch.zeros_like(beam.row),
-        is_open=is_open,
-        places=places,
-        problem=places.div(is_open.shape[1], rounding_mode="floor"),
-    )
-
-
-def _carried(x: Tensor, parent: Tensor | None) -> Tensor:
-    """What each row's parent has; [P, K]."""
-    return x if parent is None else torch.take(x, parent)
-
-
 def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, ends: Tensor, stats: SearchStats) -> Rollouts:
     """Every row's tokens, read backwards along the parents, best priority first."""
     order = beam.priority.argsort(dim=1, descending=True, stable=True)
-    row = order + torch.arange(order.numel(), device=order.device).view_as(order)[:, :1]
+    place = order + beam.grid.first
     columns: list[list[Tensor]] = []
     for step in reversed(history):
         recorded = (step.token, step.logp, step.logq, step.value_logit, step.format_logit)
-        columns.append([torch.take(x, row) for x in recorded])
-        row = row if step.parent is None else torch.take(step.parent, row)
+        columns.append([torch.take(x, place) for x in recorded])
+        place = place if step.parent is None else torch.take(step.parent, place)
     tokens, logp, logq, value_logit, format_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = tokens != NO_TOKEN
     tokens = torch.where(is_token, tokens, ends[0])

@@ -1,0 +1,112 @@
+"""The state of a search in lock step: G groups of K rows, a prefix in each, all at the same depth.
+
+A group is what shares one budget of K leaves and, in mode "gumbel", one threshold kappa. So far each problem is a group
+of its own, so that G is P; only `Beam.problem` and the first rows (`choosers`) know it.
+
+Rows are numbered across groups: row k of group g has *place* g K + k. A slot of the decoder has the number of the row
+whose prefix it holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.search.gumbel import prefix_hashes
+
+NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no leaf at all
+
+
+class Grid(NamedTuple):
+    """The places of all rows."""
+
+    group: Tensor  # [G] 0, 1, ...
+    place: Tensor  # [G, K]
+    first: Tensor  # [G, 1] of each group's first row
+
+    @staticmethod
+    def of(num_groups: int, num_rows: int, device: torch.device) -> Grid:
+        """The places of G groups of K rows."""
+        place = torch.arange(num_groups * num_rows, device=device).view(num_groups, num_rows)
+        return Grid(torch.arange(num_groups, device=device), place, place[:, :1])
+
+    def group_of(self, place: Tensor) -> Tensor:
+        """The group that each place belongs to."""
+        return place.div(self.place.shape[1], rounding_mode="floor")
+
+
+class Choice(NamedTuple):
+    """The next K rows of every group; [G, K] each."""
+
+    parent: Tensor | None  # place of what each new row extends or carries on; None: each its own
+    token: Tensor  # that it adds, or NO_TOKEN
+    priority: Tensor
+    logp: Tensor
+    logq: Tensor
+
+
+class TokenTable(NamedTuple):
+    """What each token does to a prefix; [V + 1], the last of them for NO_TOKEN."""
+
+    bits: Tensor  # int64, see `gumbel.token_bits`
+    goes_on: Tensor  # True where a prefix can be extended after that token
+
+
+@dataclass(frozen=True)
+class Beam:
+    """The rows of every group; [G, K] each unless said."""
+
+    grid: Grid
+    priority: Tensor  # float64; -inf where there is no prefix
+    log_q: Tensor  # float64, phi of the prefix
+    log_pi: Tensor  # float64, g of the prefix
+    hashes: Tensor  # [3, G, K] int64: the prefix's state, and the bits of the two numbers that are drawn at it
+    row: Tensor  # int64, row of the next StepOutput that will be of the prefix, for open rows
+    is_open: Tensor  # True where the prefix can be extended
+    places: Tensor  # [N] of the open rows; the decoder is asked for them in this order
+    group: Tensor  # [N] of the open rows: with whom they compete
+
+    @property
+    def problem(self) -> Tensor:
+        """[N] of the open rows: the problem whose tree they stand in, which is a group of its own."""
+        return self.group
+
+    def at_open(self, x: Tensor) -> Tensor:
+        """What [G, K] holds at the open rows, [N]."""
+        return torch.take(x, self.places)
+
+    def spread(self, values: Tensor, elsewhere: float) -> Tensor:
+        """[G, K] of values [N] of the open rows, and one number at the others."""
+        every = values.new_full(self.row.shape, elsewhere).flatten()
+        return every.index_copy_(0, self.places, values).view_as(self.row)
+
+    def after(self, choice: Choice, tokens: TokenTable) -> Beam:
+        """The beam once each row took its token; rows whose token does not go on are leaves."""
+        is_open = torch.take(tokens.goes_on, choice.token)
+        places = is_open.flatten().nonzero()[:, 0]
+        state = carried(self.hashes[0], choice.parent)
+        return Beam(
+            grid=self.grid,
+            priority=choice.priority,
+            log_q=carried(self.log_q, choice.parent) + choice.logq,
+            log_pi=carried(self.log_pi, choice.parent) + choice.logp,
+            hashes=prefix_hashes(state ^ torch.take(tokens.bits, choice.token)),  # of rows that stay open
+            row=self._numbered(places),
+            is_open=is_open,
+            places=places,
+            group=self.grid.group_of(places),
+        )
+
+    def _numbered(self, places: Tensor) -> Tensor:
+        """[G, K] rows of the StepOutput that the decoder is about to return for these places."""
+        row = torch.zeros_like(self.row)
+        row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
+        return row
+
+
+def carried(x: Tensor, parent: Tensor | None) -> Tensor:
+    """What each row's parent has; [G, K]."""
+    return x if parent is None else torch.take(x, parent)

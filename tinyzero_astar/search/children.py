@@ -1,0 +1,89 @@
+"""The children of a beam's prefixes, drawn from the top down: the best of each, and further ones where they matter.
+
+A prefix's G is that of its best child, so which child that is needs one uniform number; the others come later, at
+exponential times. Equation numbers are those of docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.search.beam import NO_TOKEN, Beam, Choice, Grid
+from tinyzero_astar.search.gumbel import gumbel_after, inverse_cdf, to_uniform, token_waiting_times, waiting_time
+from tinyzero_astar.search.heuristic import Proposal
+
+
+class Children(NamedTuple):
+    """What is known of the children of the open rows once the best of each is drawn."""
+
+    logp: Tensor  # [N, V]
+    twist: Proposal | None  # None: q is the policy. Its mass is `others` by now
+    best: Tensor  # [N, 1] the token with the largest G
+    others: Tensor  # [N, V] q(a|s) up to a factor of the prefix; 0 at the best child
+    log_rate: Tensor  # [N] phi of the prefix, less the log of that factor
+    second: Tensor  # [N] the largest G of the others
+
+    @staticmethod
+    def drawn(beam: Beam, logp: Tensor, twist: Proposal | None) -> Children:
+        """The best child and the G of the next one; eq. 8."""
+        log_rate = beam.at_open(beam.log_q)
+        if twist is None:
+            mass = logp.exp()
+        else:
+            mass, log_rate = twist.mass, log_rate - twist.log_norm[:, 0]
+        which, when = (beam.at_open(x) for x in beam.hashes[1:])
+        best = inverse_cdf(mass, to_uniform(which)[:, None])
+        others = mass.scatter_(1, best, 0.0)
+        wait = waiting_time(when).div_(others.sum(-1))
+        second = gumbel_after(beam.at_open(beam.priority), wait, log_rate)
+        return Children(logp, twist, best, others, log_rate, second)
+
+    def choice(self, beam: Beam) -> Choice:
+        """Every row goes on with its best child, which has its own G."""
+        logp = logq = beam.spread(self.logp.gather(1, self.best)[:, 0].double(), 0.0)
+        if self.twist is not None:
+            logq = beam.spread((self.twist.score.gather(1, self.best) - self.twist.log_norm)[:, 0].double(), 0.0)
+        return Choice(None, beam.spread(self.best[:, 0], NO_TOKEN), beam.priority, logp, logq)
+
+    def log_probabilities(self, row: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi and log q, [S] float64, of tokens at rows of the StepOutput."""
+        at = torch.add(token, row, alpha=self.logp.shape[1])
+        logp = torch.take(self.logp, at).double()
+        if self.twist is None:
+            return logp, logp
+        return logp, (torch.take(self.twist.score, at) - torch.take(self.twist.log_norm, row)).double()
+
+
+class Further(NamedTuple):
+    """Children of rows beyond the best, the first C to arrive of each, as one pool per group."""
+
+    priority: Tensor  # [G, K C] their G, C by C in the order of the rows; -inf where there is none
+    token: Tensor  # [G K, C]
+
+    @staticmethod
+    def drawn(beam: Beam, children: Children, close: Tensor, counters: Tensor) -> Further:
+        """Those of some open rows, `close` [M] of the N; `counters` [V] are `gumbel.token_counters`."""
+        places, others, log_rate, bound = (
+            x.index_select(0, close) for x in (beam.places, children.others, children.log_rate, children.second)
+        )
+        num_groups, num_rows = beam.row.shape
+        arrival, token = (
+            token_waiting_times(torch.take(beam.hashes[0], places), counters)
+            .div_(others)
+            .topk(min(num_rows, others.shape[1]), largest=False)  # no more can be chosen, or be the best one left out
+        )
+        g = gumbel_after(bound[:, None], arrival - arrival[:, :1], log_rate[:, None])
+        shape = beam.row.numel(), token.shape[1]
+        return Further(
+            priority=g.new_full(shape, -torch.inf).index_copy_(0, places, g).view(num_groups, -1),
+            token=token.new_empty(shape).index_copy_(0, places, token),  # where G is -inf nobody looks
+        )
+
+    def source_and_token(self, grid: Grid, entry: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """[S] places that the chosen entries [G, K] of the pools descend from, and their tokens."""
+        num_each = self.token.shape[1]
+        entry = torch.take(torch.add(entry, grid.first, alpha=num_each), chosen)  # among those of all groups
+        return entry.div(num_each, rounding_mode="floor"), torch.take(self.token, entry)
