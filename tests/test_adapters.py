@@ -152,7 +152,7 @@ def kl_oracle(model, base, ids, n, m):
 def test_kl_to_base_is_the_weighted_mean_of_the_sum_over_the_vocabulary(monkeypatch):
     policy, plain = adapted()
     batch = make_rows(policy)
-    monkeypatch.setattr("tinyzero_astar.model.model._CHUNK_ELEMENTS", 20 * 7)  # chunks of seven positions
+    monkeypatch.setattr("tinyzero_astar.model.model.CHUNK_ELEMENTS", 20 * 7)  # chunks of seven positions
     total = mass = 0.0
     for r in range(len(batch.tokens)):
         prompt, m = batch.prompts[batch.problem[r]], int(batch.is_token[r].sum())

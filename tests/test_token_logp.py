@@ -22,8 +22,8 @@ NEVER = torch.tensor([3, 9])
 @pytest.fixture(params=[5, 6, 17, 1000])
 def block(request, monkeypatch):
     """Tokens that are scored together; 20 are scored in all."""
-    monkeypatch.setitem(blocks._BLOCK_ELEMENTS, "cpu", 1)
-    monkeypatch.setattr(blocks, "_MIN_BLOCK", request.param)
+    monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", 1)
+    monkeypatch.setattr(blocks, "MIN_BLOCK", request.param)
 
 
 def make_head(dtype=torch.float64, cap=None, has_bias=False, scale=1.0):
@@ -81,7 +81,7 @@ def test_logits_far_apart_neither_overflow_nor_vanish(block):
 
 def test_a_bfloat16_head_is_multiplied_in_float32_and_its_gradient_rounded_once(monkeypatch):
     """Summed chunk after chunk in bfloat16 the gradient of a head would lose several per cent."""
-    monkeypatch.setitem(blocks._BLOCK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", 1)
     torch.manual_seed(0)
     hidden, weight = torch.randn(2000, 16).bfloat16(), torch.randn(300, 16).bfloat16()
     tokens = torch.randint(300, (2000,))

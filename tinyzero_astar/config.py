@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import tyro
 
 from tinyzero_astar.files import read_text
+from tinyzero_astar.modes import SearchMode
 
 _MAX_PROBLEMS = 50_000  # of one set; from 3 digits on, 80,000 pairs and more exist on either side
 DECODING_INVERSE_BETA = 3.0  # 1/beta of best_first at test time: it prefers success, whatever the prompt's value says
@@ -96,7 +97,7 @@ class RewardConfig:
 class SearchConfig:
     """How training rollouts are found."""
 
-    mode: Literal["sample", "gumbel", "best_first"] = "gumbel"
+    mode: SearchMode = "gumbel"
     """gumbel: A* without replacement, exact weights; sample: independent; best_first: literal A*, biased."""
     num_rollouts_per_problem: Annotated[int, Range(1, 1024)] = 8
     """K, leaves per problem."""

@@ -17,7 +17,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-SearchMode = Literal["sample", "gumbel", "best_first"]
+from tinyzero_astar.modes import SearchMode
+
 END_OF_EXAMPLE = "\N{END OF TEXT}"
 """Stands in a prompt where a worked example ends; the text of the model's end token takes its place."""
 

@@ -81,6 +81,11 @@ def _note(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
+def status_of(number: int) -> int:
+    """The exit status of a command that the signal of this number stopped."""
+    return 128 + number
+
+
 def _stopped_by(number: int) -> int:
     with suppress(OSError):
         print("stopped at once; only what was saved before is kept", file=sys.stderr)
@@ -89,7 +94,7 @@ def _stopped_by(number: int) -> int:
             stream.flush()
         except OSError:
             _discard(stream)
-    return 128 + number
+    return status_of(number)
 
 
 def _discard(stream: TextIO) -> None:

@@ -29,7 +29,7 @@ from tinyzero_astar.model.token_logp import Head, next_logits, token_logp
 from tinyzero_astar.rollout.value_model import ValueModel
 from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 
-_CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
+CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 # of the logits' standard deviation: what rounding explains; mistakes are off by several
 _DECODING_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.5}
 
@@ -165,7 +165,7 @@ class Policy(nn.Module):
         own = self._visited(trees)
         with self.base():
             base = self._visited(trees)
-        size = max(1, _CHUNK_ELEMENTS // self.vocab_size)
+        size = max(1, CHUNK_ELEMENTS // self.vocab_size)
         pairs = zip(own.split(size), base.split(size), strict=True)
         found = [_kl_divergence(next_logits(p, self._head), next_logits(q, self._head)) for p, q in pairs]
         return trees.by_completion(torch.cat(found))

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}  # of a block of logits: a CPU's cache, a GPU's kernels
-_MIN_BLOCK = 256  # tokens
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}  # of a block of logits: a CPU's cache, a GPU's kernels
+MIN_BLOCK = 256  # tokens
 _NEVER = -1e30  # logit of an id that is no token; finite, as 0 times infinity is no number
 
 
@@ -134,7 +134,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _blocks(hidden: Tensor, head: Head) -> Iterator[tuple[int, int]]:
     """Ranges of ids that are scored together; neither their logits nor their part of the head is large."""
-    size = max(_MIN_BLOCK, _BLOCK_ELEMENTS[hidden.device.type] // max(hidden.shape))
+    size = max(MIN_BLOCK, BLOCK_ELEMENTS[hidden.device.type] // max(hidden.shape))
     for first in range(0, head.num_tokens, size):
         yield first, min(first + size, head.num_tokens)
 

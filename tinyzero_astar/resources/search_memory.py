@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from tinyzero_astar.engine.decoder import BLOCK
 from tinyzero_astar.resources.standing import FLOAT, Memory, kv_bytes
 from tinyzero_astar.resources.workload import Shapes, Work
+from tinyzero_astar.search.gumbel import MANY_TOKENS
 
 DOUBLE = 8  # bytes
 # bytes per row and token of the vocabulary while the next tokens are chosen: logits, their log-probabilities, q and
@@ -11,9 +13,8 @@ DOUBLE = 8  # bytes
 # drawn one by one, which are few after the first steps
 _PER_LOGIT = {"greedy": 10, "sample": 20, "gumbel": 20, "best_first": 68}
 _GUIDED = 4  # more
-_MANY_TOKENS = 1 << 14  # from there no running sums are made of all tokens: `search.gumbel`
-_SUMMED = DOUBLE  # less then; in a guided search q and what it is made of are the most, 4 less
-_BLOCK = 128  # columns: `engine.decoder.BLOCK`
+_SUMMED = DOUBLE  # less from MANY_TOKENS on, where no running sums are made of all; in a guided search, where q and
+# what it is made of are the most, _GUIDED less
 
 
 def search(shapes: Shapes, work: Work) -> Memory:
@@ -52,7 +53,7 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
     is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
     found = {"KV slots": slots, "decoding copies": copies * is_copied}
     if work.cuda_graphs:  # one recording per block of columns, all slots in each; its outputs are kept
-        blocks = work.length // _BLOCK - work.prompt_length // _BLOCK + 1
+        blocks = work.length // BLOCK - work.prompt_length // BLOCK + 1
         outputs = blocks * num_slots * vocab * FLOAT
         found["recorded steps"] = outputs + forward(shapes, work, num_slots)
     return found | max(moments, key=lambda parts: sum(parts.values()))
@@ -60,7 +61,7 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
 
 def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:
     size = _PER_LOGIT[mode] + _GUIDED * is_guided
-    if mode in ("sample", "gumbel") and vocab_size >= _MANY_TOKENS:
+    if mode in ("sample", "gumbel") and vocab_size >= MANY_TOKENS:
         size -= _GUIDED if is_guided else _SUMMED
     return size
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tinyzero_astar.model.model import CHUNK_ELEMENTS
+from tinyzero_astar.model.token_logp import BLOCK_ELEMENTS, MIN_BLOCK
 from tinyzero_astar.resources.search_memory import forward
 from tinyzero_astar.resources.standing import FLOAT, Memory, gathered, resident
 from tinyzero_astar.resources.workload import (
-    CHILD_RANK,
     Shapes,
     Work,
     is_worth_joining,
     trainable_parameters,
     value_parameters,
 )
-
-CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of a chunk of logits: 64 MiB in float32
-BLOCK_ELEMENTS, MIN_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 26}, 256  # positions * tokens of a block; its tokens
+from tinyzero_astar.rollout.value_model import CHILD_RANK
 
 
 class _Trees(NamedTuple):

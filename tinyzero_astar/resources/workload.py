@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-CHILD_RANK = 64  # of the value model's child term
+from tinyzero_astar.modes import SearchMode
+from tinyzero_astar.rollout.value_model import CHILD_RANK
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Work:
     dtype_bytes: Literal[2, 4]  # of the language model
     prompt_length: int  # tokens of the longest prompt
     depth: int  # most generated tokens
-    mode: Literal["sample", "gumbel", "best_first"]
+    mode: SearchMode
     is_guided: bool
     num_problems: int  # of one process in an iteration's search
     num_rollouts: int  # K

@@ -21,7 +21,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Decoder, Rollouts, SearchMode, TraceNode
+from tinyzero_astar.interfaces import Decoder, Rollouts, TraceNode
+from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.search.best_first import best_first
 from tinyzero_astar.search.choosers import Begin, Sampling, WithoutReplacement
 from tinyzero_astar.search.heuristic import Guidance

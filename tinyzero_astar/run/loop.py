@@ -34,7 +34,7 @@ from tinyzero_astar.run.folder import CHECKPOINTS, METRICS, SAMPLES, new_run_fol
 from tinyzero_astar.run.stopping import agreed, stop_requests
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.search.heuristic import inverse_beta_of
-from tinyzero_astar.terminal import FAILED, counted
+from tinyzero_astar.terminal import FAILED, counted, status_of
 from tinyzero_astar.training.batch import make_batch
 
 _NUM_SHOWN = 3  # completions on the console
@@ -81,7 +81,7 @@ def _train(session: Session) -> int:
                 if not is_saved:
                     _save(session, done, metrics)
                 console.say(f"stopped after iteration {done}; continue with: python train.py --resume {session.folder}")
-                return 128 + number
+                return status_of(number)
     if done > first:
         console.say(f"{counted(done - first, 'iteration')} in {time.perf_counter() - began:.0f} s")
     else:

@@ -19,7 +19,7 @@ _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 _FOLD = 0x632BE59BD9B4E019
 _WHICH, _WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 _BLOCK = 128  # tokens that are drawn from at once in a large vocabulary
-_MANY_TOKENS = 1 << 14  # from here on that is faster, on a CPU
+MANY_TOKENS = 1 << 14  # from here on that is faster, on a CPU, and running sums are not made of all tokens
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -66,7 +66,7 @@ def inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
         mass: [N, V], >= 0 and somewhere above.
         uniform: [N, 1] in (0, 1].
     """
-    token = _drawn_by_block(mass, uniform) if mass.shape[1] >= _MANY_TOKENS else _drawn(mass, uniform)
+    token = _drawn_by_block(mass, uniform) if mass.shape[1] >= MANY_TOKENS else _drawn(mass, uniform)
     return token if mass.device.type == "cpu" else likeliest_if_impossible(mass, token)
 
 

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Batch, SearchMode
+from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe, generalized_advantage, scale_by_rms
 from tinyzero_astar.training.losses import clipped_surrogate
 

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Batch, SearchMode
+from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe, group_centred, group_normalised
 from tinyzero_astar.training.losses import clipped_objective, completion_means, completion_sums
 

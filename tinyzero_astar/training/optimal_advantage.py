@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Batch, Reference, SearchMode
+from tinyzero_astar.interfaces import Batch, Reference
+from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe
 from tinyzero_astar.training.losses import completion_sums
 

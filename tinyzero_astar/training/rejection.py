@@ -15,7 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Batch, SearchMode
+from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.training.advantages import best_shares
 from tinyzero_astar.training.losses import completion_sums
 

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Batch, SearchMode
+from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe, leave_one_out
 from tinyzero_astar.training.losses import clipped_objective, completion_sums
 
