@@ -1195,9 +1195,9 @@ ROLLOUTS = (
     Mutant(
         "padded-with-token-0",
         "shorter completions of another rank are padded with token 0",
-        "rollout/records.py",
-        'value=pad_id if name == "tokens" else 0',
-        "value=0",
+        "interfaces.py",
+        "pad(self.tokens, room, value=pad_id)",
+        "pad(self.tokens, room)",
         ("test_generator.py::test_groups_of_problems_put_together_are_as_if_searched_together",),
     ),
     Mutant(

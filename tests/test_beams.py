@@ -12,7 +12,7 @@ from tests.test_end_tokens import edited, load
 from tinyzero_astar.config import RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.eval.decoding import _beam_search, _best_beams, compare
+from tinyzero_astar.eval.decoding import beam_search, best_beams, compare
 from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.generator import Generator
@@ -76,7 +76,7 @@ def hostile(tiny_base, tmp_path_factory):
 def test_beams_maximise_the_plain_sum_of_log_probabilities_whatever_generation_config_says(num_beams, hostile):
     policy, tokenizer = hostile
     prompts = [tokenizer(f"{n}*{n + 3}=?\n<think>{'x' * n}")["input_ids"] for n in range(8)]
-    found = _best_beams(policy, prompts, DEPTH, num_beams)
+    found = best_beams(policy, prompts, DEPTH, num_beams)
     wanted = [plain_beams(policy, prompt, DEPTH, num_beams) for prompt in prompts]
     assert [row[: len(want)] for row, want in zip(found, wanted, strict=True)] == wanted
     assert all(set(row[len(want) :]) <= {319} for row, want in zip(found, wanted, strict=True))
@@ -91,7 +91,7 @@ def test_beams_never_hold_ids_without_text_and_share_their_mass_among_the_others
     textless = {2, 9, *range(40, NUM_TOKENS)}
     padded = Policy(policy.language_model, (5, 17), 8, textless)
     for num_beams in (1, 3, 7):
-        found = _best_beams(padded, prompts, DEPTH, num_beams)
+        found = best_beams(padded, prompts, DEPTH, num_beams)
         wanted = [plain_beams(padded, prompt, DEPTH, num_beams, textless) for prompt in prompts]
         assert [row[: len(want)] for row, want in zip(found, wanted, strict=True)] == wanted
         assert textless.isdisjoint(token for row in wanted for token in row)
@@ -109,7 +109,7 @@ def test_ids_beyond_the_tokenizers_tokens_are_in_no_beam_of_a_whole_evaluation(t
     policy, tokenizer = load(model)
     assert policy.textless == [*range(320, 328)]
     prompts = [tokenizer(p.prompt)["input_ids"] for p in TASK.held_out_problems(6)]
-    assert max(max(row) for row in _best_beams(policy, prompts, DEPTH, 3)) < 320
+    assert max(max(row) for row in best_beams(policy, prompts, DEPTH, 3)) < 320
 
 
 def test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is():
@@ -119,7 +119,7 @@ def test_beam_search_of_one_beam_is_charged_what_greedy_decoding_is():
     for depth in (40, 9):  # completions that end, and that are cut
         settings = replace(SETTINGS, max_search_depth=depth)
         greedy = generator.greedy(problems, depth)
-        correct, tokens = _beam_search(policy, tokenizer, TASK, generator, problems, settings, 1, 4)
+        correct, tokens = beam_search(policy, tokenizer, TASK, generator, problems, settings, 1, 4)
         assert greedy.rollouts.is_finished.all() == (depth == 40)
         assert tokens == int(greedy.rollouts.stats.num_decoded_tokens.sum())
         assert correct.tolist() == greedy.accuracy[:, 0].tolist()

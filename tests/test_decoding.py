@@ -54,16 +54,25 @@ def test_every_arm_decodes_all_problems_and_may_spend_what_best_first_did(monkey
         asked.append((len(problems), num_beams, max_rows))
         return torch.tensor([1, 1, 1, 1, 0], dtype=torch.float64), 120.0
 
-    monkeypatch.setattr(test_time, "_beam_search", beam_search)
+    monkeypatch.setattr(test_time, "beam_search", beam_search)
     generator = Generator()
     problems = [Problem(i, "", "", 0) for i in range(5)]
     arms = test_time.compare(None, None, None, generator, problems, SETTINGS, beam_width=3, max_rows=6)
-    assert [a.name for a in arms] == [
+    assert [a.title for a in arms] == [
         "greedy",
         "best_first, width 3",
         "best of 2 samples by value",  # 15 / 6 = 2.5, and round takes the even one
         "beam search, 2 beams",
     ]
+    assert [a.name for a in arms] == ["greedy", "best_first", "best_of_n", "beam_search"]
+    assert arms[1].metrics() == {
+        "decode/best_first_accuracy": 0.6,
+        "decode/best_first_accuracy_low": wilson(0.6, 5).low,
+        "decode/best_first_accuracy_high": wilson(0.6, 5).high,
+        "decode/best_first_tokens": 15,
+        "decode/best_first_expanded": 16,
+        "decode/best_first_forks": 13,
+    }
     assert [a.accuracy for a in arms] == [wilson(share, 5) for share in (0.4, 0.6, 0.8, 0.8)]
     assert [a.tokens for a in arms] == [6, 15, 10, 24]
     assert [(a.expanded, a.forks) for a in arms[:3]] == [(7, 4), (16, 13), (11, 8)]
@@ -99,4 +108,4 @@ def test_the_finished_sample_with_the_highest_last_value_is_chosen(lengths, fini
     rollouts = SimpleNamespace(length=length, is_finished=is_finished, value=value)
     for k in range(3):
         sampled = SimpleNamespace(rollouts=rollouts, accuracy=torch.eye(3, dtype=torch.float64)[k][None])
-        assert test_time._best_by_value(sampled).tolist() == [float(k == best)]
+        assert test_time.best_by_value(sampled).tolist() == [float(k == best)]

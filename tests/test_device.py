@@ -49,7 +49,7 @@ def test_an_iteration_makes_all_tensors_on_the_device_of_the_policy(session, mod
 
 def test_an_evaluation_makes_all_tensors_on_the_device_of_the_policy(session, monkeypatch):
     # transformers makes its tokenizer's tensors on the default device, before they are moved
-    monkeypatch.setattr(test_time, "_beam_search", lambda *a: (torch.ones(24, device="cpu"), 24.0))
+    monkeypatch.setattr(test_time, "beam_search", lambda *a: (torch.ones(24, device="cpu"), 24.0))
     with torch.device("meta"):
         metrics = trainer.measure(session, 1)
     assert 0 < metrics["eval/pass_at_1"] < 1 and metrics["decode/best_first_tokens"] > 1

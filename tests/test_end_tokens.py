@@ -14,7 +14,7 @@ from tests.oracles import Table, TableDecoder
 from tinyzero_astar.config import RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.eval.decoding import _best_beams
+from tinyzero_astar.eval.decoding import best_beams
 from tinyzero_astar.model.loading import end_tokens, load_language_model, resolve_model
 from tinyzero_astar.model.model import load_policy
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
@@ -163,7 +163,7 @@ def test_completions_end_where_the_base_ends_them_whatever_the_tokenizer_calls_i
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_beams_end_there_too(num_beams, base, other_eos):
     prompts = [base[1](text)["input_ids"] for text in ("23*45=?\n<think>", "7*8=?\n<think>")]
-    wanted, found = (_best_beams(policy, prompts, 40, num_beams) for policy, _ in (base, other_eos))
+    wanted, found = (best_beams(policy, prompts, 40, num_beams) for policy, _ in (base, other_eos))
     assert [row[: row.index(END) + 1] for row in found] == [row[: row.index(END) + 1] for row in wanted]
 
 

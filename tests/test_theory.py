@@ -308,6 +308,10 @@ class WithProposal(Batch):
 
     logq: torch.Tensor
 
+    def rows(self, rows):
+        cut = super().rows(rows)
+        return WithProposal(**vars(cut), logq=self.logq[rows][:, : cut.tokens.shape[1]])
+
 
 def batch_of(decoder, rollouts, weight=None, baseline=None):
     """As `generator.make_batch`, of rollouts of table 0, in float64, with V = p of other value logits by node."""

@@ -11,11 +11,12 @@ D hidden width, N rows of one decoder call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tinyzero_astar.modes import SearchMode
 
@@ -142,6 +143,18 @@ class Rollouts:
         """[P, K, T] True at generated tokens, False at padding."""
         return torch.arange(self.tokens.shape[-1], device=self.length.device) < self.length[..., None]
 
+    def padded(self, width: int, pad_id: int) -> Rollouts:
+        """The same with room for `width` tokens, at least as many as now."""
+        room = (0, width - self.tokens.shape[-1])
+        return replace(
+            self,
+            tokens=pad(self.tokens, room, value=pad_id),
+            logp=pad(self.logp, room),
+            logq=pad(self.logq, room),
+            value=pad(self.value, room),
+            format_value=pad(self.format_value, room),
+        )
+
 
 @dataclass(frozen=True)
 class TraceNode:
@@ -166,6 +179,10 @@ class Reference:
     logp: Tensor  # [B, T] log pi_ref of each token; any number at padding
     value: Tensor  # [B] V* of the row's problem, in units of reward; docs/algorithm.md eq. 18
 
+    def rows(self, rows: Tensor, width: int) -> Reference:
+        """Some rows, cut to so many tokens."""
+        return Reference(self.logp[rows, :width], self.value[rows])
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -187,10 +204,24 @@ class Batch:
     def rows(self, rows: Tensor) -> Batch:
         """Some rows, cut to their longest completion."""
         width = int(self.is_token[rows].sum(1).max())
-        reference = self.reference and Reference(self.reference.logp[rows, :width], self.reference.value[rows])
-        tensors = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in ("prompts", "reference")}
-        cut = {name: x[:, :width] if x.ndim == 2 else x for name, x in tensors.items()}
-        return replace(self, reference=reference, **cut)
+
+        def cut(x: Tensor) -> Tensor:
+            return x[rows][:, :width]
+
+        return Batch(
+            prompts=self.prompts,
+            problem=self.problem[rows],
+            tokens=cut(self.tokens),
+            is_token=cut(self.is_token),
+            weight=self.weight[rows],
+            accuracy=self.accuracy[rows],
+            format=self.format[rows],
+            reward=self.reward[rows],
+            logp_old=cut(self.logp_old),
+            value=cut(self.value),
+            advantage=cut(self.advantage),
+            reference=None if self.reference is None else self.reference.rows(rows, width),
+        )
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,24 @@ _SEED, _ITERATION = 0, 1 << 41  # noise apart from that of training and of other
 class Arm:
     """One way of decoding, on all problems."""
 
-    name: str
+    name: str  # in metrics
+    title: str  # for people
     accuracy: Estimate
     tokens: float  # decoded per problem
     expanded: float  # prefixes whose children were scored, per problem; nan where not counted
     forks: float  # per problem; nan where not counted
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers by their names in metrics.jsonl."""
+        numbers = {
+            "accuracy": self.accuracy.value,
+            "accuracy_low": self.accuracy.low,
+            "accuracy_high": self.accuracy.high,
+            "tokens": self.tokens,
+            "expanded": self.expanded,
+            "forks": self.forks,
+        }
+        return {f"decode/{self.name}_{what}": number for what, number in numbers.items()}
 
 
 def compare(
@@ -80,15 +93,22 @@ def compare(
     length = _tokens(greedy, count)
     width = max(1, round(budget / length)) if length else 1  # no tokens where every answer ends at once
     sampled = _sample(generator, problems, settings, width, max_rows)
-    chosen = torch.cat([_best_by_value(s) for s in sampled])
-    beams, beam_tokens = _beam_search(policy, tokenizer, task, generator, problems, settings, width, max_rows)
+    chosen = torch.cat([best_by_value(s) for s in sampled])
+    beams, beam_tokens = beam_search(policy, tokenizer, task, generator, problems, settings, width, max_rows)
     nan = float("nan")
     return [
-        _arm("greedy", torch.cat([g.accuracy[:, 0] for g in greedy]), greedy),
-        _arm(f"best_first, width {beam_width}", torch.cat([s.accuracy[:, 0] for s in searched]), searched),
-        _arm(f"best of {counted(width, 'sample')} by value", chosen, sampled),
+        _arm("greedy", "greedy", torch.cat([g.accuracy[:, 0] for g in greedy]), greedy),
+        _arm(
+            "best_first", f"best_first, width {beam_width}", torch.cat([s.accuracy[:, 0] for s in searched]), searched
+        ),
+        _arm("best_of_n", f"best of {counted(width, 'sample')} by value", chosen, sampled),
         Arm(
-            f"beam search, {counted(width, 'beam')}", wilson(float(beams.mean()), count), beam_tokens / count, nan, nan
+            "beam_search",
+            f"beam search, {counted(width, 'beam')}",
+            wilson(float(beams.mean()), count),
+            beam_tokens / count,
+            nan,
+            nan,
         ),
     ]
 
@@ -97,13 +117,11 @@ def _tokens(parts: Sequence[RewardedRollouts], count: int) -> float:
     return float(sum(int(p.rollouts.stats.num_decoded_tokens.sum()) for p in parts)) / count
 
 
-def _arm(name: str, correct: torch.Tensor, parts: Sequence[RewardedRollouts]) -> Arm:
+def _arm(name: str, title: str, correct: torch.Tensor, parts: Sequence[RewardedRollouts]) -> Arm:
     count = len(correct)
-    expanded, forks = (
-        sum(int(getattr(p.rollouts.stats, field).sum()) for p in parts) / count
-        for field in ("num_expanded", "num_forks")
-    )
-    return Arm(name, wilson(float(correct.mean()), count), _tokens(parts, count), expanded, forks)
+    expanded = sum(int(p.rollouts.stats.num_expanded.sum()) for p in parts) / count
+    forks = sum(int(p.rollouts.stats.num_forks.sum()) for p in parts) / count
+    return Arm(name, title, wilson(float(correct.mean()), count), _tokens(parts, count), expanded, forks)
 
 
 def _sample(
@@ -117,7 +135,7 @@ def _sample(
     ]
 
 
-def _best_by_value(sampled: RewardedRollouts) -> torch.Tensor:
+def best_by_value(sampled: RewardedRollouts) -> torch.Tensor:
     """Whether the sample whose last prefix has the highest value is right, [P]; unfinished ones come last."""
     rollouts = sampled.rollouts
     last = (rollouts.length - 1).clamp(min=0)[..., None]
@@ -126,7 +144,7 @@ def _best_by_value(sampled: RewardedRollouts) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _beam_search(
+def beam_search(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -143,7 +161,7 @@ def _beam_search(
     for i in range(0, len(problems), rows):
         chunk = problems[i : i + rows]
         prompts, depth = generator.encode(chunk, settings.max_search_depth)
-        for problem, row in zip(chunk, _best_beams(policy, prompts, depth, num_beams), strict=True):
+        for problem, row in zip(chunk, best_beams(policy, prompts, depth, num_beams), strict=True):
             length = next((n for n, token in enumerate(row) if token in policy.eos_ids), len(row))
             is_finished = length < len(row)
             num_tokens += num_beams * (length + is_finished - 1)  # the last token is not decoded, here as in the search
@@ -152,7 +170,7 @@ def _beam_search(
     return torch.tensor(correct, dtype=torch.float64, device="cpu"), float(num_tokens)
 
 
-def _best_beams(policy: Policy, prompts: Sequence[Sequence[int]], depth: int, num_beams: int) -> list[list[int]]:
+def best_beams(policy: Policy, prompts: Sequence[Sequence[int]], depth: int, num_beams: int) -> list[list[int]]:
     """The completion of the largest log-probability that beam search finds for each prompt; what follows its end pads.
 
     Args:

@@ -31,24 +31,20 @@ class RewardedRollouts:
     weight: Tensor  # the search's weights, uniform where it has none
     update_weight: Tensor  # the same after thinning; rows of weight 0 are not trained on
 
+    def padded(self, width: int, pad_id: int) -> RewardedRollouts:
+        """The same with room for `width` tokens, at least as many as now."""
+        rollouts = self.rollouts.padded(width, pad_id)
+        baseline = pad(self.baseline, (0, width - self.baseline.shape[-1]))
+        return replace(self, rollouts=rollouts, baseline=baseline)
+
 
 def concatenate(parts: Sequence[RewardedRollouts], pad_id: int) -> RewardedRollouts:
     """Rollouts of several groups of problems as if they had been searched together; shorter ones are padded."""
     if len(parts) == 1:
         return parts[0]
     longest = max(part.rollouts.tokens.shape[-1] for part in parts)
-    joined: RewardedRollouts = _joined([_padded(part, longest, pad_id) for part in parts])
+    joined: RewardedRollouts = _joined([part.padded(longest, pad_id) for part in parts])
     return joined
-
-
-def _padded(part: RewardedRollouts, longest: int, pad_id: int) -> RewardedRollouts:
-    old = part.rollouts
-    room = (0, longest - old.tokens.shape[-1])
-    wider: dict[str, Any] = {
-        name: pad(getattr(old, name), room, value=pad_id if name == "tokens" else 0)
-        for name in ("tokens", "logp", "logq", "value", "format_value")
-    }
-    return replace(part, rollouts=replace(old, **wider), baseline=pad(part.baseline, room))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -258,19 +258,9 @@ def _compare_decoding(session: Session, problems: list[Problem]) -> dict[str, fl
     rows = []
     for a in arms:  # beam search does not tell what it expanded
         counts = "" if math.isnan(a.expanded) else f", {a.expanded:.1f} expanded, {a.forks:.1f} forks"
-        rows.append((a.name, f"{a.accuracy}  {a.tokens:.1f} tokens{counts}"))
+        rows.append((a.title, f"{a.accuracy}  {a.tokens:.1f} tokens{counts}"))
     session.console.table("decoding, per problem", rows)
-    flat: dict[str, float] = {}
-    for name, arm in zip(("greedy", "best_first", "best_of_n", "beam_search"), arms, strict=True):
-        flat |= {
-            f"decode/{name}_accuracy": arm.accuracy.value,
-            f"decode/{name}_accuracy_low": arm.accuracy.low,
-            f"decode/{name}_accuracy_high": arm.accuracy.high,
-            f"decode/{name}_tokens": arm.tokens,
-            f"decode/{name}_expanded": arm.expanded,
-            f"decode/{name}_forks": arm.forks,
-        }
-    return flat
+    return {name: number for arm in arms for name, number in arm.metrics().items()}
 
 
 def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) -> None:
