@@ -466,6 +466,8 @@ ELSEWHERE = {
     "data.task": "tests/test_questions.py",
     "data.num_shots": "as above",
     "data.task_sha256": "as above",
+    "data.verifier": "tests/test_own.py",
+    "data.reward_function": "tests/test_own.py",
     "data.second_min_digits": "tests/test_generation.py",
     "data.second_max_digits": "as above",
     "data.min_numbers": "tests/test_countdown.py",

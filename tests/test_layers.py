@@ -49,6 +49,8 @@ PURE = (
 )
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 DYNAMIC_CODE = {"eval", "exec", "__import__", "import_module"}
+# The user's own tasks and reward functions are classes and functions in files that the user names.
+ALLOWED = {"tinyzero_astar/data/own.py": ["importlib.import_module()"]}
 
 
 def folder_of(module: str) -> str:
@@ -224,7 +226,8 @@ def test_init_files_import_nothing():
 
 @pytest.mark.parametrize("path", [str(path.relative_to(ROOT)) for path in product_files()])
 def test_file_has_no_unsafe_construct(path: str):
-    assert not unsafe_constructs((ROOT / path).read_text(encoding="utf-8"))
+    faults = unsafe_constructs((ROOT / path).read_text(encoding="utf-8"))
+    assert [fault for fault in faults if fault.partition(": ")[2] not in ALLOWED.get(path, ())] == []
 
 
 @pytest.mark.parametrize("module", [f"{PACKAGE}.config", f"{PACKAGE}.cli.train", "train"])

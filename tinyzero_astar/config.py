@@ -56,7 +56,7 @@ class DataConfig:
     """The task and its problems."""
 
     task: str = "multiplication"
-    """What is asked: a name in data/tasks.py."""
+    """multiplication, countdown, or your own as FILE.jsonl, FILE.py:Class or reasoning_gym:NAME (docs/own-task.md)."""
     num_problems: Annotated[int, Range(1, _MAX_PROBLEMS)] = 2000
     """Size of the training set."""
     num_shots: Annotated[int, Range(0, 64)] = 0
@@ -79,6 +79,10 @@ class DataConfig:
     """countdown: largest number; the smallest is 1."""
     max_target: Annotated[int, Range(10, 999)] = 100
     """countdown: largest target; the smallest is 1."""
+    verifier: Literal["integer", "number", "string", "choice"] = "integer"
+    """FILE.jsonl: how answers are written and compared."""
+    reward_function: str = ""
+    """FILE.jsonl: FILE.py:function or module:function that scores completions instead, as TRL's trainers call it."""
     task_sha256: tyro.conf.Suppress[str] = ""
     """Of the files that the task comes from, filled in when a run begins; "": of none, or not yet known."""
 

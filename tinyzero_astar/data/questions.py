@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from operator import attrgetter
 from typing import Any, ClassVar
 
@@ -28,7 +28,7 @@ from tinyzero_astar.data.order import batch_indices
 from tinyzero_astar.interfaces import END_OF_EXAMPLE, Problem, Verdict
 
 HELD_OUT_PERCENT = 20
-_ASKABLE = 10_000  # held-out questions among which `ask` looks
+_ASKABLE = 50_000  # questions of either side among which `ask` looks
 _PATIENCE = (1000, 20)  # repeats after which a stream counts as dry: at least, and per question that it has given
 
 TEMPLATES = {  # of one question, after the preface
@@ -192,10 +192,10 @@ class QuestionTask:
         Raises:
             ValueError: it is none of them; says how one is written.
         """
-        for questions in (self._training_set, islice(self._held_out(), _ASKABLE)):
-            for question in questions:
-                if question.text == text.strip():
-                    return self.problem(question)
+        sides = (self._side(self._training_name, False, _TEXT), self._held_out())
+        for question in chain.from_iterable(islice(side, _ASKABLE) for side in sides):
+            if question.text == text.strip():
+                return self.problem(question)
         raise ValueError(
             f"problem {text[:80]!r} is none of this task's; write one of them, as in {self._training_set[0].text!r}"
         )
@@ -208,11 +208,15 @@ class QuestionTask:
         self._asked[number] = question
         return Problem(number, self._prompt(question), question.text, question.answer, question.key)
 
+    @property
+    def _training_name(self) -> str:
+        return f"{self.seed} training set"
+
     @cached_property
     def _training_set(self) -> tuple[Question, ...]:
         wanted = self.data.num_problems
         _check_count("num_problems", wanted)
-        found = tuple(islice(self._side(f"{self.seed} training set", False, _TEXT), wanted))
+        found = tuple(islice(self._side(self._training_name, False, _TEXT), wanted))
         if len(found) < wanted:
             raise self._too_few("num_problems", wanted, len(found))
         return found

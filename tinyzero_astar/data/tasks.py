@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from tinyzero_astar.config import DataConfig
+from tinyzero_astar.data import own
 from tinyzero_astar.data.countdown import Countdown
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.data.questions import QuestionTask
+from tinyzero_astar.data.table import is_table
 from tinyzero_astar.interfaces import Task
 
 TASKS: dict[str, type[QuestionTask]] = {"multiplication": Multiplication, "countdown": Countdown}
-_FILE = re.compile(r"(?P<python>.+\.py):\w+|(?P<table>.+\.jsonl)")
 
 
 def make_task(data: DataConfig, seed: int) -> Task:
@@ -23,15 +23,18 @@ def make_task(data: DataConfig, seed: int) -> Task:
     Raises:
         ValueError: it is unknown, or refuses its settings.
     """
-    if data.task not in TASKS:
-        raise ValueError(f"data.task {data.task!r} is unknown; choose one of: {', '.join(sorted(TASKS))}")
-    return TASKS[data.task](data, seed=seed)
-
-
-def files_of(data: DataConfig) -> list[Path]:
-    """The files that a task comes from: none for those of `TASKS`."""
-    match = _FILE.fullmatch(data.task)
-    return [Path(match["python"] or match["table"])] if match else []
+    if data.reward_function and not is_table(data.task):
+        raise ValueError(
+            f"reward_function {data.reward_function} judges tables, and data.task {data.task!r} is none: give"
+            f" --data.task FILE.jsonl, or leave it out"
+        )
+    task = TASKS[data.task](data, seed=seed) if data.task in TASKS else own.make_own_task(data, seed)
+    if task is None:
+        raise ValueError(
+            f"data.task {data.task!r} is unknown; choose one of: {', '.join(sorted(TASKS))}, or bring your own as"
+            f" {own.FORMS}"
+        )
+    return task
 
 
 def pinned(data: DataConfig) -> DataConfig:
@@ -40,7 +43,7 @@ def pinned(data: DataConfig) -> DataConfig:
     Raises:
         ValueError: a file cannot be read, or is not the one that the settings were recorded with.
     """
-    files = files_of(data)
+    files = own.files_of(data)
     digest = hashlib.sha256(b"".join(map(_content, files))).hexdigest() if files else ""
     if data.task_sha256 not in ("", digest):
         names = ", ".join(map(str, files)) or "its file"
@@ -48,7 +51,9 @@ def pinned(data: DataConfig) -> DataConfig:
             f"data.task {data.task!r} is not what the run was trained on: {names} has changed; restore it, or say where"
             " it lies now with --data.task"
         )
-    return replace(data, task_sha256=digest)
+    return replace(
+        data, task=own.absolute(data.task), reward_function=own.absolute(data.reward_function), task_sha256=digest
+    )
 
 
 def _content(path: Path) -> bytes:
