@@ -2429,6 +2429,12 @@ COUNTDOWN = (
     ),
 )
 NUMBERS = ("test_verifiers.py::test_number_judges", "test_verifiers.py::test_every_short_text_is_read_by_the_rules")
+GYM = ("test_reasoning_gym.py::test_whatever_a_scorer_does_ends_in_a_verdict",)
+DAMAGED = ("test_own.py::test_a_damaged_line_is_named",)
+SCORED = (
+    "test_own.py::test_scores_are_numbers_from_0_to_1",
+    "test_own.py::test_other_scores_are_refused_by_the_functions_name",
+)
 OWN_TASKS = (
     Mutant(
         "number-as-float",
@@ -2493,6 +2499,121 @@ OWN_TASKS = (
         "if not verdict.accuracy:  # space",
         "if not verdict.accuracy and not text:  # space",
         ("test_verifiers.py::test_a_right_answer_that_nobody_could_give_is_refused",),
+    ),
+    Mutant(
+        "gym-unwatched",
+        "scorers may run code made from text",
+        "data/reasoning_gym_process.py",
+        'if self.is_on and event == "exec" and',
+        'if self.is_on and event == "never" and',
+        GYM,
+    ),
+    Mutant(
+        "gym-caught",
+        "a scorer that catches the refusal of its code is paid",
+        "data/reasoning_gym_process.py",
+        "if self._watch.has_seen_code:",
+        "if self._watch.is_on:",
+        GYM,
+    ),
+    Mutant(
+        "gym-any-score",
+        "a score may be any number",
+        "data/reasoning_gym_process.py",
+        "math.isfinite(score) and 0 <= score <= 1",
+        "math.isfinite(score)",
+        GYM,
+    ),
+    Mutant(
+        "gym-any-length",
+        "answers of any length are scored",
+        "data/reasoning_gym.py",
+        "if len(text) > MAX_CHARS:",
+        "if len(text) > 10 * MAX_CHARS:",
+        GYM,
+    ),
+    Mutant(
+        "gym-refuses-none",
+        "scorers that run answers are not refused",
+        "data/reasoning_gym.py",
+        "if name in RUNS_THE_ANSWER | RUNS_ITS_QUESTION:",
+        "if name in RUNS_ITS_QUESTION:",
+        ("test_reasoning_gym.py::test_a_data_set_that_cannot_be_had_is_refused_in_one_sentence",),
+    ),
+    Mutant(
+        "process-kept",
+        "a process that misbehaved is asked again",
+        "data/scoring_process.py",
+        "if reply is None:  # interrupted",
+        "if reply:  # interrupted",
+        (
+            "test_reasoning_gym.py::test_a_process_that_misbehaves_is_ended_and_started_anew",
+            "test_reasoning_gym.py::test_an_interrupted_request_leaves_no_reply_behind",
+        ),
+    ),
+    Mutant(
+        "table-repeats",
+        "a prompt may come twice in a table",
+        "data/table.py",
+        "if before != number:",
+        "if before == 0:",
+        DAMAGED,
+    ),
+    Mutant(
+        "table-columns-twice",
+        "of two columns of one name the last counts",
+        "data/table.py",
+        "if len(line) < len(pairs):",
+        "if len(line) > len(pairs):",
+        DAMAGED,
+    ),
+    Mutant(
+        "table-float",
+        "decimals of a table are read as floats",
+        "data/table.py",
+        "reads_decimals: type = Decimal",
+        "reads_decimals: type = float",
+        ("test_own.py::test_decimals_are_read_as_they_are_written",),
+    ),
+    Mutant(
+        "table-keys",
+        "the column key is not heeded",
+        "data/table.py",
+        "key=key, worked=worked",
+        "worked=worked",
+        ("test_own.py::test_lines_of_one_key_stay_on_one_side",),
+    ),
+    Mutant(
+        "reward-none",
+        "where a reward function does not apply, it counts as right",
+        "data/reward_function.py",
+        "score = 0.0 if scores[0] is None",
+        "score = 1.0 if scores[0] is None",
+        SCORED,
+    ),
+    Mutant(
+        "reward-any-score",
+        "a reward function may give any number",
+        "data/reward_function.py",
+        "not 0 <= float(score) <= 1",
+        "not 0 <= float(score)",
+        SCORED,
+    ),
+    Mutant(
+        "reward-cut-off",
+        "a completion that was cut is well-formed",
+        "data/reward_function.py",
+        "Verdict(score == 1, is_finished,",
+        "Verdict(score == 1, True,",
+        ("test_own.py::test_functions_of_trls_documentation_score_completions",),
+    ),
+    Mutant(
+        "reward-unpinned",
+        "a run does not notice that its reward function has changed",
+        "data/own.py",
+        "[_source(data.reward_function)] if data.reward_function else []",
+        "[]",
+        ("test_own.py::test_files_are_recorded_with_their_full_path_and_known_again",),
     ),
 )
 
