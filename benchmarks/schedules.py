@@ -46,10 +46,6 @@ class CountingDecoder(SlotDecoder):
         self.num_calls += 1
         return super().step(tokens, source, length, target)
 
-    @property
-    def num_bytes(self) -> int:
-        return self._cache.num_bytes
-
 
 @dataclass
 class Run:

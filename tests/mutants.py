@@ -110,6 +110,14 @@ HEURISTIC = (
         ("test_search.py::test_budget_bounds_the_weight_of_every_leaf",),
     ),
     Mutant(
+        "held-back-everywhere",
+        "guidance counts as held back wherever it was held back at some other prefix",
+        "search/heuristic.py",
+        "is_held_back=tau < strength",
+        "is_held_back=tau <= strength",
+        ("test_search.py::test_a_proposal_says_at_which_prefixes_the_budget_lowered_the_guidance",),
+    ),
+    Mutant(
         "gain-sign-held-back",
         "the proposal prefers the worse children where the guidance is held back",
         "search/heuristic.py",
@@ -1148,8 +1156,8 @@ ROLLOUTS = (
         "same-problems-unguided",
         "the same problems are searched without guidance in every iteration",
         "rollout/generator.py",
-        "share = to_uniform(hash_with(seeds, torch.tensor(_UNGUIDED_STREAM",
-        "share = to_uniform(hash_with(problem_seeds(problems, seed, 0), torch.tensor(_UNGUIDED_STREAM",
+        "share = to_uniform(hash_with(seeds, torch.tensor(UNGUIDED_STREAM",
+        "share = to_uniform(hash_with(problem_seeds(problems, seed, 0), torch.tensor(UNGUIDED_STREAM",
         ("test_generator.py::test_a_share_of_the_problems_is_searched_without_guidance_anew_in_every_iteration",),
     ),
     Mutant(
@@ -1281,6 +1289,14 @@ EVALUATION = (
         "eval/decoding.py",
         "        unguided_fraction=0.0,\n",
         "",
+        ARMS,
+    ),
+    Mutant(
+        "forks-as-expanded",
+        "an arm's forks are reported as its expanded prefixes",
+        "eval/decoding.py",
+        '"expanded": self.expanded,',
+        '"expanded": self.forks,',
         ARMS,
     ),
     Mutant(

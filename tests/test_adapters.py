@@ -21,7 +21,7 @@ from tests.trees import trees_of, trees_of_rows
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.engine.fast_decode import is_supported
 from tinyzero_astar.model.adapters import add_adapters, merged
-from tinyzero_astar.model.model import load_policy
+from tinyzero_astar.model.model import Policy, load_policy
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 RANK = 3
@@ -184,8 +184,8 @@ def test_an_update_without_rows_has_every_name_and_only_rate_and_counts_are_know
 
 @torch.no_grad()
 def test_kl_to_base_survives_impossible_tokens():
-    policy, _ = adapted()
-    policy._never = torch.tensor([3])
+    plain, _ = adapted()
+    policy = Policy(plain.language_model, plain.eos_ids, 8, textless=(3,))
     assert torch.isfinite(policy.kl_to_base(trees_of_rows(IDS, 3))).all()
 
 

@@ -56,7 +56,7 @@ def test_memory_that_the_cache_was_given_is_not_read_before_it_is_written(
     """Memory may hold anything, NaN as well, of which 0 times is NaN."""
     if is_recorded:
         request.getfixturevalue("tape")
-    monkeypatch.setattr("tinyzero_astar.engine.slot_cache._CLEARED_AT_ONCE", at_once)
+    monkeypatch.setattr("tinyzero_astar.engine.slot_cache.CLEARED_AT_ONCE", at_once)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True)  # fills it with NaN
     try:

@@ -112,9 +112,10 @@ def settings_of(mode="gumbel", num_rollouts=3, depth=4, **changes):
 
 @torch.no_grad()
 def test_the_baseline_is_the_reward_that_the_value_model_promises(generator):
-    generator._reward = WeightedReward(RewardConfig(accuracy=2.0, format=0.5))
+    reward = WeightedReward(RewardConfig(accuracy=2.0, format=0.5))
+    other = Generator(partial(SlotDecoder, generator.policy), generator.tokenizer, generator.task, reward, 128)
     problems = generator.task.train_problems(0, 3)
-    found = generator.generate(problems, settings_of(), seed=0, iteration=0)
+    found = other.generate(problems, settings_of(), seed=0, iteration=0)
     for i, prompt in enumerate(found.prompts):
         for k in range(3):
             tokens = found.rollouts.tokens[i, k, : found.rollouts.length[i, k]].tolist()

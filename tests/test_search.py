@@ -22,7 +22,7 @@ from tests.oracles import (
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts, greedy_rollouts
 from tinyzero_astar.search.gumbel import gumbel_after, log_inclusion
-from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
+from tinyzero_astar.search.heuristic import f_score, propose, soft_value, tilt_of
 
 PLAIN = Guidance(strength=0.0)
 
@@ -430,6 +430,15 @@ def test_arguments_are_checked():
     for strength in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"^guidance strength .* must lie in \[0, 1\]"):
             Guidance(strength=strength)
+
+
+def test_a_proposal_says_at_which_prefixes_the_budget_lowered_the_guidance():
+    logp = torch.log(torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.9, 0.1]]))
+    child_rise = torch.tensor([[0.0, 3.0], [0.0, 0.0], [0.0, 3.0]])
+    strength, zero = torch.tensor([[1.0], [1.0], [0.0]]), torch.zeros(3, 1)
+    held = propose(logp, child_rise, zero, strength, 1.5)  # 0.9 + 0.1 e^3 = 2.9 > 1.5 at the first alone
+    assert held.is_held_back.tolist() == [[True], [False], [False]]
+    assert propose(logp, child_rise, zero, strength, 3.0).is_held_back is None
 
 
 def test_leaves_too_improbable_for_a_double_have_finite_weights():

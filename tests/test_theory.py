@@ -28,7 +28,7 @@ from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.interfaces import Batch, StepOutput
 from tinyzero_astar.model.model import TokenScores
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
-from tinyzero_astar.rollout.generator import _THINNING_STREAM
+from tinyzero_astar.rollout.generator import THINNING_STREAM
 from tinyzero_astar.rollout.thinning import thin_weights
 from tinyzero_astar.search import children, choosers
 from tinyzero_astar.search.gumbel import hash_with, to_uniform
@@ -250,7 +250,7 @@ def test_thinned_weights_are_unbiased(guidance):
     decoder = IndexedDecoder([table], NOISY)
     rollouts = gumbel(decoder, draws, k, guidance)
     # the generator's own uniform numbers: hashes of the same seeds that the search hashed
-    uniform = to_uniform(hash_with(torch.arange(draws)[:, None], torch.arange(k) + _THINNING_STREAM))
+    uniform = to_uniform(hash_with(torch.arange(draws)[:, None], torch.arange(k) + THINNING_STREAM))
     thinned = thin_weights(rollouts.weight, uniform, floor=floor)
     dropped = float((thinned == 0).double().mean())
     assert 0.1 < dropped < 0.9, f"{dropped} of the leaves dropped: nothing was tested"

@@ -81,6 +81,11 @@ class SlotDecoder:
         self.eos_ids = network.eos_ids
         self._network, self._max_new_tokens = network, max_new_tokens
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the slots of the search that was started last."""
+        return self._cache.num_bytes
+
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
         """See `interfaces.Decoder.start`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-_CLEARED_AT_ONCE = 16  # columns: memory is touched as far as a search gets, which is rarely to the depth limit
+CLEARED_AT_ONCE = 16  # columns: memory is touched as far as a search gets, which is rarely to the depth limit
 
 
 class SlotCache(Cache):
@@ -63,7 +63,7 @@ class SlotCache(Cache):
     def _clear(self, num_columns: int) -> None:
         """Zeros up to there: a masked column counts 0 times what it holds, and that must not be NaN."""
         if num_columns > self._num_cleared:
-            first, self._num_cleared = self._num_cleared, min(num_columns + _CLEARED_AT_ONCE, self.num_columns)
+            first, self._num_cleared = self._num_cleared, min(num_columns + CLEARED_AT_ONCE, self.num_columns)
             if self._buffer.numel() > 0:
                 self._buffer[..., first : self._num_cleared, :] = 0
 

@@ -24,7 +24,7 @@ from tinyzero_astar.search.gumbel import hash_number, hash_with, to_uniform
 from tinyzero_astar.search.heuristic import Guidance
 
 # keep the choice of unguided problems and of thinned leaves apart from the search noise
-_UNGUIDED_STREAM, _THINNING_STREAM = 0x5EED, 0x7417
+UNGUIDED_STREAM, THINNING_STREAM = 0x5EED, 0x7417
 
 
 class Generator:
@@ -54,7 +54,7 @@ class Generator:
     ) -> RewardedRollouts:
         """Search every problem; the noise is that of (seed, iteration, problem id)."""
         seeds = problem_seeds(problems, seed, iteration)
-        share = to_uniform(hash_with(seeds, torch.tensor(_UNGUIDED_STREAM, device="cpu")))
+        share = to_uniform(hash_with(seeds, torch.tensor(UNGUIDED_STREAM, device="cpu")))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance_strength)
         prompts, depth = self.encode(problems, settings.max_search_depth)
         rollouts = astar_rollouts(
@@ -110,7 +110,7 @@ class Generator:
         has_leaf = (rollouts.length > 0).double()
         uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)
         weight = torch.where(rollouts.weight.isnan(), uniform, rollouts.weight)
-        leaf = torch.arange(weight.shape[1], device="cpu") + _THINNING_STREAM
+        leaf = torch.arange(weight.shape[1], device="cpu") + THINNING_STREAM
         noise = to_uniform(hash_with(seeds[:, None], leaf)).to(weight.device)
         return RewardedRollouts(
             problems=list(problems),
