@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from tinyzero_astar.config import PRESETS, Config, SearchConfig
+from tinyzero_astar.data.tasks import make_problems
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
@@ -67,7 +68,7 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(file.read_text())
         return record
     config = configuration(arm, seed, args.iterations, args.model)
-    session = build(config, args.output, args.model, ConsoleLogger(), 0)
+    session = build(config, make_problems(config), args.output, args.model, ConsoleLogger(), 0)
     if arm == "guided_unweighted":
         weights = WeightedReward(config.reward)
         generator = Unweighted(

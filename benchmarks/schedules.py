@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.dive import dive_rollouts
-from tinyzero_astar.config import PRESETS
+from tinyzero_astar.config import PRESETS, DataConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Rollouts, StepOutput
@@ -186,7 +186,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
-    task = Multiplication(2, 2, 2000, seed=SEED, template="compact")
+    task = Multiplication(DataConfig(num_problems=2000), seed=SEED)
     result = {
         "problems": args.problems,
         "rounds": args.rounds,

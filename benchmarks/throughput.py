@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from tinyzero_astar.config import PRESETS, RewardConfig, SearchConfig, TrainConfig, ValueConfig
+from tinyzero_astar.config import PRESETS, DataConfig, RewardConfig, SearchConfig, TrainConfig, ValueConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.loading import end_tokens, load_language_model
@@ -55,7 +55,7 @@ class Bench:
         self.policy = Policy(self.model, end_tokens(self.model), self.config.value.hidden_size)
         # a value model with something to say, which the budget holds back at some prefix of most steps
         torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.3)
-        task = Multiplication(2, 2, 2000, seed=0, template="compact")
+        task = Multiplication(DataConfig(num_problems=2000), seed=0)
         self.generator = Generator(
             partial(SlotDecoder, self.policy), self.tokenizer, task, WeightedReward(RewardConfig()), 512
         )

@@ -1442,8 +1442,8 @@ RUNS = (
         "evaluated-as-the-preset",
         "a checkpoint is evaluated as the preset says where nothing is given",
         "run/start.py",
-        "config = with_fields_of(saved, config, names)",
-        "config = replace(with_fields_of(saved, config, names), eval=config.eval)",
+        "config = _pinned(with_fields_of(saved, config, names))",
+        "config = replace(_pinned(with_fields_of(saved, config, names)), eval=config.eval)",
         ("test_run.py::test_the_command_that_evaluates_again_gives_the_same_evaluation",),
     ),
     Mutant(
@@ -1901,9 +1901,9 @@ WIRING = (
     Mutant(
         "problems-without-seed",
         "which problems are asked does not depend on the run's seed",
-        "run/build.py",
-        "data.num_problems, seed=config.run.seed",
-        "data.num_problems, seed=0",
+        "data/tasks.py",
+        "make_task(config.data, config.run.seed)",
+        "make_task(config.data, 0)",
         TRAINS,
     ),
     Mutant(
@@ -1941,7 +1941,7 @@ WIRING = (
     Mutant(
         "room-for-one-more",
         "a prompt and its completion may be one token longer than max_seq_length",
-        "data/generation.py",
+        "data/text.py",
         "min(max_search_depth, max_seq_length - prompt_length)",
         "min(max_search_depth, max_seq_length - prompt_length + 1)",
         (f"test_end_to_end.py::{BOUNDED}[model.max_seq_length]",),

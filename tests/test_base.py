@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from recipes.embedded_base.corpus import documents, held_out_leaks, steps, transcript
+from recipes.embedded_base.corpus import PROMPT, documents, held_out_leaks, steps, transcript
 from recipes.embedded_base.make_base import TAGS
 from recipes.embedded_base.measure import measure
-from tinyzero_astar.data.generation import TEMPLATES, is_held_out
+from tinyzero_astar.data.generation import is_held_out
 from tinyzero_astar.model.loading import load_language_model, resolve_model
 
 BASE = Path(resolve_model("embedded"))
@@ -79,7 +79,7 @@ def test_most_transcripts_do_not_work_the_product_out():
 
 def test_tokenizer_survives_autotokenizer_with_single_digits_and_whole_tags():
     tokenizer = AutoTokenizer.from_pretrained(BASE)
-    text = TEMPLATES["compact"].format(a=23, b=45) + "23*4=92\n</think><answer>1035</answer> é 中 \n\n x"
+    text = PROMPT.format(a=23, b=45) + "23*4=92\n</think><answer>1035</answer> é 中 \n\n x"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
     pieces = [tokenizer.decode([i]) for i in ids]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.test_end_tokens import edited, load
-from tinyzero_astar.config import RewardConfig, SearchConfig
+from tinyzero_astar.config import DataConfig, RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.decoding import beam_search, best_beams, compare
@@ -23,7 +23,7 @@ ENDS = [319, *range(0, 300, 7)]  # many, so that beams end at every depth
 SETTINGS = SearchConfig(
     mode="gumbel", num_rollouts_per_problem=2, beam_width=3, max_search_depth=12, unguided_fraction=0.0, min_weight=0.0
 )
-TASK = Multiplication(2, 2, 40, seed=0, template="compact")
+TASK = Multiplication(DataConfig(num_problems=40), seed=0)
 HOSTILE = {
     "repetition_penalty": 1.1,
     "no_repeat_ngram_size": 3,

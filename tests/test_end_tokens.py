@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.oracles import Table, TableDecoder
-from tinyzero_astar.config import RewardConfig, SearchConfig
+from tinyzero_astar.config import DataConfig, RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.decoding import best_beams
@@ -131,7 +131,7 @@ def other_eos(tmp_path_factory):
 
 
 def completions(policy, tokenizer, mode):
-    task = Multiplication(2, 2, 40, seed=0, template="compact")
+    task = Multiplication(DataConfig(num_problems=40), seed=0)
     generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(RewardConfig()), 128)
     problems = task.train_problems(0, 4)
     if mode == "greedy":

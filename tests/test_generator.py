@@ -11,7 +11,7 @@ import torch
 
 from tests.decoding import shake_value_model
 from tests.oracles import Table, TableDecoder
-from tinyzero_astar.config import RewardConfig, SearchConfig
+from tinyzero_astar.config import DataConfig, RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.loading import load_language_model
@@ -47,7 +47,8 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
             rollouts=rollouts,
             texts=[],
             verdicts=[],
-            accuracy=accuracy,
+            accuracy=accuracy.round(),
+            grade=accuracy,
             format=form,
             reward=2 * accuracy - form,
             baseline=baseline,
@@ -89,7 +90,7 @@ def generator(tiny_base):
     model, tokenizer = load_language_model(str(tiny_base), torch.float32)
     torch.manual_seed(0)
     policy = shake_value_model(Policy(model.eval(), (tokenizer.eos_token_id,), 8))
-    task = Verifier(2, 2, 80, seed=0, template="compact")
+    task = Verifier(DataConfig(num_problems=80), seed=0)
     task.asked = []
     generator = Generator(partial(SlotDecoder, policy), tokenizer, task, WeightedReward(RewardConfig()), 128)
     generator.policy, generator.tokenizer, generator.task = policy, tokenizer, task

@@ -43,7 +43,17 @@ class Verdict:
     format: bool  # exactly one well-formed think/answer pair, at the end
     answer: Any  # what was parsed, in a form that JSON can hold; None when the format is wrong
     reason: str  # one phrase, for logs: why the verdict is what it is
-    score: float | None = None  # reward in [0, 1] of a task that grades; None: accuracy counts
+    score: float | None = None  # in [0, 1], of a task that grades; None: accuracy counts
+
+    def __post_init__(self) -> None:
+        """Refuse a score that no probability could predict."""
+        if self.score is not None and not 0 <= self.score <= 1:
+            raise ValueError(f"a verdict's score must lie between 0 and 1, got {self.score}")
+
+    @property
+    def grade(self) -> float:
+        """What the completion is worth before weights, in [0, 1]."""
+        return float(self.accuracy) if self.score is None else self.score
 
 
 class Task(Protocol):
@@ -193,7 +203,7 @@ class Batch:
     tokens: Tensor  # [B, T] the completions
     is_token: Tensor  # [B, T] True at generated tokens
     weight: Tensor  # [B] inclusion weights; sum to about 1 per problem
-    accuracy: Tensor  # [B] accuracy reward, 0 or 1
+    accuracy: Tensor  # [B] accuracy reward, 0 or 1, or a grade between
     format: Tensor  # [B] format reward, 0 or 1
     reward: Tensor  # [B] what the policy is trained on, a weighted sum of the two
     logp_old: Tensor  # [B, T] log pi before the update, as the search recorded it

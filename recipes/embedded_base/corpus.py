@@ -16,9 +16,10 @@ import re
 from collections.abc import Callable, Iterator
 from itertools import combinations_with_replacement
 
-from tinyzero_astar.data.generation import TEMPLATES, is_held_out
+from tinyzero_astar.data.generation import ASKED, is_held_out
+from tinyzero_astar.data.questions import TEMPLATES
 
-PROMPT = TEMPLATES["compact"]
+PROMPT = TEMPLATES["compact"].format(ASKED["compact"])
 _MUSINGS = (
     "let me see",
     "hm",

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from tinyzero_astar.config import PRESETS, RewardConfig
+from tinyzero_astar.config import PRESETS, DataConfig, RewardConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.evaluate import evaluate
@@ -23,7 +23,7 @@ def measure(model_name: str, num_problems: int, num_samples: int) -> dict[str, f
     config = PRESETS["tiny"]
     model, tokenizer = load_language_model(model_name, torch.float32)
     policy = Policy(model, end_tokens(model), config.value.hidden_size)
-    task = Multiplication(2, 2, 1, seed=0, template="compact")
+    task = Multiplication(DataConfig(num_problems=1), seed=0)
     generator = Generator(
         partial(SlotDecoder, policy), tokenizer, task, WeightedReward(RewardConfig()), config.model.max_seq_length
     )

@@ -1,5 +1,7 @@
 """Ask a trained model one question and see the search tree: `python -m tinyzero_astar solve "37*84"`.
 
+Any question of the task that the checkpoint was trained on.
+
 The search is the literal A* (best_first): the open prefix with the largest f = g + h is extended first.
 """
 
@@ -7,33 +9,37 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tinyzero_astar.config import PRESETS, Config, from_dict
+from tinyzero_astar.config import PRESETS, Config, from_dict, with_task_moved
 from tinyzero_astar.run.folder import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, printable
 
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
 
 if TYPE_CHECKING:
-    from tinyzero_astar.interfaces import TraceNode
+    from transformers import PreTrainedTokenizerBase
+
+    from tinyzero_astar.interfaces import Problem, Rollouts, Task, TraceNode
+    from tinyzero_astar.model.model import Policy
 
 
 @dataclass(frozen=True)
 class Solve:
-    """Answer one product and show how it was found."""
+    """Answer one question and show how it was found."""
 
     problem: tyro.conf.Positional[str]
-    """Two positive integers of at most 6 digits, as in 37*84."""
+    """A question as the task writes it; for multiplication two positive integers of at most 6 digits, as in 37*84."""
     checkpoint: Path | None = None
     """Checkpoint folder, or that of a run for its newest one; default: the embedded base, its value model untrained."""
+    task: Annotated[str | None, tyro.conf.arg(name="data.task")] = None
+    """What is asked, where there is no checkpoint; with one, where the file of its task lies if it has moved."""
     beam_width: int = 8
     """Size of the open list."""
     inverse_beta: float = 3.0
@@ -50,9 +56,9 @@ def solve_main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     try:
         options = tyro.cli(Solve, prog="python -m tinyzero_astar solve", args=list(argv))
-        operands = _parse(options)
+        _check(options)
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
-        trace = _search(options, operands, folder)
+        trace = _solve(options, folder)
     except ValueError as error:
         return complain(error)
     except FloatingPointError as error:
@@ -66,61 +72,89 @@ def solve_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parse(options: Solve) -> tuple[int, int]:
-    match = re.fullmatch(r"\s*([1-9][0-9]{0,5})\s*[*x×]\s*([1-9][0-9]{0,5})\s*", options.problem, re.ASCII)
-    if match is None:
-        raise ValueError(
-            f"problem {options.problem[:80]!r} is not a product of two positive integers of at most 6 digits;"
-            ' write it as "37*84"'
-        )
+def _check(options: Solve) -> None:
     if options.beam_width < 1 or options.max_nodes < 1 or not 0 <= options.inverse_beta <= 20:
         raise ValueError(
             f"beam_width {options.beam_width} and max_nodes {options.max_nodes} must be at least 1, inverse_beta"
             f" {options.inverse_beta} between 0 and 20"
         )
-    return int(match[1]), int(match[2])
 
 
-def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> dict[str, Any]:
+def _solve(options: Solve, folder: Path | None) -> dict[str, Any]:
+    import torch
+
+    from tinyzero_astar.data.tasks import make_task, pinned
+
+    torch.set_num_threads(1)  # one problem: threads would only wait for each other
+    config = _config(options, folder)
+    task = make_task(replace(pinned(config.data), num_problems=1), config.run.seed)  # none are trained on
+    problem = task.ask(options.problem)
+    policy, tokenizer = _load(config, folder, options.device)
+    prompt, depth = _encode(config, folder, problem, tokenizer)
+    nodes: list[TraceNode] = []
+    rollouts = _search(options, policy, prompt, depth, nodes)
+    return _trace(options, problem, task, tokenizer, rollouts) | {"nodes": _described(nodes, problem, tokenizer)}
+
+
+def _config(options: Solve, folder: Path | None) -> Config:
+    """That of the checkpoint, or of the preset that the base belongs to."""
+    from tinyzero_astar.run.checkpoint import read_state
+
+    if folder is not None:
+        saved = from_dict(read_state(folder)["config"], f"checkpoint {folder}")
+        return saved if options.task is None else with_task_moved(saved, options.task)
+    config = PRESETS["tiny"]
+    return config if options.task is None else replace(config, data=replace(config.data, task=options.task))
+
+
+def _load(config: Config, folder: Path | None, device: str) -> tuple[Policy, PreTrainedTokenizerBase]:
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from tinyzero_astar.data.answers import verify_integer
-    from tinyzero_astar.data.generation import TEMPLATES, room_after
-    from tinyzero_astar.engine.decoder import SlotDecoder
     from tinyzero_astar.model.model import load_policy
     from tinyzero_astar.resources.machine import choose_device
-    from tinyzero_astar.rollout.astar_search import astar_rollouts
-    from tinyzero_astar.run.checkpoint import load_trainer, read_state
-    from tinyzero_astar.search.heuristic import Guidance
+    from tinyzero_astar.run.checkpoint import load_trainer
 
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(1)  # one problem: threads would only wait for each other
-    config: Config = PRESETS["tiny"]
-    if folder is not None:
-        config = from_dict(read_state(folder)["config"], f"checkpoint {folder}")
-    source = config.model.model_name if folder is None else str(folder)
     policy, tokenizer = load_policy(
-        source,
+        config.model.model_name if folder is None else str(folder),
         dtype=getattr(torch, config.model.dtype),
-        device=choose_device(options.device),
+        device=choose_device(device),
         value_hidden_size=config.value.hidden_size,
         max_length=config.model.max_seq_length,
         say=lambda text: print(printable(text), file=sys.stderr),  # stdout may be JSON
     )
     if folder is not None:
         load_trainer(folder, policy, {})
-    a, b = operands
-    prompt = TEMPLATES[config.data.template].format(a=a, b=b)
-    ids = list(tokenizer(prompt)["input_ids"])
+    return policy, tokenizer
+
+
+def _encode(
+    config: Config, folder: Path | None, problem: Problem, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], int]:
+    """The prompt as tokens, and how many more there is room for."""
+    from tinyzero_astar.data.text import prompt_tokens, room_after, text_fault
+
+    source = config.model.model_name if folder is None else folder
+    if (fault := text_fault(tokenizer, [problem.prompt])) is not None:
+        raise ValueError(f"{source}: the {fault}")
+    prompt = prompt_tokens(tokenizer, [problem.prompt])[0]
     try:
-        depth = room_after(len(ids), config.model.max_seq_length, config.search.max_search_depth)
+        return prompt, room_after(len(prompt), config.model.max_seq_length, config.search.max_search_depth)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    nodes: list[TraceNode] = []
-    rollouts = astar_rollouts(
+
+
+def _search(options: Solve, policy: Policy, prompt: list[int], depth: int, nodes: list[TraceNode]) -> Rollouts:
+    import torch
+
+    from tinyzero_astar.engine.decoder import SlotDecoder
+    from tinyzero_astar.rollout.astar_search import astar_rollouts
+    from tinyzero_astar.search.heuristic import Guidance
+
+    return astar_rollouts(
         SlotDecoder(policy, depth),
-        [ids],
+        [prompt],
         seeds=torch.zeros(1, dtype=torch.int64),
         num_rollouts=1,
         beam_width=options.beam_width,
@@ -129,15 +163,19 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
         guidance=Guidance(inverse_beta=options.inverse_beta, cap=None),
         trace=nodes,
     )
+
+
+def _trace(
+    options: Solve, problem: Problem, task: Task, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts
+) -> dict[str, Any]:
     is_finished = bool(rollouts.is_finished[0, 0])
     length = int(rollouts.length[0, 0]) - int(is_finished)
     completion = tokenizer.decode(rollouts.tokens[0, 0, :length])
-    verdict = verify_integer(completion, a * b, is_finished)
-    stats = {f.name: int(getattr(rollouts.stats, f.name)[0]) for f in dataclasses.fields(rollouts.stats)}
+    verdict = task.verify(problem, completion, is_finished)
     return {
         "version": 1,
-        "problem": f"{a}*{b}",
-        "prompt": prompt,
+        "problem": problem.text,
+        "prompt": problem.prompt,
         "mode": "best_first",
         "beam_width": options.beam_width,
         "inverse_beta": options.inverse_beta,
@@ -146,15 +184,20 @@ def _search(options: Solve, operands: tuple[int, int], folder: Path | None) -> d
         "answer": verdict.answer,
         "correct": verdict.accuracy,
         "verdict": str(verdict.reason),
-        "stats": stats,
-        "nodes": [
-            {
-                **{f.name: getattr(n, f.name) for f in dataclasses.fields(n) if f.name != "problem"},
-                "text": prompt if n.token < 0 else tokenizer.decode([n.token]),
-            }
-            for n in nodes
-        ],
+        "stats": {f.name: int(getattr(rollouts.stats, f.name)[0]) for f in dataclasses.fields(rollouts.stats)},
     }
+
+
+def _described(
+    nodes: Sequence[TraceNode], problem: Problem, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    return [
+        {
+            **{f.name: getattr(n, f.name) for f in dataclasses.fields(n) if f.name != "problem"},
+            "text": problem.prompt if n.token < 0 else tokenizer.decode([n.token]),
+        }
+        for n in nodes
+    ]
 
 
 def _show(trace: dict[str, Any], max_nodes: int) -> None:
@@ -198,9 +241,9 @@ def _show(trace: dict[str, Any], max_nodes: int) -> None:
             place = branch if len(below) == 1 else branch.add("[dim]fork[/]") if n is not below[0] else branch
             place.add(label(n))
             stack.append((n["node"], place))
-    console.print(f"[bold]{trace['problem']}[/]")
+    console.print(f"[bold]{safe(trace['problem'])}[/]")
     console.print(safe(trace["completion"]))
-    console.print(f"answer [bold]{trace['answer']}[/]  ({safe(trace['verdict'])})")
+    console.print(f"answer [bold]{safe(str(trace['answer']))}[/]  ({safe(trace['verdict'])})")
     hidden = len(nodes) - len(shown)
     console.print(tree)
     stats = trace["stats"]

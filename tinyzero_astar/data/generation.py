@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from tinyzero_astar.config import DataConfig
@@ -24,7 +24,10 @@ from tinyzero_astar.interfaces import Problem, Verdict
 
 MAX_DIGITS = 6  # of a factor
 _ID_BASE = 1_000_000  # above every factor
-_ASKED = {"conversation": "What is {a} * {b}?", "compact": "{a}*{b}=?"}
+ASKED = {  # how a product is put to the model, by template
+    "conversation": "What is {a} * {b}?",
+    "compact": "{a}*{b}=?",
+}
 _WRITTEN = re.compile(r"\s*([1-9][0-9]{0,5})\s*[*x×]\s*([1-9][0-9]{0,5})\s*", re.ASCII)
 _PREFACE = (
     "The user asks a question about arithmetic and the assistant works it out. The assistant"
@@ -32,25 +35,6 @@ _PREFACE = (
     " nothing but the final integer between <answer> and </answer>, as in <answer>42</answer>,"
     " and stops.\n"
 )
-overlap = questions.overlap  # until the last caller has followed
-TEMPLATES = {
-    name: (_PREFACE if name == "conversation" else "") + questions.TEMPLATES[name].format(asked)
-    for name, asked in _ASKED.items()
-}
-
-
-def room_after(prompt_length: int, max_seq_length: int, max_search_depth: int) -> int:
-    """Tokens that a completion may have after a prompt of `prompt_length` tokens, up to `max_search_depth`.
-
-    Raises:
-        ValueError: there is no room.
-    """
-    if prompt_length >= max_seq_length:
-        raise ValueError(
-            f"max_seq_length {max_seq_length} leaves no room after a prompt of {prompt_length} tokens:"
-            f" raise it to {prompt_length + max_search_depth} for completions of max_search_depth tokens"
-        )
-    return min(max_search_depth, max_seq_length - prompt_length)
 
 
 def key_of(a: int, b: int) -> str:
@@ -84,9 +68,7 @@ class Multiplication(QuestionTask):
     preface = _PREFACE
     more = " or raise max_digits"
 
-    def __init__(self, data: DataConfig | int, *old: int, seed: int, template: str = "compact") -> None:
-        if isinstance(data, int):  # the arguments of before, until the last caller has followed
-            data = DataConfig(min_digits=data, max_digits=old[0], num_problems=old[1], template=template)  # type: ignore[arg-type]
+    def __init__(self, data: DataConfig, seed: int) -> None:
         self.digits = (
             _digits("", data.min_digits, data.max_digits),
             _digits(
@@ -133,12 +115,8 @@ class Multiplication(QuestionTask):
 
     def _question(self, a: int, b: int) -> Question:
         text = f"{a}*{b}"
-        asked = _ASKED[self.data.template].format(a=a, b=b)
+        asked = ASKED[self.data.template].format(a=a, b=b)
         return Question(asked, a * b, text, key_of(a, b), worked=f"{text}={a * b}")
-
-    def shortest_right(self, problems: Sequence[Problem]) -> str:
-        """A completion that is right for one of the problems; none that is right has fewer letters."""
-        return f"</think><answer>{min(problem.answer for problem in problems)}</answer>"
 
 
 def _factors(question: Question) -> tuple[int, int]:

@@ -192,7 +192,7 @@ class QuestionTask:
         Raises:
             ValueError: it is none of them; says how one is written.
         """
-        sides = (self._side(self._training_name, False, _TEXT), self._held_out())
+        sides = (self._training_side(), self._held_out())
         for question in chain.from_iterable(islice(side, _ASKABLE) for side in sides):
             if question.text == text.strip():
                 return self.problem(question)
@@ -208,15 +208,11 @@ class QuestionTask:
         self._asked[number] = question
         return Problem(number, self._prompt(question), question.text, question.answer, question.key)
 
-    @property
-    def _training_name(self) -> str:
-        return f"{self.seed} training set"
-
     @cached_property
     def _training_set(self) -> tuple[Question, ...]:
         wanted = self.data.num_problems
         _check_count("num_problems", wanted)
-        found = tuple(islice(self._side(self._training_name, False, _TEXT), wanted))
+        found = tuple(islice(self._training_side(), wanted))
         if len(found) < wanted:
             raise self._too_few("num_problems", wanted, len(found))
         return found
@@ -238,6 +234,9 @@ class QuestionTask:
                     f" right by the task's own verifier ({verdict.reason}): {question.example[:80]!r}"
                 )
         return found
+
+    def _training_side(self) -> Iterator[Question]:
+        return self._side(f"{self.seed} training set", False, _TEXT)
 
     def _held_out(self) -> Iterator[Question]:
         return map(self.held_out_form, self._side(self.held_out_name(), True, _KEY))

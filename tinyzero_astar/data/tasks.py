@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinyzero_astar.config import DataConfig
+from tinyzero_astar.config import Config, DataConfig
 from tinyzero_astar.data import own
 from tinyzero_astar.data.countdown import Countdown
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.data.questions import QuestionTask
 from tinyzero_astar.data.table import is_table
-from tinyzero_astar.interfaces import Task
+from tinyzero_astar.interfaces import Problem, Task
 
 TASKS: dict[str, type[QuestionTask]] = {"multiplication": Multiplication, "countdown": Countdown}
 
@@ -28,13 +28,39 @@ def make_task(data: DataConfig, seed: int) -> Task:
             f"reward_function {data.reward_function} judges tables, and data.task {data.task!r} is none: give"
             f" --data.task FILE.jsonl, or leave it out"
         )
-    task = TASKS[data.task](data, seed=seed) if data.task in TASKS else own.make_own_task(data, seed)
+    task = TASKS[data.task](data, seed) if data.task in TASKS else own.make_own_task(data, seed)
     if task is None:
         raise ValueError(
             f"data.task {data.task!r} is unknown; choose one of: {', '.join(sorted(TASKS))}, or bring your own as"
             f" {own.FORMS}"
         )
     return task
+
+
+@dataclass(frozen=True)
+class Problems:
+    """A task and all the problems of a run."""
+
+    task: Task
+    train: list[Problem]
+    held_out: list[Problem]
+
+    @property
+    def prompts(self) -> list[str]:
+        """All that the model may be given to continue."""
+        return [problem.prompt for problem in [*self.train, *self.held_out]]
+
+
+def make_problems(config: Config) -> Problems:
+    """The problems of a run.
+
+    Raises:
+        ValueError: the task is unknown, refuses its settings, or has too few problems.
+    """
+    task = make_task(config.data, config.run.seed)
+    return Problems(
+        task, task.train_problems(0, config.data.num_problems), task.held_out_problems(config.eval.num_problems)
+    )
 
 
 def pinned(data: DataConfig) -> DataConfig:

@@ -1,15 +1,47 @@
-"""What a tokenizer must do with the texts of a task."""
+"""How the texts of a task become tokens, and what a tokenizer must do with them."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedTokenizerBase
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from tinyzero_astar.interfaces import END_OF_EXAMPLE
+
+if TYPE_CHECKING:  # seconds
+    from transformers import PreTrainedTokenizerBase
 
 
-def text_fault(tokenizer: PreTrainedTokenizerBase, text: str) -> str | None:
-    """What is wrong with a tokenizer that does not give a text back, in words; None when it does."""
-    back = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if back == text:
-        return None
-    return (
-        f"tokenizer does not give texts back as they were: {text!r} becomes {back!r}; use a model whose tokenizer does"
-    )
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    """Prompts as tokens; each worked example in them ends with the tokenizer's end token, as a completion would."""
+    texts = [prompt.replace(END_OF_EXAMPLE, str(tokenizer.eos_token)) for prompt in prompts]
+    return [list(ids) for ids in tokenizer(texts)["input_ids"]]
+
+
+def room_after(prompt_length: int, max_seq_length: int, max_search_depth: int) -> int:
+    """Tokens that a completion may have after a prompt of `prompt_length` tokens, up to `max_search_depth`.
+
+    Raises:
+        ValueError: there is no room.
+    """
+    if prompt_length >= max_seq_length:
+        raise ValueError(
+            f"max_seq_length {max_seq_length} leaves no room after a prompt of {prompt_length} tokens:"
+            f" raise it to {prompt_length + max_search_depth} for completions of max_search_depth tokens"
+        )
+    return min(max_search_depth, max_seq_length - prompt_length)
+
+
+def text_fault(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
+    """What is wrong with a tokenizer that does not give texts back, in words; None when it does.
+
+    The place where a worked example ends is left out: it holds no text.
+    """
+    pieces = list(dict.fromkeys(piece for text in texts for piece in text.split(END_OF_EXAMPLE)))
+    ids = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    for piece, back in zip(pieces, tokenizer.batch_decode(ids), strict=True):
+        if back != piece:
+            return (
+                f"tokenizer does not give texts back as they were: {piece!r} becomes {back!r}; use a model whose"
+                " tokenizer does"
+            )
+    return None

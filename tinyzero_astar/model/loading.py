@@ -146,7 +146,7 @@ def read_config(
 def _read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
     with _DamageInOneSentence(name, folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        fault = text_fault(tokenizer, _PROBE)
+        fault = text_fault(tokenizer, [_PROBE])
         count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")

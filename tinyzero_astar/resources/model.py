@@ -5,14 +5,15 @@ transformers and the hub's client are imported only where a model has to be look
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tinyzero_astar.config import Config, ModelConfig
-from tinyzero_astar.data.generation import TEMPLATES, room_after
+from tinyzero_astar.data.tasks import make_problems
+from tinyzero_astar.data.text import prompt_tokens, room_after
 from tinyzero_astar.resources.known import known_shapes
 from tinyzero_astar.resources.workload import Shapes
 
@@ -47,14 +48,18 @@ def check_options(config: Config, device: torch.device) -> None:
 
 
 def read_model(config: Config, say: Callable[[str], None] = print) -> Model:
-    """Shapes and prompts of the model of a run.
+    """Shapes and longest prompt of the model of a run.
 
     Raises:
-        ValueError: there is no such model, it cannot be used, or its longest prompt leaves no room for a completion.
+        ValueError: there is no such model, it cannot be used, its longest prompt leaves no room for a completion, or
+            there are no such problems.
     """
-    largest = 10**config.data.max_digits - 1
-    prompt = TEMPLATES[config.data.template].format(a=largest, b=largest)
-    estimated = -(-len(prompt) // _LETTERS_PER_TOKEN)
+    return model_for(config, make_problems(config).prompts, say)
+
+
+def model_for(config: Config, prompts: Sequence[str], say: Callable[[str], None]) -> Model:
+    """The same, where the run's prompts are known."""
+    estimated = -(-max(map(len, prompts)) // _LETTERS_PER_TOKEN)
     if (shapes := _known(config.model)) is not None:
         return Model(shapes, estimated, True)
     from transformers.utils import logging as transformers_logging
@@ -66,7 +71,7 @@ def read_model(config: Config, say: Callable[[str], None] = print) -> Model:
     hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)
     if tokenizer is None:
         return Model(shapes_of(hf_config), estimated, True)
-    length = len(tokenizer(prompt)["input_ids"])
+    length = max(map(len, prompt_tokens(tokenizer, prompts)))
     room_after(length, config.model.max_seq_length, config.search.max_search_depth)  # or refuses
     return Model(shapes_of(hf_config), length, False)
 

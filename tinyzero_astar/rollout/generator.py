@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tinyzero_astar.config import SearchConfig
-from tinyzero_astar.data.generation import room_after
-from tinyzero_astar.data.text import text_fault
+from tinyzero_astar.data.text import prompt_tokens, room_after
 from tinyzero_astar.interfaces import Decoder, Problem, Reward, Rollouts, Task
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.records import RewardedRollouts
@@ -79,11 +78,9 @@ class Generator:
         """The prompts as tokens, and how many more tokens the longest leaves room for, up to a limit.
 
         Raises:
-            ValueError: there is no room, or the tokenizer loses something of the first prompt, as it would of all.
+            ValueError: there is no room.
         """
-        if (fault := text_fault(self._tokenizer, problems[0].prompt)) is not None:
-            raise ValueError(f"the {fault}")
-        prompts = [list(ids) for ids in self._tokenizer([p.prompt for p in problems])["input_ids"]]
+        prompts = prompt_tokens(self._tokenizer, [problem.prompt for problem in problems])
         return prompts, room_after(max(len(p) for p in prompts), self._max_seq_length, max_search_depth)
 
     def _judge(
@@ -119,6 +116,7 @@ class Generator:
             texts=texts,
             verdicts=verdicts,
             accuracy=table([[float(v.accuracy) for v in row] for row in verdicts]),
+            grade=table([[v.grade for v in row] for row in verdicts]),
             format=table([[float(v.format) for v in row] for row in verdicts]),
             reward=table([[self._reward(v) for v in row] for row in verdicts]),
             baseline=self._reward.expected(rollouts.value, rollouts.format_value),

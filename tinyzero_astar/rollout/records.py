@@ -25,6 +25,7 @@ class RewardedRollouts:
     texts: list[list[str]]
     verdicts: list[list[Verdict]]
     accuracy: Tensor
+    grade: Tensor  # accuracy, or what a task that grades said instead; what the value model predicts
     format: Tensor
     reward: Tensor
     baseline: Tensor  # [P, K, T] V before each token in units of reward: what the value model promises of both rewards

@@ -13,11 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.config import Config, SearchConfig
-from tinyzero_astar.data.generation import Multiplication, overlap
+from tinyzero_astar.data.answers import THINK_END
+from tinyzero_astar.data.questions import overlap
+from tinyzero_astar.data.tasks import Problems
+from tinyzero_astar.data.text import text_fault
 from tinyzero_astar.distributed import agree, is_distributed, world_size
 from tinyzero_astar.engine.cuda_graphs import CudaGraphs
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.interfaces import Algorithm, Problem
+from tinyzero_astar.interfaces import Algorithm, Problem, Task
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import Policy, load_policy
@@ -42,7 +45,7 @@ class Session:
     folder: Path
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
-    task: Multiplication
+    task: Task
     held_out: list[Problem]
     generator: Generator
     search: SearchConfig  # with the depth that the longest prompt allows
@@ -53,28 +56,39 @@ class Session:
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
 
 
-def build(config: Config, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int) -> Session:
-    """Everything a run needs; `model_source` is the model name or a checkpoint folder."""
+def build(
+    config: Config, problems: Problems, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int
+) -> Session:
+    """Everything a run needs; `model_source` is the model name or a checkpoint folder.
+
+    Raises:
+        ValueError: the model cannot be had, this machine cannot do what is asked of it, or the problems do not suit the
+            model's tokenizer.
+    """
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.run.seed)
     threads = _set_threads(config.run.num_threads, console)
-    task, training_set, held_out = _task(config, console)
+    console.say(
+        f"{len(problems.train):,} training problems, {len(problems.held_out):,} held out,"
+        f" {overlap(problems.train, problems.held_out)} on both sides"
+    )
     policy, tokenizer = _policy(config, model_source, threads, console)
     if config.search.mode == "best_first":
         console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
-    generator = Generator(
-        partial(SlotDecoder, policy), tokenizer, task, WeightedReward(config.reward), config.model.max_seq_length
-    )
-    _, depth = generator.encode([*training_set, *held_out], config.search.max_search_depth)  # or refuses the prompts
-    shortest = tokenizer(task.shortest_right(training_set), add_special_tokens=False)["input_ids"]
-    _warn_of_depth(config, depth, len(shortest), console)
+    if (fault := text_fault(tokenizer, problems.prompts)) is not None:
+        raise ValueError(f"the {fault}")
+    decoder_fn, reward = partial(SlotDecoder, policy), WeightedReward(config.reward)
+    generator = Generator(decoder_fn, tokenizer, problems.task, reward, config.model.max_seq_length)
+    # or it refuses the prompts
+    _, depth = generator.encode([*problems.train, *problems.held_out], config.search.max_search_depth)
+    _warn_of_depth(config, depth, *_example_lengths(problems, tokenizer), console)
     return Session(
         config=config,
         folder=folder,
         policy=policy,
         tokenizer=tokenizer,
-        task=task,
-        held_out=held_out,
+        task=problems.task,
+        held_out=problems.held_out,
         generator=generator,
         search=_search(config, depth),
         updater=Updater(policy, _algorithm(config), config.train, config.value),
@@ -82,25 +96,6 @@ def build(config: Config, folder: Path, model_source: str, console: ConsoleLogge
         first_iteration=first_iteration,
         history=[],
     )
-
-
-def _task(config: Config, console: ConsoleLogger) -> tuple[Multiplication, list[Problem], list[Problem]]:
-    """The task with its training set and its held-out problems.
-
-    Raises:
-        ValueError: there are not so many problems.
-    """
-    data = config.data
-    task = Multiplication(
-        data.min_digits, data.max_digits, data.num_problems, seed=config.run.seed, template=data.template
-    )
-    held_out = task.held_out_problems(config.eval.num_problems)
-    training_set = task.train_problems(0, data.num_problems)
-    console.say(
-        f"{len(training_set):,} training problems, {len(held_out):,} held out,"
-        f" {overlap(training_set, held_out)} operand pairs on both sides"
-    )
-    return task, training_set, held_out
 
 
 def _policy(
@@ -155,13 +150,23 @@ def _algorithm(config: Config) -> Algorithm:
     return AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
 
 
-def _warn_of_depth(config: Config, depth: int, num_right: int, console: ConsoleLogger) -> None:
+def _example_lengths(problems: Problems, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Tokens of the worked example with the shortest answer, and of its end, from </think> to the end token."""
+    examples = [problems.task.example(problem) for problem in problems.train]
+    answers = [example[example.rindex(THINK_END) :] for example in examples]
+    both = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (examples, answers))
+    answer, example = min((len(a) + 1, len(e) + 1) for e, a in zip(*both, strict=True))
+    return example, answer
+
+
+def _warn_of_depth(config: Config, depth: int, example: int, answer: int, console: ConsoleLogger) -> None:
     """Say when completions of at most `depth` tokens are fewer than asked for, or cannot be right.
 
     Args:
         config: of the run.
         depth: tokens that the longest prompt leaves.
-        num_right: tokens of the shortest right completion, without its end token.
+        example: tokens of a worked example.
+        answer: how many of these are its answer, from </think> on.
         console: where to say it.
     """
     if depth < config.search.max_search_depth:
@@ -169,10 +174,10 @@ def _warn_of_depth(config: Config, depth: int, num_right: int, console: ConsoleL
             f"max_seq_length {config.model.max_seq_length} leaves {counted(depth, 'token')} after the longest prompt,"
             f" less than max_search_depth {config.search.max_search_depth}"
         )
-    if depth < num_right + 1:
+    if depth < answer:
         console.warn(
-            f"completions of at most {counted(depth, 'token')} cannot be right: the shortest right one has"
-            f" {num_right + 1}; raise max_search_depth or max_seq_length"
+            f"completions of at most {counted(depth, 'token')} cannot be right: a worked example of the task has"
+            f" {counted(example, 'token')}, {answer} of them for the answer; raise max_search_depth or max_seq_length"
         )
 
 

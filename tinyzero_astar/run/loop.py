@@ -174,7 +174,7 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
     metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward, is_weighted=search.mode != "best_first")
-    metrics |= heuristic_quality(rollouts, accuracy, weight, inverse_beta)
+    metrics |= heuristic_quality(rollouts, rewarded.grade, weight, inverse_beta)
     metrics["heuristic/bellman_residual"] = residual
     has_leaf = rollouts.length > 0  # a search may end with fewer leaves than were asked for
     metrics |= {
@@ -268,7 +268,7 @@ def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) 
         {
             "iteration": iteration,
             "problem": problem.text,
-            "answer": problem.answer,
+            "answer": _in_json(problem.answer),
             "completion": text,
             "accuracy": verdict.accuracy,
             "format": verdict.format,
@@ -284,6 +284,11 @@ def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) 
     for i in range(min(_NUM_SHOWN, len(rewarded.problems))):
         verdict = rewarded.verdicts[i][0]
         session.console.sample(rewarded.problems[i].text, rewarded.texts[i][0], str(verdict.reason))
+
+
+def _in_json(answer: Any) -> int | str:
+    """The right answer of any task: an integer as it is, all else as text."""
+    return answer if type(answer) is int else str(answer)
 
 
 def _sound_alarms(session: Session, metrics: Mapping[str, Any]) -> list[str]:

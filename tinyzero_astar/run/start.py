@@ -18,13 +18,15 @@ from tinyzero_astar.config import (
     from_dict,
     to_json,
     with_fields_of,
+    with_task_moved,
 )
+from tinyzero_astar.data.tasks import Problems, make_problems, pinned
 from tinyzero_astar.distributed import agree, from_main, is_main, world_size
 from tinyzero_astar.files import replace_text
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.resources.advice import disk_advice, memory_advice
 from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory
-from tinyzero_astar.resources.model import check_options, read_model
+from tinyzero_astar.resources.model import check_options, model_for
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run.build import Session, build, optimizers
 from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
@@ -55,6 +57,7 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
         ValueError: the folder, the model or the problems cannot be had.
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
+    config = _pinned(config)
     with ExitStack() as stack:
         folder = _made_by_main(lambda: stack.enter_context(fresh_run_folder(preset, output_dir)))
         session = _begin_run(config, folder)
@@ -73,17 +76,25 @@ def restart_run(config: Config, folder: Path) -> Session:
         ValueError: the model or the problems cannot be had.
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
-    session = _begin_run(config, folder)
+    session = _begin_run(_pinned(config), folder)
     write_for_all(folder, lambda: start_over(folder) if is_main() else None)
     session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
     return session
 
 
 def _begin_run(config: Config, folder: Path) -> Session:
-    console = _console()
+    console, problems = _console(), _problems(config)
     _prepare(folder)
-    _check_fit(config, config.model.model_name, folder, console)
-    return build(config, folder, config.model.model_name, console, 0)
+    _check_fit(config, problems, config.model.model_name, folder, console)
+    return build(config, problems, folder, config.model.model_name, console, 0)
+
+
+def _pinned(config: Config) -> Config:
+    return replace(config, data=agree(lambda: pinned(config.data)))
+
+
+def _problems(config: Config) -> Problems:
+    return agree(lambda: make_problems(config))
 
 
 def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Session:
@@ -93,10 +104,12 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
         ValueError: none can, or it or the records of the run do not fit.
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
-    console = _console()
+    console, config = _console(), _pinned(config)
     checkpoint = _made_by_main(lambda: _first_whole(checkpoints, console))
+    _check_same(config, _saved_config(checkpoint), folder, checkpoint)
+    problems = _problems(config)
     try:
-        return _continued(config, folder, checkpoint, console)
+        return _continued(config, problems, folder, checkpoint, console)
     except _DamagedError as error:  # found by loading alone
         others = checkpoints[checkpoints.index(checkpoint) + 1 :]
         if not others:
@@ -109,18 +122,21 @@ class _DamagedError(ValueError):
     """A checkpoint that cannot be loaded."""
 
 
-def _continued(config: Config, folder: Path, checkpoint: Path, console: ConsoleLogger) -> Session:
+def _saved_config(checkpoint: Path) -> Config:
+    return from_dict(read_state(checkpoint)["config"], f"checkpoint {checkpoint}")
+
+
+def _continued(config: Config, problems: Problems, folder: Path, checkpoint: Path, console: ConsoleLogger) -> Session:
     state = read_state(checkpoint)
     iteration = int(state["iteration"])
-    _check_same(config, from_dict(state["config"], f"checkpoint {checkpoint}"), folder, checkpoint)
     history, record = remembered_by(checkpoint, state)
     is_pending = from_main(agree(lambda: is_main() and check_complete(folder, iteration)))
     if not (folder / METRICS).exists():
         console.warn(f"{folder / METRICS} is missing: the run goes on without its earlier records")
     _prepare(folder)
     try:
-        _check_fit(config, str(checkpoint), folder, console)
-        session = build(config, folder, str(checkpoint), console, iteration)
+        _check_fit(config, problems, str(checkpoint), folder, console)
+        session = build(config, problems, folder, str(checkpoint), console, iteration)
         agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
     except ValueError as error:
         raise _DamagedError(str(error)) from error
@@ -169,12 +185,13 @@ def _check_usable(checkpoint: Path) -> None:
 def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:
     """Whether the run's configuration is what the checkpoint was trained with, but for what may change.
 
-    That includes the name of the base model, which is not needed any more and may have moved.
+    That includes the name of the base model, which is not needed any more and may have moved, and where the file of the
+    task lies, which is known again by its digest.
 
     Raises:
         ValueError: names the fields that differ.
     """
-    may_change = {*FREE_ON_RESUME, "model.model_name"}
+    may_change = {*FREE_ON_RESUME, "model.model_name", *(["data.task"] if config.data.task_sha256 else [])}
     if changed := [name for name in differences(config, saved) if name not in may_change]:
         section, key = changed[0].split(".")
         own, other = (getattr(getattr(c, section), key) for c in (config, saved))
@@ -189,6 +206,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
     """A session that only evaluates: a checkpoint with its own configuration, or the base model.
 
     A checkpoint is evaluated as in its run, but for the fields of section `eval` that are `given` on the command line.
+    Where the file of its task lies may be given too.
 
     Raises:
         ValueError: the checkpoint, the model or the problems cannot be had, or its configuration does not fit what is
@@ -196,23 +214,26 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
     """
     console = _console()
     if checkpoint is None:
-        session = build(config, Path(), config.model.model_name, console, 0)  # first: it may refuse
+        # first: it may refuse
+        session = build(config, _problems(config), Path(), config.model.model_name, console, 0)
         return session, _made_by_main(lambda: new_run_folder("evaluation", None))
     state = read_state(checkpoint)
-    saved = from_dict(state["config"], f"checkpoint {checkpoint}")
+    saved = _saved_config(checkpoint)
+    if "data.task" in given:
+        saved = with_task_moved(saved, config.data.task)
     # this machine need not be the one that trained it
     names = {*_MACHINE, *(name for name in given if name.startswith("eval."))}
-    config = with_fields_of(saved, config, names)
+    config = _pinned(with_fields_of(saved, config, names))
     check(config)
     # model.safetensors has the adapters in it
     config = replace(config, model=replace(config.model, lora_rank=0, liger=False))
-    session = build(config, checkpoint, str(checkpoint), console, int(state["iteration"]))
+    session = build(config, _problems(config), checkpoint, str(checkpoint), console, int(state["iteration"]))
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
     console.say(f"evaluating {checkpoint}")
     return session, checkpoint
 
 
-def _check_fit(config: Config, model_source: str, folder: Path, console: ConsoleLogger) -> None:
+def _check_fit(config: Config, problems: Problems, model_source: str, folder: Path, console: ConsoleLogger) -> None:
     """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing.
 
     Raises:
@@ -221,9 +242,8 @@ def _check_fit(config: Config, model_source: str, folder: Path, console: Console
     device = choose_device(config.model.device)
     check_options(config, device)
     transformers_logging.disable_progress_bar()
-    model = agree(
-        lambda: read_model(replace(config, model=replace(config.model, model_name=model_source)), console.say)
-    )
+    named = replace(config, model=replace(config.model, model_name=model_source))
+    model = agree(lambda: model_for(named, problems.prompts, console.say))
     run = PlannedRun(config, model, world_size(), device.type)
     memory, disk, outlook = free_memory(device, world_size()), free_disk(folder), run.outlook
     advice = [memory_advice(run, memory), disk_advice(run, disk)]

@@ -26,7 +26,7 @@ def make_batch(rewarded: RewardedRollouts) -> Batch:
         tokens=of_rows(rollouts.tokens),
         is_token=of_rows(rollouts.is_token),
         weight=of_rows(rewarded.update_weight).float(),
-        accuracy=of_rows(rewarded.accuracy).float(),
+        accuracy=of_rows(rewarded.grade).float(),
         format=of_rows(rewarded.format).float(),
         reward=of_rows(rewarded.reward).float(),
         logp_old=logp,

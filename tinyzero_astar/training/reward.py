@@ -17,8 +17,8 @@ class WeightedReward:
     weights: RewardConfig
 
     def __call__(self, verdict: Verdict) -> float:
-        """Sum of the weights whose condition holds: `accuracy` + `format` at most."""
-        return self.weights.accuracy * verdict.accuracy + self.weights.format * verdict.format
+        """The accuracy's weight times the grade, and the format's where that is right: their sum at most."""
+        return self.weights.accuracy * verdict.grade + self.weights.format * verdict.format
 
     def expected(self, accuracy: Tensor, format: Tensor) -> Tensor:
         """See `interfaces.Reward.expected`."""
