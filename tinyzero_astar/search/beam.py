@@ -64,7 +64,7 @@ class Beam:
     log_q: Tensor  # float64, phi of the prefix
     log_pi: Tensor  # float64, g of the prefix
     hashes: Tensor  # [3, G, K] int64: the prefix's state, and the bits of the two numbers that are drawn at it
-    row: Tensor  # int64, row of the next StepOutput that will be of the prefix, for open rows
+    row: Tensor  # int64, of an open row: which row of the StepOutput is of its prefix
     is_open: Tensor  # True where the prefix can be extended
     places: Tensor  # [N] of the open rows; the decoder is asked for them in this order
     group: Tensor  # [N] of the open rows: with whom they compete
@@ -101,7 +101,7 @@ class Beam:
         )
 
     def _numbered(self, places: Tensor) -> Tensor:
-        """[G, K] rows of the StepOutput that the decoder is about to return for these places."""
+        """[G, K] `row`, given the places that the decoder is asked for."""
         row = torch.zeros_like(self.row)
         row.view(-1).index_copy_(0, places, torch.arange(len(places), device=places.device))
         return row

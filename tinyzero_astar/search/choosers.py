@@ -99,7 +99,7 @@ class Sampling:
         return self.num_capped
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Guide:
     """The guidance of every problem, and where its budget held it back."""
 
