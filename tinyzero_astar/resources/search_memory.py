@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tinyzero_astar.engine.decoder import BLOCK
-from tinyzero_astar.resources.standing import FLOAT, Memory, kv_bytes
+from tinyzero_astar.resources.standing import FLOAT, Memory, kv_bytes, largest
 from tinyzero_astar.resources.workload import Shapes, Work
 from tinyzero_astar.search.gumbel import MANY_TOKENS
 
@@ -34,21 +34,21 @@ def evaluation(shapes: Shapes, work: Work) -> Memory:
     if work.eval_beam_width is not None:
         searched = min(max(1, work.eval_rows // work.eval_beam_width), work.eval_problems)
         arms.append(_decoding(shapes, work, "best_first", searched, searched * work.eval_beam_width, False))
-    return max(arms, key=lambda parts: sum(parts.values()))
+    return largest(arms)
 
 
 def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
     """The slots, the copies that `engine.fast_decode` makes, and the largest of what comes one after another."""
     rows = num_problems if mode == "best_first" else num_slots
     vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
-    moments: list[Memory] = [
+    held: list[Memory] = [
         {"activations": forward(shapes, work, num_problems * work.prompt_length)},
         {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
         {"logits": vocab * (rows * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
         {"activations": forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step; the last output
     ]
     if mode == "best_first":  # every pop may fork
-        moments.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * FLOAT})
+        held.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * FLOAT})
     copies = shapes.num_layers * shapes.linear_parameters * FLOAT
     is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
     found = {"KV slots": slots, "decoding copies": copies * is_copied}
@@ -56,7 +56,7 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
         blocks = work.length // BLOCK - work.prompt_length // BLOCK + 1
         outputs = blocks * num_slots * vocab * FLOAT
         found["recorded steps"] = outputs + forward(shapes, work, num_slots)
-    return found | max(moments, key=lambda parts: sum(parts.values()))
+    return found | largest(held)
 
 
 def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from tinyzero_astar.resources.workload import Shapes, Work, trainable_parameters, value_parameters
 
 FLOAT = 4  # bytes
 
 Memory = dict[str, int]  # bytes by part
+
+
+def largest(held: Iterable[Memory]) -> Memory:
+    """Of what is held at different times, what takes most; the earliest of equals."""
+    return max(held, key=lambda parts: sum(parts.values()))
 
 
 def resident(shapes: Shapes, work: Work) -> Memory:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tinyzero_astar.model.model import CHUNK_ELEMENTS
 from tinyzero_astar.model.token_logp import BLOCK_ELEMENTS, MIN_BLOCK
 from tinyzero_astar.resources.search_memory import forward
-from tinyzero_astar.resources.standing import FLOAT, Memory, gathered, resident
+from tinyzero_astar.resources.standing import FLOAT, Memory, gathered, largest, resident
 from tinyzero_astar.resources.workload import (
     Shapes,
     Work,
@@ -30,37 +30,46 @@ class _Trees(NamedTuple):
         return self.num_trees * self.size
 
 
+class _Held(NamedTuple):
+    """Bytes by part at the times of a micro-batch when most may be held, in order of time."""
+
+    scoring: Memory  # forward: the log-probabilities of the tokens, block by block
+    value_backward: Memory
+    logp_backward: Memory
+    hidden_backward: Memory  # from the hidden states that are scored to those of all positions
+    last_layer: Memory  # backward of the decoder's layers begins
+    first_layer: Memory  # and ends
+
+
 def divergence(shapes: Shapes, work: Work) -> Memory:
     """Of the policy from its base, which only adapters have: two forwards, then logits of both in chunks."""
     if not work.lora_rank:
         return {}
-    hidden, moments = work.dtype_bytes * shapes.hidden_size, list[Memory]()
+    hidden, held = work.dtype_bytes * shapes.hidden_size, list[Memory]()
     for trees in set(_micro_batches(shapes, work, work.num_rows)):
         chunk = min(trees.scored, max(1, CHUNK_ELEMENTS // shapes.vocab_size))
         mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
-        moments += [
+        held += [
             {"activations": mask + trees.scored * hidden + forward(shapes, work, trees.positions)},
             # both logits, both log-probabilities and three for the sum
             {"activations": 2 * trees.scored * hidden, "logits": chunk * shapes.vocab_size * 7 * FLOAT},
         ]
-    parts = max(moments, key=lambda found: sum(found.values()))
-    return resident(shapes, work) | gathered(shapes, work) | parts
+    return resident(shapes, work) | gathered(shapes, work) | largest(held)
 
 
 def gradients(shapes: Shapes, work: Work) -> Memory:
-    """The largest moment of the first micro-batch, of the second one beside the first one's gradients, or the end."""
+    """The most that is held during the first micro-batch, a later one beside earlier gradients, or at the end."""
     own = trainable_parameters(shapes, work.lora_rank) * FLOAT // work.num_shards
     head = shapes.embedding_parameters * work.dtype_bytes if work.lora_rank == 0 else 0
     first, *others = _micro_batches(shapes, work, work.step_rows)
-    moments = _moments(shapes, work, first, head)
+    held = [*_held_during(first, shapes, work, head)]
     # the embedding's gradient is added to the head's, and their sum to what earlier micro-batches left
-    moments.append({"gradients": own, "temporary": (2 if others or work.dtype_bytes == FLOAT else 1) * head})
+    held.append({"gradients": own, "temporary": (2 if others or work.dtype_bytes == FLOAT else 1) * head})
     if work.is_sharded and work.dtype_bytes < FLOAT:  # the sum is sent in float32
-        moments.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
+        held.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
     for other in set(others):
-        moments += [parts | {"gradients": own} for parts in _moments(shapes, work, other, head)]
-    parts = max(moments, key=lambda found: sum(found.values()))
-    return _with_value_gradients(shapes, work) | _gathered_in_step(shapes, work) | parts
+        held += [parts | {"gradients": own} for parts in _held_during(other, shapes, work, head)]
+    return _with_value_gradients(shapes, work) | _gathered_in_step(shapes, work) | largest(held)
 
 
 def optimizer_step(shapes: Shapes, work: Work) -> Memory:
@@ -69,12 +78,12 @@ def optimizer_step(shapes: Shapes, work: Work) -> Memory:
     value = value_parameters(shapes, work.value_hidden_size) // work.num_shards
     widest = max(shapes.hidden_size, shapes.intermediate_size)
     matrix = max(shapes.embedding_parameters, shapes.hidden_size * widest)
-    largest = (work.lora_rank * widest if work.lora_rank else matrix) // work.num_shards
-    largest_value = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
+    tensor = (work.lora_rank * widest if work.lora_rank else matrix) // work.num_shards
+    value_tensor = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
     # the root of the second moments, all at once, or one tensor's and its quotient
-    policy = {"gradients": own * FLOAT, "temporary": FLOAT * (own if work.is_foreach else 2 * largest)}
-    after = {"temporary": FLOAT * (value if work.is_foreach else 2 * largest_value)}
-    return _with_value_gradients(shapes, work) | max(policy, after, key=lambda parts: sum(parts.values()))
+    policy = {"gradients": own * FLOAT, "temporary": FLOAT * (own if work.is_foreach else 2 * tensor)}
+    after = {"temporary": FLOAT * (value if work.is_foreach else 2 * value_tensor)}
+    return _with_value_gradients(shapes, work) | largest((policy, after))
 
 
 def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
@@ -98,8 +107,8 @@ def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
     return groups
 
 
-def _moments(shapes: Shapes, work: Work, trees: _Trees, head: int) -> list[Memory]:
-    """Where forward and backward of a micro-batch may need most, in order; `head`: bytes of its gradient."""
+def _held_during(trees: _Trees, shapes: Shapes, work: Work, head: int) -> _Held:
+    """What one micro-batch needs; `head`: bytes of the gradient of the head."""
     s, d = work.dtype_bytes, shapes.hidden_size
     layer = saved_by_layer(shapes, work)
     mask = trees.num_trees * trees.size**2 * (s + 1)  # and a boolean one that it is made of
@@ -115,18 +124,18 @@ def _moments(shapes: Shapes, work: Work, trees: _Trees, head: int) -> list[Memor
     in_layer = recomputed + trees.positions * (2 * s * shapes.intermediate_size + 2 * s * d)
     per_layer = shapes.linear_sizes * work.lora_rank or shapes.layer_parameters
     gradients_of_layers = shapes.num_layers * per_layer * FLOAT // work.num_shards
-    return [
-        {"activations": final, "logits": 3 * block},
-        {"activations": final + value + 2 * trunk},  # the value model's backward
-        {"activations": final + wide, "logits": 2 * block, "temporary": head},  # that of the log-probabilities
-        {"activations": final - before + trees.positions * s * d, "temporary": head},
-        {"activations": saved + in_layer, "gradients": own_head, "temporary": kept},  # the last layer
-        {  # the first one
+    return _Held(
+        scoring={"activations": final, "logits": 3 * block},
+        value_backward={"activations": final + value + 2 * trunk},
+        logp_backward={"activations": final + wide, "logits": 2 * block, "temporary": head},
+        hidden_backward={"activations": final - before + trees.positions * s * d, "temporary": head},
+        last_layer={"activations": saved + in_layer, "gradients": own_head, "temporary": kept},
+        first_layer={
             "activations": mask + (saved - mask) // shapes.num_layers + in_layer,
             "gradients": own_head + gradients_of_layers * (shapes.num_layers - 1) // shapes.num_layers,
             "temporary": kept,
         },
-    ]
+    )
 
 
 def saved_by_layer(shapes: Shapes, work: Work) -> int:

@@ -58,7 +58,7 @@ def save_checkpoint(
 
     All ranks must call it; rank 0 writes.
     """
-    tensors = {f"{name}.{key}": x for name, own in optimizers.items() for key, x in _moments(own)}
+    tensors = {f"{name}.{key}": x for name, own in optimizers.items() for key, x in _slots(own)}
     weights: dict[str, Any] = policy.state_dict()
     if is_sharded := isinstance(policy, FSDPModule):
         weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -101,7 +101,7 @@ class _WritesOrOSError:
             raise OSError(str(error)) from None
 
 
-def _moments(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
+def _slots(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
     """Optimizer state by parameter and slot, whole, on the CPU; one after another, and only rank 0 keeps them.
 
     `torch.distributed.checkpoint.state_dict` could do it too, but it steps an optimizer that has no state yet, with
