@@ -2035,9 +2035,9 @@ MODELS = (
     Mutant(
         "ends-of-config-unread",
         "the end token of config.json does not count",
-        "model/loading.py",
-        "for file in (_CONFIG, _GENERATION):",
-        "for file in (_GENERATION,):",
+        "model/tokenizer.py",
+        "for file in (CONFIG, GENERATION):",
+        "for file in (GENERATION,):",
         ("test_end_tokens.py::test_every_declared_end_token_counts_and_several_are_named",),
     ),
     Mutant(
@@ -2051,7 +2051,7 @@ MODELS = (
     Mutant(
         "integers-as-weights",
         "integer weights are taken for what they are worth as numbers",
-        "model/loading.py",
+        "model/weights.py",
         '_FLOATING = {"F64",',
         '_FLOATING = {"I8", "U8", "F8_E4M3", "F64",',
         ("test_model_folders.py::test_weights_in_no_floating_point_format_are_refused",),
@@ -2059,7 +2059,7 @@ MODELS = (
     Mutant(
         "shards-from-anywhere",
         "an index may name files outside of the model's folder",
-        "model/loading.py",
+        "model/model_folder.py",
         "if os.path.basename(shard) != shard or shard == os.pardir]",
         "if shard == os.pardir]",
         ("test_model_folders.py::test_an_index_that_names_files_outside_of_the_folder_is_refused",),
@@ -2099,7 +2099,7 @@ MODELS = (
     Mutant(
         "penalties-of-the-base",
         "the base's generation_config is in force, in beams and in checkpoints",
-        "model/loading.py",
+        "model/weights.py",
         "            generation_config=generation,\n",
         "",
         ("test_model_folders.py::test_a_checkpoint_has_a_valid_generation_config_whatever_the_base_has",),

@@ -15,7 +15,8 @@ from recipes.embedded_base.corpus import PROMPT, documents, held_out_leaks, step
 from recipes.embedded_base.make_base import TAGS
 from recipes.embedded_base.measure import measure
 from tinyzero_astar.data.generation import is_held_out
-from tinyzero_astar.model.loading import load_language_model, resolve_model
+from tinyzero_astar.model.loading import load_language_model
+from tinyzero_astar.model.model_folder import resolve_model
 
 BASE = Path(resolve_model("embedded"))
 

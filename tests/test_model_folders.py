@@ -18,7 +18,7 @@ from tests.test_loading import copy_tokenizer, make_config, refusal, save_checkp
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS, ModelConfig
-from tinyzero_astar.model import loading
+from tinyzero_astar.model import damage
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import load_policy
 from tinyzero_astar.resources.model import read_model
@@ -363,5 +363,5 @@ def test_a_model_larger_than_memory_is_one_sentence(error, place, sound, monkeyp
 
 
 def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory():
-    with pytest.raises(RuntimeError, match="a mistake"), loading.enough_memory("m"):
+    with pytest.raises(RuntimeError, match="a mistake"), damage.enough_memory("m"):
         raise RuntimeError("a mistake")

@@ -21,11 +21,14 @@ from tinyzero_astar.engine.slot_cache import SlotCache
 from tinyzero_astar.interfaces import PrefixTrees
 from tinyzero_astar.model.adapters import add_adapters, has_adapters, without_adapters
 from tinyzero_astar.model.architecture import SUPPORTED
+from tinyzero_astar.model.damage import enough_memory
 from tinyzero_astar.model.decoder_layers import decoder_layers, recomputed
 from tinyzero_astar.model.fsdp_utils import Sharding, shard
+from tinyzero_astar.model.hub import Say
 from tinyzero_astar.model.liger import apply_liger
-from tinyzero_astar.model.loading import Say, end_tokens, enough_memory, load_language_model, textless_ids
+from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.token_logp import Head, next_logits, token_logp
+from tinyzero_astar.model.tokenizer import textless_ids
 from tinyzero_astar.rollout.value_model import ValueModel
 from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from tinyzero_astar.engine.fast_decode import is_supported
 from tinyzero_astar.model.decoder_layers import decoder_layers
-from tinyzero_astar.model.loading import skeleton_of
+from tinyzero_astar.model.model_config import skeleton_of
 from tinyzero_astar.resources.workload import Shapes
 
 

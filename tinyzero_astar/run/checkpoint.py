@@ -37,8 +37,8 @@ from tinyzero_astar.distributed import is_main
 from tinyzero_astar.files import PARTIAL, read_text, sync
 from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import like, whole
-from tinyzero_astar.model.loading import INDEX, weight_files
 from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.model_folder import INDEX, weight_files
 from tinyzero_astar.run.folder import TRAINER_STATE, iteration_of
 from tinyzero_astar.training.optimizer import MasterAdamW
 

@@ -1,0 +1,69 @@
+"""A model's config.json: read, and refused by itself or by a model of it without storage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from tinyzero_astar.model.architecture import architecture_name, check_architecture, check_causal
+from tinyzero_astar.model.damage import DAMAGE, DamageInOneSentence, first_line
+from tinyzero_astar.model.model_folder import ADAPTERS, CONFIG
+
+
+def checked_config(name: str, folder: Path, max_length: int | None) -> PreTrainedConfig:
+    """Refuse by config.json alone, and by a model of it without storage."""
+    if (folder / ADAPTERS).is_file():
+        raise ValueError(
+            f"model_name {name!r}: beside its model lie adapters ({ADAPTERS}), which could be meant or not: merge them"
+            " (merge_and_unload of peft), or take that file away"
+        )
+    with DamageInOneSentence(name, folder), quiet_transformers():
+        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind = raw.get("model_type")
+        is_known = kind in CONFIG_MAPPING
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if is_known else None
+    if config is None:
+        why = "and is not run: code from checkpoints never is" if "auto_map" in raw else "or its config.json is damaged"
+        raise ValueError(
+            f"model_name {name!r}: architecture {kind!r} is unknown to the installed transformers, {why}; use another"
+            " model, or a newer transformers"
+        )
+    try:
+        check_architecture(config, max_length)
+        check_causal(skeleton_of(config))
+    except ValueError as error:
+        raise ValueError(f"model_name {name!r}: {error}") from None
+    return config
+
+
+def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a config without storage, its weights as they would be in float32.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    try:
+        with torch.device("meta"), quiet_transformers():
+            return AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False, attn_implementation="sdpa"
+            )
+    except DAMAGE as error:
+        cause = first_line(error)
+        raise ValueError(f"{architecture_name(config)} cannot be built from its {CONFIG} ({cause})") from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, only errors of transformers are printed."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

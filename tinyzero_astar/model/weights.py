@@ -1,0 +1,56 @@
+"""The weights of a model: safetensors in floating point, all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from tinyzero_astar.model.damage import DamageInOneSentence
+from tinyzero_astar.model.model_config import quiet_transformers
+from tinyzero_astar.model.model_folder import weight_files
+
+_FLOATING = {"F64", "F32", "F16", "BF16"}  # of safetensors
+
+
+def read_weights(
+    name: str, folder: Path, config: PreTrainedConfig, dtype: torch.dtype, generation: GenerationConfig
+) -> PreTrainedModel:
+    """The model of a folder; `generation`: how it samples by itself, instead of what the folder says.
+
+    Raises:
+        ValueError: a weight is missing, damaged or no floating-point number, or there is not enough memory.
+    """
+    with DamageInOneSentence(name, folder), quiet_transformers():  # its table of missing weights; ours is a sentence
+        foreign = _not_floating(folder)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            attn_implementation="sdpa",  # the decoder's masks are boolean; eager attention would add them
+            generation_config=generation,
+            output_loading_info=True,
+        )
+    if foreign:
+        raise ValueError(
+            f"model_name {name!r}: {len(foreign)} of its weights are in no floating-point format, first {foreign[0]};"
+            " use the original checkpoint"
+        )
+    if missing := sorted(info["missing_keys"]):  # from_pretrained would draw them at random
+        raise ValueError(f"model_name {name!r}: {len(missing)} of its weights are missing, first {missing[0]}")
+    return model
+
+
+def _not_floating(folder: Path) -> list[str]:
+    """Matrices of integers or of 8 bits; masks and the like, which old checkpoints hold, are none."""
+    found = []
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as tensors:
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key.endswith("weight")}  # noqa: SIM118
+        found += [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING]
+    return found
