@@ -2049,6 +2049,23 @@ MODELS = (
         (f"{SAVED}[says tied, has a head of its own-adapted]",),
     ),
     Mutant(
+        "mistakes-as-damage",
+        "whatever another library raises reads as a damaged file",
+        "model/damage.py",
+        "if isinstance(error, self._known) or kind is Exception:",
+        "if isinstance(error, Exception):",
+        ("test_model_folders.py::test_what_a_library_is_not_known_to_raise_for_damage_comes_through",),
+    ),
+    Mutant(
+        "own-calls-in-the-net",
+        "a mistake in reading the index reads as a damaged file",
+        "model/weights.py",
+        "    if not (files := weight_files(folder)):",
+        "    with DamageInOneSentence(name, folder, Exception):\n"
+        "        files = weight_files(folder)\n    if not files:",
+        ("test_model_folders.py::test_a_mistake_of_ours_is_not_taken_for_a_damaged_file",),
+    ),
+    Mutant(
         "integers-as-weights",
         "integer weights are taken for what they are worth as numbers",
         "model/weights.py",

@@ -365,3 +365,45 @@ def test_a_model_larger_than_memory_is_one_sentence(error, place, sound, monkeyp
 def test_other_errors_of_a_device_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="a mistake"), damage.enough_memory("m"):
         raise RuntimeError("a mistake")
+
+
+OURS = (
+    "model_config.read_object",
+    "model_config.check_architecture",
+    "model_config.check_causal",
+    "tokenizer.text_fault",
+    "tokenizer.read_object",
+    "weights.weight_files",
+    "weights._not_floating",
+)
+
+
+@pytest.mark.parametrize("place", OURS)
+@pytest.mark.parametrize("error", [TypeError("a mistake"), AttributeError("a mistake"), KeyError("a mistake")])
+def test_a_mistake_of_ours_is_not_taken_for_a_damaged_file(error, place, sound, monkeypatch):
+    assert raised_by_loading(error, f"tinyzero_astar.model.{place}", sound, monkeypatch) is error
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("AutoConfig.from_pretrained", ZeroDivisionError("new")),
+        ("AutoModelForCausalLM.from_config", NameError("new")),
+        ("AutoTokenizer.from_pretrained", ZeroDivisionError("new")),
+        ("AutoModelForCausalLM.from_pretrained", TypeError("got an unexpected keyword argument")),
+    ],
+)
+def test_what_a_library_is_not_known_to_raise_for_damage_comes_through(call, error, sound, monkeypatch):
+    assert raised_by_loading(error, f"transformers.{call}", sound, monkeypatch) is error
+
+
+def raised_by_loading(error, place, folder, monkeypatch):
+    """What comes out when `place` raises that error."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises((type(error), ValueError)) as raised:
+        load(folder)
+    return raised.value

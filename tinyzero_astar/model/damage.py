@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-
-# what damaged or foreign files raise in transformers, tokenizers and safetensors
-DAMAGE = (
-    *(OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, ImportError),
-    *(AssertionError, SafetensorError, StrictDataclassError),
-)
 
 
 class DamageInOneSentence:
-    """Turns what damaged or foreign files raise into a ValueError that names the model."""
+    """Turns what a damaged file makes another library raise into a ValueError that names the model.
 
-    def __init__(self, name: str, folder: Path) -> None:
-        self._name, self._where = name, "that folder" if str(folder) == name else str(folder)
+    It stands around calls of that library alone, so that a mistake of this package comes through as itself.
+
+    Args:
+        name: of the model.
+        folder: that holds its files.
+        known: what the library raises for damaged files. tokenizers, which is written in Rust, raises plain
+            Exception, that very class, for all it does not know; that is always among them.
+    """
+
+    def __init__(self, name: str, folder: Path, *known: type[Exception]) -> None:
+        self._name, self._folder, self._known = name, folder, known
 
     def __enter__(self) -> None: ...
 
@@ -30,10 +33,29 @@ class DamageInOneSentence:
             return
         if _is_out_of_memory(error):
             raise _not_enough_memory(self._name, error) from error
-        # tokenizers, which is written in Rust, raises plain Exception, that very class, for all it does not know
-        if isinstance(error, DAMAGE) or kind is Exception:
-            cause = first_line(error)
-            raise ValueError(f"model_name {self._name!r}: a file in {self._where} cannot be used ({cause})") from error
+        if isinstance(error, self._known) or kind is Exception:
+            raise damaged(self._name, self._folder, first_line(error)) from error
+
+
+def damaged(name: str, folder: Path, cause: str) -> ValueError:
+    """The sentence about a file that is not what its name says."""
+    where = "that folder" if str(folder) == name else str(folder)
+    return ValueError(f"model_name {name!r}: a file in {where} cannot be used ({cause})")
+
+
+def read_object(name: str, folder: Path, file: str) -> dict[str, Any]:
+    """The object that a JSON file of a model holds.
+
+    Raises:
+        ValueError: the file cannot be read or holds something else.
+    """
+    try:
+        found = json.loads((folder / file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
+        raise damaged(name, folder, first_line(error)) from error
+    if not isinstance(found, dict):
+        raise damaged(name, folder, f"{file} holds no JSON object")
+    return found
 
 
 @contextmanager

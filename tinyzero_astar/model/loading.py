@@ -14,7 +14,6 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from tinyzero_astar.model.damage import DamageInOneSentence
 from tinyzero_astar.model.hub import Say, download, fetch_config
 from tinyzero_astar.model.model_config import checked_config
 from tinyzero_astar.model.model_folder import CONFIG, TOKENIZERS, lacking, local_folder
@@ -44,9 +43,7 @@ def load_language_model(
         raise ValueError(f"model_name {name!r} lacks {gap}")
     tokenizer = read_tokenizer(name, folder, config)
     ends = declared_ends(name, folder, tokenizer)
-    with DamageInOneSentence(name, folder):
-        last = tokenizer("1")["input_ids"][-1]
-    if last in ends:
+    if tokenizer("1")["input_ids"][-1] in ends:
         raise ValueError(
             f"model_name {name!r}: its tokenizer ends every text with {tokenizer.eos_token}, so that no prompt could be"
             " continued; set add_eos_token to false in its tokenizer_config.json"

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.model.architecture import architecture_name, check_architecture, check_causal
-from tinyzero_astar.model.damage import DAMAGE, DamageInOneSentence, first_line
+from tinyzero_astar.model.damage import DamageInOneSentence, first_line, read_object
 from tinyzero_astar.model.model_folder import ADAPTERS, CONFIG
+
+# What transformers raises for a config.json that it cannot read: StrictDataclassError (a field of another kind, or one
+# that contradicts another), AttributeError (a dtype that PyTorch lacks), TypeError and ValueError (values of another
+# kind where it does not check them)
+_MISREAD = (OSError, ValueError, TypeError, AttributeError, StrictDataclassError)
+# ... and for a model of sizes or names that do not exist: KeyError (an activation, a kind of positions),
+# AssertionError (PyTorch, of an embedding), RuntimeError (PyTorch, of a size), TypeError and ZeroDivisionError (of the
+# positions' base and shares), ValueError and ImportError (an attention or a package that an architecture needs)
+_UNBUILT = (KeyError, AssertionError, RuntimeError, TypeError, ZeroDivisionError, ValueError, ImportError)
 
 
 def checked_config(name: str, folder: Path, max_length: int | None) -> PreTrainedConfig:
@@ -23,17 +32,16 @@ def checked_config(name: str, folder: Path, max_length: int | None) -> PreTraine
             f"model_name {name!r}: beside its model lie adapters ({ADAPTERS}), which could be meant or not: merge them"
             " (merge_and_unload of peft), or take that file away"
         )
-    with DamageInOneSentence(name, folder), quiet_transformers():
-        raw = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind = raw.get("model_type")
-        is_known = kind in CONFIG_MAPPING
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False) if is_known else None
-    if config is None:
+    raw = read_object(name, folder, CONFIG)
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         why = "and is not run: code from checkpoints never is" if "auto_map" in raw else "or its config.json is damaged"
         raise ValueError(
             f"model_name {name!r}: architecture {kind!r} is unknown to the installed transformers, {why}; use another"
             " model, or a newer transformers"
         )
+    with DamageInOneSentence(name, folder, *_MISREAD), quiet_transformers():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     try:
         check_architecture(config, max_length)
         check_causal(skeleton_of(config))
@@ -53,7 +61,7 @@ def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, trust_remote_code=False, attn_implementation="sdpa"
             )
-    except DAMAGE as error:
+    except _UNBUILT as error:
         cause = first_line(error)
         raise ValueError(f"{architecture_name(config)} cannot be built from its {CONFIG} ({cause})") from error
 

@@ -7,7 +7,6 @@ import os
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 EMBEDDED = "embedded"  # the name of the base model that comes with the package
 CONFIG, GENERATION, ADAPTERS = "config.json", "generation_config.json", "adapter_config.json"
@@ -69,7 +68,8 @@ def weight_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return [WEIGHTS]
     try:
-        parts: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return sorted({str(part) for part in parts.values()})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deeply
         return []
+    parts = index.get("weight_map") if isinstance(index, dict) else None
+    return sorted({str(part) for part in parts.values()}) if isinstance(parts, dict) else []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tinyzero_astar.data.text import text_fault
-from tinyzero_astar.model.damage import DamageInOneSentence
+from tinyzero_astar.model.damage import DamageInOneSentence, read_object
 from tinyzero_astar.model.model_folder import CONFIG, GENERATION
 
 _PROBE = "12*3=?\n<think>4</think> <answer>0123456789</answer>"  # letters of problems, tags and answers
+# What transformers and tokenizers raise for damage. Of tokenizer.json: ValueError, TypeError (an entry of another
+# kind), RecursionError; of tokenizer_config.json: TypeError and AttributeError (a field of another kind), KeyError (an
+# unknown name, a missing entry), ImportError (a package that an old tokenizer needs)
+_KNOWN = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RecursionError)
 
 
 def read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
@@ -20,14 +23,15 @@ def read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTrai
     Raises:
         ValueError: it is damaged, does not, has none, or has more tokens than the model.
     """
-    with DamageInOneSentence(name, folder):
+    with DamageInOneSentence(name, folder, *_KNOWN):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        fault = text_fault(tokenizer, [_PROBE])
-        count = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+        tokenizer.decode(tokenizer(_PROBE)["input_ids"])  # some damage shows in the first use
+        size, ids = len(tokenizer), tokenizer.get_vocab().values()
     if tokenizer.eos_token_id is None:
         raise ValueError(f"model_name {name!r}: its tokenizer has no end-of-sequence token")
-    if fault is not None:
+    if (fault := text_fault(tokenizer, [_PROBE])) is not None:
         raise ValueError(f"model_name {name!r}: its {fault}")
+    count = max(size, 1 + max(ids))
     if count > config.vocab_size:
         raise ValueError(
             f"model_name {name!r}: its tokenizer has {count} tokens, the model {config.vocab_size}; they do not belong"
@@ -40,9 +44,8 @@ def declared_ends(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -
     """What the tokenizer, config.json and generation_config.json say, as it stands there, without defaults."""
     known, ends = set(tokenizer.get_vocab().values()), [tokenizer.eos_token_id]
     for file in (CONFIG, GENERATION):
-        with DamageInOneSentence(name, folder):
-            said = json.loads((folder / file).read_text(encoding="utf-8")) if (folder / file).is_file() else {}
-            declared = said.get("eos_token_id")
+        said = read_object(name, folder, file) if (folder / file).is_file() else {}
+        declared = said.get("eos_token_id")
         ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
         for i in ids:
             if type(i) is not int or i not in known:

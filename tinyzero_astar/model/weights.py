@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from tinyzero_astar.model.damage import DamageInOneSentence
+from tinyzero_astar.model.damage import DamageInOneSentence, damaged
 from tinyzero_astar.model.model_config import quiet_transformers
-from tinyzero_astar.model.model_folder import weight_files
+from tinyzero_astar.model.model_folder import INDEX, weight_files
 
 _FLOATING = {"F64", "F32", "F16", "BF16"}  # of safetensors
+# What safetensors raises for a damaged file, and transformers for weights of other shapes (RuntimeError) and an index
+# without what it counts on (KeyError)
+_KNOWN = (OSError, SafetensorError, RuntimeError, KeyError)
 
 
 def read_weights(
@@ -23,8 +26,11 @@ def read_weights(
     Raises:
         ValueError: a weight is missing, damaged or no floating-point number, or there is not enough memory.
     """
-    with DamageInOneSentence(name, folder), quiet_transformers():  # its table of missing weights; ours is a sentence
-        foreign = _not_floating(folder)
+    if not (files := weight_files(folder)):
+        raise damaged(name, folder, f"{INDEX} lacks its weight_map")
+    foreign = [weight for file in files for weight in _not_floating(name, folder, file)]
+    # quiet: its table of missing weights; ours is a sentence
+    with DamageInOneSentence(name, folder, *_KNOWN), quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -46,11 +52,8 @@ def read_weights(
     return model
 
 
-def _not_floating(folder: Path) -> list[str]:
+def _not_floating(name: str, folder: Path, file: str) -> list[str]:
     """Matrices of integers or of 8 bits; masks and the like, which old checkpoints hold, are none."""
-    found = []
-    for file in weight_files(folder):
-        with safe_open(folder / file, framework="pt") as tensors:
-            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key.endswith("weight")}  # noqa: SIM118
-        found += [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING]
-    return found
+    with DamageInOneSentence(name, folder, *_KNOWN), safe_open(folder / file, framework="pt") as tensors:
+        kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key.endswith("weight")}  # noqa: SIM118
+    return [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING]
