@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tinyzero_astar.config import Config, DataConfig, with_task_moved
+from tinyzero_astar.config import Config, DataConfig, with_files_moved
 from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.order import batch_indices
 from tinyzero_astar.data.questions import TEMPLATES, Question, QuestionTask, is_held_out, overlap
@@ -219,13 +219,17 @@ def test_the_files_of_a_task_are_pinned(name: str, tmp_path: Path) -> None:
     assert pinned(data) == dataclasses.replace(data, task_sha256=hashlib.sha256(b"two").hexdigest())
 
 
-def test_only_a_task_of_a_file_can_have_moved() -> None:
+def test_only_files_of_a_task_can_have_moved() -> None:
     plain = Config()
-    assert with_task_moved(plain, "multiplication") == plain
-    with pytest.raises(ValueError, match=r"'own.jsonl' cannot be given: .* 'multiplication' comes from no file"):
-        with_task_moved(plain, "own.jsonl")
-    own = dataclasses.replace(plain, data=settings(task="a.jsonl", task_sha256="1"))
-    assert with_task_moved(own, "b.jsonl").data == settings(task="b.jsonl", task_sha256="1")
+    told = dataclasses.replace(plain, data=settings(task="b.jsonl", reward_function="b.py:f", num_problems=7))
+    assert with_files_moved(plain, told, ["model.device"]) == plain
+    with pytest.raises(ValueError, match=r"data.task cannot be given: .* 'multiplication' comes from no file"):
+        with_files_moved(plain, told, ["data.task"])
+    own = dataclasses.replace(plain, data=settings(task="a.jsonl", reward_function="a.py:f", task_sha256="1"))
+    moved = with_files_moved(own, told, ["data.task", "data.num_problems"])
+    assert moved.data == settings(task="b.jsonl", reward_function="a.py:f", task_sha256="1")
+    moved = with_files_moved(own, told, ["data.reward_function"])
+    assert moved.data == settings(task="a.jsonl", reward_function="b.py:f", task_sha256="1")
 
 
 def test_an_unknown_template_names_the_known_ones() -> None:

@@ -64,7 +64,7 @@ def weighted_mean(pairs):
 
 
 def test_rollout_metrics_equal_their_definitions():
-    found = rollout_metrics(make_rollouts(), table(1), table(2), table(3))
+    found = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3))
     estimates = [sum(w * a for _, w, a, _, _ in own) for own in FOUND]
     error = [(w, (a - values[0]) ** 2) for _, w, a, _, values in EVERY]
     lengths, accuracies, rewards = (
@@ -101,8 +101,8 @@ def test_rollout_metrics_equal_their_definitions():
 
 
 def test_without_weights_nothing_is_known_of_the_policys_accuracy():
-    found = rollout_metrics(make_rollouts(), table(1), table(2), table(3), is_weighted=False)
-    weighted = rollout_metrics(make_rollouts(), table(1), table(2), table(3))
+    found = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3), is_weighted=False)
+    weighted = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3))
     unknown = {name for name, x in found.items() if math.isnan(x)}
     assert unknown == {"rollout/policy_accuracy", "rollout/policy_accuracy_stderr"}
     assert {name: x for name, x in weighted.items() if name not in unknown}.items() <= found.items()
@@ -112,7 +112,7 @@ def test_leaves_found_twice_are_one_of_the_unique_ones():
     rollouts = make_rollouts()
     rollouts.tokens[1, 1], rollouts.length[1, 1] = rollouts.tokens[1, 0], 2
     rollouts.tokens[2, 2], rollouts.tokens[2, 0] = rollouts.tokens[2, 0], rollouts.tokens[2, 0]
-    found = rollout_metrics(rollouts, table(1), table(2), table(3))
+    found = rollout_metrics(rollouts, table(1), table(2), table(2), table(3))
     assert found["rollout/unique_fraction"] == pytest.approx((3 / 3 + 1 / 2 + 2 / 3) / 3)
 
 

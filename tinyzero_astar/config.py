@@ -272,6 +272,9 @@ FREE_ON_RESUME = (
     "run.collective_timeout_s",
 )
 
+TASK_FILES = ("data.task", "data.reward_function")
+"""Where the files of a task lie: may be told anew when a run is continued or evaluated."""
+
 PRESETS = {"tiny": Config(), "local": _LOCAL, "training": _TRAINING}
 
 
@@ -380,20 +383,21 @@ def with_fields_of(config: Config, other: Config, names: Iterable[str]) -> Confi
     return config
 
 
-def with_task_moved(config: Config, task: str) -> Config:
-    """The same configuration where the file of its task lies elsewhere.
+def with_files_moved(config: Config, other: Config, given: Iterable[str]) -> Config:
+    """A run's configuration in which those of `TASK_FILES` that are `given` are another's.
 
-    Whether it is the same file is for `data.tasks.pinned` to say.
+    Whether they are the same files is for `data.tasks.pinned` to say.
 
     Raises:
-        ValueError: the configuration's task comes from no file.
+        ValueError: the run's task comes from no file.
     """
-    if task != config.data.task and not config.data.task_sha256:
+    names = [name for name in TASK_FILES if name in given]
+    if names and not config.data.task_sha256:
         raise ValueError(
-            f"data.task {task!r} cannot be given: the run's own task {config.data.task!r} comes from no file that could"
+            f"{' and '.join(names)} cannot be given: the run's task {config.data.task!r} comes from no file that could"
             " have moved; leave it out, or start a new run"
         )
-    return replace(config, data=replace(config.data, task=task))
+    return with_fields_of(config, other, names)
 
 
 def differences(a: Config, b: Config) -> list[str]:

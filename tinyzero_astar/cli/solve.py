@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tinyzero_astar.config import PRESETS, Config, from_dict, with_task_moved
+from tinyzero_astar.config import PRESETS, Config, from_dict, with_files_moved
 from tinyzero_astar.run.folder import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, printable
 
@@ -40,6 +40,8 @@ class Solve:
     """Checkpoint folder, or that of a run for its newest one; default: the embedded base, its value model untrained."""
     task: Annotated[str | None, tyro.conf.arg(name="data.task")] = None
     """What is asked, where there is no checkpoint; with one, where the file of its task lies if it has moved."""
+    reward_function: Annotated[str | None, tyro.conf.arg(name="data.reward-function")] = None
+    """The same for the function that judges a table."""
     beam_width: int = 8
     """Size of the open list."""
     inverse_beta: float = 3.0
@@ -93,18 +95,22 @@ def _solve(options: Solve, folder: Path | None) -> dict[str, Any]:
     prompt, depth = _encode(config, folder, problem, tokenizer)
     nodes: list[TraceNode] = []
     rollouts = _search(options, policy, prompt, depth, nodes)
-    return _trace(options, problem, task, tokenizer, rollouts) | {"nodes": _described(nodes, problem, tokenizer)}
+    trace = _trace(options, problem, task, tokenizer, rollouts)
+    return trace | {"nodes": _described(nodes, trace["prompt"], tokenizer)}
 
 
 def _config(options: Solve, folder: Path | None) -> Config:
     """That of the checkpoint, or of the preset that the base belongs to."""
     from tinyzero_astar.run.checkpoint import read_state
 
-    if folder is not None:
-        saved = from_dict(read_state(folder)["config"], f"checkpoint {folder}")
-        return saved if options.task is None else with_task_moved(saved, options.task)
-    config = PRESETS["tiny"]
-    return config if options.task is None else replace(config, data=replace(config.data, task=options.task))
+    given = {name: getattr(options, name) for name in ("task", "reward_function")}
+    given = {name: value for name, value in given.items() if value is not None}
+    base = PRESETS["tiny"]
+    told = replace(base, data=replace(base.data, **given))
+    if folder is None:
+        return told
+    saved = from_dict(read_state(folder)["config"], f"checkpoint {folder}")
+    return with_files_moved(saved, told, [f"data.{name}" for name in given])
 
 
 def _load(config: Config, folder: Path | None, device: str) -> tuple[Policy, PreTrainedTokenizerBase]:
@@ -168,6 +174,8 @@ def _search(options: Solve, policy: Policy, prompt: list[int], depth: int, nodes
 def _trace(
     options: Solve, problem: Problem, task: Task, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts
 ) -> dict[str, Any]:
+    from tinyzero_astar.data.text import continued
+
     is_finished = bool(rollouts.is_finished[0, 0])
     length = int(rollouts.length[0, 0]) - int(is_finished)
     completion = tokenizer.decode(rollouts.tokens[0, 0, :length])
@@ -175,7 +183,7 @@ def _trace(
     return {
         "version": 1,
         "problem": problem.text,
-        "prompt": problem.prompt,
+        "prompt": continued(tokenizer, problem.prompt),
         "mode": "best_first",
         "beam_width": options.beam_width,
         "inverse_beta": options.inverse_beta,
@@ -188,13 +196,11 @@ def _trace(
     }
 
 
-def _described(
-    nodes: Sequence[TraceNode], problem: Problem, tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
+def _described(nodes: Sequence[TraceNode], prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     return [
         {
             **{f.name: getattr(n, f.name) for f in dataclasses.fields(n) if f.name != "problem"},
-            "text": problem.prompt if n.token < 0 else tokenizer.decode([n.token]),
+            "text": prompt if n.token < 0 else tokenizer.decode([n.token]),
         }
         for n in nodes
     ]

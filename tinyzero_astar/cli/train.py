@@ -18,7 +18,16 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from tinyzero_astar.config import FREE_ON_RESUME, PRESETS, Config, check, from_json, with_fields_of, with_task_moved
+from tinyzero_astar.config import (
+    FREE_ON_RESUME,
+    PRESETS,
+    TASK_FILES,
+    Config,
+    check,
+    from_json,
+    with_fields_of,
+    with_files_moved,
+)
 from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.run.folder import CONFIG, resolve_checkpoint, run_and_checkpoints
 from tinyzero_astar.terminal import FAILED, USAGE_ERROR, complain
@@ -79,11 +88,11 @@ def parse_as(kind: type[C], program: str, argv: Sequence[str]) -> C:
     if command.resume is not None:
         if command.eval_only:
             raise ValueError("--resume and --eval-only exclude each other; evaluate with --checkpoint")
-        if others := sorted(given - {"resume", "distributed", "data.task", *FREE_ON_RESUME}):
+        if others := sorted(given - {"resume", "distributed", *TASK_FILES, *FREE_ON_RESUME}):
             raise ValueError(
                 f"--resume {command.resume} continues with the run's own configuration: leave out"
-                f" {', '.join(map(_option, others))}; only {', '.join(map(_option, FREE_ON_RESUME))}, and --data.task"
-                " where its file has moved, may be given"
+                f" {', '.join(map(_option, others))}; only {', '.join(map(_option, FREE_ON_RESUME))}, and where the"
+                f" files of its task have moved {', '.join(map(_option, TASK_FILES))}, may be given"
             )
     return command
 
@@ -113,13 +122,13 @@ def _check_evaluation(command: Command, given: set[str]) -> None:
             f"--output-dir {command.output_dir} is for training; leave it out: an evaluation is saved beside its"
             " checkpoint, or in runs/ without one"
         )
-    free = {"config", "eval_only", "checkpoint", "distributed", "data.task", *_FREE_IN_EVALUATION}
+    free = {"config", "eval_only", "checkpoint", "distributed", *TASK_FILES, *_FREE_IN_EVALUATION}
     others = sorted(name for name in given - free if not name.startswith("eval."))
     if command.checkpoint is not None and others:
         raise ValueError(
             f"--checkpoint {command.checkpoint} is evaluated with its own configuration: leave out all options"
-            f" but --eval.*, {', '.join(map(_option, _FREE_IN_EVALUATION))}, and --data.task where its file has moved;"
-            f" {_option(others[0])} was given"
+            f" but --eval.*, {', '.join(map(_option, _FREE_IN_EVALUATION))}, and where the files of its task have moved"
+            f" {', '.join(map(_option, TASK_FILES))}; {_option(others[0])} was given"
         )
 
 
@@ -214,7 +223,7 @@ def _run(argv: Sequence[str]) -> int:
         elif command.resume is not None:
             run, checkpoints = run_and_checkpoints(command.resume)
             config = with_fields_of(from_json(run / CONFIG), command, given.intersection(FREE_ON_RESUME))
-            config = with_task_moved(config, command.data.task) if "data.task" in given else config
+            config = with_files_moved(config, command, given)
         _check_processes(command, config)
     except ValueError as error:
         return _refuse(error)

@@ -11,9 +11,14 @@ if TYPE_CHECKING:  # seconds
     from transformers import PreTrainedTokenizerBase
 
 
+def continued(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The text that the model continues: each worked example ends with its end token, as a completion would."""
+    return prompt.replace(END_OF_EXAMPLE, str(tokenizer.eos_token))
+
+
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Prompts as tokens; each worked example in them ends with the tokenizer's end token, as a completion would."""
-    texts = [prompt.replace(END_OF_EXAMPLE, str(tokenizer.eos_token)) for prompt in prompts]
+    """Prompts as tokens; see `continued`."""
+    texts = [continued(tokenizer, prompt) for prompt in prompts]
     return [list(ids) for ids in tokenizer(texts)["input_ids"]]
 
 

@@ -116,7 +116,7 @@ def heuristic_quality(
 
     Args:
         rollouts: P problems, K leaves each, with the values that the search recorded.
-        accuracy: [P, K].
+        accuracy: [P, K] what the value predicts; in [0, 1] where a task grades.
         weight: [P, K] inclusion weights: they make every average one over the policy's own completions.
         inverse_beta: [P] 1/beta of each problem.
     """

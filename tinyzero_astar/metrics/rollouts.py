@@ -44,12 +44,12 @@ def correlation(x: Tensor, y: Tensor) -> float:
     return float((x * y).sum()) / scale if scale > 1e-12 else float("nan")
 
 
-def variance_ratio(rollouts: Rollouts, weight: Tensor, accuracy: Tensor) -> float:
+def variance_ratio(rollouts: Rollouts, weight: Tensor, grade: Tensor) -> float:
     """rho = sum w^2 (R - p)^2 / sum w (R - p)^2 with p the root value: below 1 beats on-policy sampling.
 
     For K independent samples weighted 1/K it is 1/K, so it is multiplied by K; nan when every R equals its p.
     """
-    error = (accuracy - rollouts.value[..., 0]).square()
+    error = (grade - rollouts.value[..., 0]).square()
     on_policy = float((weight * error).sum())
     return weight.shape[1] * float((weight.square() * error).sum()) / on_policy if on_policy > 0 else float("nan")
 
@@ -60,7 +60,7 @@ def _mean_and_error(estimate: Tensor) -> tuple[float, float]:
 
 
 def rollout_metrics(
-    rollouts: Rollouts, weight: Tensor, accuracy: Tensor, reward: Tensor, *, is_weighted: bool = True
+    rollouts: Rollouts, weight: Tensor, accuracy: Tensor, grade: Tensor, reward: Tensor, *, is_weighted: bool = True
 ) -> dict[str, float]:
     """Everything that is logged of a search; names as in docs/metrics.md.
 
@@ -68,6 +68,7 @@ def rollout_metrics(
         rollouts: of P problems.
         weight: [P, K] the search's weights, uniform where it has none.
         accuracy: [P, K] 1 where the leaf is correct.
+        grade: [P, K] what the value model predicts: accuracy, or the grade of a task that grades.
         reward: [P, K] in units of reward.
         is_weighted: weights undo the search's bias; else nothing is known of the policy's accuracy, and that is nan.
     """
@@ -88,7 +89,7 @@ def rollout_metrics(
         "rollout/shared_prefix_fraction": shared_prefix_fraction(rollouts),
         "weight/sum": float(weight.sum(1).mean()),
         "weight/max": float(weight.max()),
-        "weight/variance_ratio": variance_ratio(rollouts, weight, accuracy),
+        "weight/variance_ratio": variance_ratio(rollouts, weight, grade),
         "weight/capped_fraction": float((stats.num_capped > 0).double().mean()),
         "reward/length_correlation": correlation(reward[has_leaf], rollouts.length[has_leaf].double()),
         "reward/accuracy_correlation": correlation(reward[has_leaf], accuracy[has_leaf]),

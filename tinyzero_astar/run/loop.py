@@ -173,7 +173,9 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     batch = make_batch(rewarded)
     metrics: dict[str, Any] = dict(session.updater.update(batch, len(problems), iteration))
     ended = time.perf_counter()
-    metrics |= rollout_metrics(rollouts, weight, accuracy, rewarded.reward, is_weighted=search.mode != "best_first")
+    metrics |= rollout_metrics(
+        rollouts, weight, accuracy, rewarded.grade, rewarded.reward, is_weighted=search.mode != "best_first"
+    )
     metrics |= heuristic_quality(rollouts, rewarded.grade, weight, inverse_beta)
     metrics["heuristic/bellman_residual"] = residual
     has_leaf = rollouts.length > 0  # a search may end with fewer leaves than were asked for
@@ -273,6 +275,7 @@ def _show_samples(session: Session, iteration: int, rewarded: RewardedRollouts) 
             "accuracy": verdict.accuracy,
             "format": verdict.format,
             "reason": str(verdict.reason),
+            **({} if verdict.score is None else {"score": verdict.score}),
             "weight": float(rewarded.weight[i, k]),
             "priority": float(rewarded.rollouts.priority[i, k]),
         }

@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.config import (
     FREE_ON_RESUME,
+    TASK_FILES,
     Config,
     check,
     describe,
@@ -18,7 +19,7 @@ from tinyzero_astar.config import (
     from_dict,
     to_json,
     with_fields_of,
-    with_task_moved,
+    with_files_moved,
 )
 from tinyzero_astar.data.tasks import Problems, make_problems, pinned
 from tinyzero_astar.distributed import agree, from_main, is_main, world_size
@@ -185,13 +186,13 @@ def _check_usable(checkpoint: Path) -> None:
 def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:
     """Whether the run's configuration is what the checkpoint was trained with, but for what may change.
 
-    That includes the name of the base model, which is not needed any more and may have moved, and where the file of the
-    task lies, which is known again by its digest.
+    That includes the name of the base model, which is not needed any more and may have moved, and where the files of
+    the task lie, which are known again by their digest.
 
     Raises:
         ValueError: names the fields that differ.
     """
-    may_change = {*FREE_ON_RESUME, "model.model_name", *(["data.task"] if config.data.task_sha256 else [])}
+    may_change = {*FREE_ON_RESUME, "model.model_name", *(TASK_FILES if config.data.task_sha256 else ())}
     if changed := [name for name in differences(config, saved) if name not in may_change]:
         section, key = changed[0].split(".")
         own, other = (getattr(getattr(c, section), key) for c in (config, saved))
@@ -206,7 +207,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
     """A session that only evaluates: a checkpoint with its own configuration, or the base model.
 
     A checkpoint is evaluated as in its run, but for the fields of section `eval` that are `given` on the command line.
-    Where the file of its task lies may be given too.
+    Where the files of its task lie may be given too.
 
     Raises:
         ValueError: the checkpoint, the model or the problems cannot be had, or its configuration does not fit what is
@@ -218,9 +219,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
         session = build(config, _problems(config), Path(), config.model.model_name, console, 0)
         return session, _made_by_main(lambda: new_run_folder("evaluation", None))
     state = read_state(checkpoint)
-    saved = _saved_config(checkpoint)
-    if "data.task" in given:
-        saved = with_task_moved(saved, config.data.task)
+    saved = with_files_moved(_saved_config(checkpoint), config, given)
     # this machine need not be the one that trained it
     names = {*_MACHINE, *(name for name in given if name.startswith("eval."))}
     config = _pinned(with_fields_of(saved, config, names))
