@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from tests.test_expression import CASES as NO_EXPRESSIONS
+from tinyzero_astar.cli.solve import solve_main
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data import countdown
 from tinyzero_astar.data.answers import Reason
@@ -381,3 +385,47 @@ def test_goals_and_answers_can_be_written_as_json(task: Countdown) -> None:
 def test_operators_are_drawn_again_where_numbers_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(countdown, "_TRIES", 1)  # the stream goes on, whatever is hopeless
     assert len(Countdown(replace(SMALL, num_problems=50), seed=0).train_problems(0, 50)) == 50
+
+
+# ---- whole runs
+
+
+def test_a_run_of_countdown_trains_resumes_evaluates_and_solves(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    data = ["--data.task", "countdown", "--data.max-number", "9", "--data.num-problems", "12"]
+    small = ["--train.problems-per-iteration", "2", "--train.batch-size", "2", "--search.num-rollouts-per-problem", "2"]
+    short = ["--search.max-search-depth", "6", "--search.beam-width", "4", "--value.hidden-size", "8"]
+    rest = ["--eval.num-problems", "4", "--run.num-threads", "1", "--run.checkpoint-frequency", "1"]
+    length = ["--train.num-iterations", "2", "--model.model-name", str(tiny_base), "--output-dir", str(run)]
+    assert main([*data, *small, *short, *rest, *length]) == 0
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert samples and all(" = " in sample["problem"] for sample in samples)
+    newest = run / "checkpoints" / "checkpoint_iter_2"
+    weights = (newest / "model.safetensors").read_bytes()
+    shutil.rmtree(newest)
+    assert main(["--resume", str(run)]) == 0
+    assert (newest / "model.safetensors").read_bytes() == weights
+    assert main(["--eval-only", "--checkpoint", str(run)]) == 0
+    capsys.readouterr()
+    assert solve_main(["3 5 7 = 22", "--checkpoint", str(run), "--json"]) == 0
+    trace = json.loads(capsys.readouterr().out)
+    assert (trace["problem"], trace["prompt"]) == ("3 5 7 = 22", "3 5 7=22?\n<think>")
+    assert solve_main(["37*84", "--checkpoint", str(run)]) == 2
+    assert 'write it as "3 5 7 = 22"' in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_loses_a_letter_of_right_answers_is_refused_before_the_run(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "m")
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    data["model"]["vocab"] = {"Ω" if piece == "(" else piece: id for piece, id in data["model"]["vocab"].items()}
+    path.write_text(json.dumps(data))
+    argv = ["--model.model-name", str(folder), "--run.num-threads", "1", "--output-dir", str(tmp_path / "r")]
+    assert main([*argv, "--data.task", "countdown", "--eval.num-problems", "50"]) == 2
+    error = capsys.readouterr().err
+    assert "tokenizer does not give texts back as they were" in error and "</answer>" in error
+    assert not (tmp_path / "r").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from tinyzero_astar.config import Config, DataConfig
@@ -49,6 +50,11 @@ class Problems:
     def prompts(self) -> list[str]:
         """All that the model may be given to continue."""
         return [problem.prompt for problem in [*self.train, *self.held_out]]
+
+    @cached_property
+    def examples(self) -> list[str]:
+        """A right completion of every training problem."""
+        return [self.task.example(problem) for problem in self.train]
 
 
 def make_problems(config: Config) -> Problems:

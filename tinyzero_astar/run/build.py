@@ -75,7 +75,7 @@ def build(
     policy, tokenizer = _policy(config, model_source, threads, console)
     if config.search.mode == "best_first":
         console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
-    if (fault := text_fault(tokenizer, problems.prompts)) is not None:
+    if (fault := text_fault(tokenizer, [*problems.prompts, *problems.examples])) is not None:
         raise ValueError(f"the {fault}")
     decoder_fn, reward = partial(SlotDecoder, policy), WeightedReward(config.reward)
     generator = Generator(decoder_fn, tokenizer, problems.task, reward, config.model.max_seq_length)
@@ -152,9 +152,8 @@ def _algorithm(config: Config) -> Algorithm:
 
 def _example_lengths(problems: Problems, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Tokens of the worked example with the shortest answer, and of its end, from </think> to the end token."""
-    examples = [problems.task.example(problem) for problem in problems.train]
-    answers = [example[example.rindex(THINK_END) :] for example in examples]
-    both = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (examples, answers))
+    answers = [example[example.rindex(THINK_END) :] for example in problems.examples]
+    both = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (problems.examples, answers))
     answer, example = min((len(a) + 1, len(e) + 1) for e, a in zip(*both, strict=True))
     return example, answer
 
