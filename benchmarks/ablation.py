@@ -78,12 +78,12 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     tokens, curve, opened = 0, [], 0
     for iteration in range(args.iterations):
         if iteration % args.every == 0:
-            curve.append((tokens, loop.measure(session, iteration)["eval/greedy_accuracy"]))
+            curve.append((tokens, loop.measure(session, iteration).metrics["eval/greedy_accuracy"]))
         metrics, _ = loop.iterate(session, iteration)
         session.history.append(metrics)
         tokens += metrics["search/num_decoded_tokens"]
         opened += int(metrics["guidance/is_open"])
-    curve.append((tokens, loop.measure(session, args.iterations)["eval/greedy_accuracy"]))
+    curve.append((tokens, loop.measure(session, args.iterations).metrics["eval/greedy_accuracy"]))
     record = {"arm": arm, "seed": seed, "curve": curve, "iterations_gate_open": opened}
     file.write_text(json.dumps(record))
     return record

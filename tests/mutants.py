@@ -1027,9 +1027,9 @@ MEASURES = (
     Mutant(
         "accuracy-claimed",
         "mode best_first claims an accuracy of the policy",
-        "run/loop.py",
-        'is_weighted=search.mode != "best_first"',
-        "is_weighted=True",
+        "run/measure.py",
+        'is_weighted = session.search.mode != "best_first"',
+        "is_weighted = True",
         ("test_run.py::test_a_run_of_mode_best_first_does_not_claim_the_policys_accuracy",),
     ),
     Mutant(
@@ -1493,8 +1493,8 @@ FAULTS = (
         "stop-evaluates",
         "a stopped run evaluates first, however long that takes",
         "run/loop.py",
-        "            if number == 0 or done == last or not _is_due(",
-        "            if True or not _is_due(",
+        "    if signal == 0 or number == last or not _is_due(",
+        "    if True or not _is_due(",
         ("test_resume.py::test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one",),
     ),
     Mutant(
@@ -1509,8 +1509,8 @@ FAULTS = (
         "status-of-ctrl-c",
         "SIGTERM ends with the status of Ctrl-C",
         "run/loop.py",
-        "                return status_of(number)",
-        "                return 130",
+        "                    return status_of(stopped_by)",
+        "                    return 130",
         ("test_resume.py::test_each_signal_has_its_status_and_a_second_one_stops_at_once",),
     ),
     Mutant(
@@ -1665,6 +1665,56 @@ PROCESSES = (
 )
 TRAINS = ("test_end_to_end.py::test_two_iterations_of_the_program_are_what_the_documents_say",)
 BOUNDED = "test_every_setting_changes_what_it_says_by_what_the_documents_say"
+LOGGING = (
+    Mutant(
+        "every-rank-writes",
+        "every rank tells loggers of its own",
+        "run/reporting.py",
+        "if is_main() else []",
+        "if True else []",
+        ("test_loggers.py::test_a_rank_other_than_0_tells_nobody_and_learns_what_rank_0_could_not_write",),
+    ),
+    Mutant(
+        "evaluation-untold",
+        "loggers are not told of an evaluation",
+        "run/reporting.py",
+        "logger.evaluation(number, metrics, tables)",
+        "None",
+        ("test_loggers.py::test_all_loggers_are_told_everything_in_their_order",),
+    ),
+    Mutant(
+        "loggers-left-open",
+        "loggers are not ended when a run is interrupted",
+        "run/loop.py",
+        "        yield\n    finally:\n        session.log.end()",
+        "        yield\n        session.log.end()\n    finally:\n        pass",
+        ("test_loggers.py::test_the_loggers_end_however_the_run_does",),
+    ),
+    Mutant(
+        "one-logger-ends",
+        "a logger that cannot end keeps the others open",
+        "run/reporting.py",
+        "                stack.callback(logger.end)",
+        "                logger.end()",
+        ("test_loggers.py::test_all_loggers_end_though_one_cannot",),
+    ),
+    Mutant(
+        "worst-shown",
+        "the console shows the worst completion of a problem",
+        "loggers/console.py",
+        "for first, *_ in itertools",
+        "for *_, first in itertools",
+        ("test_loggers.py::test_the_console_shows_the_best_completion_of_the_first_problems_that_have_one",),
+    ),
+    Mutant(
+        "evaluation-alone-recorded",
+        "an evaluation of a checkpoint is told to the loggers of runs",
+        "run/evaluation.py",
+        "session.console.evaluation(",
+        "session.log.evaluation(",
+        ("test_loggers.py::test_an_evaluation_alone_is_told_to_the_console_only",),
+    ),
+)
 WIRING = (
     Mutant(
         "end-tokens-dropped",
@@ -2665,6 +2715,7 @@ MUTANTS = (
     *RUNS,
     *FAULTS,
     *PROCESSES,
+    *LOGGING,
     *WIRING,
     *MODELS,
     *COUNTDOWN,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -26,12 +27,12 @@ METRICS = {
 def test_a_terminal_shows_how_many_iterations_are_done_and_the_bar_goes_at_the_end():
     shown = StringIO()
     console = ConsoleLogger(Console(file=shown, force_terminal=True, width=100))
-    console.start(7, 2)
+    console.begin({"train": {"num_iterations": 7}}, Path(), 2)
     assert console._progress.tasks[0].completed == 2
     console.iteration(3, METRICS)
     assert console._progress.tasks[0].completed == 3
-    console.stop()
-    console.stop()  # there is none any more
+    console.end()
+    console.end()  # there is none any more
     assert "2/7" in shown.getvalue() or "3/7" in shown.getvalue()
     assert shown.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is back, and the bar's line is gone
     assert console._progress is None
@@ -40,9 +41,9 @@ def test_a_terminal_shows_how_many_iterations_are_done_and_the_bar_goes_at_the_e
 def test_a_file_gets_plain_lines_and_no_bar():
     shown = StringIO()
     console = ConsoleLogger(Console(file=shown, width=100))
-    console.start(7, 2)
+    console.begin({"train": {"num_iterations": 7}}, Path(), 2)
     console.iteration(3, METRICS)
-    console.stop()
+    console.end()
     assert "iteration   3" in shown.getvalue() and "\x1b" not in shown.getvalue() and "/7" not in shown.getvalue()
 
 
@@ -60,9 +61,9 @@ def test_a_terminal_that_shows_the_bar_gets_warnings_above_it(is_terminal, monke
     monkeypatch.setattr("sys.stderr", errors)
     console = ConsoleLogger(Console(file=shown, force_terminal=True, width=100))
     console._errors._force_terminal = is_terminal
-    console.start(7, 2)
+    console.begin({"train": {"num_iterations": 7}}, Path(), 2)
     console.warn("warned")
-    console.stop()
+    console.end()
     assert ("warned" in shown.getvalue(), "warned" in errors.getvalue()) == (is_terminal, not is_terminal)
 
 

@@ -390,7 +390,7 @@ def test_rows_of_the_model_without_a_token_are_never_generated_and_never_trained
 def test_other_ways_of_decoding_are_measured_as_the_documents_say(base, tmp_path):
     changes = {"eval.search": "best_first", "eval.num_problems": 6, "eval.beam_width": 4, "train.num_iterations": 0}
     session, start = begun(base, tmp_path / "run", changes)
-    got = trainer.measure(session, 0)
+    got = trainer.measure(session, 0).metrics
     want = oracle_of(base, dataclasses.asdict(session.config), start).evaluate(6, 1)
     assert_same_record({"iteration": 0, **got}, {"iteration": 0, **want})
     assert want["decode/best_of_n_tokens"] > 2 * want["decode/greedy_tokens"]

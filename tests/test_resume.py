@@ -24,13 +24,14 @@ from tests.test_run import assert_same_run, checkpoint, contents, read, records,
 from tinyzero_astar import files
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS
-from tinyzero_astar.files import append_jsonl
+from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl
+from tinyzero_astar.loggers import jsonl
 from tinyzero_astar.run import checkpoint as checkpoints
 from tinyzero_astar.run import folder as run_folder
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run import start as session
 from tinyzero_astar.run import stopping
-from tinyzero_astar.run.folder import CONFIG, METRICS, SAMPLES
+from tinyzero_astar.run.folder import CONFIG
 
 finished, options = runs.session, runs.options
 judged_by_a_hash_and_guided_early = runs.judged_by_a_hash_and_guided_early
@@ -564,12 +565,12 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize("name", ["save_checkpoint", "append_jsonl"])
+@pytest.mark.parametrize(("module", "name"), [(trainer, "save_checkpoint"), (jsonl, "append_jsonl")])
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
-    name, finished, options, tmp_path, capsys, monkeypatch
+    module, name, finished, options, tmp_path, capsys, monkeypatch
 ):
     folder = tmp_path / "r"
-    original = getattr(trainer, name)
+    original = getattr(module, name)
 
     def filling(target, *args):
         if (checkpoint(folder, 2)).exists():
@@ -578,7 +579,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
         original(target, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, name, filling)
+        patch.setattr(module, name, filling)
         assert main([*options, "--output-dir", str(folder)]) == 1
     [sentence] = capsys.readouterr().err.splitlines()
     assert sentence.startswith(f"error: {folder}/") and "No space left on device" in sentence

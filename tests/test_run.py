@@ -273,24 +273,9 @@ def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypa
 
 
 def test_ctrl_c_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trainer, "measure", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(trainer, "measure", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert run_command(lambda: main([*options, "--output-dir", str(tmp_path / "r")])) == 130
     assert capsys.readouterr().err == "stopped at once; only what was saved before is kept\n"
-
-
-def test_the_progress_bar_goes_however_the_run_ends():
-    class Console:
-        def start(self, num_iterations, done):
-            self.shown = (num_iterations, done)
-
-        def stop(self):
-            self.shown = None
-
-    console = Console()
-    with pytest.raises(KeyboardInterrupt), trainer._progress(console, 4, 2):
-        assert console.shown == (4, 2)
-        raise KeyboardInterrupt
-    assert console.shown is None
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
@@ -408,8 +393,8 @@ def test_a_checkpoint_searches_with_the_value_model_that_was_trained(session, tm
     found = {name: x for name, x in read(held / "evaluation.json").items() if name.startswith("decode/")}
     settings = dataclasses.replace(session.config.eval, search="best_first", beam_width=4)
     config = dataclasses.replace(session.config, eval=settings)
-    wanted = trainer.measure(dataclasses.replace(session, config=config), 4)
-    assert found == trainer._finite({name: x for name, x in wanted.items() if name in found}) and len(found) == 24
+    wanted = trainer.measure(dataclasses.replace(session, config=config), 4).metrics
+    assert found == trainer.finite({name: x for name, x in wanted.items() if name in found}) and len(found) == 24
 
 
 def test_the_base_model_is_evaluated_without_a_checkpoint(session, options, tmp_path, monkeypatch):
@@ -425,7 +410,7 @@ def test_ways_of_decoding_are_compared_where_no_answer_has_a_token(session):
     shallow = dataclasses.replace(session.search, max_search_depth=1)
     settings = dataclasses.replace(session.config.eval, search="best_first")
     config = dataclasses.replace(session.config, eval=settings)
-    found = trainer.measure(dataclasses.replace(session, search=shallow, config=config), 4)
+    found = trainer.measure(dataclasses.replace(session, search=shallow, config=config), 4).metrics
     assert found["decode/best_first_expanded"] == 1
     assert found["decode/greedy_tokens"] == found["decode/beam_search_tokens"] == 0
 

@@ -22,6 +22,7 @@ from tinyzero_astar import terminal
 from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
+from tinyzero_astar.interfaces import Table
 from tinyzero_astar.loggers.console import ConsoleLogger, Terminal
 from tinyzero_astar.report import curve
 from tinyzero_astar.resources import machine
@@ -351,8 +352,8 @@ def test_hostile_text_reaches_the_terminal_harmless(capsys):
     console.say(HOSTILE)
     console.warn(HOSTILE)
     console.fail(HOSTILE)
-    console.table(HOSTILE, [(HOSTILE, HOSTILE)])
-    console.sample(HOSTILE, HOSTILE, HOSTILE)
+    console.evaluation(0, {}, [Table(HOSTILE, [(HOSTILE, HOSTILE)])])
+    console.samples(1, [[dict.fromkeys(("problem", "completion", "reason"), HOSTILE)]])
     terminal.complain(HOSTILE)
     out, err = capsys.readouterr()
     assert out.count("a�[2J�31m���b") == 7 and err.count("a�[2J�31m���b") == 3

@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 PARTIAL = ".partial"  # ends the name of what is not yet written to its end
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # of a run: loggers/jsonl.py writes them, run/folder.py reads them
 
 
 class WriteFailedError(Exception):

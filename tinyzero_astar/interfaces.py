@@ -10,8 +10,9 @@ D hidden width, N rows of one decoder call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -286,3 +287,46 @@ class Algorithm(Protocol):
     def count(self, batch: Batch, num_problems: int) -> float:
         """What the summed loss is divided by, over the whole optimizer batch of `num_problems` problems."""
         ...
+
+
+class Table(NamedTuple):
+    """What was measured, for people."""
+
+    title: str
+    rows: list[tuple[str, str]]  # name and value
+
+
+class Logger:
+    """One place that a run reports to. A class, not a protocol: a logger inherits from it and leaves out what it can.
+
+    Rank 0 alone has loggers. What cannot be written raises `WriteFailedError` (files.py): the run then ends with that
+    sentence. When a method returns, what it was told is safe: nothing tells it that a run is killed. A number that
+    could not be measured is None.
+    """
+
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
+        """A run begins, or goes on after `done` iterations; later events may repeat what an earlier process told.
+
+        Args:
+            config: by section and field.
+            folder: of the run, which exists.
+            done: iterations trained.
+        """
+
+    def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Iteration `number`, counted from 1, has been trained; its evaluation and its checkpoint are to come."""
+
+    def alarm(self, number: int, text: str) -> None:
+        """Something has just become wrong in iteration `number`; one sentence."""
+
+    def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Completions of iteration `number`, problem by problem, the best first; what JSON can hold, by field."""
+
+    def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
+        """The model after iteration `number` (0: the base model) has been evaluated; `tables` say it to people."""
+
+    def record(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """All that was measured of iteration `number`, told once, at its end: of training, evaluation or both."""
+
+    def end(self) -> None:
+        """The run ends, however it does: close what is open."""

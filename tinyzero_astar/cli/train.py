@@ -230,7 +230,7 @@ def _run(argv: Sequence[str]) -> int:
 
     from tinyzero_astar.distributed import set_up  # PyTorch and transformers: seconds
     from tinyzero_astar.resources.machine import choose_device
-    from tinyzero_astar.run import loop, start
+    from tinyzero_astar.run import evaluation, loop, start
 
     with _group_left():
         try:
@@ -246,7 +246,7 @@ def _run(argv: Sequence[str]) -> int:
                 session = start.restart_run(config, run)
         except ValueError as error:
             return _refuse(error)
-        return loop.evaluate_only(session, folder) if command.eval_only else loop.train(session)
+        return evaluation.evaluate_only(session, folder) if command.eval_only else loop.train(session)
 
 
 @contextmanager

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Table as RichTable
 
+from tinyzero_astar.interfaces import Logger, Table
 from tinyzero_astar.terminal import printable
 
 _MAX_SAMPLE_CHARACTERS = 600
+_NUM_SHOWN = 3  # samples of an iteration
 
 
 class Terminal(Console):
@@ -36,7 +40,7 @@ def _shown(value: float | None, pattern: str) -> str:
     return "–" if value is None else format(value, pattern)
 
 
-class ConsoleLogger:
+class ConsoleLogger(Logger):
     """Writes to the terminal; plain lines when the output is no terminal. Warnings and errors go to standard error.
 
     Args:
@@ -68,8 +72,8 @@ class ConsoleLogger:
         is_shared = self._progress is not None and self._errors.is_terminal
         (self.console if is_shared else self._errors).print(markup)
 
-    def start(self, num_iterations: int, done: int) -> None:
-        """Show a progress bar until `stop`."""
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
+        """Show a progress bar until `end`."""
         if not self.console.is_terminal:
             return
         self._progress = Progress(
@@ -81,14 +85,8 @@ class ConsoleLogger:
             console=self.console,
             transient=True,
         )
-        self._task = self._progress.add_task("training", total=num_iterations, completed=done)
+        self._task = self._progress.add_task("training", total=config["train"]["num_iterations"], completed=done)
         self._progress.start()
-
-    def stop(self) -> None:
-        """Remove the progress bar."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
 
     def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
         """The one line of an iteration."""
@@ -104,16 +102,34 @@ class ConsoleLogger:
         if self._progress is not None:
             self._progress.update(self._task, completed=number)
 
-    def table(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """A small two-column table."""
-        table = Table(title=safe(title), show_header=False, title_justify="left", title_style="bold")
-        for name, value in rows:
-            table.add_row(safe(name), safe(value))
-        self.console.print(table)
+    def alarm(self, number: int, text: str) -> None:
+        """A warning."""
+        self.warn(text)
 
-    def sample(self, question: str, completion: str, verdict: str) -> None:
-        """One completion with what the verifier said."""
+    def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """The best completion of each of the first problems, with what the verifier said."""
+        for first, *_ in itertools.islice(filter(None, records), _NUM_SHOWN):
+            self._sample(first["problem"], first["completion"], first["reason"])
+
+    def _sample(self, question: str, completion: str, verdict: str) -> None:
         shown = completion[:_MAX_SAMPLE_CHARACTERS]
         rest = len(completion) - len(shown)
         text = " ⏎ ".join(shown.split("\n")) + (f" … ({rest} more characters)" if rest else "")
         self.console.print(f"  [cyan]{safe(question)}[/]  {safe(text)}  [dim]({safe(verdict)})[/]")
+
+    def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
+        """The tables."""
+        for table in tables:
+            self._table(table)
+
+    def _table(self, table: Table) -> None:
+        shown = RichTable(title=safe(table.title), show_header=False, title_justify="left", title_style="bold")
+        for name, value in table.rows:
+            shown.add_row(safe(name), safe(value))
+        self.console.print(shown)
+
+    def end(self) -> None:
+        """Remove the progress bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

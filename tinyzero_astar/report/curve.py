@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyzero_astar.run.folder import METRICS, read_jsonl
+from tinyzero_astar.files import METRICS
+from tinyzero_astar.run.folder import read_jsonl
 from tinyzero_astar.terminal import complain, printable, run_command
 
 _GREEDY, _POLICY = "eval/greedy_accuracy", "rollout/policy_accuracy"

@@ -20,7 +20,7 @@ from tinyzero_astar.data.text import text_fault
 from tinyzero_astar.distributed import agree, is_distributed, world_size
 from tinyzero_astar.engine.cuda_graphs import CudaGraphs
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.interfaces import Algorithm, Problem, Task
+from tinyzero_astar.interfaces import Algorithm, Logger, Problem, Task
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import Policy, load_policy
@@ -28,6 +28,7 @@ from tinyzero_astar.resources.allocator import keep_freed_memory
 from tinyzero_astar.resources.machine import choose_device, idle_cores, num_cores
 from tinyzero_astar.resources.model import check_options
 from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.run.reporting import AllLoggers
 from tinyzero_astar.terminal import counted
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
@@ -51,6 +52,7 @@ class Session:
     search: SearchConfig  # with the depth that the longest prompt allows
     updater: Updater
     console: ConsoleLogger
+    log: Logger  # all of them, the console included
     first_iteration: int  # iterations already trained
     history: list[dict[str, Any]]  # what gate and alarms remember of the iterations trained so far
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
@@ -93,6 +95,7 @@ def build(
         search=_search(config, depth),
         updater=Updater(policy, _algorithm(config), config.train, config.value),
         console=console,
+        log=AllLoggers(console),
         first_iteration=first_iteration,
         history=[],
     )

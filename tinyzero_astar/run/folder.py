@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tinyzero_astar.files import PARTIAL, replace_text
+from tinyzero_astar.files import METRICS, PARTIAL, SAMPLES, replace_text
 
 TRAINER_STATE = "trainer.json"  # what makes a folder a checkpoint
-CONFIG, METRICS, SAMPLES, CHECKPOINTS = "config.json", "metrics.jsonl", "samples.jsonl", "checkpoints"
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 _ASIDE = ".set_aside"  # and of a checkpoint that the run no longer goes on from
 _CHECKPOINT = re.compile(r"checkpoint_iter_(0|[1-9][0-9]*)")
 

@@ -23,7 +23,7 @@ from tinyzero_astar.config import (
 )
 from tinyzero_astar.data.tasks import Problems, make_problems, pinned
 from tinyzero_astar.distributed import agree, from_main, is_main, world_size
-from tinyzero_astar.files import replace_text
+from tinyzero_astar.files import METRICS, replace_text
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.resources.advice import disk_advice, memory_advice
 from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory
@@ -33,7 +33,6 @@ from tinyzero_astar.run.build import Session, build, optimizers
 from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
 from tinyzero_astar.run.folder import (
     CONFIG,
-    METRICS,
     check_complete,
     fresh_run_folder,
     go_back_to,

@@ -1,4 +1,4 @@
-"""Files that rank 0 writes for all ranks: what became of them is the same everywhere."""
+"""What rank 0 writes for all ranks: what became of it is the same everywhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,23 @@ def write_for_all(path: Path, write: Callable[[], None]) -> None:
     Raises:
         WriteFailedError: rank 0 could not write it; every rank raises it.
     """
-    failure = None
-    try:
+
+    def write_path() -> None:
         with writing(path):
             write()
+
+    fail_together(write_path)
+
+
+def fail_together(write: Callable[[], None]) -> None:
+    """Run `write` on every rank.
+
+    Raises:
+        WriteFailedError: rank 0 raised it; every rank does.
+    """
+    failure = None
+    try:
+        write()
     except WriteFailedError as error:
         failure = str(error)
     failure = from_main(failure)

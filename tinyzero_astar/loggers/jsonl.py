@@ -1,0 +1,32 @@
+"""Records of a run as JSON lines: the source of truth, which `--resume` goes on from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl, writing
+from tinyzero_astar.interfaces import Logger
+
+
+class JsonlLogger(Logger):
+    """Appends an object per iteration to metrics.jsonl, and one per completion shown to samples.jsonl."""
+
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
+        """Remember the folder; what it holds of iterations after `done` has been dropped."""
+        self._folder = folder
+
+    def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """A line per completion."""
+        self._append(SAMPLES, *({"iteration": number} | dict(r) for r in itertools.chain.from_iterable(records)))
+
+    def record(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """A line per iteration."""
+        self._append(METRICS, {"iteration": number} | dict(metrics))
+
+    def _append(self, name: str, *records: Mapping[str, Any]) -> None:
+        path = self._folder / name
+        with writing(path):
+            append_jsonl(path, *records)

@@ -1,0 +1,157 @@
+"""What a run says of itself: metrics of an iteration's search, samples, evaluations."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.eval.decoding import Arm, compare
+from tinyzero_astar.eval.evaluate import evaluate
+from tinyzero_astar.interfaces import Problem, Table
+from tinyzero_astar.metrics.heuristic import heuristic_quality
+from tinyzero_astar.metrics.rollouts import rollout_metrics
+from tinyzero_astar.model.fsdp_utils import unsharded
+from tinyzero_astar.rollout.generator import guidance_of
+from tinyzero_astar.rollout.records import RewardedRollouts
+from tinyzero_astar.run.build import Session
+from tinyzero_astar.search.heuristic import inverse_beta_of
+
+_NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual
+
+
+def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no nan: what could not be measured is null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+
+
+# ---------------------------------------------------------------------------------------------------- the search
+
+
+def search_metrics(session: Session, rewarded: RewardedRollouts) -> dict[str, Any]:
+    """Diversity, weights and cost of an iteration's rollouts, and how well its heuristic ranked them."""
+    rollouts, weight, grade = rewarded.rollouts, rewarded.weight, rewarded.grade
+    is_weighted = session.search.mode != "best_first"
+    metrics = rollout_metrics(rollouts, weight, rewarded.accuracy, grade, rewarded.reward, is_weighted=is_weighted)
+    return metrics | heuristic_quality(rollouts, grade, weight, _inverse_beta(session, rewarded))
+
+
+def reward_metrics(rewarded: RewardedRollouts) -> dict[str, float]:
+    """Means over the leaves that there are: a search may end with fewer than were asked for."""
+    has_leaf = rewarded.rollouts.length > 0
+    return {
+        "rollout/format": float(rewarded.format[has_leaf].mean()),
+        "rollout/reward": float(rewarded.reward[has_leaf].mean()),
+    }
+
+
+def bellman_residual(session: Session, rewarded: RewardedRollouts) -> float:
+    """Mean |sum of residuals| over the best leaves of a few problems, nats; 0 for an exact heuristic."""
+    totals, inverse_beta = [], _inverse_beta(session, rewarded).to(torch.float32)
+    for i, prompt in enumerate(rewarded.prompts[:_NUM_RESIDUALS]):
+        length = int(rewarded.rollouts.length[i, 0])
+        if length == 0:
+            continue
+        ids = torch.tensor([[*prompt, *rewarded.rollouts.tokens[i, 0, :length].tolist()]], device=session.policy.device)
+        delta = session.policy.bellman_residual(ids, len(prompt), length, inverse_beta[i])
+        totals.append(abs(float(delta.sum())))
+    return sum(totals) / len(totals) if totals else math.nan
+
+
+def _inverse_beta(session: Session, rewarded: RewardedRollouts) -> Tensor:
+    """[P] 1/beta of the heuristic, from the value of the prompts."""
+    return inverse_beta_of(guidance_of(session.search), torch.logit(rewarded.rollouts.value[:, 0, 0]))
+
+
+def sample_records(rewarded: RewardedRollouts) -> list[list[dict[str, Any]]]:
+    """Every leaf with what the verifier said of it, problem by problem."""
+    return [list(_leaves(rewarded, i)) for i in range(len(rewarded.problems))]
+
+
+def _leaves(rewarded: RewardedRollouts, i: int) -> Iterator[dict[str, Any]]:
+    problem = rewarded.problems[i]
+    for k, (text, verdict) in enumerate(zip(rewarded.texts[i], rewarded.verdicts[i], strict=True)):
+        if rewarded.rollouts.length[i, k] > 0:  # there may be no k-th leaf; its priority, -inf, is no JSON
+            yield {
+                "problem": problem.text,
+                "answer": _in_json(problem.answer),
+                "completion": text,
+                "accuracy": verdict.accuracy,
+                "format": verdict.format,
+                "reason": str(verdict.reason),
+                **({} if verdict.score is None else {"score": verdict.score}),
+                "weight": float(rewarded.weight[i, k]),
+                "priority": float(rewarded.rollouts.priority[i, k]),
+            }
+
+
+def _in_json(answer: Any) -> int | str:
+    """The right answer of any task: an integer as it is, all else as text."""
+    return answer if type(answer) is int else str(answer)
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation
+
+
+class Measured(NamedTuple):
+    """An evaluation on held-out problems."""
+
+    metrics: dict[str, float]  # by the names of docs/metrics.md
+    tables: list[Table]  # the same for people
+
+
+def measure(session: Session, iteration: int, *, is_whole: bool = True) -> Measured:
+    """Evaluate on the held-out problems.
+
+    Args:
+        session: what to evaluate.
+        iteration: of the table's title.
+        is_whole: all problems, sampled completions too; else greedy ones of the first `eval.num_problems_between`.
+    """
+    began = time.perf_counter()
+    settings = session.config.eval
+    problems = session.held_out if is_whole else session.held_out[: settings.num_problems_between]
+    with unsharded(session.policy):
+        evaluation = evaluate(
+            session.generator,
+            problems,
+            session.search,
+            num_samples=settings.num_samples if is_whole else 0,
+            max_rows=settings.max_rows,
+        )
+    rows = [(name.removeprefix("eval/"), str(e)) for name, e in evaluation.estimates.items()]
+    rows.append(("time", f"{time.perf_counter() - began:.1f} s"))
+    title = f"iteration {iteration}: {evaluation.num_problems} held-out problems, value and 95 % interval"
+    found = Measured(evaluation.metrics(), [Table(title, rows)])
+    if settings.search != "best_first":
+        return found
+    arms = _compare_decoding(session, problems)
+    metrics = {name: number for arm in arms for name, number in arm.metrics().items()}
+    return Measured(found.metrics | metrics, [*found.tables, _decoding_table(arms)])
+
+
+def _compare_decoding(session: Session, problems: list[Problem]) -> list[Arm]:
+    """A* at test time against other ways of decoding."""
+    with unsharded(session.policy):  # every rank decodes everything: the beams' width depends on all problems
+        return compare(
+            session.policy,
+            session.tokenizer,
+            session.task,
+            session.generator,
+            problems,
+            session.search,
+            beam_width=session.config.eval.beam_width,
+            max_rows=session.config.eval.max_rows,
+        )
+
+
+def _decoding_table(arms: list[Arm]) -> Table:
+    rows = []
+    for a in arms:  # beam search does not tell what it expanded
+        counts = "" if math.isnan(a.expanded) else f", {a.expanded:.1f} expanded, {a.forks:.1f} forks"
+        rows.append((a.title, f"{a.accuracy}  {a.tokens:.1f} tokens{counts}"))
+    return Table("decoding, per problem", rows)

@@ -1,0 +1,62 @@
+"""All loggers as one, for all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tinyzero_astar.distributed import is_main
+from tinyzero_astar.interfaces import Logger, Table
+from tinyzero_astar.loggers.console import ConsoleLogger
+from tinyzero_astar.loggers.loggers import LOGGERS
+from tinyzero_astar.run.writing import fail_together
+
+
+class AllLoggers(Logger):
+    """All loggers of a run as one, told on every rank; what one of them cannot write ends the run on every rank.
+
+    Args:
+        console: the one that is there already.
+    """
+
+    def __init__(self, console: ConsoleLogger) -> None:
+        self._loggers = [make(console) for make in LOGGERS.values()] if is_main() else []
+
+    def _tell(self, tell: Callable[[Logger], None]) -> None:
+        def tell_all() -> None:
+            for logger in self._loggers:
+                tell(logger)
+
+        fail_together(tell_all)
+
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
+        """See `Logger`."""
+        self._tell(lambda logger: logger.begin(config, folder, done))
+
+    def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """See `Logger`."""
+        self._tell(lambda logger: logger.iteration(number, metrics))
+
+    def alarm(self, number: int, text: str) -> None:
+        """See `Logger`."""
+        self._tell(lambda logger: logger.alarm(number, text))
+
+    def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """See `Logger`."""
+        self._tell(lambda logger: logger.samples(number, records))
+
+    def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
+        """See `Logger`."""
+        self._tell(lambda logger: logger.evaluation(number, metrics, tables))
+
+    def record(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """See `Logger`."""
+        self._tell(lambda logger: logger.record(number, metrics))
+
+    def end(self) -> None:
+        """See `Logger`; the other ranks do not wait, as one alone may be interrupted."""
+        with ExitStack() as stack:
+            for logger in self._loggers:
+                stack.callback(logger.end)
