@@ -2654,8 +2654,8 @@ OWN_TASKS = (
         "table-float",
         "decimals of a table are read as floats",
         "data/table.py",
-        "reads_decimals: type = Decimal",
-        "reads_decimals: type = float",
+        "parse_float=decimals",
+        "parse_float=lambda text: decimals(repr(float(text)))",
         ("test_own.py::test_decimals_are_read_as_they_are_written",),
     ),
     Mutant(
