@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 
@@ -268,8 +269,11 @@ def test_a_tokenizer_that_loses_a_digit_is_refused(digit, sound, tmp_path):
     data["model"]["vocab"] = {k: v for k, v in data["model"]["vocab"].items() if k != digit}
     (folder / "tokenizer.json").write_text(json.dumps(data))
     sentence = refusal(folder)
-    assert sentence.startswith("its tokenizer does not give texts back as they were: '12*3=?")
-    assert "<answer>" in sentence and sentence.endswith("use a model whose tokenizer does")
+    assert re.fullmatch(
+        "its tokenizer does not give texts back as they were:"
+        rf" '.{{,20}}{digit}.*' becomes '.*' \(it has no '{digit}'\); use a model whose tokenizer does",
+        sentence,
+    )
 
 
 def test_a_tokenizer_that_loses_a_letter_of_the_prompts_is_refused_before_the_run(sound, tmp_path, capsys):
@@ -282,9 +286,8 @@ def test_a_tokenizer_that_loses_a_letter_of_the_prompts_is_refused_before_the_ru
     change_json(folder / "config.json", max_position_embeddings=600)
     assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 2
     err = capsys.readouterr().err
-    assert (
-        "the tokenizer does not give texts back as they were: 'The user asks" in err and not (tmp_path / "r").exists()
-    )
+    assert "the tokenizer does not give texts back as they were: " in err and "(it has no 'W')" in err
+    assert not (tmp_path / "r").exists()
 
 
 def test_ids_of_the_tokenizer_beyond_the_model_are_refused_however_few_tokens_there_are(sound, tmp_path):

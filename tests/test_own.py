@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tinyzero_astar.cli.solve import solve_main
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data import own as own_module
 from tinyzero_astar.data import table as table_module
@@ -480,3 +484,52 @@ def test_without_reasoning_gym_its_tasks_say_what_to_install(monkeypatch: pytest
     said = r"reasoning_gym:chain_sum needs the package reasoning-gym, .*: pip install -e '.\[reasoning-gym\]'"
     with pytest.raises(ValueError, match=said):
         pinned(DataConfig(task="reasoning_gym:chain_sum"))
+
+
+def test_a_run_knows_its_files_again_and_where_they_have_moved(
+    tiny_base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("rewards.py").write_text(FUNCTIONS)
+    task = ["--data.task", _write("own.jsonl", TABLE), "--data.reward-function", "rewards.py:boxed"]
+    sizes = ["--data.num-problems", "4", "--eval.num-problems", "2", "--train.num-iterations", "1"]
+    sizes += ["--train.problems-per-iteration", "2", "--train.batch-size", "2", "--search.max-search-depth", "4"]
+    base = ["--model.model-name", str(tiny_base), "--model.max-seq-length", "60", "--value.hidden-size", "8"]
+    assert main([*task, *sizes, *base, "--output-dir", "r"]) == 0
+    commands: list[tuple[Callable[[list[str]], int], list[str]]] = [
+        (main, ["--resume", "r"]),
+        (main, ["--eval-only", "--checkpoint", "r"]),
+        (solve_main, ["3?", "--checkpoint", "r"]),
+    ]
+    Path("rewards.py").write_text(FUNCTIONS.replace("1.0", "0.9"))
+    for command, argv in commands:
+        assert command(argv) == 2
+        err = capsys.readouterr().err
+        assert re.search(r"own.jsonl, .*rewards.py has changed; restore it, or say where it lies now with --data", err)
+        assert err.count("\n") == 1
+    Path("elsewhere").mkdir()
+    Path("own.jsonl").rename("elsewhere/own.jsonl")
+    Path("elsewhere/rewards.py").write_text(FUNCTIONS)
+    moved = ["--data.task", "elsewhere/own.jsonl", "--data.reward-function", "elsewhere/rewards.py:boxed"]
+    for command, argv in commands:
+        assert command(argv) == 2 and "own.jsonl cannot be read (No such file" in capsys.readouterr().err
+        assert command([*argv, *moved]) == 0
+
+
+def test_prompts_that_the_tokenizer_loses_are_refused_with_their_characters(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(tiny_base, tmp_path / "m")
+    tokens = json.loads((folder / "tokenizer.json").read_text())
+    tokens["model"]["vocab"] = {"\u03a9" if key == "Z" else key: i for key, i in tokens["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokens))
+    task = [
+        "--data.task",
+        _write("own.jsonl", [*SUMS, {"prompt": "Zebras?", "answer": 1}]),
+        "--data.num-problems",
+        "70",
+    ]
+    assert main([*task, "--eval.num-problems", "9", "--model.model-name", str(folder), "--output-dir", "r"]) == 2
+    err = capsys.readouterr().err
+    said = r"does not give texts back as they were: 'Zebras\?\\n<think>' becomes 'ebras\?\\n<think>' \(it has no 'Z'\);"
+    assert re.search(said, err) and err.count("\n") == 1
+    assert not Path("r").exists()

@@ -73,7 +73,7 @@ class Task(Protocol):
         ...
 
     def example(self, problem: Problem) -> str:
-        """A right completion, worked out briefly, as few-shot prompts show it."""
+        """A right completion, worked out briefly, as few-shot prompts show it; "" where none is known."""
         ...
 
     def ask(self, text: str) -> Problem:

@@ -69,6 +69,10 @@ class RewardedTable(Table):
         """The prompt is the table's, without a template."""
         return replace(super().problem(question), prompt=question.asked)
 
+    def example(self, problem: Problem) -> str:
+        """Empty: what is right is the function's secret."""
+        return ""
+
     def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
         """The function's score."""
         score = self._score(problem, completion)

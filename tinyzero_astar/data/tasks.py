@@ -16,6 +16,7 @@ from tinyzero_astar.data.table import is_table
 from tinyzero_astar.interfaces import Problem, Task
 
 TASKS: dict[str, type[QuestionTask]] = {"multiplication": Multiplication, "countdown": Countdown}
+_MOVED = "--data.task or --data.reward-function"
 
 
 def make_task(data: DataConfig, seed: int) -> Task:
@@ -81,7 +82,7 @@ def pinned(data: DataConfig) -> DataConfig:
         names = ", ".join(map(str, files)) or "its file"
         raise ValueError(
             f"data.task {data.task!r} is not what the run was trained on: {names} has changed; restore it, or say where"
-            " it lies now with --data.task"
+            f" it lies now with {_MOVED}"
         )
     return replace(
         data, task=own.absolute(data.task), reward_function=own.absolute(data.reward_function), task_sha256=digest
@@ -93,5 +94,5 @@ def _content(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ValueError(
-            f"data.task: {path} cannot be read ({error.strerror or error}); say where it lies with --data.task"
+            f"data.task: {path} cannot be read ({error.strerror or error}); say where it lies with {_MOVED}"
         ) from None

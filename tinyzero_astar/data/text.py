@@ -45,8 +45,17 @@ def text_fault(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str 
     ids = tokenizer(pieces, add_special_tokens=False)["input_ids"]
     for piece, back in zip(pieces, tokenizer.batch_decode(ids), strict=True):
         if back != piece:
-            return (
-                f"tokenizer does not give texts back as they were: {piece!r} becomes {back!r}; use a model whose"
-                " tokenizer does"
-            )
+            return _difference(piece, back)
     return None
+
+
+def _difference(text: str, back: str) -> str:
+    """What a tokenizer did to a text, in words."""
+    first = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back)))
+    around = slice(max(0, first - 20), first + 20)
+    lost = [repr(character) for character in dict.fromkeys(text) if character not in back][:10]
+    why = f" (it has no {', '.join(lost)})" if lost else ""
+    return (
+        f"tokenizer does not give texts back as they were: {text[around]!r} becomes {back[around]!r}"
+        f"{why}; use a model whose tokenizer does"
+    )

@@ -154,8 +154,11 @@ def _algorithm(config: Config) -> Algorithm:
 
 
 def _example_lengths(problems: Problems, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Tokens of the worked example with the shortest answer, and of its end, from </think> to the end token."""
-    answers = [example[example.rindex(THINK_END) :] for example in problems.examples]
+    """Tokens of the worked example with the shortest answer, and of its end, from </think> to the end token.
+
+    Without </think> all of it counts as the answer.
+    """
+    answers = [example[max(0, example.rfind(THINK_END)) :] for example in problems.examples]
     both = (tokenizer(texts, add_special_tokens=False)["input_ids"] for texts in (problems.examples, answers))
     answer, example = min((len(a) + 1, len(e) + 1) for e, a in zip(*both, strict=True))
     return example, answer
