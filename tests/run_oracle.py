@@ -63,13 +63,14 @@ def problem_seed(seed: int, iteration: int, number: int) -> int:
 
 # ---------------------------------------------------------------------------------------------------------- problems
 
-TEMPLATES = {
-    "compact": "{a}*{b}=?\n<think>",
+PROMPTS = {  # preface and question
+    "compact": ("", "{a}*{b}=?\n<think>"),
     "conversation": (
         "The user asks a question about arithmetic and the assistant works it out. The assistant"
         " first writes down its reasoning, step by step, between <think> and </think>, then states"
         " nothing but the final integer between <answer> and </answer>, as in <answer>42</answer>,"
-        " and stops.\nUser: What is {a} * {b}?\nAssistant: <think>"
+        " and stops.\n",
+        "User: What is {a} * {b}?\nAssistant: <think>",
     ),
 }
 
@@ -80,18 +81,31 @@ def is_held_out(a: int, b: int) -> bool:
     return int.from_bytes(digest, "big") % 100 < 20
 
 
-def drawn_pairs(name: str, low: int, high: int) -> list[tuple[int, int]]:
+def drawn_pairs(name: str, data: Mapping[str, Any]) -> list[tuple[int, int]]:
     """All pairs of up to two digits, by exponential clocks: a number of digits is as likely as any other."""
-    assert high <= 2, "larger operands are drawn, not listed"
+    assert all(most <= 2 for _, most in digits(data)), "larger factors are drawn, not listed"
     rng = random.Random(name)
-    numbers = range(10 ** (low - 1), 10**high)
-    clock = {(a, b): rng.expovariate(10.0 ** -len(f"{a}{b}")) for a in numbers for b in numbers}
+    first, second = (range(10 ** (fewest - 1), 10**most) for fewest, most in digits(data))
+    clock = {(a, b): rng.expovariate(10.0 ** -len(f"{a}{b}")) for a in first for b in second}
     return sorted(clock, key=clock.__getitem__)
+
+
+def digits(data: Mapping[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Fewest and most digits of either factor."""
+    first = data["min_digits"], data["max_digits"]
+    own = (data["second_min_digits"], data["second_max_digits"])
+    second = tuple(of_first if of_second is None else of_second for of_first, of_second in zip(first, own, strict=True))
+    return first, (second[0], second[1])
+
+
+def held_out_name(data: Mapping[str, Any]) -> str:
+    first, second = digits(data)
+    return f"held out {first[0]} {first[1]}" + ("" if first == second else f" by {second[0]} {second[1]}")
 
 
 def training_pairs(config: Mapping[str, Any], iteration: int) -> list[tuple[int, int]]:
     data, seed, count = config["data"], config["run"]["seed"], config["train"]["problems_per_iteration"]
-    pairs = drawn_pairs(f"{seed} training set", data["min_digits"], data["max_digits"])
+    pairs = drawn_pairs(f"{seed} training set", data)
     order = [p for p in pairs if not is_held_out(*p)][: data["num_problems"]]
     random.Random(f"{seed} epoch 0").shuffle(order)
     assert (iteration + 1) * count <= len(order), "later epochs: tests/test_generation.py"
@@ -100,16 +114,26 @@ def training_pairs(config: Mapping[str, Any], iteration: int) -> list[tuple[int,
 
 def held_out_pairs(config: Mapping[str, Any]) -> list[tuple[int, int]]:
     data, found = config["data"], {}
-    for a, b in drawn_pairs(f"held out {data['min_digits']} {data['max_digits']}", *_digits(data)):
+    for a, b in drawn_pairs(held_out_name(data), data):
         if is_held_out(a, b):
             low, high = min(a, b), max(a, b)
             is_turned = hashlib.blake2b(f"order {low} {high}".encode(), digest_size=1).digest()[0] % 2 == 0
-            found[(high, low) if is_turned else (low, high)] = None
-    return list(found)[: config["eval"]["num_problems"]]
+            asked = (high, low) if is_turned else (low, high)
+            fits = all(fewest <= len(str(n)) <= most for n, (fewest, most) in zip(asked, digits(data), strict=True))
+            found.setdefault(frozenset((a, b)), asked if fits else (a, b))
+    return list(found.values())[: config["eval"]["num_problems"]]
 
 
-def _digits(data: Mapping[str, Any]) -> tuple[int, int]:
-    return data["min_digits"], data["max_digits"]
+def prompt(pair: tuple[int, int], data: Mapping[str, Any], eos: str) -> str:
+    """The question after worked examples from the training side, none of which is the question."""
+    (preface, template), wanted = PROMPTS[data["template"]], data["num_shots"]
+    examples: dict[frozenset[int], tuple[int, int]] = {}
+    for a, b in drawn_pairs(f"{held_out_name(data)} examples", data) if wanted else []:
+        if not is_held_out(a, b) and len(examples) <= wanted:
+            examples.setdefault(frozenset((a, b)), (a, b))
+    shown = [p for p in examples.values() if frozenset(p) != frozenset(pair)][:wanted]
+    worked = (f"{template.format(a=a, b=b)}{a}*{b}={a * b}</think><answer>{a * b}</answer>{eos}\n\n" for a, b in shown)
+    return f"{preface}{''.join(worked)}{template.format(a=pair[0], b=pair[1])}"
 
 
 # ---------------------------------------------------------------------------------------------------------- verifier
@@ -452,10 +476,10 @@ class Oracle:
         self.history = list(history)
         declared = [tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id]
         self.ends = frozenset(i for x in declared for i in (x if isinstance(x, list) else [x]))
-        template, search = TEMPLATES[config["data"]["template"]], config["search"]
-        self.prompt_of = lambda pair: tuple(tokenizer(template.format(a=pair[0], b=pair[1]))["input_ids"])
-        pairs = drawn_pairs(f"{config['run']['seed']} training set", *_digits(config["data"]))
-        asked = [p for p in pairs if not is_held_out(*p)][: config["data"]["num_problems"]]
+        data, search = config["data"], config["search"]
+        self.prompt_of = lambda pair: tuple(tokenizer(prompt(pair, data, tokenizer.eos_token))["input_ids"])
+        pairs = drawn_pairs(f"{config['run']['seed']} training set", data)
+        asked = [p for p in pairs if not is_held_out(*p)][: data["num_problems"]]
         longest = max(len(self.prompt_of(p)) for p in [*asked, *held_out_pairs(config)])
         self.depth = min(search["max_search_depth"], config["model"]["max_seq_length"] - longest)
         self.num_updates = self.num_value_updates = 0
