@@ -15,6 +15,7 @@ from tests.test_run import OPTIONS
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS, DataConfig
+from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.data.tasks import make_problems, make_task
 from tinyzero_astar.data.text import prompt_tokens, text_fault
 from tinyzero_astar.interfaces import END_OF_EXAMPLE, Verdict
@@ -138,13 +139,13 @@ def test_worked_examples_end_with_the_models_end_token_and_are_counted(tiny_base
     config = PRESETS["tiny"]
     lengths = []
     for shots in (0, 1, 2):
-        data = dataclasses.replace(config.data, num_shots=shots, num_problems=50)
+        data = dataclasses.replace(config.data, num_shots=shots, num_problems=50, min_digits=1)
         model = dataclasses.replace(config.model, model_name=str(tiny_base))
         shown = dataclasses.replace(config, data=data, model=model)
         longest = max(map(len, prompt_tokens(tokenizer, make_problems(shown).prompts)))
         assert read_model(shown).prompt_length == longest
         lengths.append(longest)
-    assert lengths[0] + 40 < lengths[1] + 20 < lengths[2]
+    assert lengths[0] + 30 < lengths[1] + 15 < lengths[2]
     said = refusal(main, ["--model.model-name", str(tiny_base), "--data.num-shots", "9"], capsys)
     assert "max_seq_length 128 leaves no room after a prompt of " in said
 
@@ -184,8 +185,6 @@ def test_right_answers_of_every_type_can_be_written(answer, written):
 
 
 def test_the_value_model_learns_the_grade_and_accuracy_stays_apart(tiny_base, monkeypatch, elsewhere):
-    from tinyzero_astar.data.generation import Multiplication
-
     def graded(self, problem, completion, is_finished):
         return Verdict(False, True, None, "graded", score=0.75)
 
