@@ -20,7 +20,7 @@ from tinyzero_astar.data.tasks import make_problems, make_task
 from tinyzero_astar.data.text import prompt_tokens, text_fault
 from tinyzero_astar.interfaces import END_OF_EXAMPLE, Verdict
 from tinyzero_astar.resources.model import read_model
-from tinyzero_astar.run.loop import _in_json
+from tinyzero_astar.run.measure import in_json
 from tinyzero_astar.training.reward import RewardConfig, WeightedReward
 
 SHORT = "--train.num-iterations 1 --eval.num-problems 3"
@@ -181,7 +181,7 @@ def test_a_grade_that_no_probability_could_predict_is_refused(score):
     ("answer", "written"), [(12, 12), (-3, -3), (Fraction(3, 4), "3/4"), ("b", "b"), (True, "True"), ((1, 2), "(1, 2)")]
 )
 def test_right_answers_of_every_type_can_be_written(answer, written):
-    assert json.loads(json.dumps(_in_json(answer))) == written and type(_in_json(answer)) is type(written)
+    assert json.loads(json.dumps(in_json(answer))) == written and type(in_json(answer)) is type(written)
 
 
 def test_the_value_model_learns_the_grade_and_accuracy_stays_apart(tiny_base, monkeypatch, elsewhere):

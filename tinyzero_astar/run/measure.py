@@ -78,7 +78,7 @@ def _leaves(rewarded: RewardedRollouts, i: int) -> Iterator[dict[str, Any]]:
         if rewarded.rollouts.length[i, k] > 0:  # there may be no k-th leaf; its priority, -inf, is no JSON
             yield {
                 "problem": problem.text,
-                "answer": _in_json(problem.answer),
+                "answer": in_json(problem.answer),
                 "completion": text,
                 "accuracy": verdict.accuracy,
                 "format": verdict.format,
@@ -89,7 +89,7 @@ def _leaves(rewarded: RewardedRollouts, i: int) -> Iterator[dict[str, Any]]:
             }
 
 
-def _in_json(answer: Any) -> int | str:
+def in_json(answer: Any) -> int | str:
     """The right answer of any task: an integer as it is, all else as text."""
     return answer if type(answer) is int else str(answer)
 
