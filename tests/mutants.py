@@ -2643,8 +2643,8 @@ TASKS = (
     Mutant(
         "grade-unmeasured",
         "the value model is measured by accuracy where the task grades",
-        "run/loop.py",
-        "heuristic_quality(rollouts, rewarded.grade,",
+        "run/measure.py",
+        "heuristic_quality(rollouts, grade,",
         "heuristic_quality(rollouts, rewarded.accuracy,",
         ("test_task_of_run.py::test_the_value_model_learns_the_grade_and_accuracy_stays_apart",),
     ),
