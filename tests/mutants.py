@@ -1457,7 +1457,7 @@ RUNS = (
     Mutant(
         "oldest-run",
         "a checkpoint's name is looked for in the oldest run",
-        "run/folder.py",
+        "run/checkpoint_folders.py",
         "runs[max(runs)] / name",
         "runs[min(runs)] / name",
         NEWEST,
@@ -1465,7 +1465,7 @@ RUNS = (
     Mutant(
         "runs-by-name",
         "runs are ordered by name: number 9 comes after number 10",
-        "run/folder.py",
+        "run/checkpoint_folders.py",
         "runs[max(runs)] / name",
         "runs[max(runs, key=str)] / name",
         NEWEST,
@@ -1473,7 +1473,7 @@ RUNS = (
     Mutant(
         "oldest-checkpoint",
         "the latest checkpoint is the first that was saved",
-        "run/folder.py",
+        "run/checkpoint_folders.py",
         "return found[max(found)]",
         "return found[min(found)]",
         ("test_run_folder.py::test_latest_checkpoint_is_that_of_the_highest_iteration",),
@@ -1481,7 +1481,7 @@ RUNS = (
     Mutant(
         "last-record-dropped",
         "resuming drops the record of the iteration that the checkpoint holds",
-        "run/folder.py",
+        "run/records.py",
         'kept = [r for r in read_jsonl(path) if r["iteration"] <= last]',
         'kept = [r for r in read_jsonl(path) if r["iteration"] < last]',
         ("test_run_folder.py::test_keep_iterations_drops_later_records_and_the_cut_line",),
@@ -1532,7 +1532,7 @@ FAULTS = (
     Mutant(
         "moved-once",
         "a run whose metrics were moved away can be resumed only once",
-        "run/folder.py",
+        "run/records.py",
         "first = iterations[0] if iterations else 0",
         "first = 0",
         ("test_resume.py::test_a_run_whose_records_were_moved_away_may_be_resumed_again_and_again",),
@@ -1556,7 +1556,7 @@ FAULTS = (
     Mutant(
         "newer-stays",
         "a run that went back keeps its newer checkpoints",
-        "run/folder.py",
+        "run/checkpoint_folders.py",
         "if number > iteration]",
         "if number > iteration + 10]",
         ("test_resume.py::test_a_checkpoint_may_be_chosen",),
@@ -1564,7 +1564,7 @@ FAULTS = (
     Mutant(
         "records-first",
         "records are dropped before the checkpoints that need them",
-        "run/folder.py",
+        "run/checkpoint_folders.py",
         "    remove_partial(run)\n    newer =",
         "    remove_partial(run)\n    keep_iterations(run / METRICS, iteration)\n    newer =",
         ("test_resume.py::test_going_back_survives_a_crash_at_any_moment",),
@@ -1580,7 +1580,7 @@ FAULTS = (
     Mutant(
         "hole-unseen",
         "a hole in the metrics is not seen",
-        "run/folder.py",
+        "run/records.py",
         "        if found[index : index + 1] != [expected]:",
         "        if expected > last + 5:",
         ("test_resume.py::test_a_hole_in_the_metrics_is_refused",),

@@ -27,11 +27,12 @@ from tinyzero_astar.config import PRESETS
 from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl
 from tinyzero_astar.loggers import jsonl
 from tinyzero_astar.run import checkpoint as checkpoints
-from tinyzero_astar.run import folder as run_folder
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run import start as session
 from tinyzero_astar.run import stopping
-from tinyzero_astar.run.folder import CONFIG
+from tinyzero_astar.run.checkpoint_folders import go_back_to, latest_checkpoint, run_and_checkpoints
+from tinyzero_astar.run.folder import CONFIG, iteration_of
+from tinyzero_astar.run.records import check_complete
 
 finished, options = runs.session, runs.options
 judged_by_a_hash_and_guided_early = runs.judged_by_a_hash_and_guided_early
@@ -333,7 +334,7 @@ def test_a_checkpoint_may_be_chosen(finished, copy, capsys):
 @pytest.mark.parametrize("name", ["checkpoint_iter_²", "checkpoint_iter_٣", "checkpoint_iter_07", "checkpoint_iter_+9"])
 def test_only_plain_numbers_name_a_checkpoint(name, copy):
     (copy / "checkpoints" / name).mkdir()
-    assert run_folder.run_and_checkpoints(copy) == (copy, [checkpoint(copy, 4), checkpoint(copy, 2)])
+    assert run_and_checkpoints(copy) == (copy, [checkpoint(copy, 4), checkpoint(copy, 2)])
 
 
 def test_what_an_interrupted_write_left_is_removed(copy):
@@ -443,7 +444,7 @@ def test_a_run_whose_records_were_moved_away_may_be_resumed_again_and_again(fini
         damage(copy)
         assert main(["--resume", str(copy)]) == 0
         assert timeless(copy) == later
-    run_folder.go_back_to(copy, 2)
+    go_back_to(copy, 2)
     assert not (copy / METRICS).exists()  # none of its records is left: as if moved away
     assert main(["--resume", str(copy)]) == 0
     assert timeless(copy) == later
@@ -464,11 +465,11 @@ def test_a_run_whose_records_were_moved_away_may_be_resumed_again_and_again(fini
 def test_whether_the_last_record_is_missing(held, last, is_pending, tmp_path):
     for iteration in held or ():
         append_jsonl(tmp_path / METRICS, {"iteration": iteration})
-    assert run_folder.check_complete(tmp_path, last) == is_pending
+    assert check_complete(tmp_path, last) == is_pending
 
 
 def test_going_back_survives_a_crash_at_any_moment(copy, tmp_path, monkeypatch):
-    run_folder.go_back_to(wanted := shutil.copytree(copy, tmp_path / "wanted"), 2)
+    go_back_to(wanted := shutil.copytree(copy, tmp_path / "wanted"), 2)
     kept = contents(wanted)
     assert kept[Path(METRICS)].count(b"\n") == 3
     for last in range(20):
@@ -476,9 +477,9 @@ def test_going_back_survives_a_crash_at_any_moment(copy, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             is_dead = dying(patch, last)
             with suppress(KeyboardInterrupt):
-                run_folder.go_back_to(folder, 2)
+                go_back_to(folder, 2)
         assert complaint(folder) is None, last
-        run_folder.go_back_to(folder, 2)
+        go_back_to(folder, 2)
         assert contents(folder) == kept, last
         if not is_dead():
             break
@@ -488,7 +489,7 @@ def test_going_back_survives_a_crash_at_any_moment(copy, tmp_path, monkeypatch):
 def complaint(folder):
     """What the records lack for going on from the newest checkpoint."""
     try:
-        run_folder.check_complete(folder, run_folder.iteration_of(run_folder.latest_checkpoint(folder)))
+        check_complete(folder, iteration_of(latest_checkpoint(folder)))
     except ValueError as error:
         return str(error)
 

@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 
 from tinyzero_astar.files import append_jsonl
-from tinyzero_astar.run.folder import (
-    CONFIG,
+from tinyzero_astar.run.checkpoint_folders import (
     TRAINER_STATE,
-    keep_iterations,
     latest_checkpoint,
-    new_run_folder,
-    read_jsonl,
     resolve_checkpoint,
     run_and_checkpoints,
 )
+from tinyzero_astar.run.folder import CONFIG, new_run_folder
+from tinyzero_astar.run.records import keep_iterations, read_jsonl
 
 
 def make_checkpoint(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from tinyzero_astar.config import PRESETS, Config, from_dict, with_files_moved
-from tinyzero_astar.run.folder import resolve_checkpoint
+from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, printable
 
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible

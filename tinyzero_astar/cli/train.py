@@ -29,7 +29,8 @@ from tinyzero_astar.config import (
     with_files_moved,
 )
 from tinyzero_astar.files import WriteFailedError
-from tinyzero_astar.run.folder import CONFIG, resolve_checkpoint, run_and_checkpoints
+from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint, run_and_checkpoints
+from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.terminal import FAILED, USAGE_ERROR, complain
 
 _FREE_IN_EVALUATION = ("model.device", "model.cuda_graphs", "run.num_threads", "run.collective_timeout_s")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_astar.files import METRICS
-from tinyzero_astar.run.folder import read_jsonl
+from tinyzero_astar.run.records import read_jsonl
 from tinyzero_astar.terminal import complain, printable, run_command
 
 _GREEDY, _POLICY = "eval/greedy_accuracy", "rollout/policy_accuracy"

@@ -39,7 +39,8 @@ from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import like, whole
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.model_folder import INDEX, weight_files
-from tinyzero_astar.run.folder import TRAINER_STATE, iteration_of
+from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE
+from tinyzero_astar.run.folder import iteration_of
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", TRAINER_STATE

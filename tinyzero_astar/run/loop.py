@@ -21,7 +21,8 @@ from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
 from tinyzero_astar.run.build import Session, optimizers
 from tinyzero_astar.run.checkpoint import save_checkpoint
-from tinyzero_astar.run.folder import CHECKPOINTS, remove_partial
+from tinyzero_astar.run.checkpoint_folders import remove_partial
+from tinyzero_astar.run.folder import CHECKPOINTS
 from tinyzero_astar.run.measure import bellman_residual, finite, measure, reward_metrics, sample_records, search_metrics
 from tinyzero_astar.run.stopping import agreed, stop_requests
 from tinyzero_astar.run.writing import write_for_all

@@ -31,15 +31,9 @@ from tinyzero_astar.resources.model import check_options, model_for
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run.build import Session, build, optimizers
 from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
-from tinyzero_astar.run.folder import (
-    CONFIG,
-    check_complete,
-    fresh_run_folder,
-    go_back_to,
-    new_run_folder,
-    prepare,
-    start_over,
-)
+from tinyzero_astar.run.checkpoint_folders import go_back_to, start_over
+from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, new_run_folder, prepare
+from tinyzero_astar.run.records import check_complete
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import readable_bytes
 

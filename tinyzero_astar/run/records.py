@@ -1,0 +1,83 @@
+"""The records of a run, metrics.jsonl and samples.jsonl: read, checked, and cut back to an iteration.
+
+Files are replaced or appended to, never rewritten in place: a crash at any moment leaves what was there.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tinyzero_astar.files import METRICS, SAMPLES, replace_text
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All records of a file, none if there is no file; a last line that a crash cut short is left out.
+
+    Raises:
+        ValueError: a line is damaged, or no record.
+    """
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file; move it away")
+    *lines, last = path.read_bytes().split(b"\n")  # splitlines() would split at U+2028 too
+    records = [_record(path, number, line) for number, line in enumerate(lines, 1)]
+    with suppress(ValueError):  # no newline at its end: complete but for that, or cut short
+        records.append(_record(path, len(lines) + 1, last))
+    return records
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    reason = "it is no JSON object with an iteration"
+    try:
+        record = json.loads(line)
+        if isinstance(record, dict) and type(record.get("iteration")) is int:
+            return record
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
+        reason = str(error)
+    raise ValueError(f"{path}, line {number} is damaged ({reason}); restore the file, or move it away")
+
+
+def keep_iterations(path: Path, last: int) -> None:
+    """Drop records after iteration `last`, which a resumed run writes again; no file is left without a record.
+
+    Raises:
+        ValueError: a line is damaged, or no record.
+    """
+    kept = [r for r in read_jsonl(path) if r["iteration"] <= last]
+    if kept:
+        replace_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_complete(run: Path, last: int) -> bool:
+    """Check that the metrics hold the iterations up to `last` once each and in order; that of `last` may be missing.
+
+    They may begin with any iteration, or after `last`: earlier records may have been moved away.
+
+    Returns:
+        Whether that of `last` is missing at the end of the others: a checkpoint is saved before its iteration is
+        evaluated and the record written.
+
+    Raises:
+        ValueError: names the line where one is missing or comes twice, or that is damaged.
+    """
+    path = run / METRICS
+    read_jsonl(run / SAMPLES)
+    iterations = [r["iteration"] for r in read_jsonl(path)]
+    if not path.exists():  # moved away
+        return False
+    first = iterations[0] if iterations else 0
+    found = [i for i in iterations if i <= last]
+    for index, expected in enumerate(range(first, max(last, first + len(found)))):
+        if found[index : index + 1] != [expected]:
+            there = f"iteration {found[index]}" if index < len(found) else "the end of the file"
+            raise ValueError(
+                f"{path}, line {index + 1}: {there} where iteration {expected} should be; restore the file, or move"
+                " it away to go on without these records"
+            )
+    return first + len(found) == last
