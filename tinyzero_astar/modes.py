@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 SearchMode = Literal["sample", "gumbel", "best_first"]
 """See `rollout.astar_search`."""
+
+MODES: tuple[SearchMode, ...] = get_args(SearchMode)
+"""All of them."""

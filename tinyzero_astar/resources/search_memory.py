@@ -11,7 +11,8 @@ DOUBLE = 8  # bytes
 # bytes per row and token of the vocabulary while the next tokens are chosen: logits, their log-probabilities, q and
 # its running sums; values of children where they are read. Not counted: 28 for prefixes whose further children are
 # drawn one by one, which are few after the first steps
-_PER_LOGIT = {"greedy": 10, "sample": 20, "gumbel": 20, "best_first": 68}
+_PER_LOGIT = {"greedy": 10, "best_first": 68}
+_LOCK_STEP = 20  # the modes that draw all rows' next tokens at once
 _GUIDED = 4  # more
 _SUMMED = DOUBLE  # less from MANY_TOKENS on, where no running sums are made of all; in a guided search, where q and
 # what it is made of are the most, _GUIDED less
@@ -60,8 +61,8 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
 
 
 def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:
-    size = _PER_LOGIT[mode] + _GUIDED * is_guided
-    if mode in ("sample", "gumbel") and vocab_size >= MANY_TOKENS:
+    size = _PER_LOGIT.get(mode, _LOCK_STEP) + _GUIDED * is_guided
+    if mode not in _PER_LOGIT and vocab_size >= MANY_TOKENS:
         size -= _GUIDED if is_guided else _SUMMED
     return size
 

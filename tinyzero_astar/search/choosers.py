@@ -46,8 +46,11 @@ class Chooser(Protocol):
         ...
 
 
-Begin = Callable[[StepOutput], tuple[Chooser, Beam]]
-"""What starts a search where the prompts were evaluated: its chooser, and the beam that holds the prompts only."""
+Begin = Callable[[StepOutput, Tensor, int, Guidance], tuple[Chooser, Beam]]
+"""What starts a search where the prompts were evaluated: its chooser, and the beam that holds the prompts only.
+
+It is given what the network says of the prompts, the problems' seeds [P], the number of rollouts K and the guidance.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ class Sampling:
     num_capped: Tensor  # [P] zeros: nothing guides
 
     @staticmethod
-    def begin(root: StepOutput, seeds: Tensor, num_rollouts: int, *, noise: bool = True) -> tuple[Sampling, Beam]:
-        """All rows start at the prompt, each with a stream of its own; see `Begin`."""
+    def begin(
+        root: StepOutput, seeds: Tensor, num_rollouts: int, guidance: Guidance, *, noise: bool = True
+    ) -> tuple[Sampling, Beam]:
+        """All rows start at the prompt, each with a stream of its own; see `Begin`. Nothing guides them."""
         device = root.logits.device
         grid = Grid.of(len(seeds), num_rollouts, device)
         zero = torch.zeros(grid.place.shape, dtype=torch.float64, device=device)
@@ -82,12 +87,16 @@ class Sampling:
         if len(logp) != len(beam.places):  # at first all streams share the prompt's row
             logp = logp[beam.row.flatten()]
         if self.noise:
-            drawn = inverse_cdf(logp.exp(), to_uniform(beam.at_open(beam.hashes[1])[:, None]))
+            drawn = inverse_cdf(logp.exp(), beam.at_open(self.uniform(beam))[:, None])
         else:
             drawn = logp.argmax(-1, keepdim=True)
         step_logp = beam.spread(logp.gather(1, drawn)[:, 0].double(), 0.0)
         token = beam.spread(drawn[:, 0], NO_TOKEN)
         return Choice(None, token, beam.priority + step_logp, step_logp, step_logp)
+
+    def uniform(self, beam: Beam) -> Tensor:
+        """[G, K] the number between 0 and 1 that decides each row's next token."""
+        return to_uniform(beam.hashes[1])
 
     def weight(self, beam: Beam) -> tuple[Tensor, Tensor]:
         """See `Chooser.weight`."""

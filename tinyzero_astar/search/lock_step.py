@@ -1,6 +1,6 @@
-"""Search in lock step: K rows per problem, all at the same depth ("sample" and "gumbel").
+"""Search in lock step: K rows per problem, all at the same depth (every mode but "best_first").
 
-The two modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the next step
+These modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the next step
 keeps (`search.choosers`).
 """
 
@@ -47,14 +47,15 @@ def lock_step(
     begin: Begin,
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
+    seeds: Tensor,
     num_rollouts: int,
     max_search_depth: int,
-    guidance: Guidance = Guidance(),  # noqa: B008 - frozen
+    guidance: Guidance,
     trace: list[TraceNode] | None = None,
 ) -> Rollouts:
-    """Run what `begin` starts to the end of every leaf; `guidance` only scores the nodes of `trace`."""
+    """Run what `begin` starts to the end of every leaf; the arguments are those of `rollout.astar_search`."""
     output = decoder.start(prompts, num_rollouts)
-    chooser, beam = begin(output)
+    chooser, beam = begin(output, seeds, num_rollouts, guidance)
     root_logit, root_priority = output.value_logit, beam.priority[:, 0]
     ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
     tokens, final = _token_tables(output.logits.shape[-1], ends)

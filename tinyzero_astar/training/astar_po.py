@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Batch
-from tinyzero_astar.modes import SearchMode
+from tinyzero_astar.modes import MODES, SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe, generalized_advantage, scale_by_rms
 from tinyzero_astar.training.losses import clipped_surrogate
 
@@ -25,7 +25,7 @@ class AStarPO:
     measures: ClassVar[tuple[str, ...]] = MEASURES
     has_critic: ClassVar[bool] = True
     needs_reference: ClassVar[bool] = False
-    modes: ClassVar[tuple[SearchMode, ...]] = ("sample", "gumbel", "best_first")
+    modes: ClassVar[tuple[SearchMode, ...]] = MODES
     reason: ClassVar[str] = ""
     min_rollouts: ClassVar[int] = 1
 

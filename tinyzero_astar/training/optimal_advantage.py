@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Batch, Reference
-from tinyzero_astar.modes import SearchMode
+from tinyzero_astar.modes import MODES, SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe
 from tinyzero_astar.training.losses import completion_sums
 
@@ -27,7 +27,7 @@ class OptimalAdvantage:
     measures: ClassVar[tuple[str, ...]] = MEASURES
     has_critic: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
-    modes: ClassVar[tuple[SearchMode, ...]] = ("sample", "gumbel", "best_first")
+    modes: ClassVar[tuple[SearchMode, ...]] = MODES
     reason: ClassVar[str] = ""
     min_rollouts: ClassVar[int] = 1
 

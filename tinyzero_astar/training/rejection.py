@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Batch
-from tinyzero_astar.modes import SearchMode
+from tinyzero_astar.modes import MODES, SearchMode
 from tinyzero_astar.training.advantages import best_shares
 from tinyzero_astar.training.losses import completion_sums
 
@@ -28,7 +28,7 @@ class Rejection:
     measures: ClassVar[tuple[str, ...]] = ("rejection/kept",)
     has_critic: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = False
-    modes: ClassVar[tuple[SearchMode, ...]] = ("sample", "gumbel", "best_first")
+    modes: ClassVar[tuple[SearchMode, ...]] = MODES
     reason: ClassVar[str] = ""
     min_rollouts: ClassVar[int] = 1
 
