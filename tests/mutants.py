@@ -2503,6 +2503,14 @@ COUNTDOWN = (
         ("test_countdown.py::test_operators_and_sizes_are_mixed",),
     ),
     Mutant(
+        "countdown-answers-not-encoded",
+        "whether the tokenizer has the letters of right answers is not looked at",
+        "run/build.py",
+        "[*problems.prompts, *problems.examples]",
+        "problems.prompts",
+        ("test_countdown.py::test_a_tokenizer_that_loses_a_letter_of_right_answers_is_refused_before_the_run",),
+    ),
+    Mutant(
         "held-out-dry-by-text",
         "held-out questions of few keys in many forms are looked for without end",
         "data/questions.py",
