@@ -202,7 +202,7 @@ class Bench:
         updater.update(batch, problems, 0)  # makes the moments
         self.reset_peak()
         rows = torch.arange(args.update_rows, device=self.device)
-        prepared = updater._algorithm.prepare(batch)[0]
+        prepared = updater.algorithm.prepare(batch)[0]
         tokens = sum(
             len(tree.ids) for tree in grow_trees(batch, rows.tolist(), args.micro_batch_tokens, self.policy.linear_cost)
         )

@@ -7,6 +7,7 @@ integers. What no document says stands in the docstrings that are named where it
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
@@ -27,7 +28,8 @@ INF, NAN = math.inf, math.nan
 MASK = (1 << 64) - 1
 GOLDEN, FOLD = 0x9E3779B97F4A7C15, 0x632BE59BD9B4E019
 WHICH, WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
-UNGUIDED, THINNING, EVALUATION, DECODING = 0x5EED, 0x7417, 1 << 40, 1 << 41  # noise apart from the search's
+UNGUIDED, THINNING = 0x5EED, 0x7417  # noise apart from the search's
+EVALUATION, DECODING, REFERENCE = 1 << 40, 1 << 41, 1 << 42
 DECODING_INVERSE_BETA = 3.0
 
 
@@ -448,6 +450,8 @@ class Row:
     value: list[float]
     logp_old: list[float]
     advantage: list[float] = field(default_factory=list)
+    logp_ref: list[float] = field(default_factory=list)  # of the reference, if there is one
+    best_value: float = 0.0  # V* of its problem, by the reference
 
 
 class Oracle:
@@ -472,6 +476,10 @@ class Oracle:
         adapters: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.config, self.tokenizer = config, tokenizer
+        self.algorithm = config["train"]["algorithm"]
+        self.has_critic = self.algorithm == "astar_po"
+        self.first = Network(copy.deepcopy(model), value, {}, len(tokenizer))  # as it will stay
+        self.best_values: dict[tuple[int, int], float] = {}  # V* by problem
         self.net = Network(model, value, adapters or {}, len(tokenizer))
         self.history = list(history)
         declared = [tokenizer.eos_token_id, model.config.eos_token_id, model.generation_config.eos_token_id]
@@ -548,7 +556,61 @@ class Oracle:
 
     # ---- update
 
+    def referred(self, rows: Sequence[Row], pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
+        """V* by equation 18, once for every problem, and log pi_ref of every token; what that cost."""
+        train, seed = self.config["train"], self.config["run"]["seed"]
+        beta, num = train["optimal_value_beta"], train["num_reference_samples"]
+        new, tokens = [pair for pair in pairs if pair not in self.best_values], 0
+        for pair in new:
+            root = self.root(problem_seed(seed, REFERENCE, pair[0] * 10**6 + pair[1]))
+            found = self.rewarded(search_samples(self.first, self.prompt_of(pair), root, num), pair)
+            self.best_values[pair] = beta * math.log(sum(math.exp(r / beta) for r in found.reward) / num)
+            tokens += found.num_expanded - 1
+        for row in rows:
+            row.best_value = self.best_values[pairs[row.problem]]
+            row.logp_ref = [self.first.at(row.ids[:t]).logp[row.ids[t]] for t in range(row.num_prompt, len(row.ids))]
+        return {"reference/num_problems": len(new), "reference/num_decoded_tokens": tokens}
+
     def prepare(self, rows: Sequence[Row]) -> dict[str, float]:
+        """One number for every token of a completion, by equations 15, 17, 19 or 20, but for A*PO."""
+        train, measures = self.config["train"], {}
+        if self.has_critic:
+            return self.prepare_critic(rows)
+        for row in rows:
+            group = [other for other in rows if other.problem == row.problem]
+            rewards = [other.reward for other in group]
+            mean = sum(rewards) / len(rewards)
+            if self.algorithm == "rloo":
+                a = row.reward - (sum(rewards) - row.reward) / (len(rewards) - 1)
+            elif self.algorithm == "grpo":
+                deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) + 1e-4
+                a = (row.reward - mean) / (1.0 if train["group_loss"] == "dr_grpo" else deviation)
+            elif self.algorithm == "rejection":
+                right = [other.reward for other in group if other.accuracy > 0]
+                kept = [other for other in group if other.accuracy > 0 and other.reward == max(right)]
+                a = row.weight / sum(other.weight for other in kept) if any(row is other for other in kept) else 0.0
+            else:
+                a = row.reward - row.best_value
+            row.advantage = [a] * len(row.value)
+        if self.algorithm == "rejection":
+            return {"rejection/kept": sum(row.advantage[0] for row in rows) / train["problems_per_iteration"]}
+        if self.algorithm == "optimal_advantage":
+            whole = sum(row.weight for row in rows)
+            gaps = [sum(row.logp_old) - sum(row.logp_ref) for row in rows]
+            measures = {
+                "reference/value": sum(row.weight * row.best_value for row in rows) / whole,
+                "reference/divergence": sum(row.weight * x for row, x in zip(rows, gaps, strict=True)) / whole,
+            }
+        mass = sum(row.weight * len(row.value) for row in rows)
+        every = [row.advantage[0] for row in rows]
+        return measures | {
+            "advantage/mean": sum(row.weight * sum(row.advantage) for row in rows) / mass,
+            "advantage/rms": math.sqrt(sum(row.weight * sum(x * x for x in row.advantage) for row in rows) / mass),
+            "advantage/max": max(every),
+            "advantage/min": min(every),
+        }
+
+    def prepare_critic(self, rows: Sequence[Row]) -> dict[str, float]:
         """Equations 11 and 12."""
         train = self.config["train"]
         raw = []
@@ -577,6 +639,7 @@ class Oracle:
         if not rows:  # docs/metrics.md: every name is there, null where nothing could be measured
             names = [f"train/{name}" for name in ("policy_loss", "value_loss", "ratio_deviation", "grad_norm")]
             names += [f"advantage/{name}" for name in ("mean", "rms", "max", "min")] + ["policy/entropy"]
+            assert self.has_critic  # the others are not tried with this
             names += ["policy/kl_to_base"] if self.net.adapters else []
             return dict.fromkeys(names, NAN) | {"train/learning_rate": rate, "train/num_updates": self.num_updates}
         metrics = self.prepare(rows)
@@ -609,21 +672,50 @@ class Oracle:
                 mass += row.weight
         return total / mass
 
+    def loss(self, rows: Sequence[Row], logps: Sequence[torch.Tensor], num_problems: int) -> torch.Tensor:
+        """Of one step, by equation 10, 16, 17, 19 or 20; `logps`: of the tokens of each row."""
+        train, total = self.config["train"], torch.zeros((), dtype=torch.float64)
+
+        def clipped(log_ratio: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+            ratio = log_ratio.exp()
+            return torch.minimum(ratio * a, ratio.clamp(1 - train["clip_low"], 1 + train["clip_high"]) * a)
+
+        for row, logp in zip(rows, logps, strict=True):
+            a, old = (torch.tensor(x, dtype=torch.float64) for x in (row.advantage, row.logp_old))
+            if self.algorithm == "astar_po":
+                total = total - row.weight * clipped(logp - old, a).sum() / num_problems
+            elif self.algorithm == "rloo":
+                total = total - clipped((logp - old).sum(), a[0]) / len(rows)
+            elif self.algorithm == "optimal_advantage":
+                gap = train["regression_beta"] * (logp.sum() - sum(row.logp_ref)) - a[0]
+                total = total + row.weight * gap**2 / num_problems
+            elif self.algorithm == "rejection":
+                total = total - row.advantage[0] * logp.sum() / max(1.0, sum(sum(r.advantage) for r in rows))
+            else:
+                divisor = {
+                    "grpo": len(rows) * len(row.value),
+                    "dapo": sum(len(r.value) for r in rows),
+                    "dr_grpo": len(rows) * self.config["search"]["max_search_depth"],
+                }[train["group_loss"]]
+                total = total - clipped(logp - old, a).sum() / divisor
+        return total
+
     def step(self, rows: Sequence[Row], num_problems: int, rate: float) -> dict[str, float]:
-        """One optimizer step: equations 10 and 13, gradients clipped apart, AdamW."""
+        """One optimizer step: the policy's loss and equation 13, gradients clipped apart, AdamW."""
         train, value = self.config["train"], self.config["value"]
-        net, low, high = self.net, train["clip_low"], train["clip_high"]
-        policy_loss = value_loss = deviation = entropy = torch.zeros((), dtype=torch.float64)
+        net = self.net
+        logps: list[torch.Tensor] = []
+        value_loss = deviation = entropy = torch.zeros((), dtype=torch.float64)
         num_tokens = 0
         for row in rows:
             hidden, logits = net.hidden_and_logits(row.ids)
             accuracy, form, features = net.values(hidden)
-            for t, (old, a) in enumerate(zip(row.logp_old, row.advantage, strict=True)):
+            own = []
+            for t, old in enumerate(row.logp_old):
                 place, token = row.num_prompt - 1 + t, row.ids[row.num_prompt + t]
                 logp = torch.log_softmax(logits[place], -1)
                 entropy = entropy - row.weight * (logp.exp() * logp).sum().detach()
-                ratio = torch.exp(logp[token] - old)
-                policy_loss = policy_loss - row.weight * torch.minimum(ratio * a, ratio.clamp(1 - low, 1 + high) * a)
+                own.append(logp[token])
                 child = accuracy[place] + (features[place] * net.value["up.weight"][token]).sum()
                 errors = (
                     (torch.sigmoid(accuracy[place]) - row.accuracy) ** 2
@@ -631,20 +723,21 @@ class Oracle:
                     + (torch.sigmoid(form[place]) - row.format) ** 2
                 )
                 value_loss = value_loss + row.weight * errors
-                deviation = deviation + (ratio.detach() - 1).abs()
+                deviation = deviation + (torch.exp(logp[token].detach() - old) - 1).abs()
                 num_tokens += 1
-        policy_loss = policy_loss / num_problems
+            logps.append(torch.stack(own))
+        policy_loss = self.loss(rows, logps, num_problems)
         mass = sum(row.weight * len(row.value) for row in rows)
         value_loss = value_loss / mass
         norm = self.adamw("policy", net.policy, policy_loss, rate, train["weight_decay"], self.num_updates + 1)
-        if self.num_updates % value["update_frequency"] == 0:
+        if self.has_critic and self.num_updates % value["update_frequency"] == 0:
             self.num_value_updates += 1
             self.adamw("value", net.value, value_loss, value["learning_rate"], 0.0, self.num_value_updates)
         self.num_updates += 1
         net.seen = {}
         return {
             "train/policy_loss": policy_loss.item(),
-            "train/value_loss": value_loss.item(),
+            "train/value_loss": value_loss.item() if self.has_critic else NAN,
             "train/ratio_deviation": deviation.item() / num_tokens,
             "train/grad_norm": norm,
             "policy/entropy": entropy.item() / mass,
@@ -694,10 +787,15 @@ class Oracle:
         return sum(sum(x) for x in measures) / 12 > 0.60 and sum(sibling) / 3 > 0.55
 
     def iterate(self, iteration: int) -> tuple[dict[str, Any], list[Found]]:
-        pairs, is_open = training_pairs(self.config, iteration), self.gate()
+        pairs, is_open = training_pairs(self.config, iteration), self.has_critic and self.gate()
         results = [self.searched(pair, iteration, is_open) for pair in pairs]
         rows = self.rows(pairs, results, iteration)
         metrics = rollout_metrics(results, self.config["search"]["mode"]) | self.value_metrics(results)
+        if not self.has_critic:  # docs/metrics.md: nothing is known of a value model that nobody trains
+            of_value = [name for name in metrics if name.split("/")[0] in ("value", "heuristic")]
+            metrics |= dict.fromkeys([*of_value, "weight/variance_ratio"], NAN)
+        if self.algorithm == "optimal_advantage":
+            metrics |= self.referred(rows, pairs)
         metrics |= self.update(rows, iteration)
         metrics |= {
             "guidance/is_open": float(is_open),

@@ -42,6 +42,7 @@ TORCHRUN = {
     "MASTER_PORT": "29500",
 }
 
+REGRESSED = ("--train.algorithm", "optimal_advantage", "--train.regression-beta", "0.05")
 ADAPTED = ("--model.lora-rank", "3", "--train.gradient-checkpointing")
 
 EMBEDDED = "--train.num-iterations 5 --eval.num-problems 8 --eval.num-samples 1 --eval.eval-frequency 5"
@@ -87,23 +88,35 @@ def one_adapted(tiny_base, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two(one, one_adapted, tiny_base, tmp_path_factory):
+def one_regressed(tiny_base, tmp_path_factory):
+    """The run of one process that keeps a copy of the policy that it began with."""
+    folder = tmp_path_factory.mktemp("regressed") / "run"
+    with planted(True):
+        assert main(command(tiny_base, folder, *REGRESSED)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one, one_adapted, one_regressed, tiny_base, tmp_path_factory):
     """Folder with runs of two processes; a `resumed` one was begun by one process."""
     folder = tmp_path_factory.mktemp("two")
     resumed = without_end(one, folder / "resumed")
     recomputed = command(tiny_base, folder / "recomputed", "--train.gradient-checkpointing")
     adapted = without_end(one_adapted, folder / "adapted_resumed")
+    regressed = without_end(one_regressed, folder / "regressed_resumed")
     commands = [
         command(tiny_base, folder / "run"),
         ["--resume", str(resumed)],
         recomputed,
         command(tiny_base, folder / "adapted", *ADAPTED),
         ["--resume", str(adapted)],
+        command(tiny_base, folder / "regressed", *REGRESSED),
+        ["--resume", str(regressed)],
     ]
     job = {"is_double": True, "commands": commands, "seen": str(folder / "seen")}
     status, output = launch(2, job, folder)
     assert status == 0, output
-    assert output.count("iteration   1 ") == 3  # of three runs from the start; rank 0 alone speaks
+    assert output.count("iteration   1 ") == 4  # of four runs from the start; rank 0 alone speaks
     assert "Warning" not in output
     return folder
 
@@ -169,6 +182,12 @@ def test_adapters_train_as_with_one_process_also_when_continued(one_adapted, two
     assert records(one_adapted)[-1]["policy/kl_to_base"] > 1e-4
     assert_same(two / "adapted", one_adapted)
     assert_same(two / "adapted_resumed", one_adapted)
+
+
+def test_a_reference_is_sampled_and_asked_by_two_as_by_one_also_when_continued(one_regressed, two):
+    assert abs(records(one_regressed)[-1]["reference/divergence"]) > 1e-3
+    assert_same(two / "regressed", one_regressed)
+    assert_same(two / "regressed_resumed", one_regressed)
 
 
 def test_two_processes_split_the_frozen_weights_too_and_keep_moments_of_what_is_trained(two):

@@ -28,6 +28,7 @@ from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.run.start import start_run
 from tinyzero_astar.terminal import run_command
+from tinyzero_astar.training.algorithms import ALGORITHMS
 from tinyzero_astar.training.astar_po import AStarPO
 
 EVAL = "--run.num-threads 1 --eval.num-problems 24 --eval.num-samples 4 --eval.eval-frequency 4 --eval.max-rows 40"
@@ -195,6 +196,9 @@ def is_named(written, name):
 def test_every_metric_is_documented_and_every_documented_one_is_written(session):
     written = {name for r in records(session.folder) for name in r} - {"iteration"}
     written.add("policy/kl_to_base")  # with adapters only: tests/test_adapters.py
+    for kind in ALGORITHMS.values():  # of other algorithms: tests/test_algorithm_runs.py
+        written |= set(kind.measures)
+    written |= {"reference/num_problems", "reference/num_decoded_tokens"}
     names = documented()
     assert [w for w in sorted(written) if not any(is_named(w, name) for name in names)] == []
     assert [name for name in names if not any(is_named(w, name) for w in written)] == []

@@ -139,6 +139,8 @@ class ValueConfig:
 class TrainConfig:
     """The policy update."""
 
+    algorithm: Literal["astar_po", "grpo", "rloo", "optimal_advantage", "rejection"] = "astar_po"
+    """What turns rollouts into a loss: docs/algorithm.md; all but astar_po do without a value model."""
     num_iterations: Annotated[int, Range(0, 10**7)] = 30
     """Iterations of search and update."""
     problems_per_iteration: Annotated[int, Range(1, 10**6)] = 32
@@ -163,6 +165,14 @@ class TrainConfig:
     """Lambda of the generalized advantage; 1 is reward minus value."""
     advantage_floor: Annotated[float, Range(1e-6, 1e6)] = 0.2
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
+    group_loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
+    """grpo: mean per completion, then over them; dapo: over tokens; dr_grpo: no deviation, a constant divisor."""
+    num_reference_samples: Annotated[int, Range(1, 1024)] = 8
+    """optimal_advantage: completions of the first policy per problem, from which its optimal value is estimated."""
+    optimal_value_beta: Annotated[float, Range(1e-3, 1e3)] = 0.5
+    """optimal_advantage: what a nat is worth in that value: small looks at the best sample, large at the mean."""
+    regression_beta: Annotated[float, Range(1e-9, 1e3)] = 1e-3
+    """optimal_advantage: what a nat of distance from the first policy costs, in units of reward."""
     micro_batch_tokens: Annotated[int, Range(1, 1 << 30)] = 1024
     """Positions of prefix trees per forward and backward, and most of one tree; few stay in a CPU's cache."""
     gradient_checkpointing: bool = False
@@ -274,6 +284,9 @@ FREE_ON_RESUME = (
 
 TASK_FILES = ("data.task", "data.reward_function")
 """Where the files of a task lie: may be told anew when a run is continued or evaluated."""
+
+# what predictions must know of algorithms before PyTorch is imported; the algorithms themselves say why
+WITH_CRITIC, WITH_REFERENCE = ("astar_po",), ("optimal_advantage",)
 
 PRESETS = {"tiny": Config(), "local": _LOCAL, "training": _TRAINING}
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.modes import SearchMode
 
 END_OF_EXAMPLE = "\N{END OF TEXT}"
@@ -275,6 +276,11 @@ class Algorithm(Protocol):
 
     min_rollouts: ClassVar[int]
     """Fewest rollouts per problem that it can use."""
+
+    @classmethod
+    def from_config(cls, config: Config) -> Algorithm:
+        """The algorithm with a run's settings."""
+        ...
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Fill in weights and advantages, without gradients; returns what is worth logging."""

@@ -64,10 +64,12 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
     from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory, measure_speed, num_cores
     from tinyzero_astar.resources.model import check_options, read_model
     from tinyzero_astar.resources.prediction import PlannedRun
+    from tinyzero_astar.training.algorithms import make_algorithm
 
     config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
     device = choose_device(config.model.device)
     check_options(config, device)
+    make_algorithm(config)  # or refuses it
     model = read_model(config, lambda text: print(printable(text), file=sys.stderr))  # stdout may be JSON
     run = PlannedRun(config, model, options.processes, device.type)
     memory = _memory(run, free_memory(device, options.processes))

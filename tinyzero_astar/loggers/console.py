@@ -91,12 +91,13 @@ class ConsoleLogger(Logger):
     def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
         """The one line of an iteration."""
         m = metrics
+        num_tokens = int(m["search/num_decoded_tokens"] + m.get("reference/num_decoded_tokens", 0))
         self.console.print(
             f"iteration [bold]{number:3d}[/]"
             f" rollouts [bold]{100 * m['rollout/accuracy']:4.1f}%[/]"
             f" policy [bold]{_shown(m['rollout/policy_accuracy'], '5.1%')}[/] Σŵ {m['weight/sum']:.2f}"
             f" loss {_shown(m['train/policy_loss'], '+.2f')} value {_shown(m['train/value_loss'], '.2f')}"
-            f" tokens {int(m['search/num_decoded_tokens']):,} expanded {int(m['search/num_expanded']):,}"
+            f" tokens {num_tokens:,} expanded {int(m['search/num_expanded']):,}"
             f" {m['time/iteration_s']:.1f} s"
         )
         if self._progress is not None:

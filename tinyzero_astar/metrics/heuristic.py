@@ -12,6 +12,13 @@ from tinyzero_astar.interfaces import Rollouts
 from tinyzero_astar.search.heuristic import soft_value, tilt_of
 
 NUM_BINS = 10
+MEASURES = (
+    *("value/explained_variance", "value/brier", "value/calibration_error", "value/calibration_bins"),
+    *("value/auc_root", "value/sibling_accuracy", "value/sibling_pairs"),
+    *("heuristic/inadmissible_fraction", "heuristic/overestimate_nats"),
+    *(f"value/auc_depth_{quarter}" for quarter in (1, 2, 3, 4)),
+)
+"""Names of what `heuristic_quality` returns."""
 _EPS = 1e-6  # of the logit of a recorded probability
 
 

@@ -117,11 +117,13 @@ def _remedies(run: PlannedRun, phase: str) -> Iterator[Remedy]:
         if search.mode == "best_first":
             yield from _halved(run, "search", "beam_width", 2)
         yield from _halved(run, "train", "problems_per_iteration", train.batch_size)
+    if phase == "reference":
+        yield from _halved(run, "train", "num_reference_samples", 1)
     if phase == "evaluation":
         yield from _halved(run, "eval", "max_rows", run.config.eval.num_samples)
     if phase == "gradients" and not train.gradient_checkpointing:
         yield Remedy("--train.gradient-checkpointing", "", run.changed("train", "gradient_checkpointing", True))
-    if phase in ("gradients", "divergence"):
+    if phase in ("gradients", "divergence", "reference"):
         least = run.model.prompt_length + search.max_search_depth
         yield from _halved(run, "train", "micro_batch_tokens", least)
     if run.config.model.lora_rank == 0:

@@ -22,6 +22,15 @@ def iteration_seconds(run: PlannedRun, speed: Speed) -> dict[str, float]:
     per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
     return {
         "search": _decoding(run.model.shapes, work, work.num_problems, work.num_rollouts, speed),
+        # samples of problems that are all new, and a forward
+        **(
+            {
+                "reference": _decoding(run.model.shapes, work, work.num_problems, work.num_reference_samples, speed)
+                + 2 * n * tokens / speed.flops_per_s
+            }
+            if work.num_reference_samples
+            else {}
+        ),
         "update": run.config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
         # of the policy from its base, which only adapters have: a forward of either
         **({"divergence": 4 * n * tokens / speed.flops_per_s} if work.lora_rank else {}),

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tinyzero_astar.resources.search_memory import evaluation, search
+from tinyzero_astar.resources.search_memory import evaluation, reference_samples, search
 from tinyzero_astar.resources.standing import Memory, checkpoint_copies, gathered, loading, resident
-from tinyzero_astar.resources.update_memory import divergence, gradients, optimizer_step
+from tinyzero_astar.resources.update_memory import divergence, gradients, optimizer_step, reference_scores
 from tinyzero_astar.resources.workload import Shapes, Work
 
 
@@ -20,6 +20,7 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
     found = {
         "search": resident(shapes, work) | gathered(shapes, work) | search(shapes, work),
         "evaluation": resident(shapes, work) | gathered(shapes, work) | evaluation(shapes, work),
+        "reference": _reference(shapes, work),
         "divergence": divergence(shapes, work),
         "gradients": gradients(shapes, work),
         "optimizer step": optimizer_step(shapes, work),
@@ -29,6 +30,14 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
     if work.is_host:
         found["checkpoint"] = resident(shapes, work) | {"file copies": checkpoint_copies(shapes, work)}
     return {name: {part: n for part, n in parts.items() if n} for name, parts in found.items() if parts}
+
+
+def _reference(shapes: Shapes, work: Work) -> Memory:
+    """Of the first policy: samples, then what it says of the rollouts; whichever needs more."""
+    if not work.num_reference_samples:
+        return {}
+    either = reference_samples(shapes, work), reference_scores(shapes, work)
+    return resident(shapes, work) | gathered(shapes, work) | max(either, key=lambda parts: sum(parts.values()))
 
 
 def peak(found: Mapping[str, Memory]) -> tuple[str, int]:

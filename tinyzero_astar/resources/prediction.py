@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from tinyzero_astar.config import Config
+from tinyzero_astar.config import WITH_CRITIC, WITH_REFERENCE, Config
 from tinyzero_astar.resources.memory import peak, phases
 from tinyzero_astar.resources.model import Model
 from tinyzero_astar.resources.standing import Memory, checkpoint_bytes
@@ -73,7 +73,7 @@ class PlannedRun:
             prompt_length=prompt,
             depth=max(1, min(search.max_search_depth, config.model.max_seq_length - prompt)),
             mode=search.mode,
-            is_guided=search.guidance_strength > 0 and search.mode == "gumbel",
+            is_guided=search.guidance_strength > 0 and search.mode == "gumbel" and train.algorithm in WITH_CRITIC,
             num_problems=self._share(train.problems_per_iteration),
             num_rollouts=leaves,
             beam_width=search.beam_width,
@@ -91,6 +91,7 @@ class PlannedRun:
             gradient_checkpointing=train.gradient_checkpointing,
             lora_rank=config.model.lora_rank,
             cuda_graphs=config.model.cuda_graphs,
+            num_reference_samples=train.num_reference_samples if train.algorithm in WITH_REFERENCE else 0,
         )
 
     @property

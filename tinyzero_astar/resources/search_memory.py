@@ -24,6 +24,11 @@ def search(shapes: Shapes, work: Work) -> Memory:
     return _decoding(shapes, work, work.mode, work.num_problems, slots, work.is_guided)
 
 
+def reference_samples(shapes: Shapes, work: Work) -> Memory:
+    """The first policy's completions of an iteration's problems, if they are all new."""
+    return _decoding(shapes, work, "sample", work.num_problems, work.num_problems * work.num_reference_samples, False)
+
+
 def evaluation(shapes: Shapes, work: Work) -> Memory:
     """The arm of an evaluation that needs most."""
     greedy = min(work.eval_rows, work.eval_problems)

@@ -27,11 +27,18 @@ def resident(shapes: Shapes, work: Work) -> Memory:
         "Adam moments": own * 2 * FLOAT,
         "value model": value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT,  # weights and moments
     }
+    if work.has_copy:
+        parts["reference"] = _copy(shapes, work)
     if work.is_sharded:
         if is_rounded:  # what is trained lies in the shards as master weights alone
             parts["weights"] -= own * work.dtype_bytes
         parts = {part: n // work.num_shards for part, n in parts.items()}
     return parts
+
+
+def _copy(shapes: Shapes, work: Work) -> int:
+    """Bytes of all weights in the dtype of forwards, and of a value model."""
+    return shapes.num_parameters * work.dtype_bytes + value_parameters(shapes, work.value_hidden_size) * FLOAT
 
 
 def kv_bytes(shapes: Shapes, work: Work, num_slots: int) -> int:
@@ -73,6 +80,7 @@ def loading(shapes: Shapes, work: Work) -> Memory:
         "weights": (frozen + (0 if is_rounded else own)) * work.dtype_bytes,
         "master weights": own * FLOAT if is_rounded else 0,
         "value model": value,
+        "reference": _copy(shapes, work) // work.num_shards if work.has_copy else 0,  # loaded and split before
         "temporary": max(layer, value) // work.num_shards,  # the first part's shard, while the whole is there
     }
 
@@ -81,5 +89,4 @@ def gathered(shapes: Shapes, work: Work) -> Memory:
     """All weights on every process, for work without gradients."""
     if not work.is_sharded:
         return {}
-    value = value_parameters(shapes, work.value_hidden_size)
-    return {"gathered weights": shapes.num_parameters * work.dtype_bytes + value * FLOAT}
+    return {"gathered weights": _copy(shapes, work)}

@@ -57,6 +57,21 @@ def divergence(shapes: Shapes, work: Work) -> Memory:
     return resident(shapes, work) | gathered(shapes, work) | largest(held)
 
 
+def reference_scores(shapes: Shapes, work: Work) -> Memory:
+    """The first policy's forward over an iteration's completions: hidden states, then logits in blocks."""
+    hidden = work.dtype_bytes * shapes.hidden_size
+    width = (work.value_hidden_size + CHILD_RANK) * FLOAT  # of the value model's first layer, before and after
+    moments = list[Memory]()
+    for trees in set(_micro_batches(shapes, work, work.num_rows)):
+        mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
+        moments += [
+            {"activations": mask + trees.scored * hidden + forward(shapes, work, trees.positions)},
+            {"activations": trees.scored * hidden, "logits": 3 * _block(shapes, work, trees.scored)},
+            {"activations": trees.scored * (hidden + 2 * width)},
+        ]
+    return max(moments, key=lambda parts: sum(parts.values()))
+
+
 def gradients(shapes: Shapes, work: Work) -> Memory:
     """The most that is held during the first micro-batch, a later one beside earlier gradients, or at the end."""
     own = trainable_parameters(shapes, work.lora_rank) * FLOAT // work.num_shards

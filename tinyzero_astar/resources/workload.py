@@ -69,11 +69,17 @@ class Work:
     gradient_checkpointing: bool = False
     lora_rank: int = 0  # 0: full fine-tuning
     cuda_graphs: bool = False  # decode steps are recorded
+    num_reference_samples: int = 0  # per problem; 0: the algorithm needs no reference policy
 
     @property
     def length(self) -> int:
         """Tokens of the longest sequence."""
         return self.prompt_length + self.depth
+
+    @property
+    def has_copy(self) -> bool:
+        """Whether the first policy is kept as a copy; adapters can be left off instead."""
+        return self.num_reference_samples > 0 and self.lora_rank == 0
 
     @property
     def is_sharded(self) -> bool:

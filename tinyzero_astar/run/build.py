@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ from tinyzero_astar.data.text import text_fault
 from tinyzero_astar.distributed import agree, is_distributed, world_size
 from tinyzero_astar.engine.cuda_graphs import CudaGraphs
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.interfaces import Algorithm, Logger, Problem, Task
+from tinyzero_astar.interfaces import Logger, Problem, Task
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.model import Policy, load_policy
@@ -30,8 +30,10 @@ from tinyzero_astar.resources.model import check_options
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.run.reporting import AllLoggers
 from tinyzero_astar.terminal import counted
+from tinyzero_astar.training.algorithms import make_algorithm
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
+from tinyzero_astar.training.reference import ReferencePolicy, digest_of
 from tinyzero_astar.training.reward import WeightedReward
 from tinyzero_astar.training.update import Updater
 
@@ -51,6 +53,7 @@ class Session:
     generator: Generator
     search: SearchConfig  # with the depth that the longest prompt allows
     updater: Updater
+    reference: ReferencePolicy | None  # of an algorithm that needs one, in training
     console: ConsoleLogger
     log: Logger  # all of them, the console included
     first_iteration: int  # iterations already trained
@@ -58,15 +61,38 @@ class Session:
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
 
 
+class First(NamedTuple):
+    """A frozen copy of the policy that a run begins with."""
+
+    policy: Policy
+    digest: str  # of its weights
+
+
 def build(
-    config: Config, problems: Problems, folder: Path, model_source: str, console: ConsoleLogger, first_iteration: int
+    config: Config,
+    problems: Problems,
+    folder: Path,
+    model_source: str,
+    console: ConsoleLogger,
+    first_iteration: int,
+    first: First | None = None,
 ) -> Session:
-    """Everything a run needs; `model_source` is the model name or a checkpoint folder.
+    """Everything a run needs.
+
+    Args:
+        config: of the run.
+        problems: of its task.
+        folder: where it writes.
+        model_source: the model name or a checkpoint folder.
+        console: what is worth saying goes there.
+        first_iteration: iterations already trained.
+        first: see `first_policy`.
 
     Raises:
-        ValueError: the model cannot be had, this machine cannot do what is asked of it, or the problems do not suit the
-            model's tokenizer.
+        ValueError: the model cannot be had, this machine cannot do what is asked of it, or things do not go together:
+            the problems and the model's tokenizer, the algorithm and the search.
     """
+    algorithm = make_algorithm(config)
     transformers_logging.disable_progress_bar()
     torch.manual_seed(config.run.seed)
     threads = _set_threads(config.run.num_threads, console)
@@ -75,15 +101,23 @@ def build(
         f" {overlap(problems.train, problems.held_out)} on both sides"
     )
     policy, tokenizer = _policy(config, model_source, threads, console)
-    if config.search.mode == "best_first":
+    if config.search.mode == "best_first" and isinstance(algorithm, AStarPO):
         console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
     if (fault := text_fault(tokenizer, [*problems.prompts, *problems.examples])) is not None:
         raise ValueError(f"the {fault}")
-    decoder_fn, reward = partial(SlotDecoder, policy), WeightedReward(config.reward)
-    generator = Generator(decoder_fn, tokenizer, problems.task, reward, config.model.max_seq_length)
+
+    def generator_of(network: Policy) -> Generator:
+        reward, limit = WeightedReward(config.reward), config.model.max_seq_length
+        return Generator(partial(SlotDecoder, network), tokenizer, problems.task, reward, limit)
+
+    generator = generator_of(policy)
     # or it refuses the prompts
     _, depth = generator.encode([*problems.train, *problems.held_out], config.search.max_search_depth)
     _warn_of_depth(config, depth, *_example_lengths(problems, tokenizer), console)
+    reference = None
+    if algorithm.needs_reference and (first is not None or policy.has_adapters):
+        network, digest = first or First(policy, "")
+        reference = ReferencePolicy(network, generator_of(network), config, depth, digest)
     return Session(
         config=config,
         folder=folder,
@@ -93,7 +127,8 @@ def build(
         held_out=problems.held_out,
         generator=generator,
         search=_search(config, depth),
-        updater=Updater(policy, _algorithm(config), config.train, config.value),
+        updater=Updater(policy, algorithm, config.train, config.value),
+        reference=reference,
         console=console,
         log=AllLoggers(console),
         first_iteration=first_iteration,
@@ -109,6 +144,48 @@ def _policy(
     Raises:
         ValueError: it cannot be had, or this machine cannot do what is asked of it.
     """
+    model = config.model
+    policy, tokenizer = _loaded(config, source, model.lora_rank, console)
+    console.say(
+        f"model {model.model_name}: {policy.language_model.num_parameters():,} parameters, {model.dtype},"
+        f" on {policy.device}, {counted(threads, 'CPU thread')}"
+    )
+    if policy.has_adapters:
+        trained = sum(p.numel() for p in policy.language_model.parameters() if p.requires_grad)
+        console.say(f"adapters of rank {model.lora_rank}: {trained:,} of these parameters are trained")
+        if (text := unadapted(policy.language_model)) is not None:
+            console.warn(text)
+    policy.gradient_checkpointing = config.train.gradient_checkpointing
+    if is_distributed():
+        policy.shard(config.train.sharding)
+        console.say(f"{world_size()} processes, sharding {config.train.sharding}")
+    return policy, tokenizer
+
+
+def first_policy(config: Config, console: ConsoleLogger) -> First | None:
+    """The policy that a run began with, frozen; None where nothing asks for it, or adapters can be left off instead.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    if not make_algorithm(config).needs_reference or config.model.lora_rank:
+        return None
+    try:
+        policy, _ = _loaded(config, config.model.model_name, 0, console)
+    except ValueError as error:
+        raise ValueError(
+            f"algorithm {config.train.algorithm} needs the model that the run began with: {error}"
+        ) from error
+    policy.requires_grad_(False)
+    found = First(policy, digest_of(policy))
+    if is_distributed():
+        policy.shard(config.train.sharding)
+    return found
+
+
+def _loaded(
+    config: Config, source: str, lora_rank: int, console: ConsoleLogger
+) -> tuple[Policy, PreTrainedTokenizerBase]:
     model, device = config.model, choose_device(config.model.device)
     check_options(config, device)
     if device.type == "cpu":
@@ -120,25 +197,12 @@ def _policy(
             device=device,
             value_hidden_size=config.value.hidden_size,
             max_length=model.max_seq_length,
-            lora_rank=model.lora_rank,
+            lora_rank=lora_rank,
             liger=model.liger,
             say=console.say,
         )
     )
-    console.say(
-        f"model {model.model_name}: {policy.language_model.num_parameters():,} parameters, {model.dtype},"
-        f" on {policy.device}, {counted(threads, 'CPU thread')}"
-    )
-    if policy.has_adapters:
-        trained = sum(p.numel() for p in policy.language_model.parameters() if p.requires_grad)
-        console.say(f"adapters of rank {model.lora_rank}: {trained:,} of these parameters are trained")
-        if (text := unadapted(policy.language_model)) is not None:
-            console.warn(text)
-    policy.gradient_checkpointing = config.train.gradient_checkpointing
     policy.recorder = CudaGraphs() if model.cuda_graphs else None
-    if is_distributed():
-        policy.shard(config.train.sharding)
-        console.say(f"{world_size()} processes, sharding {config.train.sharding}")
     return policy, tokenizer
 
 
@@ -146,11 +210,6 @@ def _search(config: Config, depth: int) -> SearchConfig:
     """The search of every iteration, with one depth for the run: rollouts must not depend on their batch."""
     is_weighted = config.search.mode == "gumbel"  # else all leaves of a problem weigh the same: none is dropped
     return replace(config.search, max_search_depth=depth, min_weight=config.search.min_weight if is_weighted else 0.0)
-
-
-def _algorithm(config: Config) -> Algorithm:
-    train = config.train
-    return AStarPO(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
 
 
 def _example_lengths(problems: Problems, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
@@ -206,5 +265,6 @@ def choose_num_threads(wanted: int) -> int:
 
 
 def optimizers(updater: Updater) -> dict[str, MasterAdamW]:
-    """Both optimizers under the names that checkpoints use."""
-    return {"policy_optimizer": updater.policy_optimizer, "value_optimizer": updater.value_optimizer}
+    """The optimizers that step, under the names that checkpoints use."""
+    own = {"policy_optimizer": updater.policy_optimizer}
+    return own | ({"value_optimizer": updater.value_optimizer} if updater.algorithm.has_critic else {})

@@ -3,8 +3,8 @@
 model.safetensors, config.json and the tokenizer load with plain `from_pretrained`. trainer.safetensors holds the
 value model, both optimizers (with the float32 master weights of a bfloat16 model) and PyTorch's random state;
 trainer.json the iteration, the count of updates, the run's configuration, the metrics that the gate of the guidance
-and the alarms remember, and the record of the last iteration. Search noise and problem order are functions of seed and
-iteration, so they need no state.
+and the alarms remember, the record of the last iteration, and what is known of the reference if there is one. Search
+noise and problem order are functions of seed and iteration, so they need no state.
 
 With adapters model.safetensors holds the merged weights, so that it is a model like any other. What they were merged
 from, A, B and the frozen weights, stands in trainer.safetensors too: a sum in floating point cannot be undone, and a
@@ -236,6 +236,23 @@ def remembered_by(folder: Path, state: Mapping[str, Any]) -> tuple[list[dict[str
     raise ValueError(
         f"checkpoint {folder}: {_STATE} lacks the metrics of its {state['iteration']} iterations, which a resumed run"
         " needs; use another one"
+    )
+
+
+def known_reference(folder: Path, state: Mapping[str, Any]) -> tuple[str, dict[int, float]]:
+    """The digest of the frozen first policy, "" of adapters, and V* of the problems that have come up, by their ids.
+
+    Raises:
+        ValueError: they are not there, or not whole.
+    """
+    known = state.get("reference")
+    if isinstance(known, dict) and isinstance(known.get("digest"), str) and isinstance(known.get("values"), dict):
+        values = known["values"]
+        if all(key.isdecimal() and type(x) is float for key, x in values.items()):
+            return known["digest"], {int(key): x for key, x in values.items()}
+    raise ValueError(
+        f"checkpoint {folder}: {_STATE} lacks what is known of the reference, which a resumed run needs; use another"
+        " one"
     )
 
 

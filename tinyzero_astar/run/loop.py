@@ -15,7 +15,7 @@ import torch
 from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
 from tinyzero_astar.files import WriteFailedError
-from tinyzero_astar.interfaces import Problem
+from tinyzero_astar.interfaces import Batch, Problem
 from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
@@ -99,16 +99,18 @@ def _train_once(session: Session, number: int) -> dict[str, Any]:
 def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
     """One iteration, counted from 0: problems, rollouts, rewards, batch, update; metrics are the same on every rank."""
     began = time.perf_counter()
-    is_open, reason = guidance_gate(session.history)
+    is_open, reason = _guidance(session)
     search = session.search if is_open else replace(session.search, guidance_strength=0.0)
     problems = session.task.train_problems(iteration, session.config.train.problems_per_iteration)
     with unsharded(session.policy):
         rewarded = _search(session, problems, search, iteration)
         searched = time.perf_counter()
         residual = bellman_residual(session, rewarded)  # before the update, like all measures of h
-    updated = session.updater.update(make_batch(rewarded), len(problems), iteration)
+    batch, cost = _referred(session, make_batch(rewarded), problems)
+    updated = session.updater.update(batch, len(problems), iteration)
     ended = time.perf_counter()
     metrics = {
+        **cost,
         **updated,
         **search_metrics(session, rewarded),
         "heuristic/bellman_residual": residual,
@@ -121,6 +123,21 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     }
     # decisions are taken on metrics: not one bit may differ between ranks
     return from_main(finite(metrics)), rewarded
+
+
+def _guidance(session: Session) -> tuple[bool, str]:
+    """Whether the value model may guide the search, and why."""
+    if not session.updater.algorithm.has_critic:
+        return False, f"algorithm {session.config.train.algorithm} trains no value model"
+    return guidance_gate(session.history)
+
+
+def _referred(session: Session, batch: Batch, problems: list[Problem]) -> tuple[Batch, dict[str, float]]:
+    """The batch with what the reference says of it, if the algorithm needs one, and what that cost."""
+    if session.reference is None:
+        return batch, {}
+    reference, cost = session.reference.of(batch, problems)
+    return replace(batch, reference=reference), cost
 
 
 def _search(session: Session, problems: list[Problem], search: SearchConfig, iteration: int) -> RewardedRollouts:
@@ -193,6 +210,8 @@ def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
         "history": session.history,
         "record": {k: v for k, v in record.items() if not k.startswith("time/")},  # equal runs, equal checkpoints
     }
+    if session.reference is not None:
+        state["reference"] = {"digest": session.reference.digest, "values": session.reference.values}
     folder = _checkpoint(session, iteration)
     try:
         own = optimizers(session.updater)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tinyzero_astar.eval.decoding import Arm, compare
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.interfaces import Problem, Table
-from tinyzero_astar.metrics.heuristic import heuristic_quality
+from tinyzero_astar.metrics.heuristic import MEASURES, heuristic_quality
 from tinyzero_astar.metrics.rollouts import rollout_metrics
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.generator import guidance_of
@@ -33,10 +33,15 @@ def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def search_metrics(session: Session, rewarded: RewardedRollouts) -> dict[str, Any]:
-    """Diversity, weights and cost of an iteration's rollouts, and how well its heuristic ranked them."""
+    """Diversity, weights and cost of an iteration's rollouts, and how well its heuristic ranked them.
+
+    Nothing is known of a value model that the algorithm does not train.
+    """
     rollouts, weight, grade = rewarded.rollouts, rewarded.weight, rewarded.grade
     is_weighted = session.search.mode != "best_first"
     metrics = rollout_metrics(rollouts, weight, rewarded.accuracy, grade, rewarded.reward, is_weighted=is_weighted)
+    if not session.updater.algorithm.has_critic:
+        return metrics | dict.fromkeys((*MEASURES, "weight/variance_ratio"))
     return metrics | heuristic_quality(rollouts, grade, weight, _inverse_beta(session, rewarded))
 
 
@@ -50,7 +55,9 @@ def reward_metrics(rewarded: RewardedRollouts) -> dict[str, float]:
 
 
 def bellman_residual(session: Session, rewarded: RewardedRollouts) -> float:
-    """Mean |sum of residuals| over the best leaves of a few problems, nats; 0 for an exact heuristic."""
+    """Mean |sum of residuals| over the best leaves of a few problems, nats; 0 for an exact heuristic, nan for none."""
+    if not session.updater.algorithm.has_critic:
+        return math.nan
     totals, inverse_beta = [], _inverse_beta(session, rewarded).to(torch.float32)
     for i, prompt in enumerate(rewarded.prompts[:_NUM_RESIDUALS]):
         length = int(rewarded.rollouts.length[i, 0])

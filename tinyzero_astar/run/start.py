@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from tinyzero_astar.config import (
     FREE_ON_RESUME,
     TASK_FILES,
+    WITH_REFERENCE,
     Config,
     check,
     describe,
@@ -29,13 +30,14 @@ from tinyzero_astar.resources.advice import disk_advice, memory_advice
 from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory
 from tinyzero_astar.resources.model import check_options, model_for
 from tinyzero_astar.resources.prediction import PlannedRun
-from tinyzero_astar.run.build import Session, build, optimizers
-from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by
+from tinyzero_astar.run.build import Session, build, first_policy, optimizers
+from tinyzero_astar.run.checkpoint import check_files, known_reference, load_trainer, read_state, remembered_by
 from tinyzero_astar.run.checkpoint_folders import go_back_to, start_over
 from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, new_run_folder, prepare
 from tinyzero_astar.run.records import check_complete
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import readable_bytes
+from tinyzero_astar.training.algorithms import make_algorithm
 
 _MACHINE = (
     "model.device",
@@ -77,10 +79,12 @@ def restart_run(config: Config, folder: Path) -> Session:
 
 
 def _begin_run(config: Config, folder: Path) -> Session:
-    console, problems = _console(), _problems(config)
+    console = _console()
+    make_algorithm(config)  # first: it may refuse
+    problems = _problems(config)
     _prepare(folder)
     _check_fit(config, problems, config.model.model_name, folder, console)
-    return build(config, problems, folder, config.model.model_name, console, 0)
+    return build(config, problems, folder, config.model.model_name, console, 0, first_policy(config, console))
 
 
 def _pinned(config: Config) -> Config:
@@ -128,13 +132,21 @@ def _continued(config: Config, problems: Problems, folder: Path, checkpoint: Pat
     if not (folder / METRICS).exists():
         console.warn(f"{folder / METRICS} is missing: the run goes on without its earlier records")
     _prepare(folder)
+    first = first_policy(config, console)
+    if first is not None and first.digest != known_reference(checkpoint, state)[0]:
+        raise ValueError(
+            f"the weights of model {config.model.model_name} are not those that the run in {folder} began with, which"
+            f" algorithm {config.train.algorithm} compares the policy with: put them back, or start a new run"
+        )
     try:
         _check_fit(config, problems, str(checkpoint), folder, console)
-        session = build(config, problems, folder, str(checkpoint), console, iteration)
+        session = build(config, problems, folder, str(checkpoint), console, iteration, first)
         agree(lambda: load_trainer(checkpoint, session.policy, optimizers(session.updater)))
     except ValueError as error:
         raise _DamagedError(str(error)) from error
     session.updater.num_updates = int(state["num_updates"])
+    if session.reference is not None:
+        session.reference.values |= known_reference(checkpoint, state)[1]
     session.history.extend(history)
     write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)
     console.say(f"continuing {folder} after iteration {iteration}")
@@ -173,7 +185,9 @@ def _check_usable(checkpoint: Path) -> None:
     check_files(checkpoint)
     state = read_state(checkpoint)
     remembered_by(checkpoint, state)
-    from_dict(state["config"], f"checkpoint {checkpoint}")
+    config = from_dict(state["config"], f"checkpoint {checkpoint}")
+    if config.train.algorithm in WITH_REFERENCE:
+        known_reference(checkpoint, state)
 
 
 def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:

@@ -1,7 +1,8 @@
-"""The algorithms by name; a further one is one file, and one line here."""
+"""The algorithms by name, and what goes together with what. A further one is one file, and one line here."""
 
 from __future__ import annotations
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Algorithm
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.grpo import GRPO
@@ -16,3 +17,26 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "optimal_advantage": OptimalAdvantage,
     "rejection": Rejection,
 }
+
+
+def make_algorithm(config: Config) -> Algorithm:
+    """The algorithm of a run.
+
+    Raises:
+        ValueError: it cannot train on what the configuration searches for.
+    """
+    name, search = config.train.algorithm, config.search
+    kind = ALGORITHMS[name]
+    if search.mode not in kind.modes:
+        raise ValueError(f"algorithm {name} {kind.reason}: use --search.mode {kind.modes[0]}, not {search.mode}")
+    if search.num_rollouts_per_problem < kind.min_rollouts:
+        raise ValueError(
+            f"algorithm {name} compares the rollouts of a problem, and num_rollouts_per_problem is"
+            f" {search.num_rollouts_per_problem}: use at least {kind.min_rollouts}"
+        )
+    if config.eval.search == "best_first" and not kind.has_critic:
+        raise ValueError(
+            f"algorithm {name} trains no value model, which --eval.search best_first would look ahead with: use"
+            " --eval.search greedy"
+        )
+    return kind.from_config(config)

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.modes import MODES, SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe, generalized_advantage, scale_by_rms
@@ -33,6 +34,12 @@ class AStarPO:
     clip_high: float
     gae_lambda: float
     advantage_floor: float
+
+    @classmethod
+    def from_config(cls, config: Config) -> AStarPO:
+        """See `interfaces.Algorithm.from_config`."""
+        train = config.train
+        return cls(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """GAE on the critic, scaled by one root mean square for the whole batch; measures are those before."""

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe, group_centred, group_normalised
@@ -40,6 +41,12 @@ class GRPO:
     clip_low: float
     clip_high: float
     max_length: int  # tokens that a completion may have
+
+    @classmethod
+    def from_config(cls, config: Config) -> GRPO:
+        """See `interfaces.Algorithm.from_config`."""
+        train = config.train
+        return cls(train.group_loss, train.clip_low, train.clip_high, config.search.max_search_depth)
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Advantages within each problem, the same at every token of a completion."""

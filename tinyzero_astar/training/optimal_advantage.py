@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Batch, Reference
 from tinyzero_astar.modes import MODES, SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe
@@ -24,7 +25,7 @@ from tinyzero_astar.training.losses import completion_sums
 class OptimalAdvantage:
     """Implements `interfaces.Algorithm`."""
 
-    measures: ClassVar[tuple[str, ...]] = MEASURES
+    measures: ClassVar[tuple[str, ...]] = (*MEASURES, "reference/value", "reference/divergence")
     has_critic: ClassVar[bool] = False
     needs_reference: ClassVar[bool] = True
     modes: ClassVar[tuple[SearchMode, ...]] = MODES
@@ -33,10 +34,21 @@ class OptimalAdvantage:
 
     beta: float  # what a nat of log-ratio is worth, in units of reward
 
+    @classmethod
+    def from_config(cls, config: Config) -> OptimalAdvantage:
+        """See `interfaces.Algorithm.from_config`."""
+        return cls(config.train.regression_beta)
+
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """Optimal advantages, the same at every token of a completion."""
-        advantage = torch.where(batch.is_token, (batch.reward - _reference(batch).value)[:, None], 0.0)
-        return replace(batch, advantage=advantage), describe(advantage, batch.weight, batch.is_token)
+        """Optimal advantages, the same at every token of a completion; measures V* and log pi_old / pi_ref too."""
+        reference = _reference(batch)
+        advantage = torch.where(batch.is_token, (batch.reward - reference.value)[:, None], 0.0)
+        measured = describe(advantage, batch.weight, batch.is_token)
+        log_ratio = completion_sums(batch.logp_old - reference.logp, batch.is_token)
+        share = batch.weight / batch.weight.sum()
+        measured["reference/value"] = float((share * reference.value).sum())
+        measured["reference/divergence"] = float((share * log_ratio).sum())
+        return replace(batch, advantage=advantage), measured
 
     def loss(self, batch: Batch, logp: Tensor) -> Tensor:
         """Weighted squared errors of whole completions, summed."""

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.modes import MODES, SearchMode
 from tinyzero_astar.training.advantages import best_shares
@@ -31,6 +32,11 @@ class Rejection:
     modes: ClassVar[tuple[SearchMode, ...]] = MODES
     reason: ClassVar[str] = ""
     min_rollouts: ClassVar[int] = 1
+
+    @classmethod
+    def from_config(cls, config: Config) -> Rejection:
+        """See `interfaces.Algorithm.from_config`."""
+        return cls()
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Shares of the kept completions as advantages; the share of problems with one is measured."""

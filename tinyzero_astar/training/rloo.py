@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.training.advantages import MEASURES, describe, leave_one_out
@@ -34,6 +35,11 @@ class RLOO:
 
     clip_low: float
     clip_high: float
+
+    @classmethod
+    def from_config(cls, config: Config) -> RLOO:
+        """See `interfaces.Algorithm.from_config`."""
+        return cls(config.train.clip_low, config.train.clip_high)
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """Advantages within each problem, the same at every token of a completion."""

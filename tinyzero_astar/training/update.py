@@ -42,7 +42,7 @@ class Updater:
 
     def __init__(self, policy: Policy, algorithm: Algorithm, settings: TrainConfig, value: ValueConfig) -> None:
         self.policy, self.settings = policy, settings
-        self._algorithm, self._value_update_frequency = algorithm, value.update_frequency
+        self.algorithm, self._value_update_frequency = algorithm, value.update_frequency
         self.policy_optimizer = MasterAdamW(
             policy.language_model, settings.learning_rate, settings.weight_decay, policy.dtype
         )
@@ -66,11 +66,11 @@ class Updater:
             iteration, self.settings.num_iterations, self.settings.warmup_iterations
         )
         if len(batch.tokens) == 0:  # every leaf was thinned out: nothing to learn from, and no step
-            names = [*_MEANS, *self._algorithm.measures, "audit/ratio_error"]
+            names = [*_MEANS, *self.algorithm.measures, "audit/ratio_error"]
             names += ["policy/kl_to_base"] if self.policy.has_adapters else []
             known = {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
             return size | dict.fromkeys(names, math.nan) | known
-        batch, metrics = self._algorithm.prepare(batch)
+        batch, metrics = self.algorithm.prepare(batch)
         if self.policy.has_adapters:
             metrics["policy/kl_to_base"] = self._kl_to_base(batch)
         self.policy_optimizer.set_learning_rate(rate)
@@ -99,9 +99,9 @@ class Updater:
 
     def _step(self, batch: Batch, rows: Tensor, num_problems: int) -> dict[str, float]:
         """One optimizer step of the policy and, when it is due, of the value model, on some rows of the batch."""
-        is_value_due = self.num_updates % self._value_update_frequency == 0
+        is_value_due = self.algorithm.has_critic and self.num_updates % self._value_update_frequency == 0
         whole = batch.rows(rows)
-        count = max(self._algorithm.count(whole, num_problems), 1.0)
+        count = max(self.algorithm.count(whole, num_problems), 1.0)
         num_tokens = max(float(_mass(whole).sum()), 1e-6)
         shares = 1.0 / count, is_value_due / num_tokens
         sums, error = [0.0, 0.0, 0.0, 0.0], 0.0
@@ -132,7 +132,7 @@ class Updater:
         self.num_updates += 1
         return {
             "train/policy_loss": policy_sum / count,
-            "train/value_loss": value_sum / num_tokens,
+            "train/value_loss": value_sum / num_tokens if self.algorithm.has_critic else math.nan,
             "train/ratio_deviation": ratio_sum / max(int(whole.is_token.sum()), 1),
             "train/grad_norm": norm,
             "policy/entropy": entropy_sum / num_tokens,
@@ -153,7 +153,7 @@ class Updater:
         rows, stacked = stack(trees, batch.tokens.device)
         part = batch.rows(rows)
         scores: TokenScores = self.policy(stacked)
-        policy_loss, value_loss = self._algorithm.loss(part, scores.logp), _value_loss(part, scores)
+        policy_loss, value_loss = self.algorithm.loss(part, scores.logp), _value_loss(part, scores)
         loss = policy_loss * shares[0]
         if shares[1] > 0:
             loss = loss + value_loss * shares[1]
