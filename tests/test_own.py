@@ -22,6 +22,7 @@ from tinyzero_astar.data import table as table_module
 from tinyzero_astar.data.questions import is_held_out, overlap
 from tinyzero_astar.data.tasks import make_task, pinned
 from tinyzero_astar.interfaces import END_OF_EXAMPLE
+from tinyzero_astar.terminal import FailedError, run_command
 
 SUMS = [{"prompt": f"{a}+{b}=?", "answer": a + b} for a in range(1, 11) for b in range(1, 11)]
 
@@ -304,8 +305,18 @@ def test_scores_are_numbers_from_0_to_1(said: str, score: float) -> None:
     ],
 )
 def test_other_scores_are_refused_by_the_functions_name(name: str, completion: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(FailedError, match=said):
         _judged(_rewarded(name), "3?", completion)
+
+
+def test_such_a_score_ends_a_run_with_one_sentence(tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rewards.py").write_text("def big(completions, **kwargs):\n    return [7.5]\n")
+    argv = ["--data.task", _write("own.jsonl", TABLE), "--data.reward-function", "rewards.py:big", "--output-dir", "r"]
+    argv += ["--data.num-problems", "4", "--eval.num-problems", "2", "--train.problems-per-iteration", "2"]
+    argv += ["--train.batch-size", "2", "--model.model-name", str(tiny_base), "--search.max-search-depth", "4"]
+    assert run_command(lambda: main(argv)) == 1
+    said = r"error: .*rewards.py:big gave 7.5 for '.*': a score must lie in \[0, 1\]\n"
+    assert re.fullmatch(said, capsys.readouterr().err)
 
 
 def test_a_functions_own_error_is_no_wrong_use_of_the_program() -> None:

@@ -86,12 +86,15 @@ def printed(monkeypatch, encoding, run):
 
 @pytest.fixture
 def hostile(monkeypatch):
-    """The tokenizer decodes to hostile text, but where loading looks whether it is the right one."""
+    """The tokenizer decodes to hostile text, but where it is tried on known texts: that of loading, and prompts."""
     decode = PreTrainedTokenizerFast.decode
 
+    def harmful(text):
+        return text if "0123456789" in text or "=?" in text else HOSTILE
+
     def decoded(self, *args, **options):
-        text = decode(self, *args, **options)
-        return text if "0123456789" in text else HOSTILE
+        found = decode(self, *args, **options)  # a list, of several texts
+        return harmful(found) if isinstance(found, str) else list(map(harmful, found))
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "decode", decoded)
 

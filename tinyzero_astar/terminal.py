@@ -17,12 +17,16 @@ _OLDEST = (3, 11)
 _noted: list[int] = []  # signals that `_Interruptible` received in this command
 
 
+class FailedError(Exception):
+    """Ends a command with status 1; the message is the one sentence that a person needs."""
+
+
 def run_command(run: Callable[[], int]) -> int:
     """Run a command, whatever the state of its output; returns the exit status.
 
     Status 2 with one sentence when Python is too old or a package is missing, 141 as soon as nobody reads the output
-    any more, as in `... | head`, and 1 with one sentence when the output cannot be written, as on a full disk. After
-    a signal that stopped it, 128 plus the signal's number, with one sentence too.
+    any more, as in `... | head`. Status 1 with one sentence after a `FailedError`, or when the output cannot be
+    written, as on a full disk. After a signal that stopped it, 128 plus its number, with one sentence too.
     """
     prepare_streams()
     if sys.version_info < _OLDEST:
@@ -34,6 +38,8 @@ def run_command(run: Callable[[], int]) -> int:
             finally:
                 sys.stdout.flush()
         return _stopped_by(interruptible.number)
+    except FailedError as error:
+        return complain(error, FAILED)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "tinyzero_astar":
             raise

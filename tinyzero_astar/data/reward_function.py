@@ -27,6 +27,7 @@ from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.questions import Question
 from tinyzero_astar.data.table import Line, Table, shortened, text_in
 from tinyzero_astar.interfaces import Problem, Verdict
+from tinyzero_astar.terminal import FailedError
 
 _OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 
@@ -74,7 +75,12 @@ class RewardedTable(Table):
         return ""
 
     def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
-        """The function's score."""
+        """The function's score.
+
+        Raises:
+            FailedError: it is no number in [0, 1].
+            RuntimeError: the function raised a ValueError, which is the cause.
+        """
         score = self._score(problem, completion)
         reason = Reason.CORRECT if score == 1 else Reason.WRONG_ANSWER if is_finished else Reason.CUT_OFF
         return Verdict(score == 1, is_finished, completion if is_finished else None, reason, score)
@@ -85,10 +91,10 @@ class RewardedTable(Table):
         except ValueError as error:  # which the command line would take for wrong use, and hide where it arose
             raise RuntimeError(f"{self._name} failed ({error})") from error
         if not isinstance(scores, list) or len(scores) != 1:
-            raise ValueError(f"{self._name} must return a list of one score per completion, got {shortened(scores)}")
+            raise FailedError(f"{self._name} must return a list of one score per completion, got {shortened(scores)}")
         score = 0.0 if scores[0] is None else scores[0]
         if not isinstance(score, SupportsFloat) or isinstance(score, str) or not 0 <= float(score) <= 1:
-            raise ValueError(
+            raise FailedError(
                 f"{self._name} gave {shortened(scores[0])} for {shortened(completion)}: a score must lie in [0, 1]"
             )
         return float(score)
