@@ -9,7 +9,7 @@ import pytest
 
 from tinyzero_astar.config import RewardConfig
 from tinyzero_astar.data import answers as answers_module
-from tinyzero_astar.data.answers import Reason, verify_integer
+from tinyzero_astar.data.answers import Reason, judge_integer, verify_answer
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.training.reward import WeightedReward
 
@@ -17,6 +17,10 @@ ANSWER = 1035
 GOOD = "23*40=920\n23*5=115\n920+115=1035</think><answer>1035</answer>"
 RIGHT = "<answer>1035</answer>"
 LIMIT = 20_000
+
+
+def verify_integer(completion: str, answer: int, is_finished: bool) -> Verdict:
+    return verify_answer(completion, is_finished, lambda text: judge_integer(answer, text))
 
 
 def _answered(inside: str) -> str:

@@ -104,20 +104,6 @@ def judge_integer(answer: int, text: str) -> Verdict:
     return Verdict(is_right, True, value, Reason.CORRECT if is_right else Reason.WRONG_INTEGER)
 
 
-def verify_integer(completion: str, answer: int, is_finished: bool) -> Verdict:
-    """Judge one completion against the right integer.
-
-    Args:
-        completion: see `answer_text`.
-        answer: the right integer.
-        is_finished: see `answer_text`.
-
-    Returns:
-        The verdict; `accuracy` implies `format`, `reason` is a `Reason`.
-    """
-    return verify_answer(completion, is_finished, lambda text: judge_integer(answer, text))
-
-
 def refused(reason: str) -> Verdict:
     """The verdict on a completion or an answer in the wrong format."""
     return Verdict(accuracy=False, format=False, answer=None, reason=reason)
