@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 
 T = TypeVar("T")
+BLOCK = 128  # columns of the cache: a recorded decode step attends to a whole number of blocks
 
 
 class Recorder(Protocol):

@@ -17,12 +17,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from tinyzero_astar.engine.cuda_graphs import Recorder
+from tinyzero_astar.engine.cuda_graphs import BLOCK, Recorder
 from tinyzero_astar.engine.slot_cache import SlotCache
 from tinyzero_astar.interfaces import StepOutput
-
-BLOCK = 128  # columns: a recorded step attends to a whole number of blocks
-
 
 HiddenFn = Callable[[Tensor, Tensor, Tensor | None, SlotCache], Tensor]
 """Last hidden states [N, Q, D] of ids [N, Q] at positions [N, Q], written to and read from a planned cache.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tinyzero_astar.engine.decoder import BLOCK
+from tinyzero_astar.engine.cuda_graphs import BLOCK
 from tinyzero_astar.resources.standing import FLOAT, Memory, kv_bytes, largest
 from tinyzero_astar.resources.workload import Shapes, Work
 from tinyzero_astar.search.gumbel import MANY_TOKENS
