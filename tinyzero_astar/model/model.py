@@ -27,12 +27,11 @@ from tinyzero_astar.model.fsdp_utils import Sharding, shard
 from tinyzero_astar.model.hub import Say
 from tinyzero_astar.model.liger import apply_liger
 from tinyzero_astar.model.loading import end_tokens, load_language_model
-from tinyzero_astar.model.token_logp import Head, next_logits, token_logp
+from tinyzero_astar.model.token_logp import CHUNK_ELEMENTS, Head, next_logits, token_logp
 from tinyzero_astar.model.tokenizer import textless_ids
 from tinyzero_astar.rollout.value_model import ValueModel
 from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 
-CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 # of the logits' standard deviation: what rounding explains; mistakes are off by several
 _DECODING_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.5}
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}  # of a block of logits: a CPU's cache, a GPU's kernels
 MIN_BLOCK = 256  # tokens
+CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 _NEVER = -1e30  # logit of an id that is no token; finite, as 0 times infinity is no number
 
 

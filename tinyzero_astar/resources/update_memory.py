@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tinyzero_astar.model.model import CHUNK_ELEMENTS
-from tinyzero_astar.model.token_logp import BLOCK_ELEMENTS, MIN_BLOCK
+from tinyzero_astar.model.token_logp import BLOCK_ELEMENTS, CHUNK_ELEMENTS, MIN_BLOCK
 from tinyzero_astar.resources.search_memory import forward
 from tinyzero_astar.resources.standing import FLOAT, Memory, gathered, largest, resident
 from tinyzero_astar.resources.workload import (
