@@ -12,8 +12,6 @@ from typing import Protocol, TypeVar
 
 import torch
 
-BLOCK = 128  # columns: a recorded decode step attends to a whole number of blocks
-
 T = TypeVar("T")
 BLOCK = 128  # columns of the cache: a recorded decode step attends to a whole number of blocks
 
