@@ -1035,7 +1035,10 @@ ALGORITHMS = (
         "training/reference.py",
         "values[batch.problem]",
         "values[torch.arange(len(batch.problem)) % len(values)]",
-        ("test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say",),
+        (
+            "test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say"
+            "[train.num_reference_samples]",
+        ),
     ),
     Mutant(
         "reference-on-training-noise",
@@ -1043,7 +1046,10 @@ ALGORITHMS = (
         "training/reference.py",
         "_ITERATION = 1 << 42",
         "_ITERATION = 0",
-        ("test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say",),
+        (
+            "test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say"
+            "[train.num_reference_samples]",
+        ),
     ),
     Mutant(
         "values-forgotten",
