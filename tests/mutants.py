@@ -2695,6 +2695,14 @@ TASKS = (
         ("test_questions.py::test_the_files_of_a_task_are_pinned",),
     ),
     Mutant(
+        "another-name",
+        "a run goes on with another class of the same file",
+        "data/tasks.py",
+        "(_content(file), name.encode())",
+        "(_content(file),)",
+        ("test_questions.py::test_another_name_in_the_same_file_is_another_task",),
+    ),
+    Mutant(
         "another-task",
         "a run on a task of the package may go on with another",
         "config.py",

@@ -515,7 +515,9 @@ def test_a_run_knows_its_files_again_and_where_they_have_moved(
     for command, argv in commands:
         assert command(argv) == 2
         err = capsys.readouterr().err
-        assert re.search(r"own.jsonl, .*rewards.py has changed; restore it, or say where it lies now with --data", err)
+        assert re.search(
+            r"own.jsonl, .*rewards.py has changed, .*; restore it, or say where it lies now with --data", err
+        )
         assert err.count("\n") == 1
     Path("elsewhere").mkdir()
     Path("own.jsonl").rename("elsewhere/own.jsonl")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import random
 import re
@@ -212,11 +211,32 @@ def test_the_files_of_a_task_are_pinned(name: str, tmp_path: Path) -> None:
         pinned(data)
     path.write_text("one")
     once = pinned(data)
-    assert once.task_sha256 == hashlib.sha256(b"one").hexdigest() and pinned(once) == once
+    assert len(once.task_sha256) == 64 and pinned(once) == once
     path.write_text("two")
-    with pytest.raises(ValueError, match=re.escape(f"is not what the run was trained on: {path} has changed; restore")):
+    with pytest.raises(ValueError, match=rf"is not what the run was trained on: {path} has changed.*; restore"):
         pinned(once)
-    assert pinned(data) == dataclasses.replace(data, task_sha256=hashlib.sha256(b"two").hexdigest())
+    again = pinned(data)
+    assert again.task_sha256 != once.task_sha256 and again == dataclasses.replace(data, task_sha256=again.task_sha256)
+
+
+def test_another_name_in_the_same_file_is_another_task(tmp_path: Path) -> None:
+    path, table = tmp_path / "own.py", tmp_path / "own.jsonl"
+    path.write_text("both")
+    table.write_text("lines")
+    of_class = pinned(settings(task=f"{path}:Capitals"))
+    of_function = pinned(settings(task=str(table), reward_function=f"{path}:strict"))
+    said = "has changed, or the name after the colon has; restore it"
+    with pytest.raises(ValueError, match=f"is not what the run was trained on: {path} {said}"):
+        pinned(dataclasses.replace(of_class, task=f"{path}:Rivers"))
+    with pytest.raises(ValueError, match=f"{table}, {path} {said}"):
+        pinned(dataclasses.replace(of_function, reward_function=f"{path}:lenient"))
+
+
+def test_a_reward_function_that_names_nothing_is_told_by_its_own_option(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text("lines")
+    for name, said in (("f", "'f' names nothing to import"), ("no_such_module:f", "Python finds no module")):
+        with pytest.raises(ValueError, match=f"^data.reward_function .*{said}"):
+            pinned(settings(task=str(tmp_path / "own.jsonl"), reward_function=name))
 
 
 def test_only_files_of_a_task_can_have_moved() -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data.questions import QuestionTask
@@ -48,19 +48,27 @@ def make_own_task(data: DataConfig, seed: int) -> Task | None:
     return _class(data.task)(data, seed) if ":" in data.task else None
 
 
-def files_of(data: DataConfig) -> list[Path]:
-    """The files that say what a task of the forms above is; empty for others.
+class Origin(NamedTuple):
+    """Where a part of a task comes from."""
 
-    For reasoning-gym it is the record of which version is installed.
+    file: Path
+    name: str  # of the class, the function or the data set; "": all of the file
+
+
+def origins_of(data: DataConfig) -> list[Origin]:
+    """What a task of the forms above is made of; empty for others.
+
+    The file of a data set of reasoning-gym is the record of which version is installed.
 
     Raises:
         ValueError: a module or a package is not found.
     """
     if is_table(data.task):
-        return [Path(data.task), *([_source(data.reward_function)] if data.reward_function else [])]
+        judge = [_origin("data.reward_function", data.reward_function)] if data.reward_function else []
+        return [Origin(Path(data.task), ""), *judge]
     if data.task.startswith(PREFIX):
-        return [_record_of("reasoning-gym", data.task)]
-    return [_source(data.task)] if ":" in data.task else []
+        return [Origin(_record_of("reasoning-gym", data.task), data.task)]
+    return [_origin("data.task", data.task)] if ":" in data.task else []
 
 
 def absolute(text: str) -> str:
@@ -134,18 +142,18 @@ def _parts(field: str, text: str) -> tuple[str, str]:
     return place, name
 
 
-def _source(text: str) -> Path:
-    """The file that FILE.py:NAME or module:NAME stands in."""
-    place, _ = _parts("data.task", text)
+def _origin(field: str, text: str) -> Origin:
+    """The file that FILE.py:NAME or module:NAME stands in, and the name."""
+    place, name = _parts(field, text)
     if place.endswith(".py"):
-        return Path(place)
+        return Origin(Path(place), name)
     try:
         spec = importlib.util.find_spec(place)
     except ImportError as error:  # of a package that it stands in
-        raise ValueError(f"data.task {text}: {place} is not found ({error})") from None
+        raise ValueError(f"{field} {text}: {place} is not found ({error})") from None
     if spec is None or spec.origin is None:
-        raise ValueError(f"data.task {text}: Python finds no module {place}; give its file, as in {place}.py:NAME")
-    return Path(spec.origin)
+        raise ValueError(f"{field} {text}: Python finds no module {place}; give its file, as in {place}.py:NAME")
+    return Origin(Path(spec.origin), name)
 
 
 def _record_of(package: str, text: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -73,20 +74,32 @@ def make_problems(config: Config) -> Problems:
 def pinned(data: DataConfig) -> DataConfig:
     """The same settings with the digest of the task's files, by which they are known again.
 
+    The names of what is taken from the files count too: one file may hold two tasks.
+
     Raises:
-        ValueError: a file cannot be read, or is not the one that the settings were recorded with.
+        ValueError: a file cannot be read, or is not the one that the settings were recorded with, or another name in it
+            is.
     """
-    files = own.files_of(data)
-    digest = hashlib.sha256(b"".join(map(_content, files))).hexdigest() if files else ""
+    origins = own.origins_of(data)
+    digest = _digest_of(origins) if origins else ""
     if data.task_sha256 not in ("", digest):
-        names = ", ".join(map(str, files)) or "its file"
+        files = ", ".join(str(origin.file) for origin in origins) or "its file"
+        more = ", or the name after the colon has" if any(origin.name for origin in origins) else ""
         raise ValueError(
-            f"data.task {data.task!r} is not what the run was trained on: {names} has changed; restore it, or say where"
-            f" it lies now with {_MOVED}"
+            f"data.task {data.task!r} is not what the run was trained on: {files} has changed{more}; restore it, or"
+            f" say where it lies now with {_MOVED}"
         )
     return replace(
         data, task=own.absolute(data.task), reward_function=own.absolute(data.reward_function), task_sha256=digest
     )
+
+
+def _digest_of(origins: Sequence[own.Origin]) -> str:
+    digest = hashlib.sha256()
+    for file, name in origins:
+        for part in (_content(file), name.encode()):
+            digest.update(hashlib.sha256(part).digest())  # of one length: what ends where cannot be mistaken
+    return digest.hexdigest()
 
 
 def _content(path: Path) -> bytes:
