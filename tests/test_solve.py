@@ -74,6 +74,15 @@ def test_the_base_says_that_its_value_model_is_untrained_and_spaces_are_visible(
     assert "␣let" in texts and "" not in texts
 
 
+def test_a_checkpoint_without_a_critic_says_that_its_value_model_is_untrained(tiny_base, capsys):
+    argv = [*OPTIONS.split(), "--train.num-iterations", "1", "--search.mode", "sample", "--train.algorithm", "rloo"]
+    assert main(["--model.model-name", str(tiny_base), *argv, "--output-dir", "r"]) == 0
+    capsys.readouterr()
+    assert solve_main(["3*4", "--checkpoint", "r", "--inverse-beta", "0"]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(NOTE) and "algorithm rloo does without it" in first
+
+
 @pytest.mark.parametrize(
     ("file", "key", "what"),
     [

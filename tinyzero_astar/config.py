@@ -92,7 +92,7 @@ class RewardConfig:
     """Weights of the two rewards."""
 
     accuracy: Annotated[float, Range(1e-6, 1e6)] = 1.0
-    """For the right integer in a well-formed completion."""
+    """For a right answer in a well-formed completion, or its grade."""
     format: Annotated[float, Range(0, 1e6)] = 0.1
     """For a well-formed completion."""
 
@@ -281,6 +281,9 @@ FREE_ON_RESUME = (
     "run.sample_frequency",
     "run.collective_timeout_s",
 )
+
+# may differ from a run's when one of its checkpoints is evaluated: this machine need not be the one that trained it
+FREE_IN_EVALUATION = ("model.device", "model.cuda_graphs", "run.num_threads", "run.collective_timeout_s")
 
 TASK_FILES = ("data.task", "data.reward_function")
 """Where the files of a task lie: may be told anew when a run is continued or evaluated."""

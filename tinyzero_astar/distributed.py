@@ -18,7 +18,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 T = TypeVar("T")
 
@@ -147,10 +146,3 @@ def sum_numbers(values: Sequence[float]) -> list[float]:
     dist.all_reduce(total)
     summed: list[float] = total.tolist()
     return summed
-
-
-def sum_tensors(*tensors: Tensor) -> None:
-    """Sum tensors over ranks, in place."""
-    if is_distributed():
-        for x in tensors:
-            dist.all_reduce(x)

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tinyzero_astar.config import PRESETS, Config, from_dict, with_files_moved
+from tinyzero_astar.config import (
+    DECODING_INVERSE_BETA,
+    PRESETS,
+    WITH_CRITIC,
+    Config,
+    EvalConfig,
+    from_dict,
+    with_files_moved,
+)
 from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, printable
 
@@ -42,9 +50,9 @@ class Solve:
     """What is asked, where there is no checkpoint; with one, where the file of its task lies if it has moved."""
     reward_function: Annotated[str | None, tyro.conf.arg(name="data.reward-function")] = None
     """The same for the function that judges a table."""
-    beam_width: int = 8
+    beam_width: int = EvalConfig.beam_width
     """Size of the open list."""
-    inverse_beta: float = 3.0
+    inverse_beta: float = DECODING_INVERSE_BETA
     """1/beta, nats per unit of success: how much the value counts beside the log-probability."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
@@ -60,7 +68,8 @@ def solve_main(argv: Sequence[str]) -> int:
         options = tyro.cli(Solve, prog="python -m tinyzero_astar solve", args=list(argv))
         _check(options)
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
-        trace = _solve(options, folder)
+        config = _config(options, folder)
+        trace = _solve(options, config, folder)
     except ValueError as error:
         return complain(error)
     except FloatingPointError as error:
@@ -70,6 +79,11 @@ def solve_main(argv: Sequence[str]) -> int:
         return 0
     if folder is None:
         print("the value model is untrained, so that h says nothing yet; give a trained one with --checkpoint")
+    elif config.train.algorithm not in WITH_CRITIC:
+        print(
+            f"the value model is untrained, so that h says nothing: algorithm {config.train.algorithm} does without it;"
+            " --inverse-beta 0 leaves h out"
+        )
     _show(trace, options.max_nodes)
     return 0
 
@@ -82,13 +96,12 @@ def _check(options: Solve) -> None:
         )
 
 
-def _solve(options: Solve, folder: Path | None) -> dict[str, Any]:
+def _solve(options: Solve, config: Config, folder: Path | None) -> dict[str, Any]:
     import torch
 
     from tinyzero_astar.data.tasks import make_task, pinned
 
     torch.set_num_threads(1)  # one problem: threads would only wait for each other
-    config = _config(options, folder)
     task = make_task(replace(pinned(config.data), num_problems=1), config.run.seed)  # none are trained on
     problem = task.ask(options.problem)
     policy, tokenizer = _load(config, folder, options.device)

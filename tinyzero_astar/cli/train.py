@@ -19,6 +19,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from tinyzero_astar.config import (
+    FREE_IN_EVALUATION,
     FREE_ON_RESUME,
     PRESETS,
     TASK_FILES,
@@ -33,7 +34,6 @@ from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint, run_and_ch
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.terminal import FAILED, USAGE_ERROR, complain
 
-_FREE_IN_EVALUATION = ("model.device", "model.cuda_graphs", "run.num_threads", "run.collective_timeout_s")
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE_S = 10.0  # torchrun ends everyone at the first failure: rank 0 must be the first, or it could not say why
 
@@ -123,12 +123,12 @@ def _check_evaluation(command: Command, given: set[str]) -> None:
             f"--output-dir {command.output_dir} is for training; leave it out: an evaluation is saved beside its"
             " checkpoint, or in runs/ without one"
         )
-    free = {"config", "eval_only", "checkpoint", "distributed", *TASK_FILES, *_FREE_IN_EVALUATION}
+    free = {"config", "eval_only", "checkpoint", "distributed", *TASK_FILES, *FREE_IN_EVALUATION}
     others = sorted(name for name in given - free if not name.startswith("eval."))
     if command.checkpoint is not None and others:
         raise ValueError(
             f"--checkpoint {command.checkpoint} is evaluated with its own configuration: leave out all options"
-            f" but --eval.*, {', '.join(map(_option, _FREE_IN_EVALUATION))}, and where the files of its task have moved"
+            f" but --eval.*, {', '.join(map(_option, FREE_IN_EVALUATION))}, and where the files of its task have moved"
             f" {', '.join(map(_option, TASK_FILES))}; {_option(others[0])} was given"
         )
 

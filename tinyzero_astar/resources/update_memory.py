@@ -60,15 +60,15 @@ def reference_scores(shapes: Shapes, work: Work) -> Memory:
     """The first policy's forward over an iteration's completions: hidden states, then logits in blocks."""
     hidden = work.dtype_bytes * shapes.hidden_size
     width = (work.value_hidden_size + CHILD_RANK) * FLOAT  # of the value model's first layer, before and after
-    moments = list[Memory]()
+    held = list[Memory]()
     for trees in set(_micro_batches(shapes, work, work.num_rows)):
         mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
-        moments += [
+        held += [
             {"activations": mask + trees.scored * hidden + forward(shapes, work, trees.positions)},
             {"activations": trees.scored * hidden, "logits": 3 * _block(shapes, work, trees.scored)},
             {"activations": trees.scored * (hidden + 2 * width)},
         ]
-    return max(moments, key=lambda parts: sum(parts.values()))
+    return max(held, key=lambda parts: sum(parts.values()))
 
 
 def gradients(shapes: Shapes, work: Work) -> Memory:

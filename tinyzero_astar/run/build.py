@@ -106,18 +106,15 @@ def build(
     if (fault := text_fault(tokenizer, [*problems.prompts, *problems.examples])) is not None:
         raise ValueError(f"the {fault}")
 
-    def generator_of(network: Policy) -> Generator:
-        reward, limit = WeightedReward(config.reward), config.model.max_seq_length
-        return Generator(partial(SlotDecoder, network), tokenizer, problems.task, reward, limit)
-
-    generator = generator_of(policy)
+    generator = _generator(config, problems, policy, tokenizer)
     # or it refuses the prompts
     _, depth = generator.encode([*problems.train, *problems.held_out], config.search.max_search_depth)
     _warn_of_depth(config, depth, *_example_lengths(problems, tokenizer), console)
     reference = None
     if algorithm.needs_reference and (first is not None or policy.has_adapters):
         network, digest = first or First(policy, "")
-        reference = ReferencePolicy(network, generator_of(network), config, depth, digest)
+        own = _generator(config, problems, network, tokenizer)
+        reference = ReferencePolicy(network, own, config, depth, digest)
     return Session(
         config=config,
         folder=folder,
@@ -204,6 +201,12 @@ def _loaded(
     )
     policy.recorder = CudaGraphs() if model.cuda_graphs else None
     return policy, tokenizer
+
+
+def _generator(config: Config, problems: Problems, network: Policy, tokenizer: PreTrainedTokenizerBase) -> Generator:
+    """What searches with a network and judges by the task."""
+    reward, limit = WeightedReward(config.reward), config.model.max_seq_length
+    return Generator(partial(SlotDecoder, network), tokenizer, problems.task, reward, limit)
 
 
 def _search(config: Config, depth: int) -> SearchConfig:

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.config import (
+    FREE_IN_EVALUATION,
     FREE_ON_RESUME,
     TASK_FILES,
     WITH_REFERENCE,
@@ -38,12 +39,6 @@ from tinyzero_astar.run.records import check_complete
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import readable_bytes
 from tinyzero_astar.training.algorithms import make_algorithm
-
-_MACHINE = (
-    "model.device",
-    "model.cuda_graphs",
-    "run.num_threads",
-)  # may differ from the run's in an evaluation
 
 
 def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
@@ -227,8 +222,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
         return session, _made_by_main(lambda: new_run_folder("evaluation", None))
     state = read_state(checkpoint)
     saved = with_files_moved(_saved_config(checkpoint), config, given)
-    # this machine need not be the one that trained it
-    names = {*_MACHINE, *(name for name in given if name.startswith("eval."))}
+    names = {*FREE_IN_EVALUATION, *(name for name in given if name.startswith("eval."))}
     config = _pinned(with_fields_of(saved, config, names))
     check(config)
     # model.safetensors has the adapters in it
