@@ -249,7 +249,7 @@ def test_predictions_count_the_copy_of_the_first_policy(num_processes):
     )[0]  # fmt: skip
     size = sum(p.numel() * p.element_size() for p in policy.parameters()) // num_processes
     for name, parts in kept.outlook.phases.items():
-        assert parts["reference"] == pytest.approx(size, abs=1), name
+        assert parts.get("reference", 0) == pytest.approx(size, abs=1), name
         assert name == "reference" or "reference" not in plain.outlook.phases[name]
     assert "reference" not in plain.outlook.phases
     assert plain.outlook.checkpoint == kept.outlook.checkpoint
