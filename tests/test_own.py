@@ -16,11 +16,11 @@ import pytest
 
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import DataConfig
+from tinyzero_astar.config import PRESETS, DataConfig
 from tinyzero_astar.data import own as own_module
 from tinyzero_astar.data import table as table_module
 from tinyzero_astar.data.questions import is_held_out, overlap
-from tinyzero_astar.data.tasks import make_task, pinned
+from tinyzero_astar.data.tasks import make_problems, make_task, pinned
 from tinyzero_astar.interfaces import END_OF_EXAMPLE
 from tinyzero_astar.terminal import FailedError, run_command
 
@@ -144,14 +144,16 @@ GOOD = json.dumps(SUMS[0])
         ('{"prompt": [{"role": "user", "content": "a"}], "answer": 1}', "has prompt .*, which is no string"),
         ('{"prompt": "", "answer": 1}', "has an empty prompt"),
         ('{"prompt": " \\n", "answer": 1}', "has an empty prompt"),
-        ('{"prompt": "\\ud800", "answer": 1}', r"has a prompt with a character that is no text: '\\ud800'"),
-        ('{"prompt": "a\\u0003", "answer": 1}', r"has a prompt with a character that is no text: 'a\\x03'"),
+        ('{"prompt": "\\ud800", "answer": 1}', r"question '.ud800' has a character that is no text: '.ud800'"),
+        ('{"prompt": "a", "answer": 1, "key": "\\ud800"}', r"question 'a' has a character that is no text: '.ud800'"),
+        ('{"prompt": "a", "answer": 1, "worked": "\\u0003"}', r"question 'a' has a character .* no text: '.x03'"),
+        ('{"prompt": "a\\u0003", "answer": 1}', r"question 'a.x03' has a character that is no text: 'a.x03'"),
         ('{"prompt": "a"}', "has no answer"),
         ('{"prompt": "a", "answer": null}', "answer None is neither a string nor a number"),
         ('{"prompt": "a", "answer": NaN}', "holds NaN, which is not JSON"),
         ('{"prompt": "a", "answer": 1e999}', r"answer '1E\+999' is not accepted by verifier integer"),
         ('{"prompt": "a", "answer": "x"}', "answer 'x' is not accepted by verifier integer .answer is not an integer"),
-        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "Exceeds the limit|too many digits"),
+        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "holds a number of 5,000 digits; at most 4,000"),
         ('{"prompt": "a", "prompt": "b", "answer": 1}', "has prompt more than once"),
         ('{"prompt": "a", "answer": 1, "worked": 3}', "has worked 3, which is no string"),
         ('{"prompt": "a", "answer": 1, "key": null}', "has key None, which is no string"),
@@ -196,6 +198,9 @@ def test_too_few_lines_are_told_with_what_uses_all() -> None:
     assert len(task.held_out_problems(held_out)) == held_out
     with pytest.raises(ValueError, match=f"^count of held-out problems is {held_out + 1}, but {said}"):
         task.held_out_problems(held_out + 1)
+    one_key = make_task(_data([line | {"key": "sum"} for line in SUMS]), 0)  # 0 is no number of problems
+    with pytest.raises(ValueError, match=r"has 100 questions .* 0 held out: neither side may be empty, so add lines"):
+        one_key.held_out_problems(1)
 
 
 # ---- reward functions
@@ -203,6 +208,7 @@ def test_too_few_lines_are_told_with_what_uses_all() -> None:
 
 FUNCTIONS = '''
 import re
+import numpy
 
 def boxed(completions, ground_truth, **kwargs):
     # from TRL's documentation
@@ -218,7 +224,8 @@ def some(prompts, completions, log_extra=None, log_metric=None, **kwargs):
 
 def score(completions, **kwargs):
     return [{"true": True, "one": 1, "half": 0.5, "zero": 0, "none": None, "nan": float("nan"), "two": 2.0,
-             "minus": -0.1, "text": "1", "inf": float("inf")}[c] for c in completions]
+             "minus": -0.1, "text": "1", "inf": float("inf"), "array": numpy.ones(2),
+             "huge": 10**400}[c] for c in completions]
 
 def remembered(prompts, completions, **kwargs):
     remembered.calls.append((prompts, completions, kwargs))
@@ -300,6 +307,8 @@ def test_scores_are_numbers_from_0_to_1(said: str, score: float) -> None:
         ("score", "minus", "rewards.py:score gave -0.1 for 'minus'"),
         ("score", "text", "rewards.py:score gave '1' for 'text'"),
         ("score", "inf", "rewards.py:score gave inf"),
+        ("score", "array", r"rewards.py:score gave array\(\[1., 1.\]\)"),
+        ("score", "huge", "rewards.py:score gave 1000"),
         ("no_list", "x", "rewards.py:no_list must return a list of one score per completion, got 1.0"),
         ("two", "x", r"rewards.py:two must return a list of one score per completion, got \[1.0, 1.0\]"),
     ],
@@ -391,6 +400,28 @@ class Other(Whole):
     def __init__(self, data): pass
 
 def function(data, seed): return Sums(data, seed)
+
+class Picky(Sums):
+    def __init__(self, data, seed):
+        raise ValueError(f"num_problems {data.num_problems} is odd")
+
+class Alone(Sums):
+    def __init__(self, data, seed): self.data = data
+
+class Listing(QuestionTask):
+    def questions(self, rng): return None
+
+class Pairs(QuestionTask):
+    def questions(self, rng): yield "1+1", 2
+
+class Numbered(QuestionTask):
+    def questions(self, rng): yield Question("1+1", 2, key=7)
+
+class Ended(QuestionTask):
+    def questions(self, rng): yield Question("1+1", 2, worked="a" + chr(3))
+
+class Cut(QuestionTask):
+    def questions(self, rng): yield Question("1+1", chr(0xD800))
 '''  # fmt: skip
 
 
@@ -423,8 +454,13 @@ def test_a_class_in_a_module_that_python_finds_is_one_too(monkeypatch: pytest.Mo
             pinned(DataConfig(task=name))
         with pytest.raises(ValueError, match=r"cannot be imported \(No module named"):
             make_task(DataConfig(task=name), 0)
-    with pytest.raises(ValueError, match=r"no_such.module is not found"):
-        pinned(DataConfig(task="no_such.module:Sums"))
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    for name in ("no_such.module", "__main__"):
+        with pytest.raises(ValueError, match=f"{name} is not found"):
+            pinned(DataConfig(task=f"{name}:Sums"))
+    for name in ("sys", "os.path", "itertools"):
+        with pytest.raises(ValueError, match=f"Python finds no module {name}; give its file"):
+            pinned(DataConfig(task=f"{name}:Sums"))
 
 
 @pytest.mark.parametrize(
@@ -437,6 +473,13 @@ def test_a_class_in_a_module_that_python_finds_is_one_too(monkeypatch: pytest.Mo
         ("Other", "class Other does not take the two arguments data and seed .too many positional arguments"),
         ("", "data.task 'my_task.py:' names nothing to import; write it as FILE.py:NAME or module:NAME"),
         ("a b", "names nothing to import"),
+        ("Picky", "data.task my_task.py:Picky: num_problems 10 is odd"),
+        ("Alone", r"data.task my_task.py:Alone: its __init__ must call super\(\).__init__\(data, seed\)"),
+        ("Listing", r"Listing.questions gave None; it must yield Question\(...\)"),
+        ("Pairs", r"Pairs.questions gave \('1\+1', 2\); it must yield Question\(...\)"),
+        ("Numbered", r"Numbered: question '1\+1' has key 7, which is no string"),
+        ("Ended", r"Ended: question '1\+1' has a character that is no text: 'a.x03'"),
+        ("Cut", r"Cut: question '1\+1' has a character that is no text: '.ud800'"),
     ],
 )
 def test_a_class_that_is_no_task_is_refused(name: str, said: str) -> None:
@@ -451,6 +494,11 @@ def test_a_class_that_is_no_task_is_refused(name: str, said: str) -> None:
         ("class Sums(:", r"broken.py cannot be imported \(invalid syntax \(broken.py, line 1\)\)"),
         ("from tinyzero_astar.data.questions import Nothing", "broken.py cannot be .* .cannot import name 'Nothing'"),
         (None, r"gone.py cannot be imported \(No such file or directory\)"),
+        ("\nstart", r"broken.py cannot be imported \(NameError: name 'start' is not defined, at broken.py line 2\)"),
+        ("raise RuntimeError('no')", r"\(RuntimeError: no, at broken.py line 1\)"),
+        ("int('x')", r"\(ValueError: invalid literal .*, at broken.py line 1\)"),
+        ("import sys; sys.exit(0)", r"\(SystemExit: 0, at broken.py line 1\)"),
+        ("open('numbers.txt')", r"No such file or directory: 'numbers.txt', at broken.py line 1\)"),
     ],
 )  # fmt: skip
 def test_a_file_that_cannot_be_imported_is_refused(content: str | None, said: str) -> None:
@@ -459,6 +507,13 @@ def test_a_file_that_cannot_be_imported_is_refused(content: str | None, said: st
         Path(name).write_text(content)
     with pytest.raises(ValueError, match=said):
         make_task(DataConfig(task=f"{name}:Sums"), 0)
+
+
+def test_a_class_that_gives_other_than_it_was_asked_for_is_refused() -> None:
+    Path("my_task.py").write_text(CLASS)
+    config = replace(PRESETS["tiny"], data=DataConfig(task="my_task.py:Whole", num_problems=10))
+    with pytest.raises(ValueError, match=r"data\.task gave 0 training problems where 10 were asked for"):
+        make_problems(config)
 
 
 def test_an_unknown_task_is_told_all_ways_to_bring_one() -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from tinyzero_astar.config import Config, DataConfig, with_files_moved
+from tinyzero_astar.data import questions as questions_module
 from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.order import batch_indices
 from tinyzero_astar.data.questions import TEMPLATES, Question, QuestionTask, is_held_out, overlap
 from tinyzero_astar.data.tasks import TASKS, make_task, pinned
-from tinyzero_astar.interfaces import END_OF_EXAMPLE, Task
+from tinyzero_astar.interfaces import END_OF_EXAMPLE, Task, Verdict
+from tinyzero_astar.terminal import FailedError
 
 SETTINGS = DataConfig(num_problems=20)
 
@@ -148,7 +150,7 @@ def test_no_examples_change_nothing_else() -> None:
 def test_too_many_examples_are_refused() -> None:
     exist = len(side(False))
     Once(settings(num_shots=exist - 1), 0)  # and a spare one
-    with pytest.raises(ValueError, match=f"num_shots and a spare one is {exist + 1}, but only {exist} exist"):
+    with pytest.raises(ValueError, match=f"num_shots {exist} needs {exist + 1} training .* keys, and {exist} exist"):
         Once(settings(num_shots=exist), 0)
 
 
@@ -173,6 +175,50 @@ def test_the_simplest_judgement_compares_with_the_answer_as_text() -> None:
         assert (wrong.accuracy, wrong.format, wrong.answer, wrong.reason) == (False, True, "no", Reason.WRONG_ANSWER)
         assert task.verify(problem, task.example(problem), False).reason == Reason.CUT_OFF
         assert task.verify(problem, "</think><answer> </answer>", True).reason == Reason.EMPTY_ANSWER
+
+
+def test_a_judge_that_fails_is_no_wrong_use_of_the_program() -> None:
+    class Careless(Once):
+        def is_right(self, answer: Any, text: str) -> bool:
+            return int(text) == answer
+
+    task = Careless(settings(), 0)
+    with pytest.raises(RuntimeError, match=r"Careless failed to judge '.*<answer>b</answer>' \(invalid literal") as e:
+        task.verify(task.train_problems(0, 1)[0], "</think><answer>b</answer>", True)
+    assert isinstance(e.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("given", [None, "yes", 2, float("nan"), re.match("a", "a")])
+def test_what_is_neither_true_nor_false_is_named(given: Any) -> None:
+    class Vague(Once):
+        def is_right(self, answer: Any, text: str) -> bool:
+            return given  # type: ignore[no-any-return]
+
+    class Bare(Once):
+        def judge(self, answer: Any, text: str) -> Verdict:
+            return given  # type: ignore[no-any-return]
+
+    said = (
+        r"(Vague.is_right gave .{1,60}: it must be True or False|Bare.judge gave .{1,60}: it must be a Verdict\(...\))$"
+    )
+    for task in (Vague(settings(), 0), Bare(settings(), 0)):
+        with pytest.raises(FailedError, match=said):
+            task.verify(task.train_problems(0, 1)[0], "</think><answer>b</answer>", True)
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_stream_without_end_that_never_comes_to_one_side_is_dry(
+    is_held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions_module, "_STRANGERS", 100)
+    key = next(letter for letter in Once.letters if is_held_out(letter) == is_held)
+
+    class OneKey(QuestionTask):
+        def questions(self, rng: random.Random) -> Iterator[Question]:
+            return (Question(f"{i}", i, key=key) for i in itertools.count())
+
+    with pytest.raises(ValueError, match=r"is 20, but only [01] exist"):
+        OneKey(settings(), 0).held_out_problems(20)
 
 
 def test_a_foreign_problem_has_no_example() -> None:

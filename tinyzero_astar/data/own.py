@@ -16,6 +16,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -26,6 +27,7 @@ from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data.questions import QuestionTask
 from tinyzero_astar.data.reasoning_gym import PREFIX, ReasoningGym
 from tinyzero_astar.data.reward_function import RewardedTable
+from tinyzero_astar.data.scoring_process import MISHAPS
 from tinyzero_astar.data.table import Table, is_table
 from tinyzero_astar.interfaces import Task
 
@@ -45,7 +47,7 @@ def make_own_task(data: DataConfig, seed: int) -> Task | None:
         return RewardedTable(data, seed, _function(data.reward_function))
     if data.task.startswith(PREFIX):
         return ReasoningGym(data, seed)
-    return _class(data.task)(data, seed) if ":" in data.task else None
+    return _made(data, seed) if ":" in data.task else None
 
 
 class Origin(NamedTuple):
@@ -77,6 +79,17 @@ def absolute(text: str) -> str:
         return str(Path(text).resolve())
     place, _, name = text.rpartition(":")
     return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else text
+
+
+def _made(data: DataConfig, seed: int) -> Task:
+    kind = _class(data.task)
+    try:
+        task = kind(data, seed)
+    except ValueError as error:  # it refuses its settings
+        raise ValueError(f"data.task {data.task}: {error}") from error
+    if isinstance(task, QuestionTask) and not hasattr(task, "seed"):
+        raise ValueError(f"data.task {data.task}: its __init__ must call super().__init__(data, seed)")
+    return task
 
 
 def _class(text: str) -> Callable[[DataConfig, int], Task]:
@@ -117,8 +130,8 @@ def _imported(field: str, text: str) -> Any:
     place, name = _parts(field, text)
     try:
         module = _module_in(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, SyntaxError, OSError) as error:
-        raise ValueError(f"{field} {text}: {place} cannot be imported ({_words(error)})") from None
+    except (*MISHAPS, ImportError, SystemExit) as error:
+        raise ValueError(f"{field} {text}: {place} cannot be imported ({_words(error)})") from error
     if not hasattr(module, name):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
         raise ValueError(f"{field} {text}: {place} has no {name}; it has {', '.join(own) or 'nothing of its own'}")
@@ -149,9 +162,9 @@ def _origin(field: str, text: str) -> Origin:
         return Origin(Path(place), name)
     try:
         spec = importlib.util.find_spec(place)
-    except ImportError as error:  # of a package that it stands in
+    except (ImportError, ValueError) as error:  # of a package that it stands in; __main__ has none
         raise ValueError(f"{field} {text}: {place} is not found ({error})") from None
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not spec.has_location:  # those of Python itself have no file
         raise ValueError(f"{field} {text}: Python finds no module {place}; give its file, as in {place}.py:NAME")
     return Origin(Path(spec.origin), name)
 
@@ -167,5 +180,11 @@ def _record_of(package: str, text: str) -> Path:
     raise ValueError(f"{text} needs the package {package}, which is not installed: pip install -e '.[{package}]'")
 
 
-def _words(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+def _words(error: BaseException) -> str:
+    """What happened while a module was imported, and on which line of it."""
+    if isinstance(error, (ImportError, SyntaxError)):  # they say where
+        return str(error)
+    line = traceback.extract_tb(error.__traceback__)[-1]
+    if isinstance(error, OSError) and line.filename.startswith("<frozen "):  # of Python's import: there is no such file
+        return error.strerror or str(error)
+    return f"{type(error).__name__}: {error}, at {Path(line.filename).name} line {line.lineno}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,10 +27,13 @@ from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data.answers import ANSWER, ANSWER_END, THINK, THINK_END, Reason, verify_answer
 from tinyzero_astar.data.order import batch_indices
 from tinyzero_astar.interfaces import END_OF_EXAMPLE, Problem, Verdict
+from tinyzero_astar.terminal import FailedError
 
 HELD_OUT_PERCENT = 20
 _ASKABLE = 50_000  # questions of either side among which `ask` looks
 _PATIENCE = (1000, 20)  # repeats after which a stream counts as dry: at least, and per question that it has given
+_STRANGERS = 100_000  # different questions in a row, all of the other side, after which it counts as dry too
+_NO_TEXT = re.compile(f"[\ud800-\udfff{END_OF_EXAMPLE}]")  # halves of characters, and what stands for an end token
 
 TEMPLATES = {  # of one question, after the preface
     "conversation": f"User: {{}}\nAssistant: {THINK}",
@@ -49,11 +53,21 @@ class Question:
     shown: str = ""  # what an example has between <answer> and </answer>; "": str(answer)
 
     def __post_init__(self) -> None:
-        """Fill in what was left empty."""
+        """Fill in what was left empty, and check the texts.
+
+        Raises:
+            ValueError: names the question and the text that is none.
+        """
         text = self.text or self.asked
         filled = {"text": text, "key": self.key or text, "shown": self.shown or str(self.answer)}
         for name, value in filled.items():
             object.__setattr__(self, name, value)
+        for name in ("asked", "text", "key", "worked", "shown"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"question {str(self.asked)[:60]!r} has {name} {str(value)[:60]}, which is no string")
+            if _NO_TEXT.search(value):
+                raise ValueError(f"question {self.asked[:60]!r} has a character that is no text: {value[:60]!r}")
 
     @property
     def example(self) -> str:
@@ -118,7 +132,9 @@ class QuestionTask:
             text: what stands between the answer tags, without space around it, not empty. Untrusted.
         """
         is_right = self.is_right(answer, text)
-        return Verdict(is_right, True, text, Reason.CORRECT if is_right else Reason.WRONG_ANSWER)
+        if is_right not in (True, False):
+            raise FailedError(f"{type(self).__name__}.is_right gave {str(is_right)[:60]}: it must be True or False")
+        return Verdict(bool(is_right), True, text, Reason.CORRECT if is_right else Reason.WRONG_ANSWER)
 
     def is_right(self, answer: Any, text: str) -> bool:
         """Whether a text answers a question: the simplest form of `judge`."""
@@ -173,8 +189,19 @@ class QuestionTask:
         return [self.problem(question) for question in found]
 
     def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
-        """Judge the text after the prompt; cheap and safe on any string."""
-        return verify_answer(completion, is_finished, lambda text: self.judge(problem.answer, text))
+        """Judge the text after the prompt; cheap and safe on any string.
+
+        Raises:
+            FailedError: `judge` gave no verdict, or `is_right` neither True nor False.
+            RuntimeError: `judge` raised a ValueError, which is the cause.
+        """
+        try:
+            verdict = verify_answer(completion, is_finished, lambda text: self.judge(problem.answer, text))
+        except ValueError as error:  # which the command line would take for wrong use, and hide where it arose
+            raise RuntimeError(f"{type(self).__name__} failed to judge {completion[-80:]!r} ({error})") from error
+        if not isinstance(verdict, Verdict):
+            raise FailedError(f"{type(self).__name__}.judge gave {str(verdict)[:60]}: it must be a Verdict(...)")
+        return verdict
 
     def example(self, problem: Problem) -> str:
         """A right completion, worked out briefly, as few-shot prompts show it.
@@ -225,7 +252,10 @@ class QuestionTask:
         wanted = self.data.num_shots + 1
         found = tuple(islice(self._side(f"{self.held_out_name()} examples", False, _KEY), wanted))
         if len(found) < wanted:
-            raise self._too_few("num_shots and a spare one", wanted, len(found))
+            raise ValueError(
+                f"num_shots {self.data.num_shots} needs {wanted} training questions of different keys, and {len(found)}"
+                " exist with these settings of section data; lower it"
+            )
         for question in found:
             verdict = self.verify(replace(_NO_PROBLEM, answer=question.answer), question.example, True)
             if not verdict.accuracy:
@@ -243,8 +273,24 @@ class QuestionTask:
 
     def _side(self, name: str, is_held: bool, identity: Callable[[Question], str]) -> Iterator[Question]:
         """The questions of one side in the order that `name` seeds; of those with one identity, the first."""
-        fresh = _without_repeats(self.questions(random.Random(name)), identity)
-        return (question for question in fresh if is_held_out(question.key) == is_held)
+        fresh = _without_repeats(self._questions_in(name), identity)
+        return _of_side(fresh, is_held)
+
+    def _questions_in(self, name: str) -> Iterable[Question]:
+        """The stream that `name` seeds.
+
+        Raises:
+            ValueError: `questions` gives none.
+        """
+        found = self.questions(random.Random(name))
+        if not isinstance(found, Iterable):
+            raise ValueError(f"{type(self).__name__}.questions gave {str(found)[:60]}; it must yield Question(...)")
+        return map(self._checked, found)
+
+    def _checked(self, question: Question) -> Question:
+        if not isinstance(question, Question):
+            raise ValueError(f"{type(self).__name__}.questions gave {str(question)[:60]}; it must yield Question(...)")
+        return question
 
     def _prompt(self, question: Question) -> str:
         preface = self.preface if self.data.template == "conversation" else ""
@@ -266,6 +312,17 @@ _NO_PROBLEM = Problem(id=0, prompt="", text="", answer=None)
 def _check_count(name: str, count: int) -> None:
     if count < 1:
         raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def _of_side(questions: Iterable[Question], is_held: bool) -> Iterator[Question]:
+    """Those of one side; ends where none of it has come for long, as when all questions share a few keys."""
+    strangers = 0
+    for question in questions:
+        if is_held_out(question.key) == is_held:
+            strangers = 0
+            yield question
+        elif (strangers := strangers + 1) > _STRANGERS:
+            return
 
 
 def _without_repeats(questions: Iterable[Question], identity: Callable[[Question], str]) -> Iterator[Question]:

@@ -21,20 +21,10 @@ import sys
 from functools import lru_cache
 from typing import Any, TextIO
 
+from tinyzero_astar.data.scoring_process import MISHAPS
+
 CHUNK = 500  # questions of one seed; some data sets make all of them at once
 _LIFETIME_S = 600  # of a request, after which the process ends by itself: its parent may be gone
-_MISHAPS = (  # whatever a scorer may raise on a strange answer
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 class Watch:
@@ -74,7 +64,7 @@ class Gym:
         self._watch.is_on, self._watch.has_seen_code = True, False
         try:
             score = dataset.score_answer(answer=text, entry=entry)
-        except _MISHAPS as error:
+        except MISHAPS as error:
             return {"fault": f"its scorer failed on it ({type(error).__name__})"}
         finally:
             self._watch.is_on = False
@@ -112,7 +102,7 @@ def _error_of(name: str) -> str | None:
         return f"reasoning-gym has no data set {name!r}; it has {', '.join(near)}"
     try:
         create_dataset(name, size=1, seed=0)
-    except _MISHAPS as error:
+    except MISHAPS as error:
         return f"reasoning-gym makes no data set {name!r} without further settings ({error}); choose another"
     return None
 

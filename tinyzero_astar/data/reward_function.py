@@ -18,6 +18,7 @@ The function is the user's own code and runs in this process. Its errors are sho
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, SupportsFloat
@@ -92,12 +93,12 @@ class RewardedTable(Table):
             raise RuntimeError(f"{self._name} failed ({error})") from error
         if not isinstance(scores, list) or len(scores) != 1:
             raise FailedError(f"{self._name} must return a list of one score per completion, got {shortened(scores)}")
-        score = 0.0 if scores[0] is None else scores[0]
-        if not isinstance(score, SupportsFloat) or isinstance(score, str) or not 0 <= float(score) <= 1:
+        score = _number(scores[0])
+        if not 0 <= score <= 1:
             raise FailedError(
                 f"{self._name} gave {shortened(scores[0])} for {shortened(completion)}: a score must lie in [0, 1]"
             )
-        return float(score)
+        return score
 
     def _check_callable(self, arguments: dict[str, Any]) -> None:
         if inspect.iscoroutinefunction(self._function):
@@ -121,6 +122,18 @@ def _arguments(line: Line, completion: str) -> dict[str, Any]:
     columns = {name: [value] for name, value in line.items() if name != "prompt"}
     ours = {"trainer_state": None, "log_extra": _drop, "log_metric": _drop}
     return {"prompts": [line["prompt"]], "completions": [completion], **columns, **ours}
+
+
+def _number(score: object) -> float:
+    """A score as a number; NaN where it is none."""
+    if score is None:
+        return 0.0
+    if isinstance(score, str) or not isinstance(score, SupportsFloat):
+        return math.nan
+    try:
+        return float(score)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # arrays, tensors, enormous integers
+        return math.nan
 
 
 def _drop(*values: object) -> None:

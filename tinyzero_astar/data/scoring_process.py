@@ -17,6 +17,18 @@ import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+MISHAPS = (  # whatever code of others may raise
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 _MAX_REPLY_BYTES = 1_000_000
 _START_LIMIT_S = 120.0  # imports on a busy machine
 _PACKAGE_ROOT = Path(__file__).resolve().parents[2]

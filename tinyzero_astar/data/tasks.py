@@ -67,8 +67,17 @@ def make_problems(config: Config) -> Problems:
     """
     task = make_task(config.data, config.run.seed)
     return Problems(
-        task, task.train_problems(0, config.data.num_problems), task.held_out_problems(config.eval.num_problems)
+        task,
+        _exactly(config.data.num_problems, task.train_problems(0, config.data.num_problems), "training problems"),
+        _exactly(config.eval.num_problems, task.held_out_problems(config.eval.num_problems), "held-out problems"),
     )
+
+
+def _exactly(wanted: int, found: list[Problem], name: str) -> list[Problem]:
+    """The problems; a class that does not derive from QuestionTask may give more or fewer than it should."""
+    if len(found) != wanted:
+        raise ValueError(f"data.task gave {len(found)} {name} where {wanted} were asked for")
+    return found
 
 
 def pinned(data: DataConfig) -> DataConfig:
