@@ -2948,10 +2948,10 @@ OWN_TASKS = (
     ),
     Mutant(
         "reward-any-score",
-        "a reward function may give any number",
+        "what a reward function gives and is no number counts as 0",
         "data/reward_function.py",
-        "not 0 <= score <= 1",
-        "not 0 <= score",
+        "enormous integers\n        return math.nan",
+        "enormous integers\n        return 0.0",
         SCORED,
     ),
     Mutant(
