@@ -175,7 +175,7 @@ def dive_rollouts(
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
 ) -> Rollouts:
     """The same law as `astar_rollouts` with mode "gumbel" (other noise, so not the same leaves)."""
-    output = decoder.start(prompts, num_rollouts)
+    output = decoder.start(prompts, torch.arange(len(prompts)).repeat_interleave(num_rollouts))
     search = _Dives(output, seeds, num_rollouts, max_search_depth, guidance)
     dive = search.dive
     problem = torch.arange(len(prompts), device=output.logits.device)

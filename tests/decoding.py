@@ -8,6 +8,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.oracles import homes
 from tests.trees import trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import StepOutput
@@ -91,7 +92,7 @@ def step(decoder, content, rows):
 
 def assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
     decoder = SlotDecoder(policy, 12)
-    assert_equals_full_forward(policy, decoder.start(PROMPTS, 3), PROMPTS)
+    assert_equals_full_forward(policy, decoder.start(PROMPTS, homes(len(PROMPTS), 3)), PROMPTS)
     content = {3 * i: () for i in range(4)}
     plan = [
         [(5, 0, 0, 0), (6, 0, 0, 1), (7, 3, 0, 3), (8, 9, 0, 11)],  # a fork beside an extension

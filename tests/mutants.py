@@ -44,6 +44,8 @@ class Outcome(NamedTuple):
     detail: str  # the first failing test, or what is wrong
 
 
+UNBIASED_FOREST = ("test_forest.py::test_the_weights_of_a_forest_are_unbiased",)
+
 HEURISTIC = (
     Mutant(
         "h-sign",
@@ -171,9 +173,9 @@ GUMBEL = (
     Mutant(
         "root-zero",
         "G of the root is 0 instead of a Gumbel number",
-        "search/choosers.py",
-        "root_gumbel(hashes[0, :, 0])",
-        "0.0",
+        "search/roots.py",
+        "priority = root_gumbel(prefix_hashes(seeds)[0]) + log_tilt",
+        "priority = 0 * root_gumbel(prefix_hashes(seeds)[0]) + log_tilt",
         ("test_search.py::test_weights_are_unbiased[plain]",),
     ),
     Mutant(
@@ -345,19 +347,75 @@ GUMBEL = (
         ),
     ),
     Mutant(
+        "left-out-problems",
+        "the problems that got no row do not count for kappa",
+        "search/choosers.py",
+        "left_out=[] if roots.left_out is None else [(roots.grid.group, roots.left_out)]",
+        "left_out=[]",
+        UNBIASED_FOREST,
+    ),
+    Mutant(
+        "tilt-not-undone",
+        "the weights do not know how much likelier a problem was to be searched",
+        "search/roots.py",
+        "log_q=torch.take(torch.take(log_tilt, chosen), home)",
+        "log_q=torch.zeros(home.shape, dtype=torch.float64)",
+        UNBIASED_FOREST,
+    ),
+    Mutant(
+        "origin-stays",
+        "a row that takes a prefix of another problem is counted as its old problem's",
+        "search/beam.py",
+        "origin=carried(self.origin, choice.parent)",
+        "origin=self.origin",
+        UNBIASED_FOREST,
+    ),
+    Mutant(
+        "sampled-alike",
+        "samples of a forest are weighed as if all were of one problem",
+        "search/choosers.py",
+        "torch.full_like(beam.log_pi, 1.0 / self.per_problem)",
+        "torch.full_like(beam.log_pi, 1.0 / beam.log_pi.shape[1])",
+        ("test_forest.py::test_sampling_gives_every_problem_its_share",),
+    ),
+    Mutant(
+        "fork-without-prompt",
+        "a fork to a slot of another problem leaves that problem's prompt in place",
+        "engine/decoder.py",
+        "0 if self._can_cross else first, first + longest",
+        "first, first + longest",
+        ("test_forest.py::test_forks_across_problems_equal_full_recomputation",),
+    ),
+    Mutant(
+        "fork-without-padding",
+        "a fork to a slot of another problem reads as much padding as before",
+        "engine/decoder.py",
+        "            self._padding[there] = self._padding[here]",
+        "            pass",
+        ("test_forest.py::test_forks_across_problems_equal_full_recomputation",),
+    ),
+    Mutant(
+        "one-more-by-order",
+        "the problems that get one sample more are always the first of their search",
+        "search/roots.py",
+        "more = drawn.argsort(1)[:, :extra].sort(1).values",
+        "more = drawn.argsort(1).sort(1).values[:, :extra]",
+        ("test_forest.py::test_sampling_draws_the_problems_that_get_one_more",),
+    ),
+    Mutant(
         "noise-by-place",
         "the noise depends on the place in the batch, not on the seed",
-        "search/choosers.py",
-        "hashes = prefix_hashes(seeds.to(device)[:, None].repeat(",
-        "hashes = prefix_hashes(torch.arange(len(seeds), device=device)[:, None].repeat(",
+        "search/roots.py",
+        "seed=torch.take(torch.take(seeds, chosen), home)",
+        "seed=home",
         ("test_search.py::test_problems_together_equal_one_by_one[gumbel]",),
     ),
     Mutant(
         "forks-miscounted",
         "steps in place are counted as forks, and forks are not",
         "search/lock_step.py",
-        "(source != places)",
-        "(source == places)",
+        "moved.append((problem, source != places))",
+        "moved.append((problem, source == places))",
         ("test_search.py::test_forks_are_counted",),
     ),
     Mutant(
@@ -456,8 +514,8 @@ NETWORK = (
         "fork-late",
         "a fork leaves out the first generated token",
         "engine/decoder.py",
-        "self._cache.fork(here, row.index_select(0, forked), first, first +",
-        "self._cache.fork(here, row.index_select(0, forked), first + 1, first +",
+        "0 if self._can_cross else first, first + longest",
+        "0 if self._can_cross else first + 1, first + longest",
         FORKS,
     ),
     Mutant(
@@ -473,7 +531,7 @@ NETWORK = (
         "fork-no-prompt",
         "only the first slot of a problem holds its prompt",
         "engine/decoder.py",
-        "self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)",
+        "self._cache.fork(first.index_select(0, home), torch.arange(num_slots, device=device), 0, longest)",
         "pass",
         FORKS,
     ),
@@ -1035,10 +1093,7 @@ ALGORITHMS = (
         "training/reference.py",
         "values[batch.problem]",
         "values[torch.arange(len(batch.problem)) % len(values)]",
-        (
-            "test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say"
-            "[train.num_reference_samples]",
-        ),
+        ("test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say",),
     ),
     Mutant(
         "reference-on-training-noise",
@@ -1046,10 +1101,7 @@ ALGORITHMS = (
         "training/reference.py",
         "_ITERATION = 1 << 42",
         "_ITERATION = 0",
-        (
-            "test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say"
-            "[train.num_reference_samples]",
-        ),
+        ("test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say",),
     ),
     Mutant(
         "values-forgotten",
@@ -1194,15 +1246,15 @@ MEASURES = (
         "traced-q",
         "the g of a trace sums log q",
         "search/lock_step.py",
-        "parent.g + float(step.logp[problem, k])",
-        "parent.g + float(step.logq[problem, k])",
+        "node.g + float(step.logp.flatten()[place])",
+        "node.g + float(step.logq.flatten()[place])",
         TRACE,
     ),
     Mutant(
         "traced-priority",
         "a trace of the searched tree has f where G belongs",
         "search/lock_step.py",
-        "priority = float(step.priority[problem, k])",
+        "priority = float(step.priority.flatten()[place])",
         "priority = f",
         ("test_trace.py::test_the_priority_of_a_searched_prefix_is_that_of_its_best_leaf",),
     ),
@@ -1210,8 +1262,8 @@ MEASURES = (
         "traced-parent",
         "a trace hangs children at the prefix that stood in their row before",
         "search/lock_step.py",
-        "for k, parent in enumerate(at_row[j] for j in parents):",
-        "for k, parent in enumerate(at_row[j] for j in range(len(at_row))):",
+        "before, token = at_row[parent], tokens[place]",
+        "before, token = at_row[place], tokens[place]",
         TRACE,
     ),
     Mutant(
@@ -2094,15 +2146,15 @@ WIRING = (
         "pruned-uncounted",
         "children that never had room in the open list are not counted as pruned",
         "search/best_first.py",
-        "num_lost + num_children - torch.isfinite(children.f).sum(1)",
-        "num_lost",
+        "self.pruned = (self.pruned + num_lost).index_add(0, popped.problem, num_children)",
+        "self.pruned = self.pruned + num_lost.clamp(min=0)",
         (f"test_end_to_end.py::{BOUNDED}[search.beam_width]",),
     ),
     Mutant(
         "strength-ignored",
         "best_first ignores the strength of the guidance",
         "search/best_first.py",
-        "f = f_score(g, h, self.strength[problem, None])",
+        "f = f_score(g, h, self.strength[popped.problem, None])",
         "f = f_score(g, h)",
         (f"test_end_to_end.py::{BOUNDED}[search.beam_width]",),
     ),

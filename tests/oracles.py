@@ -65,6 +65,11 @@ class Table:
         )
 
 
+def homes(num_prompts: int, num_slots: int) -> torch.Tensor:
+    """So many slots for each prompt."""
+    return torch.arange(num_prompts).repeat_interleave(num_slots)
+
+
 def logit(p: float) -> float:
     """Log-odds, with certainty far out instead of infinite."""
     p = min(max(p, 1e-300), 1 - 1e-16)
@@ -81,14 +86,12 @@ class TableDecoder:
         self.num_steps = 0
         self._exact = [{s: t.success_probability(s) for s in [*t.log_prob, *t.reward]} for t in tables]
 
-    def start(self, prompts: list[list[int]], slots_per_prompt: int) -> StepOutput:
+    def start(self, prompts: list[list[int]], home, *, can_cross: bool = False) -> StepOutput:
         """Prompt i is the list [index of its table]."""
-        self.width = slots_per_prompt
-        self.table_of = [p[0] for p in prompts]
-        self.content: list[Prefix | None] = [None] * (len(prompts) * slots_per_prompt)
-        for i in range(len(prompts)):
-            self.content[i * slots_per_prompt] = ()
-        return self._output([(i * slots_per_prompt, ()) for i in range(len(prompts))])
+        self.can_cross = can_cross
+        self.table_of = [prompts[i][0] for i in home.tolist()]  # by slot
+        self.content: list[Prefix] = [()] * len(home)
+        return self._output([(home.tolist().index(i), ()) for i in range(len(prompts))])
 
     def step(self, tokens, source, length, target) -> StepOutput:
         self.num_steps += 1
@@ -96,14 +99,14 @@ class TableDecoder:
         prefixes = []
         rows = zip(tokens.tolist(), source.tolist(), length.tolist(), target.tolist(), strict=True)
         for token, src, n, dst in rows:
-            held = self.content[src]
-            assert held is not None and len(held) >= n, f"slot {src} holds {held}, {n} tokens wanted"
-            assert src // self.width == dst // self.width, "a fork must stay within its problem"
-            prefixes.append((dst, (*held[:n], token)))
-        assert len({dst for dst, _ in prefixes}) == len(prefixes), "two rows write the same slot"
-        for dst, prefix in prefixes:
-            self.content[dst] = prefix
-        return self._output(prefixes)
+            held, table = self.content[src], self.table_of[src]
+            assert len(held) >= n, f"slot {src} holds {held}, {n} tokens wanted"
+            assert self.can_cross or table == self.table_of[dst], "a fork must stay within its problem"
+            prefixes.append((dst, table, (*held[:n], token)))
+        assert len({dst for dst, *_ in prefixes}) == len(prefixes), "two rows write the same slot"
+        for dst, table, prefix in prefixes:
+            self.table_of[dst], self.content[dst] = table, prefix
+        return self._output([(dst, prefix) for dst, _, prefix in prefixes])
 
     def success_logit(self, table: int, prefix: Prefix) -> float:
         exact = logit(self._exact[table][prefix])
@@ -115,7 +118,7 @@ class TableDecoder:
     def _output(self, rows: list[tuple[int, Prefix]]) -> StepOutput:
         logits, value, child = [], [], []
         for slot, prefix in rows:
-            index = self.table_of[slot // self.width]
+            index = self.table_of[slot]
             table = self.tables[index]
             logits.append(table.log_prob[prefix])
             value.append(self.success_logit(index, prefix))
@@ -152,10 +155,9 @@ class IndexedDecoder(TableDecoder):
             for a in range(vocab):
                 self.child[n, a] = self.number[i, (*s, a)]
 
-    def start(self, prompts: list[list[int]], slots_per_prompt: int) -> StepOutput:
+    def start(self, prompts: list[list[int]], home, *, can_cross: bool = False) -> StepOutput:
         self.root = torch.tensor([self.number[p[0], ()] for p in prompts])
-        self.held = torch.full((len(prompts) * slots_per_prompt,), -1)
-        self.held[::slots_per_prompt] = self.root
+        self.held = self.root[home]
         return self._at(self.root)
 
     def step(self, tokens, source, length, target) -> StepOutput:

@@ -16,6 +16,7 @@ from tests.decoding import (
     shake_value_model,
     step,
 )
+from tests.oracles import homes
 from tests.trees import trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
@@ -41,7 +42,7 @@ def policy():
 
 
 def test_prompts_of_different_lengths_start_right(policy):
-    output = SlotDecoder(policy, 8).start(PROMPTS, 2)
+    output = SlotDecoder(policy, 8).start(PROMPTS, homes(len(PROMPTS), 2))
     assert_equals_full_forward(policy, output, PROMPTS)
 
 
@@ -96,7 +97,7 @@ def test_recorded_steps_find_the_same_rollouts(policy, tape, mode):
 
 def test_a_fork_to_the_last_slot_moves_to_the_front_with_all_it_holds(policy):
     decoder, content = SlotDecoder(policy, 12), {0: ()}
-    decoder.start([PROMPTS[0]], 12)
+    decoder.start([PROMPTS[0]], homes(1, 12))
     for n in range(4):
         step(decoder, content, [(5 + n, 0, n, 0)])
     for rows in ([(9, 0, 4, 11)], [(10, 11, 5, 11), (11, 0, 4, 0)], [(12, 11, 3, 7)], [(13, 7, 4, 7), (14, 11, 6, 11)]):
@@ -122,7 +123,7 @@ FORKED_TO_THE_BACK = {  # token, source, length, target; the fork is longer than
 @pytest.mark.parametrize("plan", FORKED_TO_THE_BACK.values(), ids=FORKED_TO_THE_BACK)
 def test_a_fork_to_a_row_at_the_back_keeps_all_its_tokens(policy, plan):
     decoder, content = SlotDecoder(policy, 8), {0: ()}
-    decoder.start([PROMPTS[0]], 6)
+    decoder.start([PROMPTS[0]], homes(1, 6))
     for rows in plan:
         output, prefixes = step(decoder, content, rows)
         assert_equals_full_forward(policy, output, [[*PROMPTS[0], *prefix] for prefix in prefixes])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tests.oracles import homes
 from tests.trees import trees_of, trees_of_rows
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.engine.decoder import SlotDecoder
@@ -142,7 +143,7 @@ def test_scores_of_a_bfloat16_policy_are_float32_and_finer_than_bfloat16():
     scores = policy.token_scores(trees_of_rows(IDS, 4))
     assert {x.dtype for x in scores} == {torch.float32}
     assert not torch.equal(scores.logp, scores.logp.bfloat16().float())
-    start = SlotDecoder(policy, 6).start(IDS[:2].tolist(), 3)
+    start = SlotDecoder(policy, 6).start(IDS[:2].tolist(), homes(2, 3))
     assert {x.dtype for x in (start.logits, start.value_logit, start.child_logit())} == {torch.float32}
     options = {"num_rollouts": 3, "beam_width": 4, "max_search_depth": 6}
     rollouts = astar_rollouts(SlotDecoder(policy, 6), IDS[:2].tolist(), seeds=torch.arange(2), **options)

@@ -378,7 +378,7 @@ def test_forks_are_counted(mode):
         def step(self, tokens, source, length, target):
             source = target if source is None else source
             for one, other in zip(source.tolist(), target.tolist(), strict=True):
-                forks[other // self.width] += one != other
+                forks[other // (len(self.content) // 6)] += one != other
             return super().step(tokens, source, length, target)
 
     forks = Counter()
@@ -447,7 +447,7 @@ def test_leaves_too_improbable_for_a_double_have_finite_weights():
     class Uniform:
         eos_ids = (0,)
 
-        def start(self, prompts, slots_per_prompt):
+        def start(self, prompts, home, *, can_cross=False):
             return self.step(torch.zeros(len(prompts)), None, None, None)
 
         def step(self, tokens, source, length, target):
@@ -481,9 +481,9 @@ class ManyTokens:
     def __init__(self, scale):
         self.scale = scale
 
-    def start(self, prompts, slots_per_prompt):
-        self.held = {i * slots_per_prompt: tuple(p) for i, p in enumerate(prompts)}
-        return self.scores(list(self.held.values()))
+    def start(self, prompts, home, *, can_cross=False):
+        self.held = {slot: tuple(prompts[i]) for slot, i in enumerate(home.tolist())}
+        return self.scores([tuple(p) for p in prompts])
 
     def step(self, tokens, source, length, target):
         source = target if source is None else source

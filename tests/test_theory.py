@@ -30,7 +30,7 @@ from tinyzero_astar.model.model import TokenScores
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import THINNING_STREAM
 from tinyzero_astar.rollout.thinning import thin_weights
-from tinyzero_astar.search import children, choosers
+from tinyzero_astar.search import children, roots
 from tinyzero_astar.search.gumbel import hash_with, to_uniform
 from tinyzero_astar.search.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
@@ -205,7 +205,7 @@ def test_a_root_without_noise_would_bias_the_weights(monkeypatch):
     table = Table(3, 3, seed=11, success=0.3)
     decoder = IndexedDecoder([table])
     right = gumbel(decoder, 50_000, 3, PLAIN)
-    monkeypatch.setattr(choosers, "root_gumbel", lambda state: torch.zeros(state.shape, dtype=torch.float64))
+    monkeypatch.setattr(roots, "root_gumbel", lambda state: torch.zeros(state.shape, dtype=torch.float64))
     wrong = gumbel(decoder, 50_000, 3, PLAIN)
     assert (right.tokens == wrong.tokens).all(), "the leaves do not depend on the root's number"
     for name, want in expectations(table).items():
@@ -616,7 +616,7 @@ class OneToken:
     def __init__(self, eos_ids):
         self.eos_ids = eos_ids
 
-    def start(self, prompts, slots_per_prompt):
+    def start(self, prompts, home, *, can_cross=False):
         return self._rows(len(prompts))
 
     def step(self, tokens, source, length, target):
@@ -679,4 +679,4 @@ def test_the_program_of_the_page_runs():
 
 def test_the_page_numbers_every_equation_once():
     found = re.findall(r"  \((\d+)\)$", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
-    assert sorted(map(int, found)) == list(range(1, 21))
+    assert sorted(map(int, found)) == list(range(1, 22))

@@ -108,8 +108,14 @@ class Decoder(Protocol):
 
     eos_ids: tuple[int, ...]  # the tokens that end a completion; the first of them pads
 
-    def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
-        """Evaluate each prompt once; prompt i then stands in slot `i * slots_per_prompt`."""
+    def start(self, prompts: Sequence[Sequence[int]], home: Tensor, *, can_cross: bool = False) -> StepOutput:
+        """Evaluate each prompt once; slot s then holds prompt `home[s]`.
+
+        Args:
+            prompts: N token lists.
+            home: int64 [S], in [0, N), each of which is there.
+            can_cross: whether forks may go to a slot that holds another prompt, which they then replace.
+        """
         ...
 
     def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:

@@ -84,11 +84,14 @@ class SlotDecoder:
         return self._cache.num_bytes
 
     @torch.no_grad()
-    def start(self, prompts: Sequence[Sequence[int]], slots_per_prompt: int) -> StepOutput:
+    def start(self, prompts: Sequence[Sequence[int]], home: Tensor, *, can_cross: bool = False) -> StepOutput:
         """See `interfaces.Decoder.start`."""
         device = self._network.device
-        longest = max(len(p) for p in prompts)
-        num_slots = len(prompts) * slots_per_prompt
+        longest, num_slots = max(len(p) for p in prompts), len(home)
+        first = torch.full((len(prompts),), num_slots, dtype=torch.int64, device=home.device).scatter_reduce_(
+            0, home, torch.arange(num_slots, device=home.device), "amin"
+        )  # slot of each prompt
+        home, first = home.to(device), first.to(device)
         ids = torch.full((len(prompts), longest), self.eos_ids[0], dtype=torch.int64, device="cpu")
         for row, prompt in zip(ids, prompts, strict=True):
             row[longest - len(prompt) :] = torch.tensor(prompt, device="cpu")
@@ -100,11 +103,12 @@ class SlotDecoder:
         self._row_of_slot = torch.arange(num_slots, device=device)
         self._slot_of_row = torch.arange(num_slots, device=device)
         self._num_filled = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row
-        self._padding = padding.repeat_interleave(slots_per_prompt)  # by row
+        self._padding = padding.index_select(0, home)  # by row
+        self._can_cross = can_cross
         self._is_padded = any(len(p) < longest for p in prompts)
         # one column more than needed: in recorded steps, rows that only keep others company write there
         self._cache = SlotCache(self._network.num_layers, num_slots, num_columns + 1)
-        self._cache.plan_prompts(torch.arange(len(prompts), device=device) * slots_per_prompt, longest)
+        self._cache.plan_prompts(first, longest)
 
         column = torch.arange(longest, device=device)
         is_seen = (column[None, :, None] >= column[None, None, :]) & (
@@ -112,8 +116,8 @@ class SlotDecoder:
         )  # padding sees itself: a row that sees nothing would be NaN
         position = (column[None] - padding[:, None]).clamp(min=0)
         hidden = self._hidden_fn(ids.to(device), position, is_seen[:, None], self._cache)
-        every = torch.arange(num_slots, device=device)  # has its prompt from the start: forks leave that out
-        self._cache.fork(every // slots_per_prompt * slots_per_prompt, every, 0, longest)
+        # every slot has its prompt from the start: forks leave that out, unless they come from another prompt
+        self._cache.fork(first.index_select(0, home), torch.arange(num_slots, device=device), 0, longest)
         self._token = torch.full((num_slots, 1), self.eos_ids[0], dtype=torch.int64, device=device)  # by row
         self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
         self._recorded: dict[int, Callable[[], Scores]] = {}
@@ -176,13 +180,15 @@ class SlotDecoder:
         return self._hidden_fn(self._token[:num_rows], last - padding, is_seen, self._cache)
 
     def _fork(self, source: Tensor, target: Tensor, row: Tensor, longest: int) -> None:
-        """Copy generated tokens to the rows of slots that are not their own source; the prompt is there already."""
+        """Copy what is generated, and the prompt where it may differ, to slots that are not their own source."""
         forked = (source != target).nonzero()[:, 0]
         if len(forked) == 0:
             return
         here = self._row_of_slot.index_select(0, source.index_select(0, forked))
-        first = self._num_prompt_columns
-        self._cache.fork(here, row.index_select(0, forked), first, first + longest)
+        there, first = row.index_select(0, forked), self._num_prompt_columns
+        self._cache.fork(here, there, 0 if self._can_cross else first, first + longest)
+        if self._can_cross:
+            self._padding[there] = self._padding[here]
 
     def _bring_to_front(self, slots: Tensor, row: Tensor) -> Tensor:
         """The first rows, in the order of `slots`; those further back swap places with idle rows in front."""

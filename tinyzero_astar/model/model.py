@@ -290,7 +290,7 @@ def check_decoding(policy: Policy) -> None:
     ]
     try:
         decoder = SlotDecoder(policy, 3)
-        decoder.start([one, two], 2)
+        decoder.start([one, two], torch.tensor([0, 0, 1, 1]))
         decoded = torch.cat([decoder.step(*torch.tensor(step, device=policy.device).T).logits for step in rows])
         full = torch.cat([_own_logits(policy, ids) for ids in ([*one, a], [*two, b], [*one, a, c], [*two, c])])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # what misfits raise

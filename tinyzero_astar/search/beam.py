@@ -1,7 +1,7 @@
 """The state of a search in lock step: G groups of K rows, a prefix in each, all at the same depth.
 
-A group is what shares one budget of K leaves and, in mode "gumbel", one threshold kappa. So far each problem is a group
-of its own, so that G is P; only `Beam.problem` and the first rows (`choosers`) know it.
+A group is what shares one budget of K leaves and, in mode "gumbel", one threshold kappa: one problem or several. Which
+problem's tree a row stands in is its `origin`; a row may change to another tree, as it may to another prefix.
 
 Rows are numbered across groups: row k of group g has *place* g K + k. A slot of the decoder has the number of the row
 whose prefix it holds.
@@ -66,13 +66,14 @@ class Beam:
     hashes: Tensor  # [3, G, K] int64: the prefix's state, and the bits of the two numbers that are drawn at it
     row: Tensor  # int64, of an open row: which row of the StepOutput is of its prefix
     is_open: Tensor  # True where the prefix can be extended
+    origin: Tensor  # int64, which of the chosen problems (`roots.Roots`) the prefix belongs to
     places: Tensor  # [N] of the open rows; the decoder is asked for them in this order
     group: Tensor  # [N] of the open rows: with whom they compete
 
     @property
     def problem(self) -> Tensor:
-        """[N] of the open rows: the problem whose tree they stand in, which is a group of its own."""
-        return self.group
+        """[N] of the open rows: which of the chosen problems their prefix belongs to."""
+        return self.at_open(self.origin)
 
     def at_open(self, x: Tensor) -> Tensor:
         """What [G, K] holds at the open rows, [N]."""
@@ -96,6 +97,7 @@ class Beam:
             hashes=prefix_hashes(state ^ torch.take(tokens.bits, choice.token)),  # of rows that stay open
             row=self._numbered(places),
             is_open=is_open,
+            origin=carried(self.origin, choice.parent),
             places=places,
             group=self.grid.group_of(places),
         )

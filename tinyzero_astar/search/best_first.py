@@ -1,18 +1,20 @@
-"""The literal A*: an open list per problem, the largest f = g + h first ("best_first").
+"""The literal A*: an open list per group of problems, the largest f = g + h first ("best_first").
 
 Children are scored by their parent's evaluation and cost nothing until they are popped, so a pop is one decoder
-row. The open list holds `beam_width` prefixes, each backed by a slot; the worst are dropped (and counted) when
-it overflows, and no more than `beam_width` prefixes of one depth are popped, which bounds the search (Meister
+row. The open list holds `width` prefixes, each backed by a slot; the worst are dropped (and counted) when
+it overflows, and no more than `width` prefixes of one depth are popped, which bounds the search (Meister
 et al. 2020). It ends when K leaves are at least as good as everything open: ending at the first K *finished*
 leaves would return short junk.
 
-Problems are popped together, one prefix each per step. Returns modes, not samples: for decoding, not gradients.
+Groups are popped together, one prefix each per step. Problems of a group compete for its open list and its leaves, a
+problem alone with itself. Returns modes, not samples: for decoding, not gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,11 +30,12 @@ from tinyzero_astar.search.heuristic import (
     soft_value,
     tilt_of,
 )
+from tinyzero_astar.search.leaves import Leaves
 
 
 @dataclass
 class _Entries:
-    """Up to C scored prefixes per problem, [P, C] each; f is -inf where there is none."""
+    """Up to C scored prefixes per group, [G, C] each; f is -inf where there is none."""
 
     f: Tensor
     g: Tensor
@@ -40,34 +43,38 @@ class _Entries:
     token: Tensor  # the last token
     depth: Tensor  # generated tokens, the last included
     node: Tensor  # node that it is a child of
-    slot: Tensor  # slot where that node's prefix stands
+    slot: Tensor  # slot of the group where that node's prefix stands
+    problem: Tensor  # whose prefix it is
 
     @staticmethod
-    def empty(problems: int, capacity: int, like: Tensor) -> _Entries:
-        real = torch.zeros((3, problems, capacity), dtype=torch.float64, device=like.device)
-        index = torch.zeros((4, problems, capacity), dtype=torch.int64, device=like.device)
+    def empty(groups: int, capacity: int, like: Tensor) -> _Entries:
+        real = torch.zeros((3, groups, capacity), dtype=torch.float64, device=like.device)
+        index = torch.zeros((5, groups, capacity), dtype=torch.int64, device=like.device)
         return _Entries(real[0] - torch.inf, real[1], real[2], *index)
 
     def fields(self) -> list[Tensor]:
-        return [self.f, self.g, self.logp, self.token, self.depth, self.node, self.slot]
+        return [self.f, self.g, self.logp, self.token, self.depth, self.node, self.slot, self.problem]
 
-    def at(self, problem: Tensor, column: Tensor) -> _Entries:
-        return _Entries(*(x[problem, column] for x in self.fields()))
+    def at(self, group: Tensor, column: Tensor) -> _Entries:
+        return _Entries(*(x[group, column] for x in self.fields()))
 
-    def merge(self, problem: Tensor, new: _Entries) -> Tensor:
-        """Keep the best C of these and `new` [N, C'] for the given problems; returns how many fell out."""
+    def count(self, num_problems: int) -> Tensor:
+        """[P] prefixes of each problem."""
+        none = torch.zeros(num_problems, dtype=torch.int64, device=self.f.device)
+        return none.index_add(0, self.problem.flatten(), torch.isfinite(self.f).flatten().long())
+
+    def merge(self, group: Tensor, new: _Entries) -> None:
+        """Keep the best C of these and `new` [N, C'] for the given groups."""
         capacity = self.f.shape[1]
-        joined = [torch.cat([old[problem], x], 1) for old, x in zip(self.fields(), new.fields(), strict=True)]
+        joined = [torch.cat([old[group], x], 1) for old, x in zip(self.fields(), new.fields(), strict=True)]
         order = joined[0].argsort(dim=1, descending=True, stable=True)[:, :capacity]
-        num_before = torch.isfinite(joined[0]).sum(1)
         for old, x in zip(self.fields(), joined, strict=True):
-            old[problem] = x.gather(1, order)
-        return num_before - torch.isfinite(self.f[problem]).sum(1)
+            old[group] = x.gather(1, order)
 
 
 @dataclass
 class _Tree:
-    """Expanded prefixes; node n of a problem was popped in step n (node 0 is the prompt). [P] tensors."""
+    """Expanded prefixes; node n of a group was popped in step n, after its prompts. [G] tensors."""
 
     parent: list[Tensor] = field(default_factory=list)
     token: list[Tensor] = field(default_factory=list)
@@ -77,64 +84,81 @@ class _Tree:
     g: list[Tensor] = field(default_factory=list)
     f: list[Tensor] = field(default_factory=list)
     depth: list[Tensor] = field(default_factory=list)
+    problem: list[Tensor] = field(default_factory=list)  # -1 where the group popped nothing
 
 
 class _Search:
     """The state of one call; `expand` and `pop` alternate."""
 
     def __init__(
-        self, root: StepOutput, ends: Tensor, num_rollouts: int, width: int, max_depth: int, guidance: Guidance
+        self,
+        root: StepOutput,
+        ends: Tensor,
+        shape: tuple[int, int, int],
+        max_depth: int,
+        guidance: Guidance,
     ) -> None:
-        problems, like = len(root.value_logit), root.logits
-        self.width, self.max_depth = width, max_depth
-        self.ends = ends
+        """`shape` is the number of groups, leaves of a group and prefixes of its open list."""
+        (groups, leaves, self.width), like = shape, root.logits
+        problems = len(root.value_logit)
+        self.max_depth, self.ends = max_depth, ends
         self.is_end = torch.isin(torch.arange(like.shape[1], device=like.device), ends)  # by token
         self.tilt = tilt_of(inverse_beta_of(guidance, root.value_logit.double()))
         strength = torch.as_tensor(guidance.strength, dtype=torch.float64, device=like.device)
         self.strength = strength.expand(problems)
-        self.open = _Entries.empty(problems, width, like)
-        self.leaves = _Entries.empty(problems, num_rollouts, like)
-        self.num_popped = torch.zeros((problems, max_depth + 1), dtype=torch.int64, device=like.device)
+        self.open = _Entries.empty(groups, self.width, like)
+        self.leaves = _Entries.empty(groups, leaves, like)
+        self.num_popped = torch.zeros((groups, max_depth + 1), dtype=torch.int64, device=like.device)
+        self.num_groups, self.num_problems = groups, problems
         zero = torch.zeros(problems, dtype=torch.int64, device=like.device)
-        self.expanded, self.forks, self.pruned, self.max_open = zero, zero, zero, zero
+        self.expanded, self.forks, self.pruned = zero, zero, zero
+        self.max_open = torch.zeros(groups, dtype=torch.int64, device=like.device)
         self.tree = _Tree()
 
-    def expand(self, problem: Tensor, output: StepOutput, popped: _Entries, slot: Tensor) -> None:
+    def root(self, output: StepOutput, problem: Tensor) -> _Entries:
+        """The prompts of some problems [N], as if they had been popped."""
+        entries = _Entries.empty(len(problem), 1, output.logits)
+        root = entries.at(torch.arange(len(problem), device=problem.device), torch.zeros_like(problem))
+        h = soft_value(output.value_logit.double(), self.tilt)
+        root.f = f_score(root.g, h[problem], self.strength[problem])
+        root.node, root.problem = root.node - 1, problem
+        return root
+
+    def expand(self, group: Tensor, output: StepOutput, popped: _Entries, slot: Tensor) -> None:
         """Score the children of the popped prefixes ([N] each) and put them where they belong."""
         node = len(self.tree.parent)
-        self._record(problem, output, popped)
+        self._record(group, output, popped)
         logp = log_policy(output).double()
-        tilt = Tilt(*(x[problem, None] for x in self.tilt))
+        tilt = Tilt(*(x[popped.problem, None] for x in self.tilt))
         h = soft_value(output.child_logit().double(), tilt)
         if not bool(torch.isfinite(h).all()):
             raise FloatingPointError("the decoder returned a child's value that is NaN")
         g = popped.g[:, None] + logp
-        f = f_score(g, h, self.strength[problem, None])
+        f = f_score(g, h, self.strength[popped.problem, None])
         f = torch.where(torch.isfinite(logp), f, -torch.inf)
         depth = (popped.depth + 1)[:, None].expand_as(f)
         token = torch.arange(f.shape[1], device=f.device).expand_as(f)
         is_leaf = self.is_end | (depth == self.max_depth)
         slots, nodes = slot[:, None].expand_as(token), torch.full_like(token, node)
+        problems = popped.problem[:, None].expand_as(token)
 
         def best(mask: Tensor, count: int) -> _Entries:
             score, index = torch.where(mask, f, -torch.inf).topk(min(count, f.shape[1]))
-            rest = (x.gather(1, index) for x in (g, logp, token, depth, nodes, slots))
+            rest = (x.gather(1, index) for x in (g, logp, token, depth, nodes, slots, problems))
             return _Entries(score, *rest)
 
-        self.leaves.merge(problem, best(is_leaf, self.leaves.f.shape[1]))
+        self.leaves.merge(group, best(is_leaf, self.leaves.f.shape[1]))
         num_children = torch.isfinite(torch.where(is_leaf, -torch.inf, f)).sum(1)
-        children = best(~is_leaf, self.width)
-        num_lost = self.open.merge(problem, children)
-        num_lost = num_lost + num_children - torch.isfinite(children.f).sum(1)
-        self.pruned = self.pruned.index_add(0, problem, num_lost)
-        self.expanded = self.expanded.index_add(0, problem, torch.ones_like(problem))
+        num_before = self.open.count(self.num_problems)
+        self.open.merge(group, best(~is_leaf, self.width))
+        num_lost = num_before - self.open.count(self.num_problems)
+        self.pruned = (self.pruned + num_lost).index_add(0, popped.problem, num_children)
+        self.expanded = self.expanded.index_add(0, popped.problem, torch.ones_like(group))
         self.max_open = torch.maximum(self.max_open, torch.isfinite(self.open.f).sum(1))
 
-    def _record(self, problem: Tensor, output: StepOutput, popped: _Entries) -> None:
-        problems = len(self.expanded)
-
-        def column(values: Tensor) -> Tensor:
-            return values.new_zeros(problems).index_copy(0, problem, values)
+    def _record(self, group: Tensor, output: StepOutput, popped: _Entries) -> None:
+        def column(values: Tensor, elsewhere: int = 0) -> Tensor:
+            return values.new_full((self.num_groups,), elsewhere).index_copy(0, group, values)
 
         value = torch.sigmoid(output.value_logit.double())
         tree = self.tree
@@ -143,29 +167,30 @@ class _Search:
         lists = (tree.parent, tree.token, tree.logp, tree.value, tree.format_value, tree.g, tree.f, tree.depth)
         for values, into in zip(columns, lists, strict=True):
             into.append(column(values))
+        tree.problem.append(column(popped.problem, -1))
 
     def pop(self) -> tuple[Tensor, _Entries, Tensor]:
-        """The best open prefix of every unfinished problem, and a slot that nobody else needs."""
+        """The best open prefix of every unfinished group, and a slot that nobody else needs."""
         is_spent = self.num_popped.gather(1, self.open.depth) >= self.width
-        is_dropped = is_spent & torch.isfinite(self.open.f)
-        self.pruned = self.pruned + is_dropped.sum(1)
+        num_before = self.open.count(self.num_problems)
         self.open.f = torch.where(is_spent, -torch.inf, self.open.f)
+        self.pruned = self.pruned + num_before - self.open.count(self.num_problems)
         best, column = self.open.f.max(1)
         num_better = (torch.isfinite(self.leaves.f) & (self.leaves.f >= best[:, None])).sum(1)
         is_running = torch.isfinite(best) & (num_better < self.leaves.f.shape[1])
-        problem = is_running.nonzero()[:, 0]
-        column = column[problem]
-        popped = self.open.at(problem, column)
-        self.open.f[problem, column] = -torch.inf
-        self.num_popped[problem, popped.depth] += 1
-        slot = self._free_slot(problem, popped.slot)
-        self.forks = self.forks.index_add(0, problem, (slot != popped.slot).long())
-        return problem, popped, slot
+        group = is_running.nonzero()[:, 0]
+        column = column[group]
+        popped = self.open.at(group, column)
+        self.open.f[group, column] = -torch.inf
+        self.num_popped[group, popped.depth] += 1
+        slot = self._free_slot(group, popped.slot)
+        self.forks = self.forks.index_add(0, popped.problem, (slot != popped.slot).long())
+        return group, popped, slot
 
-    def _free_slot(self, problem: Tensor, wanted: Tensor) -> Tensor:
+    def _free_slot(self, group: Tensor, wanted: Tensor) -> Tensor:
         """The wanted slot if no open prefix stands on it, else the first slot without one."""
-        is_live = torch.isfinite(self.open.f[problem])
-        is_taken = torch.zeros_like(is_live, dtype=torch.int64).scatter_add(1, self.open.slot[problem], is_live.long())
+        is_live = torch.isfinite(self.open.f[group])
+        is_taken = torch.zeros_like(is_live, dtype=torch.int64).scatter_add(1, self.open.slot[group], is_live.long())
         # `width` slots and at most `width - 1` open prefixes after a pop: one is always free
         first_free = is_taken.argmin(1)
         return torch.where(is_taken.gather(1, wanted[:, None])[:, 0] > 0, first_free, wanted)
@@ -174,101 +199,116 @@ class _Search:
 def best_first(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    num_rollouts: int,
-    beam_width: int,
+    num_leaves: int,
+    width: int,
     max_search_depth: int,
     guidance: Guidance,
+    group_size: int = 1,
     trace: list[TraceNode] | None = None,
 ) -> Rollouts:
-    """See `astar_search.astar_rollouts`."""
-    output = decoder.start(prompts, beam_width)
+    """See `astar_search.astar_rollouts`; leaves and width are those of a group."""
+    groups = len(prompts) // group_size
+    home = torch.arange(groups)[:, None] * group_size + torch.arange(width)[None] % group_size
+    output = decoder.start(prompts, home.flatten(), can_cross=group_size > 1)
     ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
-    search = _Search(output, ends, num_rollouts, beam_width, max_search_depth, guidance)
-    problem = torch.arange(len(prompts), device=output.logits.device)
-    root = _Entries.empty(len(prompts), 1, output.logits).at(problem, torch.zeros_like(problem))
-    root_h = soft_value(output.value_logit.double(), search.tilt)
-    root.f = f_score(root.g, root_h, search.strength)
-    root.node = root.node - 1
-    search.expand(problem, output, root, torch.zeros_like(problem))
+    search = _Search(output, ends, (groups, num_leaves, width), max_search_depth, guidance)
+    group = torch.arange(groups, device=output.logits.device)
+    for member in range(group_size):  # the prompts of a group are expanded one after another
+        problem = group * group_size + member
+        search.expand(group, _rows(output, problem), search.root(output, problem), torch.full_like(group, member))
     while True:
-        problem, popped, slot = search.pop()
-        if len(problem) == 0:
+        group, popped, slot = search.pop()
+        if len(group) == 0:
             break
-        base = problem * beam_width
+        base = group * width
         output = decoder.step(
             tokens=popped.token, source=base + popped.slot, length=popped.depth - 1, target=base + slot
         )
-        search.expand(problem, output, popped, slot)
+        search.expand(group, output, popped, slot)
     if trace is not None:
         trace.extend(_trace(search))
     return _read_leaves(search)
 
 
+def _rows(output: StepOutput, rows: Tensor) -> StepOutput:
+    """Some rows of what the network said."""
+    form = None if output.format_logit is None else output.format_logit[rows]
+    return StepOutput(output.logits[rows], output.value_logit[rows], lambda: output.child_logit()[rows], form)
+
+
 def _read_leaves(search: _Search) -> Rollouts:
-    leaves, tree = search.leaves, search.tree
-    is_leaf = torch.isfinite(leaves.f)
-    length = torch.where(is_leaf, leaves.depth, 0)
+    tree, found = search.tree, search.leaves
+    group_size = search.num_problems // search.num_groups
+    leaves = Leaves.of(found.problem, found.f, search.num_problems, found.f.shape[1] if group_size == 1 else None)
+    length = leaves.take(found.depth, 0)
     longest = max(int(length.max()), 1)
     shape = (*length.shape, longest)
     tokens = search.ends[0].repeat(shape)
     logp = torch.zeros(shape, dtype=torch.float64, device=length.device)
     value, form = torch.zeros_like(logp), torch.zeros_like(logp)
+    # nodes of all groups one after another
     parent, token, node_logp, node_value, node_form = (
         torch.stack(x, 1) for x in (tree.parent, tree.token, tree.logp, tree.value, tree.format_value)
     )
-    node, last, last_logp = leaves.node, leaves.token, leaves.logp
+    start = (torch.arange(search.num_problems, device=length.device) // group_size * parent.shape[1])[:, None]
+    node, last, last_logp = (torch.take(x, leaves.place) for x in (found.node, found.token, found.logp))
     for back in range(longest):
         position = length - 1 - back
         is_real = position >= 0
         index = position.clamp(min=0)[..., None]
-        before, form_before = (x.gather(1, node.clamp(min=0)) for x in (node_value, node_form))
+        at = start + node.clamp(min=0)
+        before, form_before = torch.take(node_value, at), torch.take(node_form, at)
         for into, x in ((tokens, last), (logp, last_logp), (value, before), (form, form_before)):
             kept = into.gather(-1, index)[..., 0]
             into.scatter_(-1, index, torch.where(is_real, x, kept)[..., None])
-        last, last_logp = token.gather(1, node.clamp(min=0)), node_logp.gather(1, node.clamp(min=0))
-        node = parent.gather(1, node.clamp(min=0))
+        last, last_logp, node = torch.take(token, at), torch.take(node_logp, at), torch.take(parent, at)
     stats = SearchStats(
         num_expanded=search.expanded,
         num_forks=search.forks,
         num_decoded_tokens=search.expanded - 1,
-        max_open=search.max_open,
-        num_open_final=torch.isfinite(search.open.f).sum(1),
+        max_open=search.max_open.repeat_interleave(group_size),
+        num_open_final=search.open.count(search.num_problems),
         num_pruned=search.pruned,
         num_capped=torch.zeros_like(search.pruned),
     )
+    ended = torch.isin(leaves.take(found.token, -1), search.ends)
     return Rollouts(
         tokens=tokens,
         length=length,
-        is_finished=is_leaf & torch.isin(leaves.token, search.ends),
+        is_finished=leaves.is_leaf & ended,
         logp=logp,
         logq=logp,
         value=value,
         format_value=form,
-        priority=leaves.f,
-        kappa=leaves.f.new_full((len(length),), -torch.inf),
-        weight=torch.where(is_leaf, torch.nan, 0.0).double(),
+        priority=leaves.take(found.f, -torch.inf),
+        kappa=found.f.new_full((search.num_problems,), -torch.inf),
+        weight=torch.where(leaves.is_leaf, torch.nan, 0.0).double(),
         stats=stats,
     )
 
 
 def _trace(search: _Search) -> list[TraceNode]:
-    """Expanded prefixes in the order in which they were popped, then leaves and what stayed open."""
-    tree, nodes = search.tree, []
-    for problem in range(len(search.expanded)):
-        num_nodes = int(search.expanded[problem])
-        for node in range(num_nodes):
-            g, f = float(tree.g[node][problem]), float(tree.f[node][problem])
-            parent, depth = int(tree.parent[node][problem]), int(tree.depth[node][problem])
-            token = int(tree.token[node][problem]) if node else -1
-            nodes.append(TraceNode(problem, node, parent, token, depth, g, f - g, f, f, "expanded"))
+    """Expanded prefixes in the order in which they were popped, then leaves and what stayed open; by problem."""
+    tree = search.tree
+    trees: list[list[TraceNode]] = [[] for _ in range(search.num_problems)]
+    for group in range(search.num_groups):
+        number_in_tree: list[int] = []  # of the group's nodes
+        for node, popped in enumerate(tree.problem):
+            problem = int(popped[group])
+            number_in_tree.append(len(trees[problem]))
+            if problem < 0:
+                continue
+            parent = int(tree.parent[node][group])
+            g, f = float(tree.g[node][group]), float(tree.f[node][group])
+            token, depth = int(tree.token[node][group]) if parent >= 0 else -1, int(tree.depth[node][group])
+            own, above = number_in_tree[node], number_in_tree[parent] if parent >= 0 else -1
+            trees[problem].append(TraceNode(problem, own, above, token, depth, g, f - g, f, f, "expanded"))
         for entries, is_leaf in ((search.leaves, True), (search.open, False)):
-            for column in torch.isfinite(entries.f[problem]).nonzero()[:, 0].tolist():
-                g, f = float(entries.g[problem, column]), float(entries.f[problem, column])
-                parent, token = int(entries.node[problem, column]), int(entries.token[problem, column])
-                depth = int(entries.depth[problem, column])
-                status = "leaf" if is_leaf else "open"
-                nodes.append(
-                    TraceNode(problem, num_nodes, parent, token, depth, g, f - g, f, f, status)  # type: ignore[arg-type]
-                )
-                num_nodes += 1
-    return nodes
+            for column in torch.isfinite(entries.f[group]).nonzero()[:, 0].tolist():
+                problem = int(entries.problem[group, column])
+                g, f = float(entries.g[group, column]), float(entries.f[group, column])
+                above, token = number_in_tree[int(entries.node[group, column])], int(entries.token[group, column])
+                depth, own = int(entries.depth[group, column]), len(trees[problem])
+                status: Literal["leaf", "open"] = "leaf" if is_leaf else "open"
+                trees[problem].append(TraceNode(problem, own, above, token, depth, g, f - g, f, f, status))
+    return [node for own in trees for node in own]

@@ -9,25 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import StepOutput
-from tinyzero_astar.search.beam import NO_TOKEN, Beam, Choice, Grid
+from tinyzero_astar.search.beam import NO_TOKEN, Beam, Choice
 from tinyzero_astar.search.children import Children, Further
-from tinyzero_astar.search.gumbel import (
-    hash_number,
-    inverse_cdf,
-    log_inclusion,
-    prefix_hashes,
-    root_gumbel,
-    to_uniform,
-    token_bits,
-    token_counters,
-)
+from tinyzero_astar.search.gumbel import inverse_cdf, log_inclusion, to_uniform, token_counters
 from tinyzero_astar.search.heuristic import Guidance, Proposal, Tilt, inverse_beta_of, propose, rise, tilt_of
+from tinyzero_astar.search.roots import Roots
 
 
 class Chooser(Protocol):
@@ -42,15 +34,17 @@ class Chooser(Protocol):
         ...
 
     def count_capped(self) -> Tensor:
-        """[P] see `SearchStats.num_capped`."""
+        """Of each chosen problem: see `SearchStats.num_capped`."""
         ...
 
 
-Begin = Callable[[StepOutput, Tensor, int, Guidance], tuple[Chooser, Beam]]
-"""What starts a search where the prompts were evaluated: its chooser, and the beam that holds the prompts only.
+class LockStep(NamedTuple):
+    """What a mode of the search in lock step consists of."""
 
-It is given what the network says of the prompts, the problems' seeds [P], the number of rollouts K and the guidance.
-"""
+    roots: Callable[[Tensor, int, int, Tensor | None], Roots]
+    """Where the rows begin, given the problems' seeds [P], M problems and K rows of a group, and a tilt or none."""
+    begin: Callable[[StepOutput, Roots, float, Guidance], Chooser]
+    """What chooses, given what the network says of the prompts, the roots, rows of a problem on average, guidance."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +52,15 @@ class Sampling:
     """Independent draws from the policy (or its likeliest token, without noise)."""
 
     noise: bool
-    num_capped: Tensor  # [P] zeros: nothing guides
+    per_problem: float  # rows of a problem, on average
+    num_capped: Tensor  # zeros: nothing guides
 
     @staticmethod
     def begin(
-        root: StepOutput, seeds: Tensor, num_rollouts: int, guidance: Guidance, *, noise: bool = True
-    ) -> tuple[Sampling, Beam]:
-        """All rows start at the prompt, each with a stream of its own; see `Begin`. Nothing guides them."""
-        device = root.logits.device
-        grid = Grid.of(len(seeds), num_rollouts, device)
-        zero = torch.zeros(grid.place.shape, dtype=torch.float64, device=device)
-        stream = torch.arange(num_rollouts, device=device)[None]
-        beam = Beam(
-            grid=grid,
-            priority=zero,
-            log_q=zero,
-            log_pi=zero,
-            hashes=prefix_hashes(hash_number(seeds.to(device))[:, None] ^ token_bits(stream)),
-            row=grid.group[:, None].expand(zero.shape),
-            is_open=torch.ones(zero.shape, dtype=torch.bool, device=device),
-            places=grid.place.flatten(),
-            group=grid.group.repeat_interleave(num_rollouts),
-        )
-        return Sampling(noise, torch.zeros_like(grid.group)), beam
+        root: StepOutput, roots: Roots, per_problem: float, guidance: Guidance, *, noise: bool = True
+    ) -> Sampling:
+        """All rows start at a prompt, each with a stream of its own; see `LockStep`. Nothing guides them."""
+        return Sampling(noise, per_problem, torch.zeros_like(roots.chosen))
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
         """See `Chooser.choose`."""
@@ -101,7 +81,7 @@ class Sampling:
     def weight(self, beam: Beam) -> tuple[Tensor, Tensor]:
         """See `Chooser.weight`."""
         kappa = torch.full_like(beam.log_pi[:, 0], -torch.inf)
-        return kappa, torch.full_like(beam.log_pi, 1.0 / beam.log_pi.shape[1])
+        return kappa, torch.full_like(beam.log_pi, 1.0 / self.per_problem)
 
     def count_capped(self) -> Tensor:
         """See `Chooser.count_capped`."""
@@ -110,7 +90,7 @@ class Sampling:
 
 @dataclass
 class _Guide:
-    """The guidance of every problem, and where its budget held it back."""
+    """The guidance of every chosen problem, and where its budget held it back."""
 
     strength_and_tilt: Tensor  # [4, P, 1], to be looked up at once
     cap: float | None
@@ -150,33 +130,20 @@ class WithoutReplacement:
 
     guide: _Guide | None  # None: q is the policy
     counters: Tensor  # [V] see `gumbel.token_counters`
+    none_capped: Tensor  # zeros, of each chosen problem
     worst: Tensor  # [G] the least G of the beam's rows; changes only when rows are replaced
     left_out: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of steps: groups, and a G that each left out
 
     @staticmethod
-    def begin(
-        root: StepOutput, seeds: Tensor, num_rollouts: int, guidance: Guidance
-    ) -> tuple[WithoutReplacement, Beam]:
-        """Only the first row of a group holds the prompt; see `Begin`."""
-        device = root.logits.device
-        grid = Grid.of(len(seeds), num_rollouts, device)
-        hashes = prefix_hashes(seeds.to(device)[:, None].repeat(1, num_rollouts))
-        priority = torch.full(grid.place.shape, -torch.inf, dtype=torch.float64, device=device)
-        priority[:, 0] = root_gumbel(hashes[0, :, 0])  # G(x) = 0 would bias eq. 6
-        zero = torch.zeros_like(priority)
-        beam = Beam(
-            grid=grid,
-            priority=priority,
-            log_q=zero,
-            log_pi=zero,
-            hashes=hashes,
-            row=grid.group[:, None].expand(zero.shape),
-            is_open=torch.isfinite(priority),
-            places=grid.first[:, 0],
-            group=grid.group,
+    def begin(root: StepOutput, roots: Roots, per_problem: float, guidance: Guidance) -> WithoutReplacement:
+        """Only rows with a prompt of their own are open; see `LockStep`."""
+        return WithoutReplacement(
+            guide=_Guide.of(guidance, root),
+            counters=token_counters(root.logits.shape[1], root.logits.device),
+            none_capped=torch.zeros_like(roots.chosen),
+            worst=roots.priority.amin(1),
+            left_out=[] if roots.left_out is None else [(roots.grid.group, roots.left_out)],
         )
-        counters = token_counters(root.logits.shape[1], device)
-        return WithoutReplacement(_Guide.of(guidance, root), counters, priority.amin(1)), beam
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
         """The best child of a prefix has its G and takes its row, unless others' further children push it out.
@@ -233,5 +200,5 @@ class WithoutReplacement:
     def count_capped(self) -> Tensor:
         """See `Chooser.count_capped`."""
         if self.guide is None:
-            return torch.zeros(len(self.worst), dtype=torch.int64, device=self.worst.device)
+            return self.none_capped
         return self.guide.count_capped()

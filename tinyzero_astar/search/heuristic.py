@@ -7,7 +7,7 @@ completion of prefix s by the policy is correct, and h puts it on the scale of l
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,6 +39,12 @@ class Guidance:
             raise ValueError(f"inverse_beta {self.inverse_beta} must lie in +-{_MAX_INVERSE_BETA}, or be 'balanced'")
         if isinstance(self.strength, (int, float)) and not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"guidance strength {self.strength} must lie in [0, 1]")
+
+    def of(self, problems: Tensor) -> Guidance:
+        """That of some problems, by their numbers."""
+        if not isinstance(self.strength, Tensor):
+            return self
+        return replace(self, strength=self.strength[problems.to(self.strength.device)])
 
 
 class Tilt(NamedTuple):

@@ -1,4 +1,4 @@
-"""Search in lock step: K rows per problem, all at the same depth (every mode but "best_first").
+"""Search in lock step: K rows per group of problems, all at the same depth (every mode but "best_first").
 
 These modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the next step
 keeps (`search.choosers`).
@@ -6,15 +6,15 @@ keeps (`search.choosers`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, TraceNode
+from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
 from tinyzero_astar.search.beam import NO_TOKEN, Beam, TokenTable, carried
-from tinyzero_astar.search.choosers import Begin, Chooser
+from tinyzero_astar.search.choosers import Chooser
 from tinyzero_astar.search.gumbel import token_bits
 from tinyzero_astar.search.heuristic import (
     Guidance,
@@ -26,6 +26,8 @@ from tinyzero_astar.search.heuristic import (
     soft_value,
     tilt_of,
 )
+from tinyzero_astar.search.leaves import Leaves
+from tinyzero_astar.search.roots import Roots
 
 _UNTRACED = torch.empty(0)
 
@@ -44,24 +46,25 @@ class _Step(NamedTuple):
 
 
 def lock_step(
-    begin: Begin,
+    begin: Callable[[StepOutput, Roots], Chooser],
+    roots: Roots,
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
-    seeds: Tensor,
-    num_rollouts: int,
     max_search_depth: int,
     guidance: Guidance,
     trace: list[TraceNode] | None = None,
 ) -> Rollouts:
-    """Run what `begin` starts to the end of every leaf; the arguments are those of `rollout.astar_search`."""
-    output = decoder.start(prompts, num_rollouts)
-    chooser, beam = begin(output, seeds, num_rollouts, guidance)
-    root_logit, root_priority = output.value_logit, beam.priority[:, 0]
+    """Run what `begin` starts at the roots to the end of every leaf; `guidance` only scores the nodes of `trace`."""
+    can_cross = len(roots.grid.group) < len(prompts)
+    output = decoder.start([prompts[i] for i in roots.chosen.tolist()], roots.home.flatten(), can_cross=can_cross)
+    roots = roots.to(output.logits.device)
+    chooser, beam = begin(output, roots), roots.beam()
+    root_logit = output.value_logit
     ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
     tokens, final = _token_tables(output.logits.shape[-1], ends)
     history: list[_Step] = []
-    opened: list[Tensor] = []  # by step, [G, K]: the prefixes that were decoded
-    moved: list[tuple[Tensor, Tensor]] = []  # of steps with forks: places of prefixes, and where these came from
+    beams: list[Beam] = []  # of prefixes that were decoded
+    moved: list[tuple[Tensor, Tensor]] = []  # of steps with forks: [N] chosen problems, and whether a prefix was copied
     for depth in range(1, max_search_depth + 1):
         choice = chooser.choose(beam, output, log_policy(output))
         row = carried(beam.row, choice.parent)
@@ -81,20 +84,21 @@ def lock_step(
         places = beam.places
         if len(places) == 0:
             break
+        problem = beam.problem
         source = None  # every prefix stays in the slot that has its place
-        if depth == 1:  # only the first of a group's slots holds its prompt
-            source = torch.take(beam.grid.first, beam.group)
+        if depth == 1:  # only the first of a problem's slots counts as holding its prompt
+            source = torch.take(roots.first, problem)
         elif choice.parent is not None:
             source = torch.take(choice.parent, places)
         if source is not None:
-            moved.append((places, source))
+            moved.append((problem, source != places))
         length = torch.full_like(places, depth - 1)
         output = decoder.step(torch.take(choice.token, places), source, length, places)
-        opened.append(beam.is_open)
-    stats = _statistics(opened, moved, beam, chooser)
+        beams.append(beam)
     if trace is not None:
-        trace.extend(_trace(history, root_priority, root_logit, guidance, decoder.eos_ids))
-    return _read_leaves(history, beam, chooser, ends, stats)
+        trace.extend(_trace(history, roots, root_logit, guidance, decoder.eos_ids))
+    stats = _statistics(beams, moved, roots, beam, chooser, len(prompts))
+    return _read_leaves(history, roots, beam, chooser, ends, stats)
 
 
 def _token_tables(vocab_size: int, ends: Tensor) -> tuple[TokenTable, TokenTable]:
@@ -105,36 +109,56 @@ def _token_tables(vocab_size: int, ends: Tensor) -> tuple[TokenTable, TokenTable
     return tokens, tokens._replace(goes_on=torch.zeros_like(goes_on))
 
 
-def _statistics(opened: list[Tensor], moved: list[tuple[Tensor, Tensor]], beam: Beam, chooser: Chooser) -> SearchStats:
-    root = torch.ones_like(beam.grid.group)
-    num_open = torch.stack([root, *(x.sum(1) for x in opened)])
-    num_expanded, none = num_open.sum(0), torch.zeros_like(root)
+def _statistics(
+    beams: list[Beam],
+    moved: list[tuple[Tensor, Tensor]],
+    roots: Roots,
+    last: Beam,
+    chooser: Chooser,
+    num_problems: int,
+) -> SearchStats:
+    """Counts per problem; the largest number of open rows is that of its group."""
+    none = torch.zeros(num_problems, dtype=torch.int64, device=roots.chosen.device)
+
+    def count(chosen: Tensor, number: Tensor | None = None) -> Tensor:
+        problem = torch.take(roots.chosen, chosen)
+        return none.index_add(0, problem, torch.ones_like(problem) if number is None else number)
+
+    each = torch.arange(len(roots.chosen), device=none.device)
+    num_expanded = count(torch.cat([each, *(beam.problem for beam in beams)]))
     num_forks = none
     if moved:
-        places, source = (torch.cat(x) for x in zip(*moved, strict=True))
-        num_forks = none.index_add(0, beam.grid.group_of(places), (source != places).long())
+        problem, is_copied = (torch.cat(x) for x in zip(*moved, strict=True))
+        num_forks = count(problem, is_copied.long())
+    most = torch.stack([torch.ones_like(roots.grid.group), *(beam.is_open.sum(1) for beam in beams)]).amax(0)
     return SearchStats(
         num_expanded=num_expanded,
         num_forks=num_forks,
-        num_decoded_tokens=num_expanded - 1,
-        max_open=num_open.amax(0),
-        num_open_final=beam.is_open.sum(1),
+        num_decoded_tokens=num_expanded - count(each),
+        max_open=most.repeat_interleave(num_problems // len(most)),
+        num_open_final=count(last.problem),
         num_pruned=none,
-        num_capped=chooser.count_capped(),
+        num_capped=count(each, chooser.count_capped()),
     )
 
 
-def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, ends: Tensor, stats: SearchStats) -> Rollouts:
-    """Every row's tokens, read backwards along the parents, best priority first."""
-    order = beam.priority.argsort(dim=1, descending=True, stable=True)
-    place = order + beam.grid.first
+def _read_leaves(
+    history: list[_Step], roots: Roots, beam: Beam, chooser: Chooser, ends: Tensor, stats: SearchStats
+) -> Rollouts:
+    """Every leaf's tokens, read backwards along the parents."""
+    num_problems, num_groups = len(stats.num_forks), len(roots.grid.group)
+    is_alone = num_problems == num_groups  # then every problem has as many columns as rows
+    leaves = Leaves.of(
+        torch.take(roots.chosen, beam.origin), beam.priority, num_problems, beam.row.shape[1] if is_alone else None
+    )
+    place = leaves.place
     columns: list[list[Tensor]] = []
     for step in reversed(history):
         recorded = (step.token, step.logp, step.logq, step.value_logit, step.format_logit)
         columns.append([torch.take(x, place) for x in recorded])
         place = place if step.parent is None else torch.take(step.parent, place)
     tokens, logp, logq, value_logit, format_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
-    is_token = tokens != NO_TOKEN
+    is_token = (tokens != NO_TOKEN) & leaves.is_leaf[..., None]
     tokens = torch.where(is_token, tokens, ends[0])
     length = is_token.sum(-1)
     kappa, weight = chooser.weight(beam)
@@ -147,42 +171,46 @@ def _read_leaves(history: list[_Step], beam: Beam, chooser: Chooser, ends: Tenso
         logq=torch.where(is_token, logq, 0.0),
         value=torch.where(is_token, torch.sigmoid(value_logit.double()), 0.0),
         format_value=torch.where(is_token, torch.sigmoid(format_logit.double()), 0.0),
-        priority=beam.priority.gather(1, order),
-        kappa=kappa,
-        weight=weight.gather(1, order),
+        priority=leaves.take(beam.priority, -torch.inf),
+        kappa=kappa.repeat_interleave(num_problems // num_groups),
+        weight=leaves.take(weight, 0.0),
         stats=stats,
     )
 
 
 def _trace(
-    history: list[_Step], root_priority: Tensor, root_logit: Tensor, guidance: Guidance, eos_ids: tuple[int, ...]
+    history: list[_Step], roots: Roots, root_logit: Tensor, guidance: Guidance, eos_ids: tuple[int, ...]
 ) -> list[TraceNode]:
-    """The kept prefixes of every problem as nodes, parents before children."""
+    """The kept prefixes of every problem as nodes, problem by problem, parents before children."""
     tilt = tilt_of(inverse_beta_of(guidance, root_logit))
-    root_h = soft_value(root_logit, tilt)
-    nodes: list[TraceNode] = []
-    for problem in range(len(root_logit)):
-        h = float(root_h[problem])
-        priority = float(root_priority[problem])
-        nodes.append(TraceNode(problem, 0, -1, NO_TOKEN, 0, 0.0, h, h, priority, "expanded"))
-        at_row = [nodes[-1]] * history[0].token.shape[1]
-        num_nodes = 1
-        for depth, step in enumerate(history, start=1):
-            child_h = soft_value(step.child_logit[problem], Tilt(*(x[problem] for x in tilt)))
-            next_row = []
-            parents = range(len(at_row)) if step.parent is None else (step.parent[problem] % len(at_row)).tolist()
-            for k, parent in enumerate(at_row[j] for j in parents):
-                token = int(step.token[problem, k])
-                if token == NO_TOKEN:
-                    next_row.append(parent)
-                    continue
-                g, h = parent.g + float(step.logp[problem, k]), float(child_h[k])
-                f = float(f_score(torch.tensor(g, dtype=torch.float64), torch.tensor(h, dtype=torch.float64)))
-                is_leaf = token in eos_ids or depth == len(history)
-                status: Literal["leaf", "expanded"] = "leaf" if is_leaf else "expanded"
-                priority = float(step.priority[problem, k])
-                nodes.append(TraceNode(problem, num_nodes, parent.node, token, depth, g, h, f, priority, status))
-                next_row.append(nodes[-1])
-                num_nodes += 1
-            at_row = next_row
-    return nodes
+    root_h = soft_value(root_logit, tilt).tolist()
+    trees: list[list[TraceNode]] = []
+    at_row: list[tuple[int, TraceNode] | None] = [None] * roots.home.numel()  # chosen problem and node
+    for number, (problem, place) in enumerate(zip(roots.chosen.tolist(), roots.first.tolist(), strict=True)):
+        h, priority = root_h[number], float(roots.priority.flatten()[place])
+        trees.append([TraceNode(problem, 0, -1, NO_TOKEN, 0, 0.0, h, h, priority, "expanded")])
+    for place, (number, is_open) in enumerate(
+        zip(roots.home.flatten().tolist(), roots.is_open.flatten().tolist(), strict=True)
+    ):
+        at_row[place] = (number, trees[number][0]) if is_open else None
+    for depth, step in enumerate(history, start=1):
+        parents = range(len(at_row)) if step.parent is None else step.parent.flatten().tolist()
+        tokens = step.token.flatten().tolist()
+        next_row: list[tuple[int, TraceNode] | None] = []
+        for place, parent in enumerate(parents):
+            before, token = at_row[parent], tokens[place]
+            if before is None or token == NO_TOKEN:
+                next_row.append(before)
+                continue
+            number, node = before
+            own_tilt = Tilt(*(x[number] for x in tilt))
+            g = node.g + float(step.logp.flatten()[place])
+            h = float(soft_value(step.child_logit.flatten()[place], own_tilt))
+            f = float(f_score(torch.tensor(g, dtype=torch.float64), torch.tensor(h, dtype=torch.float64)))
+            status: Literal["leaf", "expanded"] = "leaf" if token in eos_ids or depth == len(history) else "expanded"
+            priority = float(step.priority.flatten()[place])
+            new = TraceNode(node.problem, len(trees[number]), node.node, token, depth, g, h, f, priority, status)
+            trees[number].append(new)
+            next_row.append((number, new))
+        at_row = next_row
+    return [node for tree in sorted(trees, key=lambda tree: tree[0].problem) for node in tree]
