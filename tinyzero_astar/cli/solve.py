@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -32,6 +32,7 @@ from tinyzero_astar.terminal import FAILED, complain, printable
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
 
 if TYPE_CHECKING:
+    from rich.tree import Tree
     from transformers import PreTrainedTokenizerBase
 
     from tinyzero_astar.interfaces import Problem, Rollouts, Task, TraceNode
@@ -219,53 +220,73 @@ def _described(nodes: Sequence[TraceNode], prompt: str, tokenizer: PreTrainedTok
     ]
 
 
-def _show(trace: dict[str, Any], max_nodes: int) -> None:
+Node = dict[str, Any]  # of a trace
+
+
+def _path_to_answer(nodes: Mapping[int, Node]) -> set[int]:
+    """The numbers of the nodes from the prompt to the best leaf; none where the search found no leaf."""
+    leaves = [n for n in nodes.values() if n["status"] == "leaf"]
+    number = max(leaves, key=lambda n: n["f"])["node"] if leaves else -1
+    path: set[int] = set()
+    while number >= 0:
+        path.add(number)
+        number = nodes[number]["parent"]
+    return path
+
+
+def _drawn(nodes: Mapping[int, Node], path: set[int], max_nodes: int) -> set[int]:
+    """The path and the best of the other nodes by f, each with the path that leads to it."""
+    drawn = set(path)
+    for n in sorted(nodes.values(), key=lambda n: -n["f"]):
+        if len(drawn) >= max_nodes:
+            break
+        while n["node"] not in drawn:
+            drawn.add(n["node"])
+            n = nodes[n["parent"]] if n["parent"] >= 0 else n
+    return drawn
+
+
+def _label(n: Node, is_on_path: bool) -> str:
+    from tinyzero_astar.loggers.console import safe
+
+    colours = {"expanded": "white", "leaf": "green", "open": "yellow"}
+    text = "prompt" if n["parent"] < 0 else repr(n["text"])[1:-1].replace(" ", _SPACE)
+    style = "bold " if is_on_path else ""
+    scores = f"g {n['g']:.2f}  h {n['h']:+.2f}  f {n['f']:.2f}"
+    return f"[{style}{colours[n['status']]}]{safe(text)}[/]  [dim]{scores}  {n['status']}[/]"
+
+
+def _tree(nodes: Mapping[int, Node], path: set[int], drawn: set[int]) -> Tree:
+    """The drawn nodes. A chain of only children stays on one level: depth is for forks."""
     from rich.tree import Tree
 
+    children: dict[int, list[Node]] = {}
+    for number in sorted(drawn):
+        children.setdefault(nodes[number]["parent"], []).append(nodes[number])
+    tree = Tree(_label(nodes[0], 0 in path))
+    stack = [(0, tree)]
+    while stack:
+        number, branch = stack.pop()
+        below = sorted(children.get(number, []), key=lambda n: -n["f"])
+        for n in below:
+            place = branch if len(below) == 1 else branch.add("[dim]fork[/]") if n is not below[0] else branch
+            place.add(_label(n, n["node"] in path))
+            stack.append((n["node"], place))
+    return tree
+
+
+def _show(trace: dict[str, Any], max_nodes: int) -> None:
     from tinyzero_astar.loggers.console import Terminal, safe
 
     console = Terminal(highlight=False)
-    nodes = {n["node"]: n for n in trace["nodes"]}
-    answer_path: set[int] = set()
-    leaves = [n for n in trace["nodes"] if n["status"] == "leaf"]
-    node = max(leaves, key=lambda n: n["f"])["node"] if leaves else -1
-    while node >= 0:
-        answer_path.add(node)
-        node = nodes[node]["parent"]
-    shown = set(answer_path)
-    for n in sorted(trace["nodes"], key=lambda n: -n["f"]):
-        if len(shown) >= max_nodes:
-            break
-        while n["node"] not in shown:  # a node is drawn with the path that leads to it
-            shown.add(n["node"])
-            n = nodes[n["parent"]] if n["parent"] >= 0 else n
-    colours = {"expanded": "white", "leaf": "green", "open": "yellow"}
-
-    def label(n: dict[str, Any]) -> str:
-        text = "prompt" if n["parent"] < 0 else repr(n["text"])[1:-1].replace(" ", _SPACE)
-        style = "bold " if n["node"] in answer_path else ""
-        scores = f"g {n['g']:.2f}  h {n['h']:+.2f}  f {n['f']:.2f}"
-        return f"[{style}{colours[n['status']]}]{safe(text)}[/]  [dim]{scores}  {n['status']}[/]"
-
-    children: dict[int, list[dict[str, Any]]] = {}
-    for n in trace["nodes"]:
-        if n["node"] in shown and n["parent"] >= 0:
-            children.setdefault(n["parent"], []).append(n)
-    tree = Tree(label(nodes[0]))
-    stack = [(0, tree)]
-    while stack:  # a chain of only children stays on one level: depth is for forks
-        index, branch = stack.pop()
-        below = sorted(children.get(index, []), key=lambda n: -n["f"])
-        for n in below:
-            place = branch if len(below) == 1 else branch.add("[dim]fork[/]") if n is not below[0] else branch
-            place.add(label(n))
-            stack.append((n["node"], place))
+    nodes: dict[int, Node] = {n["node"]: n for n in trace["nodes"]}
+    path = _path_to_answer(nodes)
+    drawn = _drawn(nodes, path, max_nodes)
     console.print(f"[bold]{safe(trace['problem'])}[/]")
     console.print(safe(trace["completion"]))
     console.print(f"answer [bold]{safe(str(trace['answer']))}[/]  ({safe(trace['verdict'])})")
-    hidden = len(nodes) - len(shown)
-    console.print(tree)
-    stats = trace["stats"]
+    console.print(_tree(nodes, path, drawn))
+    stats, hidden = trace["stats"], len(nodes) - len(drawn)
     console.print(
         f"{stats['num_expanded']} prefixes expanded, {stats['num_decoded_tokens']} tokens decoded,"
         f" {stats['num_forks']} forks, {stats['num_pruned']} pruned"
