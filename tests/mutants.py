@@ -1772,7 +1772,7 @@ PROCESSES = (
         "group-kept",
         "a write that failed ends a process inside its group",
         "cli/train.py",
-        "    except (FloatingPointError, WriteFailedError):\n        tear_down()",
+        "    except (FloatingPointError, WriteFailedError, FailedError):\n        tear_down()",
         "    except FloatingPointError:\n        tear_down()",
         ("test_distributed.py::test_a_run_whose_folder_cannot_be_written_is_one_sentence_and_leaves_the_group",),
     ),
@@ -2753,6 +2753,14 @@ TASKS = (
         "config.train.algorithm not in WITH_CRITIC",
         "config.train.algorithm in ()",
         ("test_solve.py::test_a_checkpoint_without_a_critic_says_that_its_value_model_is_untrained",),
+    ),
+    Mutant(
+        "failed-alone",
+        "a reward function that fails on one rank leaves the others waiting",
+        "distributed.py",
+        "_TOLD = (ValueError, FloatingPointError, FailedError)",
+        "_TOLD = (ValueError, FloatingPointError)",
+        ("test_distributed.py::test_what_fails_on_one_rank_fails_on_all",),
     ),
     Mutant(
         "another-name",

@@ -22,6 +22,7 @@ from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.resources.standing import resident
 from tinyzero_astar.run import writing
+from tinyzero_astar.terminal import FailedError
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 OPTIONS = (  # three rows a step, one a micro-batch: two ranks have unequal turns, and of four one has no row
@@ -274,13 +275,27 @@ def test_what_ranks_tell_each_other_in_a_group_of_one(group_of_one):
     assert distributed.gather({"x": 1}) == [{"x": 1}] and distributed.from_main("y") == "y"
     assert distributed.sum_numbers([0.1, 2]) == [0.1, 2.0]
     assert distributed.agree(lambda: 3) == 3
-    for kind in (ValueError, FloatingPointError):
+    for kind in (ValueError, FloatingPointError, FailedError):
 
         def fails(kind=kind):
             raise kind("planted")
 
         with pytest.raises(kind, match=r"^planted$"):  # said by all ranks: none is named
             distributed.agree(fails)
+
+
+@pytest.mark.parametrize("kind", [ValueError, FloatingPointError, FailedError])
+def test_what_fails_on_one_rank_fails_on_all(kind, group_of_one, monkeypatch):
+    distributed.set_up(torch.device("cpu"), 600.0)
+    told = []
+    monkeypatch.setattr(distributed, "gather", lambda own: told.append(own) or [None, own])
+
+    def fails():
+        raise kind("planted")
+
+    with pytest.raises(kind, match=r"^rank 1: planted$"):
+        distributed.agree(fails)
+    assert told == [(kind, "planted")]
 
 
 @pytest.mark.parametrize(("error", "reason"), [("gone", "failed"), ("Timed out", "waited longer than run.collective")])

@@ -19,7 +19,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from tinyzero_astar.terminal import FailedError
+
 T = TypeVar("T")
+_TOLD = (ValueError, FloatingPointError, FailedError)  # what `agree` tells the other ranks of
 
 
 def set_up(device: torch.device, timeout_s: float) -> None:
@@ -119,17 +122,16 @@ def agree(make: Callable[[], T]) -> T:
     Raises:
         ValueError: raised on some rank; every rank raises it.
         FloatingPointError: as well.
+        FailedError: as well.
     """
     outcome: list[T] = []
-    failure: tuple[type[ValueError] | type[FloatingPointError], str] | None = None
+    failure: tuple[type[ValueError | FloatingPointError | FailedError], str] | None = None
     if not is_distributed():
         return make()
     try:
         outcome.append(make())
-    except ValueError as error:
-        failure = ValueError, str(error)
-    except FloatingPointError as error:
-        failure = FloatingPointError, str(error)
+    except _TOLD as error:
+        failure = next(kind for kind in _TOLD if isinstance(error, kind)), str(error)
     failures = gather(failure)
     for number, found in enumerate(failures):
         if found is not None:

@@ -32,7 +32,7 @@ from tinyzero_astar.config import (
 from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint, run_and_checkpoints
 from tinyzero_astar.run.folder import CONFIG
-from tinyzero_astar.terminal import FAILED, USAGE_ERROR, complain
+from tinyzero_astar.terminal import FAILED, USAGE_ERROR, FailedError, complain
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE_S = 10.0  # torchrun ends everyone at the first failure: rank 0 must be the first, or it could not say why
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
-    except (FloatingPointError, WriteFailedError) as error:  # all ranks raise it
+    except (FloatingPointError, WriteFailedError, FailedError) as error:  # all ranks raise it
         return complain(error, FAILED) if _is_main() else FAILED
 
 
@@ -261,7 +261,7 @@ def _group_left() -> Iterator[None]:
 
     try:
         yield
-    except (FloatingPointError, WriteFailedError):
+    except (FloatingPointError, WriteFailedError, FailedError):
         tear_down()
         raise
     tear_down()
