@@ -6,6 +6,9 @@ VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.stamp
 NEWEST := .venv-newest
 MAKEFLAGS += --no-print-directory
+# processes that the tests are shared by, a file each at a time; WORKERS=0 runs them in one, as a debugger needs
+WORKERS ?= 2
+PYTEST := -m pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: help train test test-newest coverage mutants check lint types base format clean
 .DEFAULT_GOAL := help
@@ -17,13 +20,13 @@ train: $(STAMP)  ## train, then evaluate; ARGS="--config local" passes options o
 	@$(VENV_PYTHON) train.py $(ARGS)
 
 test: $(STAMP)  ## run the unit tests; ARGS="-k search" passes options on
-	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) $(PYTEST) $(ARGS)
 
 test-newest:  ## the same with the newest versions of all but torch, installed anew in .venv-newest
 	@rm -rf $(NEWEST)
 	$(call set_up,$(NEWEST),"$$(grep '^torch==' constraints.txt)")
 	@$(NEWEST)/bin/python .ci/versions.py
-	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -q $(ARGS)
+	@OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST) $(ARGS)
 
 coverage: $(STAMP)  ## branches of the package that the unit tests run, in their own process: at least 95 %
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q --cov=tinyzero_astar --cov-branch --cov-fail-under=95 \
