@@ -73,7 +73,7 @@ def words_of(command):
     """The words, with what stands for something of the reader's own filled in."""
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
     words[0] = words[0].removeprefix(".venv/bin/")
-    return [{"S": "1", "…": "runs/tiny-001"}.get(word, word) for word in words]
+    return [{"S": "1", "A": "rloo", "…": "runs/tiny-001"}.get(word, word) for word in words]
 
 
 def is_for_a_cpu(argv):
