@@ -8,7 +8,7 @@ NEWEST := .venv-newest
 MAKEFLAGS += --no-print-directory
 # processes that the tests are shared by, a file each at a time; WORKERS=0 runs them in one, as a debugger needs
 WORKERS ?= 2
-PYTEST := -m pytest -q -n $(WORKERS) --dist loadfile
+PYTEST := -m pytest -q -rs -n $(WORKERS) --dist loadfile
 
 .PHONY: help train test test-newest coverage mutants check lint types base format clean
 .DEFAULT_GOAL := help
