@@ -182,10 +182,14 @@ def test_a_base_that_is_another_one_by_now_is_refused(stopped, capsys):
 
 
 def test_a_base_that_is_gone_is_refused_to_train_with_and_not_missed_in_an_evaluation(stopped, capsys):
-    shutil.rmtree(stopped / "base")
+    (stopped / "base").rename(stopped / "elsewhere")
     sentence = refused(["--resume", stopped / "run"], capsys)
     assert sentence.startswith("algorithm optimal_advantage needs the model that the run began with: model_name")
     assert main(["--eval-only", "--checkpoint", str(checkpoint(stopped / "run", 2))]) == 0
+    path = stopped / "run" / "config.json"
+    assert sentence.endswith(f"; on --resume a folder is told as model.model_name in {path}")
+    path.write_text(path.read_text().replace(str(stopped / "base"), str(stopped / "elsewhere")))
+    assert main(["--resume", str(stopped / "run")]) == 0
 
 
 def test_a_checkpoint_without_its_reference_is_refused(stopped, capsys):

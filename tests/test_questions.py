@@ -261,6 +261,12 @@ def test_the_files_of_a_task_are_pinned(name: str, tmp_path: Path) -> None:
     path.write_text("two")
     with pytest.raises(ValueError, match=rf"is not what the run was trained on: {path} has changed.*; restore"):
         pinned(once)
+    with pytest.raises(
+        ValueError, match=r"data.task 'countdown' comes from no file, but the task .* was trained on does"
+    ):
+        pinned(dataclasses.replace(once, task="countdown"))
+    with pytest.raises(ValueError, match=r"cannot be read \(embedded null byte\); say where it lies"):
+        pinned(settings(task=f"\0{name}"))
     again = pinned(data)
     assert again.task_sha256 != once.task_sha256 and again == dataclasses.replace(data, task_sha256=again.task_sha256)
 

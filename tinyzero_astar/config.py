@@ -471,8 +471,18 @@ def _build(kind: type, data: Any, source: str) -> Any:
         elif _fits(value, wanted):
             values[key] = value
         else:
-            raise ValueError(f"{source}: {key} is {value!r}, which is not of type {wanted}")
+            raise ValueError(f"{source}: {key} is {value!r}, which is not {_type_name(wanted)}")
     return kind(**values)
+
+
+def _type_name(wanted: Any) -> str:
+    """A type in words, such as "of type int", or "one of grpo, rloo"."""
+    choices = typing.get_args(wanted)
+    if typing.get_origin(wanted) is Literal:
+        return f"one of {', '.join(choices)}"
+    if choices:
+        return " or ".join(map(_type_name, choices))
+    return "None" if wanted is types.NoneType else f"of type {wanted.__name__}"
 
 
 def _fits(value: Any, wanted: Any) -> bool:

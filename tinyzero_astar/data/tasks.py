@@ -91,8 +91,13 @@ def pinned(data: DataConfig) -> DataConfig:
     """
     origins = own.origins_of(data)
     digest = _digest_of(origins) if origins else ""
+    if data.task_sha256 and not origins:
+        raise ValueError(
+            f"data.task {data.task!r} comes from no file, but the task that the run was trained on does; leave it out,"
+            f" or say where that file lies now with {_MOVED}"
+        )
     if data.task_sha256 not in ("", digest):
-        files = ", ".join(str(origin.file) for origin in origins) or "its file"
+        files = ", ".join(str(origin.file) for origin in origins)
         more = ", or the name after the colon has" if any(origin.name for origin in origins) else ""
         raise ValueError(
             f"data.task {data.task!r} is not what the run was trained on: {files} has changed{more}; restore it, or"
@@ -114,7 +119,8 @@ def _digest_of(origins: Sequence[own.Origin]) -> str:
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a null byte is no name
         raise ValueError(
-            f"data.task: {path} cannot be read ({error.strerror or error}); say where it lies with {_MOVED}"
+            f"data.task: {path} cannot be read ({getattr(error, 'strerror', None) or error}); say where it lies with"
+            f" {_MOVED}"
         ) from None

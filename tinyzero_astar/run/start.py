@@ -127,7 +127,10 @@ def _continued(config: Config, problems: Problems, folder: Path, checkpoint: Pat
     if not (folder / METRICS).exists():
         console.warn(f"{folder / METRICS} is missing: the run goes on without its earlier records")
     _prepare(folder)
-    first = first_policy(config, console)
+    try:
+        first = first_policy(config, console)
+    except ValueError as error:
+        raise ValueError(f"{error}; on --resume a folder is told as model.model_name in {folder / CONFIG}") from None
     if first is not None and first.digest != known_reference(checkpoint, state)[0]:
         raise ValueError(
             f"the weights of model {config.model.model_name} are not those that the run in {folder} began with, which"
