@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS, DataConfig
@@ -507,6 +508,20 @@ def test_a_file_that_cannot_be_imported_is_refused(content: str | None, said: st
         Path(name).write_text(content)
     with pytest.raises(ValueError, match=said):
         make_task(DataConfig(task=f"{name}:Sums"), 0)
+
+
+def test_what_a_task_prints_does_not_stand_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("loud.py").write_text(CLASS + "\nprint('loud')\n")
+    sizes = ["--data.num-problems", "40", "--eval.num-problems", "5"]
+    assert doctor_main(["--data.task", "loud.py:Sums", *sizes, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["fits"] and "loud\n" in err
+    Path("loud_reward.py").write_text("def reward(completions, **kwargs):\n    print('loud')\n    return [0.5]\n")
+    table = _write("loud.jsonl", SUMS)
+    argv = ["1+2=?", "--data.task", table, "--data.reward-function", "loud_reward.py:reward", "--json"]
+    assert solve_main(argv) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["problem"] == "1+2=?" and err == "loud\n"
 
 
 def test_a_class_that_gives_other_than_it_was_asked_for_is_refused() -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,8 @@ def doctor_main(argv: Sequence[str]) -> int:
                 f"--processes {options.processes} must divide problems_per_iteration"
                 f" {options.train.problems_per_iteration}: all processes search the same number of problems"
             )
-        found = _diagnose(options)
+        with redirect_stdout(sys.stderr):  # a task of the user's own may print, and stdout may be JSON
+            found = _diagnose(options)
     except ValueError as error:
         return complain(error)
     if options.json:

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -70,7 +71,8 @@ def solve_main(argv: Sequence[str]) -> int:
         _check(options)
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
         config = _config(options, folder)
-        trace = _solve(options, config, folder)
+        with redirect_stdout(sys.stderr):  # a task of the user's own may print, and stdout may be JSON
+            trace = _solve(options, config, folder)
     except ValueError as error:
         return complain(error)
     except FloatingPointError as error:
