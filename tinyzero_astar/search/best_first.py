@@ -208,7 +208,8 @@ def best_first(
 ) -> Rollouts:
     """See `astar_search.astar_rollouts`; leaves and width are those of a group."""
     groups = len(prompts) // group_size
-    home = torch.arange(groups)[:, None] * group_size + torch.arange(width)[None] % group_size
+    group, row = torch.arange(groups, device="cpu")[:, None], torch.arange(width, device="cpu")[None]
+    home = group * group_size + row % group_size
     output = decoder.start(prompts, home.flatten(), can_cross=group_size > 1)
     ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
     search = _Search(output, ends, (groups, num_leaves, width), max_search_depth, guidance)
