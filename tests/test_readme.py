@@ -119,6 +119,8 @@ def run_python(argv, is_run):
         status = curve.main(argv[2:])
         assert Path("curve.png").stat().st_size > 1000
         return status
+    elif argv[:2] == ["-m", "pytest"]:
+        assert (ROOT / argv[2]).is_file()
     elif argv[1].startswith("benchmarks."):
         source = Path(importlib.util.find_spec(argv[1]).origin).read_text(encoding="utf-8")
         assert all(f'"{word}"' in source for word in argv if word.startswith("--"))
