@@ -1,6 +1,6 @@
 """Launcher: `python train.py --help`."""
 
-from tinyzero_astar.terminal import run_command
+from tinyzero_astar.terminal import end_process, run_command
 
 
 def _train() -> int:
@@ -10,4 +10,4 @@ def _train() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(_train))
+    end_process(run_command(_train))

@@ -31,6 +31,7 @@ from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.model import fsdp_utils
 from tinyzero_astar.run import build as session
 from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.terminal import end_process
 
 
 def judge(self, problem, completion, is_finished):
@@ -163,4 +164,4 @@ def work(job):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    raise SystemExit(work(json.loads(Path(sys.argv[1]).read_text())))
+    end_process(work(json.loads(Path(sys.argv[1]).read_text())))

@@ -1644,6 +1644,14 @@ FAULTS = (
         ("test_resume.py::test_a_stopped_run_leaves_its_evaluation_to_the_resumed_one",),
     ),
     Mutant(
+        "ends-in-order",
+        "a process of torchrun leaves its end to the interpreter, which may abort",
+        "terminal.py",
+        'if "TORCHELASTIC_RUN_ID" in os.environ:',
+        'if "TORCHELASTIC_RUN_IDS" in os.environ:',
+        ("test_terminal.py::test_a_process_of_torchrun_ends_at_once_and_loses_no_output",),
+    ),
+    Mutant(
         "status-of-ctrl-c",
         "SIGTERM ends with the status of Ctrl-C",
         "run/loop.py",

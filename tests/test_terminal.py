@@ -386,3 +386,16 @@ def test_what_could_not_be_measured_is_a_dash(measured, text, capsys):
     unknown = dict.fromkeys(("rollout/policy_accuracy", "train/policy_loss", "train/value_loss"), measured)
     ConsoleLogger().iteration(1, dict.fromkeys(names, 1.0) | unknown)
     assert f" {text} tokens 1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_under_torchrun", [False, True])
+def test_a_process_of_torchrun_ends_at_once_and_loses_no_output(is_under_torchrun):
+    """Others end in order: what is registered to run at the interpreter's end still does."""
+    code = (
+        "import atexit; from tinyzero_astar.terminal import end_process;"
+        "atexit.register(print, 'in order'); print('said', end=' '); end_process(3)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TORCHELASTIC_RUN_ID"}
+    environment |= {"TORCHELASTIC_RUN_ID": "x"} if is_under_torchrun else {}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (3, ["said"] if is_under_torchrun else ["said", "in", "order"])

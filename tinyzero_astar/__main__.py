@@ -2,7 +2,7 @@
 
 import sys
 
-from tinyzero_astar.terminal import run_command
+from tinyzero_astar.terminal import end_process, run_command
 
 
 def _run() -> int:  # imports stand here, so that a missing package is one sentence
@@ -20,4 +20,4 @@ def _run() -> int:  # imports stand here, so that a missing package is one sente
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_command(_run))
+    end_process(run_command(_run))

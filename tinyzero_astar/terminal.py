@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 FAILED, USAGE_ERROR = 1, 2
 UNREAD = 141  # the shell's for output that nobody reads
@@ -54,6 +54,20 @@ def run_command(run: Callable[[], int]) -> int:
         if isinstance(error, BrokenPipeError):
             return UNREAD
         return complain(f"standard output cannot be written ({error.strerror}); send it elsewhere", FAILED)
+
+
+def end_process(status: int) -> NoReturn:
+    """End the process with a status, once there is nothing left to do.
+
+    Under torchrun it ends at once: threads that PyTorch keeps for a process group may abort the interpreter's own end,
+    with status -6, after the group was left in good order.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 class _Interruptible:
