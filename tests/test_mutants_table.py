@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -13,11 +14,25 @@ def test_names_are_unique():
     assert len({m.name for m in MUTANTS}) == len(MUTANTS)
 
 
+@cache
+def source_and_tree(file):
+    """A file of the package, and its syntax tree as text."""
+    source = (ROOT / "tinyzero_astar" / file).read_text(encoding="utf-8")
+    return source, ast.dump(ast.parse(source))
+
+
+@cache
+def functions_of(file):
+    """Names of the functions of a file of tests."""
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_the_place_occurs_once_and_the_changed_file_compiles(mutant):
-    source = (ROOT / "tinyzero_astar" / mutant.file).read_text(encoding="utf-8")
+    source, tree = source_and_tree(mutant.file)
     changed = planted(mutant, source)
-    assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)), "nothing but layout or a comment changes"
+    assert ast.dump(ast.parse(changed)) != tree, "nothing but layout or a comment changes"
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
@@ -25,9 +40,7 @@ def test_the_named_tests_exist(mutant):
     assert mutant.tests
     for test in mutant.tests:
         file, name = test.split("::")
-        tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
-        functions = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-        assert name.partition("[")[0] in functions
+        assert name.partition("[")[0] in functions_of(file)
 
 
 def test_a_place_that_is_not_there_or_not_the_only_one_is_refused():
