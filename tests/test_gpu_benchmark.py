@@ -23,6 +23,7 @@ def test_shapes_have_the_documented_numbers_of_parameters(name, count):
     assert shapes.num_parameters == count and shapes.is_tied and shapes.vocab_size == 151_936
 
 
+@pytest.mark.slow
 def test_every_part_is_measured_on_a_cpu(tmp_path, capsys):
     path = tmp_path / "gpu.json"
     assert gpu.main([*SMALL.split(), "--output", str(path)]) == 0
@@ -41,6 +42,7 @@ def test_every_part_is_measured_on_a_cpu(tmp_path, capsys):
     assert "share_of_limit" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_recorded_steps_are_measured_beside_the_others(tmp_path, monkeypatch):
     tape = Tape()
     monkeypatch.setattr(gpu, "CudaGraphs", lambda: tape)

@@ -421,6 +421,7 @@ def test_the_training_loss_has_the_gradient_of_the_expected_reward(setting):
     assert distance < 0.04
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shortcut", ["no weights", "q as old policy", "token-level weights"])
 def test_shortcuts_miss_the_gradient(shortcut):
     table = Table(3, 3, seed=11, success=0.3)
