@@ -395,6 +395,7 @@ def test_bfloat16_trains_on_two_processes_and_continues_on_one(more, tiny_base, 
 FOR_EVER = ("--run.collective-timeout-s", "100000")  # a rank that were not ended would wait beyond any test's limit
 
 
+@pytest.mark.slow
 def test_a_rank_that_raises_ends_the_others_and_says_why(tiny_base, tmp_path):
     job = {"is_double": False, "commands": [command(tiny_base, tmp_path / "run", *FOR_EVER)], "fail": "raise"}
     status, output = launch(2, job, tmp_path)
