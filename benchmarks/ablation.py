@@ -10,9 +10,7 @@ JSON out; finished runs are kept in the output folder and not repeated.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,13 +24,14 @@ from tinyzero_astar.data.tasks import make_problems
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
+from tinyzero_astar.report.compare import accuracy_at
+from tinyzero_astar.report.intervals import mean_of
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.rollout.records import RewardedRollouts
 from tinyzero_astar.run import loop
 from tinyzero_astar.run.build import build
 from tinyzero_astar.training.reward import WeightedReward
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # two-sided, by number of seeds
 ARMS = ("sample", "gumbel", "guided", "guided_unweighted")
 
 
@@ -89,18 +88,9 @@ def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def accuracy_at(curve: Sequence[tuple[int, float]], budget: float) -> float:
-    """Linear interpolation between the two evaluations around a budget."""
-    for (t0, a0), (t1, a1) in itertools.pairwise(curve):
-        if t0 <= budget <= t1:
-            return a0 + (a1 - a0) * (budget - t0) / (t1 - t0)
-    raise ValueError(f"budget {budget} is outside the measured range")
-
-
 def summarise(values: Sequence[float]) -> dict[str, float]:
-    mean = statistics.mean(values)
-    half = T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
-    return {"mean": round(mean, 4), "low": round(mean - half, 4), "high": round(mean + half, 4)}
+    mean = mean_of(values)
+    return {"mean": round(mean.value, 4), "low": round(mean.low, 4), "high": round(mean.high, 4)}
 
 
 def main() -> None:

@@ -1734,7 +1734,7 @@ FAULTS = (
     Mutant(
         "default-is-not-given",
         "options with the preset's value are ignored without a word",
-        "cli/train.py",
+        "cli/options.py",
         'if others := sorted(given - {"resume"',
         'if others := sorted(set() & {"resume"',
         ("test_resume.py::test_an_option_that_would_be_ignored_is_refused_though_it_is_the_default",),
@@ -3040,6 +3040,75 @@ OWN_TASKS = (
     ),
 )
 
+COMPARED = ("test_compare.py::test_groups_are_compared_at_equal_spending_seed_by_seed",)
+INSIDE = ("test_compare.py::test_the_share_inside_is_the_integral_of_the_density",)
+COMMANDS = (
+    Mutant(
+        "unpaired",
+        "runs of unequal seeds are compared",
+        "report/compare.py",
+        "gains = [own[seed] - first[seed] for seed in own if seed in first]",
+        "gains = [x - y for x, y in zip(own.values(), first.values(), strict=False)]",
+        COMPARED,
+    ),
+    Mutant(
+        "last-evaluation-counts",
+        "accuracy at a budget is that of the evaluation before it",
+        "report/compare.py",
+        "a0 + (a1 - a0) * (budget - t0) / (t1 - t0)",
+        "a0",
+        COMPARED,
+    ),
+    Mutant(
+        "reference-free",
+        "tokens that a reference decoded are not counted",
+        "report/compare.py",
+        '("search/num_decoded_tokens", "reference/num_decoded_tokens")',
+        '("search/num_decoded_tokens",)',
+        ("test_compare.py::test_tokens_of_a_reference_count",),
+    ),
+    Mutant(
+        "normal-for-student",
+        "Student's distribution with one term too few",
+        "report/intervals.py",
+        "range(is_odd, freedom - 1, 2)",
+        "range(is_odd, freedom - 3, 2)",
+        INSIDE,
+    ),
+    Mutant(
+        "standard-deviation",
+        "an interval of single numbers instead of their mean",
+        "report/intervals.py",
+        "* statistics.stdev(values) / math.sqrt(len(values))",
+        "* statistics.stdev(values)",
+        ("test_compare.py::test_the_interval_of_a_mean",),
+    ),
+    Mutant(
+        "preset-of-file-ignored",
+        "a configuration file changes preset tiny, whatever it names",
+        "config_file.py",
+        "dataclasses.asdict(PRESETS[preset])",
+        'dataclasses.asdict(PRESETS["tiny"])',
+        ("test_config_file.py::test_a_file_changes_the_preset_that_it_names_and_options_change_the_file",),
+    ),
+    Mutant(
+        "typo-taken",
+        "an unknown field of a configuration file is ignored",
+        "config_file.py",
+        '            _check_known(path, f"{section}.{key}", [f"{section}.{known}" for known in sections[section]])',
+        "            values = {key: values[key] for key in values if key in sections[section]}",
+        ("test_config_file.py::test_a_mistake_is_one_sentence_that_names_it",),
+    ),
+    Mutant(
+        "oldest-of-run",
+        "the oldest checkpoint of a run is its model",
+        "run/checkpoint_folders.py",
+        "model_name=str(found[max(found)])",
+        "model_name=str(found[min(found)])",
+        ("test_commands.py::test_the_newest_checkpoint_of_a_run_is_its_model",),
+    ),
+)
+
 MUTANTS = (
     *HEURISTIC,
     *SCORING,
@@ -3061,6 +3130,7 @@ MUTANTS = (
     *COUNTDOWN,
     *TASKS,
     *OWN_TASKS,
+    *COMMANDS,
 )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tinyzero_astar.cli.train import main, parse
+from tinyzero_astar.cli.options import parse
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS, to_json
 from tinyzero_astar.run.folder import CONFIG
 
@@ -109,13 +110,12 @@ def test_a_typo_is_answered_with_the_nearest_name(capsys):
 
 @pytest.mark.parametrize("line", ["--config nope", "--config=nope"])
 def test_an_unknown_preset_is_answered_with_the_known_ones(line, capsys):
-    status, err = exit_of(words(line), capsys)
-    assert status == 2
-    assert "nope" in err and all(f"'{preset}'" in err for preset in PRESETS)
+    sentence = refusal(words(line), capsys)
+    assert "nope" in sentence and all(f"'{preset}'" in sentence for preset in PRESETS)
 
 
 @pytest.mark.parametrize(
-    "line", ["--search.beam-width x", "--train.num-epochs 1.5", "--search.mode astar", "--config", "stray"]
+    "line", ["--search.beam-width x", "--train.num-epochs 1.5", "--search.mode astar", "--config", "--stray"]
 )
 def test_wrong_values_and_stray_words_exit_with_2(line, capsys):
     status, err = exit_of(words(line), capsys)
@@ -139,10 +139,10 @@ def test_wrong_values_and_stray_words_exit_with_2(line, capsys):
         ("--resume r --output-dir o", "--resume r continues with the run's own configuration"),
         ("--resume r", "--resume r: no checkpoint in r/checkpoints; name the folder of a run"),
         ("--eval-only --output-dir o", "--output-dir o is for training"),
-        ("--eval-only --checkpoint c", "--checkpoint c: no checkpoint folder found; looked for c"),
+        ("--eval-only --checkpoint c", "checkpoint c: no checkpoint folder found; looked for c"),
         (
             "--eval-only --checkpoint c --data.max-digits 3",
-            "--checkpoint c is evaluated with its own configuration: leave out all options but --eval.*",
+            "checkpoint c is evaluated with its own configuration: leave out all options but --eval.*",
         ),
         ("--model.model-name ./nowhere", "model_name './nowhere': no folder with a config.json there"),
         ("--eval-only --model.model-name ./nowhere", "model_name './nowhere': no folder with a config.json"),
@@ -233,7 +233,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(argv, status, elsewhere):
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1:] == [f"loaded: [] status: {status}"], done.stderr
     if argv == ["--help"]:
-        for option in ("--config {tiny,local,training}", "--search.beam-width INT", "--eval-only"):
+        for option in ("--config {tiny,local,training}|FILE.toml", "--search.beam-width INT", "--eval-only"):
             assert option in done.stdout
 
 

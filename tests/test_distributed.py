@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from tests.distributed_worker import planted
 from tinyzero_astar import distributed
-from tinyzero_astar.cli.train import main, parse
+from tinyzero_astar.cli.options import parse
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.resources.prediction import PlannedRun

@@ -16,7 +16,8 @@ from transformers import Qwen2Config
 
 from tests.test_run import OPTIONS
 from tinyzero_astar.cli.doctor import Doctor, doctor_main
-from tinyzero_astar.cli.train import main, parse_as
+from tinyzero_astar.cli.options import parse_as
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources import machine, memory
 from tinyzero_astar.resources.advice import disk_advice, memory_advice, mend_memory
@@ -290,7 +291,6 @@ def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     [
         ("--model.model-name ./nowhere", "model_name './nowhere': no folder with a config.json there"),
         ("--processes 3", "--processes 3 must divide problems_per_iteration 32"),
-        ("--eval-only", "doctor predicts a training run"),
         ("--model.cuda-graphs --model.device cpu", "model.cuda_graphs is for GPUs"),
         ("--model.liger --model.device cpu", "model.liger asks for kernels for GPUs"),
         ("--train.gae-lambda 2", "train.gae_lambda 2.0 is out of range"),

@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from tinyzero_astar import __main__
+from tinyzero_astar.cli import commands
 from tinyzero_astar.cli.doctor import Doctor
-from tinyzero_astar.cli.solve import solve_main
-from tinyzero_astar.cli.train import main, parse, parse_as
+from tinyzero_astar.cli.options import parse, parse_as, parse_train
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS, DataConfig, EvalConfig, ModelConfig, SearchConfig, ValueConfig
-from tinyzero_astar.report import curve
 from tinyzero_astar.resources import machine
 from tinyzero_astar.resources.machine import Speed
 from tinyzero_astar.run.folder import CONFIG
@@ -30,7 +30,7 @@ from tinyzero_astar.run.folder import CONFIG
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 _BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
-_COMMAND = re.compile(r"(\w+=\S+ )*(\.venv/bin/)?(python|pip|make|torchrun|source|git) .*", re.DOTALL)
+_COMMAND = re.compile(r"(\w+=\S+ )*(\.venv/bin/)?(python|tinyzero|pip|make|torchrun|source|git) .*", re.DOTALL)
 
 
 def commands_of(text):
@@ -73,7 +73,9 @@ def words_of(command):
     """The words, with what stands for something of the reader's own filled in."""
     words = [word for word in shlex.split(command) if not re.fullmatch(r"[A-Z_]+=\S+", word)]
     words[0] = words[0].removeprefix(".venv/bin/")
-    return [{"S": "1", "A": "rloo", "…": "runs/tiny-001"}.get(word, word) for word in words]
+    return [
+        {"S": "1", "A": "rloo", "…": "runs/tiny-001", "CHECKPOINT": "runs/tiny-001"}.get(word, word) for word in words
+    ]
 
 
 def is_for_a_cpu(argv):
@@ -99,9 +101,23 @@ def test_a_documented_command_works_as_written(command, project, capsys):
         assert (ROOT / argv[2]).is_file() if argv[1] == "-r" else argv[2].strip(".[]") in extras
     elif program == "source":
         assert argv == [".venv/bin/activate"]
+    elif program == "tinyzero":
+        assert run_command(argv) == 0
     else:
         assert program == "python" and run_python(argv, COMMANDS[command] == README.name) == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+def run_command(argv):
+    """The exit status of a command of tinyzero's; trainings and doctor are parsed, or take as long as a run."""
+    name, *rest = argv
+    if name == "train":
+        return 0 if parse_train(rest) else 1
+    if name == "doctor":
+        return 0 if parse_as(Doctor, "doctor", rest) else 1
+    status = commands.main(argv)
+    assert name != "report" or Path("curve.png").stat().st_size > 1000
+    return status
 
 
 def run_python(argv, is_run):
@@ -111,14 +127,7 @@ def run_python(argv, is_run):
             return main(argv[1:])
         parse(argv[1:])
     elif argv[:2] == ["-m", "tinyzero_astar"]:
-        if argv[2] == "doctor":
-            parse_as(Doctor, "doctor", argv[3:])
-        else:
-            return solve_main(argv[3:])
-    elif argv[:2] == ["-m", "tinyzero_astar.report.curve"]:
-        status = curve.main(argv[2:])
-        assert Path("curve.png").stat().st_size > 1000
-        return status
+        return run_command(argv[2:])
     elif argv[:2] == ["-m", "pytest"]:
         assert (ROOT / argv[2]).is_file()
     elif argv[1].startswith("benchmarks."):

@@ -20,7 +20,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinyzero_astar.cli.train import main, parse
+from tinyzero_astar.cli.options import parse
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config, from_json
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict

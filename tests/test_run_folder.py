@@ -198,7 +198,7 @@ def test_what_is_no_checkpoint_is_refused_with_the_places_looked_at(tmp_path):
     with pytest.raises(ValueError) as refused:
         resolve_checkpoint(FORMS[1], "tiny", tmp_path)
     places = ", ".join(str(p) for p in (FORMS[1], FORMS[0], run / FORMS[1], run / FORMS[0]))
-    assert str(refused.value) == f"--checkpoint {FORMS[1]}: no checkpoint folder found; looked for {places}"
+    assert str(refused.value) == f"checkpoint {FORMS[1]}: no checkpoint folder found; looked for {places}"
     with pytest.raises(ValueError, match=r"looked for /nowhere/x$"):
         resolve_checkpoint(Path("/nowhere/x"), "tiny", tmp_path)
 
@@ -209,7 +209,7 @@ def test_a_path_that_begins_with_the_root_is_not_looked_for_inside_a_run(tmp_pat
     wanted = Path("runs") / "tiny-001" / "checkpoints" / "checkpoint_iter_40"
     with pytest.raises(ValueError) as refused:
         resolve_checkpoint(wanted, "tiny")
-    assert str(refused.value) == f"--checkpoint {wanted}: no checkpoint folder found; looked for {wanted}"
+    assert str(refused.value) == f"checkpoint {wanted}: no checkpoint folder found; looked for {wanted}"
 
 
 def test_the_folder_of_a_run_means_its_newest_checkpoint(tmp_path):
@@ -218,7 +218,7 @@ def test_the_folder_of_a_run_means_its_newest_checkpoint(tmp_path):
     newest = tmp_path / "tiny-001" / "checkpoints" / "checkpoint_iter_10"
     assert resolve_checkpoint(tmp_path / "tiny-001", "tiny") == newest
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"^--checkpoint \S*empty: no checkpoint in "):
+    with pytest.raises(ValueError, match=r"^checkpoint \S*empty: no checkpoint in "):
         resolve_checkpoint(tmp_path / "empty", "tiny")
 
 

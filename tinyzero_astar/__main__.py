@@ -1,4 +1,4 @@
-"""`python -m tinyzero_astar solve "37*84"`, or `doctor`; without a sub-command it is `python train.py`."""
+"""`python -m tinyzero_astar` is `tinyzero`; without a command it is `python train.py`."""
 
 import sys
 
@@ -6,17 +6,13 @@ from tinyzero_astar.terminal import end_process, run_command
 
 
 def _run() -> int:  # imports stand here, so that a missing package is one sentence
-    if sys.argv[1:2] == ["solve"]:
-        from tinyzero_astar.cli.solve import solve_main
+    if sys.argv[1:2] and not sys.argv[1].startswith("-"):
+        from tinyzero_astar.cli.commands import main
 
-        return solve_main(sys.argv[2:])
-    if sys.argv[1:2] == ["doctor"]:
-        from tinyzero_astar.cli.doctor import doctor_main
+        return main(sys.argv[1:])
+    from tinyzero_astar.cli.train import main as train
 
-        return doctor_main(sys.argv[2:])
-    from tinyzero_astar.cli.train import main
-
-    return main()
+    return train()
 
 
 if __name__ == "__main__":

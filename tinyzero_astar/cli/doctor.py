@@ -1,11 +1,10 @@
-"""Will a run fit this machine, and how long will it take: `python -m tinyzero_astar doctor --config training`.
+"""Will a run fit this machine, and how long will it take: `tinyzero doctor --config training`.
 
-Takes every option of train.py. Status 0: it fits; 1: it does not; 2: wrong use.
+Takes the options of a new run. Status 0: it fits; 1: it does not; 2: wrong use.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from tinyzero_astar.cli.train import Command, parse_as
-from tinyzero_astar.config import Config
+from tinyzero_astar.cli.options import Options, config_of, parse_as
+from tinyzero_astar.config import check
+from tinyzero_astar.run.checkpoint_folders import model_of_run
 from tinyzero_astar.terminal import complain, counted, printable, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ FITS, DOES_NOT_FIT = 0, 1
 
 
 @dataclass(frozen=True)
-class Doctor(Command):
-    """Predict memory, disk and time of a training run before it is started; takes the options of train.py."""
+class Doctor(Options):
+    """Predict memory, disk and time of a training run before it is started."""
 
+    output_dir: Path | None = None
+    """Folder of the run, whose disk counts; default: runs/."""
     processes: int = 1
     """Predict for that many processes (torchrun's --nproc_per_node), each with a device of its own."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -41,9 +43,8 @@ class Doctor(Command):
 def doctor_main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     try:
-        options = parse_as(Doctor, "python -m tinyzero_astar doctor", argv)
-        if options.eval_only or options.resume is not None:
-            raise ValueError("doctor predicts a training run from its options: leave out --eval-only and --resume")
+        options = parse_as(Doctor, "tinyzero doctor", argv)
+        check(options)
         if options.processes < 1 or options.train.problems_per_iteration % options.processes:
             raise ValueError(
                 f"--processes {options.processes} must divide problems_per_iteration"
@@ -68,7 +69,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
     from tinyzero_astar.resources.prediction import PlannedRun
     from tinyzero_astar.training.algorithms import make_algorithm
 
-    config = Config(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Config)})
+    config = model_of_run(config_of(options))
     device = choose_device(config.model.device)
     check_options(config, device)
     make_algorithm(config)  # or refuses it

@@ -1,4 +1,4 @@
-"""Ask a trained model one question and see the search tree: `python -m tinyzero_astar solve "37*84"`.
+"""Ask a trained model one question and see the search tree: `tinyzero solve "37*84"`.
 
 Any question of the task that the checkpoint was trained on.
 
@@ -67,7 +67,7 @@ class Solve:
 def solve_main(argv: Sequence[str]) -> int:
     """Command line; returns the exit status."""
     try:
-        options = tyro.cli(Solve, prog="python -m tinyzero_astar solve", args=list(argv))
+        options = tyro.cli(Solve, prog="tinyzero solve", args=list(argv))
         _check(options)
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
         config = _config(options, folder)

@@ -1,4 +1,4 @@
-"""The learning curve of one or several runs as a picture: `python -m tinyzero_astar.report.curve RUN... -o PNG`.
+"""The learning curve of one or several runs as a picture: `tinyzero report RUN... -o PNG`.
 
 Needs matplotlib (the `plot` extra).
 """
@@ -72,9 +72,7 @@ def _series(rows: list[dict[str, Any]], names: Sequence[str]) -> tuple[list[int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tinyzero_astar.report.curve", description="Draw the learning curve of runs."
-    )
+    parser = argparse.ArgumentParser(prog="tinyzero report", description="Draw the learning curve of runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("-o", "--output", type=Path, default=Path("curve.png"), help="the picture to write")
     args = parser.parse_args(argv)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+from tinyzero_astar.config import Config
 from tinyzero_astar.files import METRICS, PARTIAL, SAMPLES
 from tinyzero_astar.run.folder import CHECKPOINTS, CONFIG, iteration_of, numbered_checkpoints, numbered_runs
 from tinyzero_astar.run.records import keep_iterations
@@ -33,18 +36,27 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
         if (candidate / CHECKPOINTS).is_dir():
             return latest_checkpoint(candidate)
     looked = ", ".join(str(c) for c in candidates)
-    raise ValueError(f"--checkpoint {path}: no checkpoint folder found; looked for {looked}")
+    raise ValueError(f"checkpoint {path}: no checkpoint folder found; looked for {looked}")
+
+
+def model_of_run(config: Config) -> Config:
+    """The configuration with the newest checkpoint as its model, where the folder of a run is named as that."""
+    run = Path(os.path.expanduser(config.model.model_name))  # as for the folder of a model
+    found = numbered_checkpoints(run)
+    if not found:
+        return config
+    return replace(config, model=replace(config.model, model_name=str(found[max(found)])))
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The checkpoint of the highest iteration in a run, which the user named with --checkpoint.
+    """The checkpoint of the highest iteration in a run, which the user named as a checkpoint.
 
     Raises:
         ValueError: the run has none.
     """
     found = numbered_checkpoints(run)
     if not found:
-        raise _no_checkpoint("--checkpoint", run)
+        raise _no_checkpoint("checkpoint", run)
     return found[max(found)]
 
 

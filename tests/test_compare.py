@@ -1,0 +1,165 @@
+"""Runs side by side: against the formulas, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tinyzero_astar.cli.compare import compare_main
+from tinyzero_astar.config import Config, to_json
+from tinyzero_astar.report.compare import accuracy_at, compare_runs
+from tinyzero_astar.report.intervals import mean_of, student_inside, student_quantile
+
+ACCURACY = "eval/greedy_accuracy"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_run(folder, seed, curve, **sections):
+    """A run of (accuracy or None, tokens, seconds) by iteration, from 0 on; its sections changed."""
+    config = replace(Config(), run=replace(Config().run, seed=seed, **sections.pop("run", {})))
+    for name, fields in sections.items():
+        config = replace(config, **{name: replace(getattr(config, name), **fields)})
+    folder.mkdir()
+    (folder / "config.json").write_text(to_json(config))
+    rows = []
+    for number, (accuracy, tokens, seconds) in enumerate(curve):
+        spent = {"search/num_decoded_tokens": tokens, "time/iteration_s": seconds} if number else {}
+        rows.append({"iteration": number, **({} if accuracy is None else {ACCURACY: accuracy}), **spent})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30])
+def test_the_share_inside_is_the_integral_of_the_density(freedom):
+    """Student's density c (1 + x²/n)^(-(n+1)/2), by the trapezoidal rule; no digits of tables."""
+    x = torch.linspace(-2.5, 2.5, 200_001, dtype=torch.float64)
+    constant = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    density = constant * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    assert student_inside(2.5, freedom) == pytest.approx(float(torch.trapezoid(density, x)), abs=1e-9)
+
+
+def test_the_quantile_is_that_of_the_tables():
+    tabled = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 7: 2.365, 30: 2.042}
+    assert {n: round(student_quantile(n), 3) for n in tabled} == tabled
+
+
+def test_the_interval_of_a_mean():
+    mean = mean_of([1.0, 2.0, 6.0])  # deviations -2, -1, 3: variance 14 / 2
+    half = student_quantile(2) * math.sqrt(7 / 3)
+    assert mean == pytest.approx((3.0, 3 - half, 3 + half))
+    assert mean_of([0.25]) == (0.25, None, None)
+
+
+# --------------------------------------------------------------------------------------------- comparison
+
+
+def test_accuracy_is_read_off_the_line_between_evaluations():
+    curve = [(0.0, 0.0), (10.0, 0.5), (10.0, 0.7), (30.0, 0.9)]
+    assert [accuracy_at(curve, x) for x in (0, 5, 20, 30)] == pytest.approx([0.0, 0.25, 0.8, 0.9])
+    with pytest.raises(ValueError, match="outside the measured range"):
+        accuracy_at(curve, 31)
+
+
+def two_groups(folder):
+    """Seeds 0, 1 and 2 of mode gumbel, 1, 2 and 5 of mode sample; tokens 100 and 50 an iteration, seconds 1 and 2."""
+    runs = []
+    for s, last in ((0, 0.9), (1, 0.6), (2, 0.6)):
+        runs.append(make_run(folder / f"g{s}", s, [(0.0, 0, 0), (None, 100, 1), (last, 100, 1)]))
+    sample = {"mode": "sample"}
+    for s, last in ((1, 0.2), (2, 0.4), (5, 1.0)):
+        curve = [(0.0, 0, 0), (None, 50, 2), (last, 50, 2)]
+        runs.append(make_run(folder / f"s{s}", s, curve, search=sample, run={"checkpoint_frequency": 3}))
+    return runs
+
+
+def test_groups_are_compared_at_equal_spending_seed_by_seed(elsewhere):
+    found = compare_runs(two_groups(elsewhere))
+    assert found.names == ["search.mode gumbel", "search.mode sample"]
+    assert [[run.seed for run in group] for group in found.groups] == [[0, 1, 2], [1, 2, 5]]
+    tokens, seconds = found.rows["tokens"], found.rows["seconds"]
+    assert [row.budget for row in tokens[::2]] == [25, 50, 75, 100]  # the sampled runs spent 100, the others 200
+    assert [row.budget for row in seconds[::2]] == [0.5, 1, 1.5, 2]  # and 4 seconds against 2
+    a, b = tokens[-2:]
+    assert a.gain is None and a.accuracy == pytest.approx(mean_of([0.45, 0.3, 0.3]))
+    assert b.accuracy == pytest.approx(mean_of([0.2, 0.4, 1.0]))
+    assert b.gain == pytest.approx(mean_of([0.2 - 0.3, 0.4 - 0.3]))  # seeds 1 and 2
+    a, b = seconds[-2:]
+    assert a.accuracy.value == pytest.approx(0.7) and b.accuracy == pytest.approx(mean_of([0.1, 0.2, 0.5]))
+    assert b.gain == pytest.approx(mean_of([0.1 - 0.6, 0.2 - 0.6]))
+
+
+def test_tokens_of_a_reference_count(elsewhere):
+    folder = make_run(elsewhere / "r", 0, [(0.0, 0, 0), (1.0, 40, 1)])
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[1]) | {"reference/num_decoded_tokens": 60}
+    (folder / "metrics.jsonl").write_text(lines[0] + "\n" + json.dumps(last) + "\n")
+    assert compare_runs([folder]).groups[0][0].curves["tokens"] == [(0, 0), (100, 1)]
+
+
+def test_the_table_has_80_columns(elsewhere, capsys):
+    folders = [str(folder) for folder in two_groups(elsewhere)]
+    assert compare_main(folders) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[:2] == ["A  search.mode gumbel; seeds 0, 1, 2", "B  search.mode sample; seeds 1, 2, 5"]
+    head = next(i for i, line in enumerate(lines) if "tokens" in line)
+    assert lines[head].split() == ["tokens", "accuracy", "minus", "A,", "same", "seeds"]
+    assert lines[head + 7].split()[:3] == ["100", "A", "35.0"] and lines[head + 8].split()[:2] == ["B", "53.3"]
+    assert " +0.0 [" in lines[head + 8]
+
+
+def test_the_table_as_json_and_one_run_alone(elsewhere, capsys):
+    folder = make_run(elsewhere / "r", 4, [(0.0, 0, 0), (1.0, 40, 1)])
+    assert compare_main([str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["groups"] == [{"name": "embedded", "runs": [str(folder)], "seeds": [4]}]
+    row = {"budget": 40, "group": 0, "accuracy": {"value": 1, "low": None, "high": None}, "gain": None}
+    assert found["tokens"][-1] == row
+    assert compare_main([str(folder)]) == 0
+    assert "minus A" not in capsys.readouterr().out
+
+
+def test_seconds_are_not_compared_where_they_are_not_known(elsewhere, capsys):
+    folder = make_run(elsewhere / "r", 0, [(0.0, 0, 0), (0.5, 40, None), (1.0, 40, 1)])
+    assert compare_main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "seconds: not compared" in out and "80   A   100.0" in out
+
+
+@pytest.mark.parametrize(
+    ("curve", "why"),
+    [
+        ([(0.0, 0, 0)], "goes from iteration 0 to 0; a curve needs 0 and one more"),
+        ([(0.0, 0, 0), (None, 9, 1)], "1 evaluation(s) in its metrics.jsonl; a curve needs two"),
+        ([(0.0, 0, 0), ("high", 9, 1)], "eval/greedy_accuracy of iteration 1 is no number"),
+    ],
+)
+def test_a_run_without_a_curve_is_refused(curve, why, elsewhere, capsys):
+    make_run(elsewhere / "r", 0, curve)
+    assert compare_main(["r"]) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_refused_in_one_sentence(elsewhere, capsys):
+    make_run(elsewhere / "a", 0, [(0.0, 0, 0), (1.0, 40, 1)])
+    make_run(elsewhere / "b", 0, [(0.0, 0, 0), (1.0, 40, 1)])
+    for argv, why in (
+        (["a", "b"], "a and b have the same configuration and seed 0; name one of them"),
+        (["nowhere"], "nowhere: no metrics.jsonl there; name the folder of a run"),
+        ([], "compare needs the folders of runs"),
+    ):
+        assert compare_main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {why}") and err.count("\n") == 1

@@ -1,0 +1,87 @@
+"""`tinyzero COMMAND …`: the commands by name.
+
+A command's module is imported when it is called, so that the list and a mistake answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+from tinyzero_astar.terminal import complain, end_process, run_command
+
+Command = Callable[[Sequence[str]], int]
+
+
+def _train() -> Command:
+    from tinyzero_astar.cli.train import train_main
+
+    return train_main
+
+
+def _eval() -> Command:
+    from tinyzero_astar.cli.train import eval_main
+
+    return eval_main
+
+
+def _solve() -> Command:
+    from tinyzero_astar.cli.solve import solve_main
+
+    return solve_main
+
+
+def _doctor() -> Command:
+    from tinyzero_astar.cli.doctor import doctor_main
+
+    return doctor_main
+
+
+def _report() -> Command:
+    from tinyzero_astar.report.curve import main
+
+    return main
+
+
+def _compare() -> Command:
+    from tinyzero_astar.cli.compare import compare_main
+
+    return compare_main
+
+
+def _version() -> Command:
+    from tinyzero_astar.cli.version import version_main
+
+    return version_main
+
+
+COMMANDS: dict[str, tuple[Callable[[], Command], str]] = {
+    "train": (_train, "teach a model, or continue a run"),
+    "eval": (_eval, "evaluate a checkpoint, or the base model"),
+    "solve": (_solve, "one question, its answer and its search tree"),
+    "doctor": (_doctor, "will a run fit this machine, and how long will it take"),
+    "report": (_report, "draw the learning curve of runs"),
+    "compare": (_compare, "runs side by side, at equal tokens and at equal seconds"),
+    "version": (_version, "versions of everything, and the device"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command that the first word names; returns the exit status."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print("usage: tinyzero COMMAND [OPTIONS]; tinyzero COMMAND --help tells its options\n")
+        print("\n".join(f"  {known:8s} {what}" for known, (_, what) in COMMANDS.items()))
+        return 0
+    if name not in COMMANDS:
+        close = get_close_matches(name, COMMANDS, n=1)
+        nearest = f"; the nearest is {close[0]}" if close else ""
+        return complain(f"{name!r} is no command{nearest}; there are {', '.join(COMMANDS)}")
+    load, _ = COMMANDS[name]
+    return load()(rest)
+
+
+def console_script() -> None:
+    """What the installed `tinyzero` runs."""
+    end_process(run_command(lambda: main(sys.argv[1:])))

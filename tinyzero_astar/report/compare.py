@@ -1,0 +1,162 @@
+"""Runs side by side: held-out accuracy at equal decoded tokens and at equal seconds, paired over seeds.
+
+Runs that differ in their seed alone are one group. A run's accuracy between two evaluations is read off the straight
+line between them. Seconds are those of search and update, without evaluations and checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from tinyzero_astar.config import Config, differences, from_json
+from tinyzero_astar.files import METRICS
+from tinyzero_astar.report.intervals import Mean, mean_of
+from tinyzero_astar.run.folder import CONFIG
+from tinyzero_astar.run.records import read_jsonl
+
+Measure = Literal["tokens", "seconds"]
+MEASURES: tuple[Measure, ...] = ("tokens", "seconds")
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of what the shortest run has spent
+_ACCURACY, _TIME = "eval/greedy_accuracy", "time/iteration_s"
+_TOKENS = ("search/num_decoded_tokens", "reference/num_decoded_tokens")
+# in these the runs of a group may differ, besides the seed: they change nothing of what is learned, nor how fast
+_FREE = ("run.seed", "run.checkpoint_frequency", "run.sample_frequency", "run.collective_timeout_s")
+
+Curve = list[tuple[float, float]]  # what was spent until an evaluation, and its accuracy
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a comparison needs of a run."""
+
+    folder: Path
+    config: Config
+    curves: dict[Measure, Curve]  # without seconds where an iteration's time is not known
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.config.run.seed
+
+
+class Row(NamedTuple):
+    """A group at one budget."""
+
+    budget: float
+    group: int
+    accuracy: Mean  # over its seeds
+    gain: Mean | None  # accuracy minus that of the first group, over the seeds that both have; None: there are none
+
+
+class Comparison(NamedTuple):
+    """Groups of runs, and how they compare."""
+
+    groups: list[list[Run]]
+    names: list[str]
+    rows: dict[Measure, list[Row]]
+
+
+def compare_runs(folders: Sequence[Path]) -> Comparison:
+    """Compare runs, the first one's group being what the others are compared with.
+
+    Raises:
+        ValueError: a folder holds no run or a damaged one, or two runs are the same.
+    """
+    groups = _grouped([read_run(folder) for folder in folders])
+    rows = {
+        measure: _rows(groups, measure) for measure in MEASURES if all(measure in r.curves for g in groups for r in g)
+    }
+    return Comparison(groups, _names([group[0].config for group in groups]), rows)
+
+
+def read_run(folder: Path) -> Run:
+    """The configuration of a run and its learning curves.
+
+    Raises:
+        ValueError: they are not there or damaged.
+    """
+    rows = read_jsonl(folder / METRICS)
+    if not rows:
+        raise ValueError(f"{folder}: no {METRICS} there; name the folder of a run")
+    first, last = rows[0]["iteration"], rows[-1]["iteration"]
+    if first != 0 or last == 0:
+        raise ValueError(f"{folder}: its {METRICS} goes from iteration {first} to {last}; a curve needs 0 and one more")
+    curves: dict[Measure, Curve] = {"tokens": _curve(folder, rows, _TOKENS)}
+    if all(_number(folder, row, _TIME) is not None for row in rows[1:]):  # else the run was stopped there
+        curves["seconds"] = _curve(folder, rows, (_TIME,))
+    return Run(folder, from_json(folder / CONFIG), curves)
+
+
+def _curve(folder: Path, rows: Sequence[dict[str, Any]], costs: Sequence[str]) -> Curve:
+    spent, curve = 0.0, []
+    for row in rows:
+        spent += sum(_number(folder, row, name) or 0.0 for name in costs)
+        if (accuracy := _number(folder, row, _ACCURACY)) is not None:
+            curve.append((spent, accuracy))
+    if len(curve) < 2:
+        raise ValueError(f"{folder}: {len(curve)} evaluation(s) in its {METRICS}; a curve needs two")
+    return curve
+
+
+def _number(folder: Path, row: dict[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{folder / METRICS}: {name} of iteration {row['iteration']} is no number")
+
+
+def accuracy_at(curve: Curve, budget: float) -> float:
+    """Linear interpolation between the two evaluations around a budget.
+
+    Raises:
+        ValueError: the curve does not reach so far.
+    """
+    for (t0, a0), (t1, a1) in itertools.pairwise(curve):
+        if t0 <= budget <= t1:
+            return a1 if t1 == t0 else a0 + (a1 - a0) * (budget - t0) / (t1 - t0)
+    raise ValueError(f"budget {budget} is outside the measured range")
+
+
+def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    groups: list[list[Run]] = []
+    for run in runs:
+        group = next((g for g in groups if set(differences(g[0].config, run.config)) <= set(_FREE)), None)
+        if group is None:
+            groups.append([run])
+        elif same := [other for other in group if other.seed == run.seed]:
+            raise ValueError(
+                f"{same[0].folder} and {run.folder} have the same configuration and seed {run.seed}; name one of them"
+            )
+        else:
+            group.append(run)
+    return groups
+
+
+def _names(configs: Sequence[Config]) -> list[str]:
+    """What sets each group apart: the fields in which not all of them agree."""
+    fields = dict.fromkeys(f for c in configs for f in differences(configs[0], c) if f not in _FREE)
+    names = []
+    for config in configs:
+        values = dataclasses.asdict(config)
+        told = (f"{f} {values[f.split('.')[0]][f.split('.')[1]]}" for f in fields)
+        names.append(", ".join(told) or config.model.model_name)
+    return names
+
+
+def _rows(groups: Sequence[Sequence[Run]], measure: Measure) -> list[Row]:
+    least = min(run.curves[measure][-1][0] for group in groups for run in group)
+    return [
+        _row(groups, index, measure, share * least) for share in SHARES for index in range(len(groups))
+    ]  # budget by budget
+
+
+def _row(groups: Sequence[Sequence[Run]], index: int, measure: Measure, budget: float) -> Row:
+    first, own = ({r.seed: accuracy_at(r.curves[measure], budget) for r in groups[i]} for i in (0, index))
+    gains = [own[seed] - first[seed] for seed in own if seed in first]
+    gain = mean_of(gains) if gains and index > 0 else None
+    return Row(budget, index, mean_of(list(own.values())), gain)
