@@ -225,6 +225,7 @@ def _read_leaves(search: _Dives, ends: Tensor) -> Rollouts:
         logq=logq,
         value=value,
         format_value=torch.zeros_like(value),
+        child_value=torch.zeros_like(value),
         priority=search.priority,
         kappa=kappa,
         weight=torch.where(is_leaf, weight, 0.0),

@@ -72,14 +72,17 @@ def full_forward(policy, prefix):
 
 def assert_equals_full_forward(policy, output, prefixes):
     every = (output.logits, output.value_logit, output.child_logit(), output.format_logit)
-    assert not any(x.requires_grad for x in every)
+    taken = output.taken(torch.arange(len(prefixes)).flip(0), torch.arange(len(prefixes)))  # of rows in any order
+    assert not any(x.requires_grad for x in (*every, taken))
     for row, prefix in enumerate(prefixes):
         full = full_forward(policy, prefix)
         wanted = (full.logits, full.value_logit, full.child_logit(), full.format_logit)
-        for name, got, want in zip(output._fields, every, wanted, strict=True):
+        for name, got, want in zip(output._fields[:4], every, wanted, strict=True):
             torch.testing.assert_close(
                 got[row], want[0], atol=ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
             )
+        token = len(prefixes) - 1 - row
+        torch.testing.assert_close(taken[token], full.child_logit()[0, token], atol=ATOL, rtol=1e-4)
 
 
 def step(decoder, content, rows):
@@ -129,7 +132,11 @@ def assert_recorded_scores_equal_one_full_forward(policy, mode):
             ids = torch.tensor([[*prompt, *tokens.tolist()]])
             scores = policy.token_scores(trees_of([prompt], [[tokens.tolist()]]))
             torch.testing.assert_close(rollouts.logp[i, k, :n].float(), scores.logp[0], atol=ATOL, rtol=1e-4)
-            for got, logit in ((rollouts.value, scores.value_logit), (rollouts.format_value, scores.format_logit)):
+            for got, logit in (
+                (rollouts.value, scores.value_logit),
+                (rollouts.format_value, scores.format_logit),
+                (rollouts.child_value, scores.child_logit),
+            ):
                 torch.testing.assert_close(got[i, k, :n].float(), torch.sigmoid(logit[0]), atol=ATOL, rtol=1e-4)
             own = policy.language_model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
             torch.testing.assert_close(scores.logp[0], own.gather(-1, tokens[:, None])[:, 0], atol=ATOL, rtol=1e-4)

@@ -1282,6 +1282,46 @@ MEASURES = (
         "torch.where(mine < other, 1.0,",
         ("test_quality.py::test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_value",),
     ),
+    Mutant(
+        "siblings-after",
+        "siblings are ranked by the value of the prefix, which they share",
+        "metrics/heuristic.py",
+        "rollouts.child_value[:, :, None]",
+        "rollouts.value[:, :, None]",
+        ("test_quality.py::test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_value",),
+    ),
+    Mutant(
+        "siblings-first",
+        "forks at the second token count as forks at the first",
+        "metrics/heuristic.py",
+        "is_pair & (fork == 0)",
+        "is_pair & (fork <= 1)",
+        ("test_quality.py::test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_value",),
+    ),
+    Mutant(
+        "taken-row",
+        "the value of the child that a row takes is looked up at another row",
+        "engine/decoder.py",
+        "self._network.score_child(scores, row, token)",
+        "self._network.score_child(scores, row.flip(0), token)",
+        ("test_decoder.py::test_forks_swaps_and_uneven_lengths_equal_recomputation",),
+    ),
+    Mutant(
+        "child-value-lost",
+        "best_first records a child's value one token late",
+        "search/best_first.py",
+        "zip((tokens, logp, child, value, form), before, strict=True)",
+        "zip((tokens, logp, value, child, form), before, strict=True)",
+        ("test_decoder.py::test_recorded_scores_equal_one_full_forward",),
+    ),
+    Mutant(
+        "gate-first-forks",
+        "the gate looks at forks at the first token too",
+        "metrics/alarms.py",
+        '_recent(history, "value/sibling_accuracy_later", GATE_WINDOW)',
+        '_recent(history, "value/sibling_accuracy", GATE_WINDOW)',
+        ("test_alarms.py::test_gate_opens_only_when_both_measures_rank",),
+    ),
 )
 
 COUNTED = ("test_evaluate.py::test_evaluation_counts_problems_and_samples",)

@@ -124,7 +124,7 @@ class TableDecoder:
             value.append(self.success_logit(index, prefix))
             child.append([self.success_logit(index, (*prefix, a)) for a in range(table.num_tokens)])
         logits, value, child = (torch.tensor(x, dtype=torch.float64) for x in (logits, value, child))
-        return StepOutput(logits, value, lambda: child)
+        return StepOutput(logits, value, lambda: child, child_logit_of=lambda row, token: child[row, token])
 
 
 class IndexedDecoder(TableDecoder):
@@ -168,7 +168,12 @@ class IndexedDecoder(TableDecoder):
         return self._at(self.held[target])
 
     def _at(self, node: torch.Tensor) -> StepOutput:
-        return StepOutput(self.logits[node], self.value_logit[node], lambda: self.value_logit[self.child[node]])
+        return StepOutput(
+            self.logits[node],
+            self.value_logit[node],
+            lambda: self.value_logit[self.child[node]],
+            child_logit_of=lambda row, token: self.value_logit[self.child[node[row], token]],
+        )
 
     def visited(self, tokens: torch.Tensor, length: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
         """Numbers of the prefixes before each token and of the leaf, [..., T + 1]; the leaf's at padding."""

@@ -781,7 +781,7 @@ class Oracle:
             return known[-3:]
 
         measures = [recent(f"value/auc_depth_{q}") for q in (1, 2, 3, 4)]
-        sibling = recent("value/sibling_accuracy")
+        sibling = recent("value/sibling_accuracy_later")
         if min(len(x) for x in [*measures, sibling]) < 3:
             return False
         return sum(sum(x) for x in measures) / 12 > 0.60 and sum(sibling) / 3 > 0.55
@@ -1032,7 +1032,7 @@ def auc(cells: Sequence[tuple[float, float, float]]) -> float:
 
 
 def sibling_ranking(results: Sequence[Found]) -> dict[str, float]:
-    """Right and wrong leaves of a problem by the values of the two children where they part."""
+    """Right and wrong leaves of a problem by what their common prefix foresees of the two children where they part."""
     points = []
     for found in results:
         for i, j in itertools.product(range(len(found.leaves)), repeat=2):
@@ -1040,9 +1040,13 @@ def sibling_ranking(results: Sequence[Found]) -> dict[str, float]:
                 continue
             one, other = found.leaves[i], found.leaves[j]
             pairs = zip(one.tokens, other.tokens, strict=False)
-            child = 1 + sum(1 for _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
-            if child < min(len(one.tokens), len(other.tokens)):  # a child that ends its leaf has no value
-                mine, theirs = one.before[child].value_logit, other.before[child].value_logit
-                points.append(1.0 if mine > theirs else 0.5 if mine == theirs else 0.0)
-    accuracy = sum(points) / len(points) if points else NAN
-    return {"value/sibling_accuracy": accuracy, "value/sibling_pairs": len(points)}
+            fork = sum(1 for _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+            mine, theirs = (leaf.before[fork].child_logit[leaf.tokens[fork]] for leaf in (one, other))
+            points.append((fork, 1.0 if mine > theirs else 0.5 if mine == theirs else 0.0))
+    metrics: dict[str, Any] = {}
+    forks = range(max((fork for fork, _ in points), default=0) + 1)
+    for name, meant in (("", forks), ("_first", forks[:1]), ("_later", forks[1:])):
+        own = [x for fork, x in points if fork in meant]
+        metrics[f"value/sibling_accuracy{name}"] = sum(own) / len(own) if own else NAN
+        metrics[f"value/sibling_pairs{name}"] = len(own)
+    return metrics

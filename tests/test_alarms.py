@@ -7,7 +7,7 @@ import pytest
 from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered
 
 HEALTHY = {
-    "value/sibling_accuracy": 0.7,
+    "value/sibling_accuracy_later": 0.7,
     "value/auc_depth_1": 0.6,
     "value/auc_depth_2": 0.7,
     "value/auc_depth_3": 0.8,
@@ -33,7 +33,7 @@ def test_a_healthy_run_is_silent():
 
 
 CASES = {
-    "value_ranks_by_chance": ({"value__sibling_accuracy": 0.49}, "no better than chance for 20 iterations"),
+    "value_ranks_by_chance": ({"value__sibling_accuracy_later": 0.49}, "no better than chance for 20 iterations"),
     "no_gradient": ({"rollout__mixed_fraction": 0.07}, "93 % of the problems agree"),
     "ratio": ({"audit__ratio_error": 2e-4}, "off by 0.0002 (tolerance 0.0001)"),
     "entropy_collapse": ({"policy__entropy": 0.01}, "collapsed to 0.010 nats at 30 % accuracy"),
@@ -54,7 +54,7 @@ def test_alarm_is_triggered_alone_and_says_why(name):
 
 
 def test_alarms_wait_for_enough_evidence():
-    assert active_alarms(history(19, value__sibling_accuracy=0.4), 1e-4) == {}
+    assert active_alarms(history(19, value__sibling_accuracy_later=0.4), 1e-4) == {}
     assert active_alarms(history(4, rollout__mixed_fraction=0.0), 1e-4) == {}
     assert active_alarms(history(30, policy__entropy=0.01, rollout__policy_accuracy=0.95), 1e-4) == {}  # mastered
     # mode best_first
@@ -64,24 +64,24 @@ def test_alarms_wait_for_enough_evidence():
 
 
 def test_unmeasured_iterations_do_not_count():
-    rows = history(20, value__sibling_accuracy=0.4)
-    rows[5] = rows[5] | {"value/sibling_accuracy": None}
+    rows = history(20, value__sibling_accuracy_later=0.4)
+    rows[5] = rows[5] | {"value/sibling_accuracy_later": None}
     assert active_alarms(rows, 1e-4) == {}
-    rows[6] = rows[6] | {"value/sibling_accuracy": float("nan")}
-    assert "value_ranks_by_chance" in active_alarms(rows + history(2, value__sibling_accuracy=0.4), 1e-4)
+    rows[6] = rows[6] | {"value/sibling_accuracy_later": float("nan")}
+    assert "value_ranks_by_chance" in active_alarms(rows + history(2, value__sibling_accuracy_later=0.4), 1e-4)
 
 
 def test_gate_opens_only_when_both_measures_rank():
     assert guidance_gate(history(3)) == (True, "AUC 0.75 (bound 0.6), sibling ranking 0.70 (bound 0.55)")
-    assert not guidance_gate(history(3, value__sibling_accuracy=0.54))[0]
+    assert not guidance_gate(history(3, value__sibling_accuracy_later=0.54))[0]
     low = {f"value__auc_depth_{q}": 0.55 for q in (1, 2, 3, 4)}
     assert not guidance_gate(history(3, **low))[0]
     is_open, reason = guidance_gate(history(2))
     assert not is_open and "fewer than 3 iterations" in reason
-    assert not guidance_gate(history(1) + history(3, value__sibling_accuracy=0.5))[0]  # it closes again
+    assert not guidance_gate(history(1) + history(3, value__sibling_accuracy_later=0.5))[0]  # it closes again
 
 
-@pytest.mark.parametrize(("name", "bound"), [("value/sibling_accuracy", 0.55), ("value/auc_depth", 0.60)])
+@pytest.mark.parametrize(("name", "bound"), [("value/sibling_accuracy_later", 0.55), ("value/auc_depth", 0.60)])
 def test_gate_looks_at_the_mean_of_the_last_three_iterations(name, bound):
     def is_open(*excess):
         names = [known for known in HEALTHY if known.startswith(name)]

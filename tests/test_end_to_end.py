@@ -111,7 +111,7 @@ BASE = {
     "eval": {"num_problems": 1, "num_samples": 1, "eval_frequency": 9},
     "run": {"seed": 951, "sample_frequency": 1},
 }
-OPEN = [{**{f"value/auc_depth_{q}": 0.9 for q in (1, 2, 3, 4)}, "value/sibling_accuracy": 0.9}] * 3
+OPEN = [{**{f"value/auc_depth_{q}": 0.9 for q in (1, 2, 3, 4)}, "value/sibling_accuracy_later": 0.9}] * 3
 UNTOLD = {"alarms", "audit/ratio_error", "guidance/reason", "time/search_s", "time/update_s", "time/iteration_s"}
 
 
@@ -334,7 +334,7 @@ def options_of(config):
 
 
 def test_a_shut_gate_keeps_a_value_model_that_has_something_to_say_from_the_search(base, tmp_path):
-    shut = [{**record, "value/sibling_accuracy": 0.5} for record in OPEN]
+    shut = [{**record, "value/sibling_accuracy_later": 0.5} for record in OPEN]
     run = run_program(base, tmp_path / "run", history=shut)
     assert run.records[1]["guidance/is_open"] == 0
     assert_agree(base, run)

@@ -213,7 +213,7 @@ def test_groups_of_problems_put_together_are_as_if_searched_together(generator):
     for part in parts:
         own, count = part.rollouts, len(part.problems)
         here, width = slice(num_before, num_before + count), own.tokens.shape[-1]
-        for name in ("tokens", "logp", "logq", "value", "format_value"):
+        for name in ("tokens", "logp", "logq", "value", "format_value", "child_value"):
             table, padding = getattr(rollouts, name)[here], PAD if name == "tokens" else 0
             assert torch.equal(table[..., :width], getattr(own, name)), name
             assert (table[..., width:] == padding).all(), name

@@ -88,7 +88,8 @@ def test_calibration_by_hand():
 def test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_value():
     tables, rollouts, accuracy = searched(noise=2.0)
     decoder = TableDecoder(tables, value_noise=2.0)
-    points, pairs = 0.0, 0
+    points = {"first": [], "later": []}
+    num_ends = 0
     for i in range(len(tables)):
         leaves = [tuple(rollouts.tokens[i, k, : rollouts.length[i, k]].tolist()) for k in range(6)]
         for a in range(6):
@@ -97,16 +98,18 @@ def test_sibling_ranking_equals_the_loop_over_forks_and_is_high_for_an_exact_val
                 while leaves[a][:fork] == leaves[b][:fork] and fork < 5:
                     fork += 1  # the children are the first prefixes that differ
                 if accuracy[i, a] == 1 and accuracy[i, b] == 0:
-                    one, two = leaves[a][:fork], leaves[b][:fork]
-                    if fork >= len(leaves[a]) or fork >= len(leaves[b]):
-                        continue  # a child that is a leaf has no value
-                    x, y = decoder.success_logit(i, one), decoder.success_logit(i, two)
-                    points += 1.0 if x > y else 0.5 if x == y else 0.0
-                    pairs += 1
-    share, count = sibling_ranking(rollouts, accuracy)
-    assert count == pairs > 20
-    assert share == pytest.approx(points / pairs)
-    exact, blind = (sibling_ranking(*searched(noise, num_problems=40)[1:])[0] for noise in (0.0, 30.0))
+                    num_ends += fork in (len(leaves[a]), len(leaves[b]))
+                    x, y = (decoder.success_logit(i, leaf[:fork]) for leaf in (leaves[a], leaves[b]))
+                    points["first" if fork == 1 else "later"].append(1.0 if x > y else 0.5 if x == y else 0.0)
+    found = sibling_ranking(rollouts, accuracy)
+    assert num_ends > 5 and min(len(own) for own in points.values()) > 5
+    for name, own in (("", points["first"] + points["later"]), *((f"_{which}", own) for which, own in points.items())):
+        assert found.pop(f"value/sibling_pairs{name}") == len(own)
+        assert found.pop(f"value/sibling_accuracy{name}") == pytest.approx(sum(own) / len(own))
+    assert not found
+    exact, blind = (
+        sibling_ranking(*searched(noise, num_problems=40)[1:])["value/sibling_accuracy"] for noise in (0.0, 300.0)
+    )
     assert exact > 0.7
     assert 0.35 < blind < 0.6
 

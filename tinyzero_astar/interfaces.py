@@ -101,6 +101,14 @@ class StepOutput(NamedTuple):
     value_logit: Tensor  # [N] logit of p(s), the success probability of the prefix
     child_logit: Callable[[], Tensor]  # [N, V] logit of p(s a) for every next token a, computed when asked for
     format_logit: Tensor | None = None  # [N] the same as `value_logit` of the format reward; recorded, steers nothing
+    child_logit_of: Callable[[Tensor, Tensor], Tensor] | None = None
+    """The same as `child_logit` of some rows [...] and one next token of each [...]; None: it is looked up there."""
+
+    def taken(self, row: Tensor, token: Tensor) -> Tensor:
+        """Logit of p(s a) for one next token of some rows, without scoring the whole vocabulary where that can be."""
+        if self.child_logit_of is None:
+            return self.child_logit()[row, token]
+        return self.child_logit_of(row, token)
 
 
 class Decoder(Protocol):
@@ -151,6 +159,7 @@ class Rollouts:
     logq: Tensor  # [P, K, T] log q of each token under the search's proposal (0 after length)
     value: Tensor  # [P, K, T] p(s) before each token (0 after length)
     format_value: Tensor  # [P, K, T] the same of the format reward; 0 where the decoder does not predict it
+    child_value: Tensor  # [P, K, T] p(s a) after each token, as its prefix foresees it: what bends the search
     priority: Tensor  # [P, K] G (gumbel), f (best_first), log pi(y) (sample)
     kappa: Tensor  # [P] threshold of docs/algorithm.md eq. 6 (gumbel), else -inf
     weight: Tensor  # [P, K] inclusion weight (gumbel), 1/K (sample), 0 where no leaf; nan for best_first
@@ -171,6 +180,7 @@ class Rollouts:
             logq=pad(self.logq, room),
             value=pad(self.value, room),
             format_value=pad(self.format_value, room),
+            child_value=pad(self.child_value, room),
         )
 
 

@@ -65,6 +65,10 @@ class Network(Protocol):
         """Value logits of all children, [N, V]."""
         ...
 
+    def score_child(self, scores: Scores, row: Tensor, token: Tensor) -> Tensor:
+        """Value logits of one child of some of the prefixes, [...] as `row` and `token` are."""
+        ...
+
 
 class SlotDecoder:
     """Implements `interfaces.Decoder`; one object serves any number of searches, one at a time.
@@ -164,11 +168,21 @@ class SlotDecoder:
         return self._network.score(self._hidden(len(self._column), self._column, num_columns)[:, 0])
 
     def _output(self, scores: Scores) -> StepOutput:
-        return StepOutput(scores.logits, scores.value_logit, partial(self._score_children, scores), scores.format_logit)
+        return StepOutput(
+            logits=scores.logits,
+            value_logit=scores.value_logit,
+            child_logit=partial(self._score_children, scores),
+            format_logit=scores.format_logit,
+            child_logit_of=partial(self._score_child, scores),
+        )
 
     @torch.no_grad()
     def _score_children(self, scores: Scores) -> Tensor:
         return self._network.score_children(scores)
+
+    @torch.no_grad()
+    def _score_child(self, scores: Scores, row: Tensor, token: Tensor) -> Tensor:
+        return self._network.score_child(scores, row, token)
 
     def _hidden(self, num_rows: int, column: Tensor | int, num_columns: int) -> Tensor:
         """Hidden states [N, 1, D] of the first rows' tokens at `column` ([N] or one), as the cache was planned."""

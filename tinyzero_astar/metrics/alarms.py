@@ -19,7 +19,7 @@ _LONG = 20
 _SHORT = 5
 _REMEMBERED = (
     *(f"value/auc_depth_{quartile}" for quartile in (1, 2, 3, 4)),
-    "value/sibling_accuracy",
+    "value/sibling_accuracy_later",
     "rollout/mixed_fraction",
     "rollout/policy_accuracy",
     "audit/ratio_error",
@@ -50,10 +50,12 @@ def guidance_gate(history: History) -> tuple[bool, str]:
     """Whether the value model ranks well enough to guide the search, and why.
 
     Open when, averaged over the last 3 iterations that measured it, both the AUC of the value over visited
-    prefixes (mean of the four depth quartiles) and the sibling-ranking accuracy at forks exceed their bounds.
+    prefixes (mean of the four depth quartiles) and the sibling-ranking accuracy exceed their bounds. Siblings are
+    ranked by what bends the search, at forks after the first token: those at the first are ranked right by almost any
+    value model, and soon there are none.
     """
     quartiles = [_recent(history, f"value/auc_depth_{q}", GATE_WINDOW) for q in (1, 2, 3, 4)]
-    sibling = _recent(history, "value/sibling_accuracy", GATE_WINDOW)
+    sibling = _recent(history, "value/sibling_accuracy_later", GATE_WINDOW)
     if len(sibling) < GATE_WINDOW or min(len(q) for q in quartiles) < GATE_WINDOW:
         return False, f"fewer than {GATE_WINDOW} iterations with both successes and failures"
     auc = _mean([_mean(q) for q in quartiles])
@@ -62,7 +64,7 @@ def guidance_gate(history: History) -> tuple[bool, str]:
 
 
 def _value_ranks_by_chance(history: History) -> str | None:
-    values = _recent(history, "value/sibling_accuracy", _LONG)
+    values = _recent(history, "value/sibling_accuracy_later", _LONG)
     if len(values) == _LONG and _mean(values) <= 0.5:
         return f"the value model has ranked no better than chance for {_LONG} iterations: guidance is off"
     return None

@@ -14,7 +14,8 @@ from tinyzero_astar.search.heuristic import soft_value, tilt_of
 NUM_BINS = 10
 MEASURES = (
     *("value/explained_variance", "value/brier", "value/calibration_error", "value/calibration_bins"),
-    *("value/auc_root", "value/sibling_accuracy", "value/sibling_pairs"),
+    "value/auc_root",
+    *(f"value/sibling_{name}{which}" for which in ("", "_first", "_later") for name in ("accuracy", "pairs")),
     *("heuristic/inadmissible_fraction", "heuristic/overestimate_nats"),
     *(f"value/auc_depth_{quarter}" for quarter in (1, 2, 3, 4)),
 )
@@ -69,11 +70,12 @@ def calibration(value: Tensor, outcome: Tensor, weight: Tensor) -> tuple[float, 
     return error, bins
 
 
-def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> tuple[float, int]:
-    """How often the value prefers the successful side of a fork, and the number of pairs; ties count half.
+def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> dict[str, float]:
+    """How often what bends the search prefers the successful side of a fork, and of how many pairs; ties count half.
 
-    A pair is a successful and a failed leaf of one problem; their fork is where they part, and the two children
-    there are compared. Chance is 0.5; nan without a pair. Children that end a leaf have no value and are left out.
+    A pair is a successful and a failed leaf of one problem. Their fork is where they part, and the values of the two
+    children there, as their prefix foresees them, are compared: also where a child ends its leaf. Chance is 0.5; nan
+    without a pair. Forks at the first token, which are easy, and later ones stand apart too.
 
     Args:
         rollouts: P problems, K leaves each.
@@ -81,16 +83,20 @@ def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> tuple[float, int]:
     """
     tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
     same = (tokens[:, :, None] == tokens[:, None, :]) & rollouts.is_token[:, :, None]
-    child = same.long().cumprod(-1).sum(-1) + 1  # [P, K, K] where the value of the child stands
+    fork = same.long().cumprod(-1).sum(-1)  # [P, K, K] where the two first differ
     length = rollouts.length
     success, failure = accuracy[:, :, None] > 0.5, accuracy[:, None, :] < 0.5
-    is_pair = success & failure & (child < length[:, :, None]) & (child < length[:, None, :])
-    index = child.clamp(max=tokens.shape[-1] - 1)
-    value = rollouts.value[:, :, None].expand(-1, -1, index.shape[2], -1)
+    is_pair = success & failure & (fork < length[:, :, None]) & (fork < length[:, None, :])
+    index = fork.clamp(max=tokens.shape[-1] - 1)
+    value = rollouts.child_value[:, :, None].expand(-1, -1, index.shape[2], -1)
     mine = value.gather(-1, index[..., None])[..., 0]
     other = value.transpose(1, 2).gather(-1, index[..., None])[..., 0]
-    points = torch.where(mine > other, 1.0, torch.where(mine == other, 0.5, 0.0))[is_pair]
-    return (float(points.mean()), len(points)) if len(points) else (float("nan"), 0)
+    points = torch.where(mine > other, 1.0, torch.where(mine == other, 0.5, 0.0))
+    found = {}
+    for which, is_meant in (("", is_pair), ("_first", is_pair & (fork == 0)), ("_later", is_pair & (fork > 0))):
+        found[f"value/sibling_accuracy{which}"] = float(points[is_meant].mean())
+        found[f"value/sibling_pairs{which}"] = int(is_meant.sum())
+    return found
 
 
 def admissibility(rollouts: Rollouts, accuracy: Tensor, weight: Tensor, inverse_beta: Tensor) -> tuple[float, float]:
@@ -134,7 +140,6 @@ def heuristic_quality(
     mass = weight[..., None].expand_as(rollouts.value)[is_token]
     has_leaf = rollouts.length > 0
     error, bins = calibration(value, outcome, mass)
-    ranking, num_pairs = sibling_ranking(rollouts, accuracy)
     inadmissible, overestimate = admissibility(rollouts, accuracy, weight, inverse_beta)
     result: dict[str, float | list[list[float]]] = {
         "value/explained_variance": explained_variance(value, outcome, mass),
@@ -142,8 +147,7 @@ def heuristic_quality(
         "value/calibration_error": error,
         "value/calibration_bins": bins,
         "value/auc_root": weighted_auc(rollouts.value[..., 0][has_leaf], accuracy[has_leaf], weight[has_leaf]),
-        "value/sibling_accuracy": ranking,
-        "value/sibling_pairs": num_pairs,
+        **sibling_ranking(rollouts, accuracy),
         "heuristic/inadmissible_fraction": inadmissible,
         "heuristic/overestimate_nats": overestimate,
     }

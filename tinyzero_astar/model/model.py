@@ -134,6 +134,12 @@ class Policy(nn.Module):
         value_logit = scores.value_logit.to(scores.features.dtype)
         return _at_least_float32(self.value_model.child_logits(scores.features, value_logit))
 
+    def score_child(self, scores: Scores, row: Tensor, token: Tensor) -> Tensor:
+        """See `engine.decoder.Network.score_child`; at least float32."""
+        features = scores.features[row]
+        value_logit = torch.take(scores.value_logit, row).to(features.dtype)
+        return _at_least_float32(self.value_model.child_logit_of(features, value_logit, token))
+
     def forward(self, trees: PrefixTrees) -> TokenScores:
         """`token_scores` for training: what sharding gathers its weights for."""
         return self.token_scores(trees)

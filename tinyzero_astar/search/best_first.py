@@ -13,7 +13,7 @@ problem alone with itself. Returns modes, not samples: for decoding, not gradien
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -40,6 +40,7 @@ class _Entries:
     f: Tensor
     g: Tensor
     logp: Tensor  # of the last token
+    child_logit: Tensor  # of the prefix, as the one before it foresees it
     token: Tensor  # the last token
     depth: Tensor  # generated tokens, the last included
     node: Tensor  # node that it is a child of
@@ -48,12 +49,12 @@ class _Entries:
 
     @staticmethod
     def empty(groups: int, capacity: int, like: Tensor) -> _Entries:
-        real = torch.zeros((3, groups, capacity), dtype=torch.float64, device=like.device)
+        real = torch.zeros((4, groups, capacity), dtype=torch.float64, device=like.device)
         index = torch.zeros((5, groups, capacity), dtype=torch.int64, device=like.device)
-        return _Entries(real[0] - torch.inf, real[1], real[2], *index)
+        return _Entries(real[0] - torch.inf, *real[1:], *index)
 
     def fields(self) -> list[Tensor]:
-        return [self.f, self.g, self.logp, self.token, self.depth, self.node, self.slot, self.problem]
+        return [getattr(self, field.name) for field in fields(self)]
 
     def at(self, group: Tensor, column: Tensor) -> _Entries:
         return _Entries(*(x[group, column] for x in self.fields()))
@@ -79,6 +80,7 @@ class _Tree:
     parent: list[Tensor] = field(default_factory=list)
     token: list[Tensor] = field(default_factory=list)
     logp: list[Tensor] = field(default_factory=list)
+    child_logit: list[Tensor] = field(default_factory=list)
     value: list[Tensor] = field(default_factory=list)
     format_value: list[Tensor] = field(default_factory=list)
     g: list[Tensor] = field(default_factory=list)
@@ -130,7 +132,8 @@ class _Search:
         self._record(group, output, popped)
         logp = log_policy(output).double()
         tilt = Tilt(*(x[popped.problem, None] for x in self.tilt))
-        h = soft_value(output.child_logit().double(), tilt)
+        child_logit = output.child_logit().double()
+        h = soft_value(child_logit, tilt)
         if not bool(torch.isfinite(h).all()):
             raise FloatingPointError("the decoder returned a child's value that is NaN")
         g = popped.g[:, None] + logp
@@ -144,7 +147,7 @@ class _Search:
 
         def best(mask: Tensor, count: int) -> _Entries:
             score, index = torch.where(mask, f, -torch.inf).topk(min(count, f.shape[1]))
-            rest = (x.gather(1, index) for x in (g, logp, token, depth, nodes, slots, problems))
+            rest = (x.gather(1, index) for x in (g, logp, child_logit, token, depth, nodes, slots, problems))
             return _Entries(score, *rest)
 
         self.leaves.merge(group, best(is_leaf, self.leaves.f.shape[1]))
@@ -163,9 +166,10 @@ class _Search:
         value = torch.sigmoid(output.value_logit.double())
         tree = self.tree
         form = torch.sigmoid(format_logit_of(output).double())
-        columns = (popped.node, popped.token, popped.logp, value, form, popped.g, popped.f, popped.depth)
-        lists = (tree.parent, tree.token, tree.logp, tree.value, tree.format_value, tree.g, tree.f, tree.depth)
-        for values, into in zip(columns, lists, strict=True):
+        own = (popped.node, popped.token, popped.logp, popped.child_logit, popped.g, popped.f, popped.depth)
+        lists = (tree.parent, tree.token, tree.logp, tree.child_logit, tree.g, tree.f, tree.depth)
+        said = (value, form), (tree.value, tree.format_value)
+        for values, into in (*zip(own, lists, strict=True), *zip(*said, strict=True)):
             into.append(column(values))
         tree.problem.append(column(popped.problem, -1))
 
@@ -246,23 +250,23 @@ def _read_leaves(search: _Search) -> Rollouts:
     shape = (*length.shape, longest)
     tokens = search.ends[0].repeat(shape)
     logp = torch.zeros(shape, dtype=torch.float64, device=length.device)
-    value, form = torch.zeros_like(logp), torch.zeros_like(logp)
+    value, form, child = (torch.zeros_like(logp) for _ in range(3))
     # nodes of all groups one after another
-    parent, token, node_logp, node_value, node_form = (
-        torch.stack(x, 1) for x in (tree.parent, tree.token, tree.logp, tree.value, tree.format_value)
+    parent, node_value, node_form, *of_nodes = (
+        torch.stack(x, 1) for x in (tree.parent, tree.value, tree.format_value, tree.token, tree.logp, tree.child_logit)
     )
     start = (torch.arange(search.num_problems, device=length.device) // group_size * parent.shape[1])[:, None]
-    node, last, last_logp = (torch.take(x, leaves.place) for x in (found.node, found.token, found.logp))
+    node, *last = (torch.take(x, leaves.place) for x in (found.node, found.token, found.logp, found.child_logit))
     for back in range(longest):
         position = length - 1 - back
         is_real = position >= 0
         index = position.clamp(min=0)[..., None]
         at = start + node.clamp(min=0)
-        before, form_before = torch.take(node_value, at), torch.take(node_form, at)
-        for into, x in ((tokens, last), (logp, last_logp), (value, before), (form, form_before)):
+        before = [*last, torch.take(node_value, at), torch.take(node_form, at)]
+        for into, x in zip((tokens, logp, child, value, form), before, strict=True):
             kept = into.gather(-1, index)[..., 0]
             into.scatter_(-1, index, torch.where(is_real, x, kept)[..., None])
-        last, last_logp, node = torch.take(token, at), torch.take(node_logp, at), torch.take(parent, at)
+        last, node = [torch.take(x, at) for x in of_nodes], torch.take(parent, at)
     stats = SearchStats(
         num_expanded=search.expanded,
         num_forks=search.forks,
@@ -273,6 +277,7 @@ def _read_leaves(search: _Search) -> Rollouts:
         num_capped=torch.zeros_like(search.pruned),
     )
     ended = torch.isin(leaves.take(found.token, -1), search.ends)
+    is_token = torch.arange(longest, device=length.device) < length[..., None]
     return Rollouts(
         tokens=tokens,
         length=length,
@@ -281,6 +286,7 @@ def _read_leaves(search: _Search) -> Rollouts:
         logq=logp,
         value=value,
         format_value=form,
+        child_value=torch.where(is_token, torch.sigmoid(child), 0.0),
         priority=leaves.take(found.f, -torch.inf),
         kappa=found.f.new_full((search.num_problems,), -torch.inf),
         weight=torch.where(leaves.is_leaf, torch.nan, 0.0).double(),

@@ -29,8 +29,6 @@ from tinyzero_astar.search.heuristic import (
 from tinyzero_astar.search.leaves import Leaves
 from tinyzero_astar.search.roots import Roots
 
-_UNTRACED = torch.empty(0)
-
 
 class _Step(NamedTuple):
     """What one step added; [G, K] each. Enough to read every leaf off backwards."""
@@ -41,7 +39,7 @@ class _Step(NamedTuple):
     logq: Tensor
     value_logit: Tensor
     format_logit: Tensor
-    child_logit: Tensor  # of the new prefix; only for a trace
+    child_logit: Tensor  # of the new prefix
     priority: Tensor
 
 
@@ -76,7 +74,7 @@ def lock_step(
                 choice.logq,
                 torch.take(output.value_logit, row),
                 torch.take(format_logit_of(output), row),
-                output.child_logit()[row, choice.token.clamp(min=0)] if trace is not None else _UNTRACED,
+                output.taken(row, choice.token.clamp(min=0)),
                 choice.priority,
             )
         )
@@ -154,13 +152,14 @@ def _read_leaves(
     place = leaves.place
     columns: list[list[Tensor]] = []
     for step in reversed(history):
-        recorded = (step.token, step.logp, step.logq, step.value_logit, step.format_logit)
+        recorded = (step.token, step.logp, step.logq, step.value_logit, step.format_logit, step.child_logit)
         columns.append([torch.take(x, place) for x in recorded])
         place = place if step.parent is None else torch.take(step.parent, place)
-    tokens, logp, logq, value_logit, format_logit = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
+    tokens, logp, logq, *logits = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = (tokens != NO_TOKEN) & leaves.is_leaf[..., None]
     tokens = torch.where(is_token, tokens, ends[0])
     length = is_token.sum(-1)
+    value, form, child = (torch.where(is_token, torch.sigmoid(x.double()), 0.0) for x in logits)
     kappa, weight = chooser.weight(beam)
     last = tokens.gather(-1, (length - 1).clamp(min=0)[..., None])[..., 0]
     return Rollouts(
@@ -169,8 +168,9 @@ def _read_leaves(
         is_finished=(length > 0) & torch.isin(last, ends),
         logp=torch.where(is_token, logp, 0.0),
         logq=torch.where(is_token, logq, 0.0),
-        value=torch.where(is_token, torch.sigmoid(value_logit.double()), 0.0),
-        format_value=torch.where(is_token, torch.sigmoid(format_logit.double()), 0.0),
+        value=value,
+        format_value=form,
+        child_value=child,
         priority=leaves.take(beam.priority, -torch.inf),
         kappa=kappa.repeat_interleave(num_problems // num_groups),
         weight=leaves.take(weight, 0.0),
