@@ -243,7 +243,14 @@ def test_the_launcher_passes_the_status_on(elsewhere):
         assert done.returncode == status
 
 
-@pytest.mark.parametrize("command", ["train.py --help", "-m tinyzero_astar solve 3*4 --json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train.py --help",
+        "-m tinyzero_astar solve --help",
+        pytest.param("-m tinyzero_astar solve 3*4 --json", marks=pytest.mark.slow),
+    ],
+)
 def test_output_that_nobody_reads_to_its_end_is_no_error(command):
     program = subprocess.Popen(
         [sys.executable, *command.split()], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

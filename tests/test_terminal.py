@@ -265,7 +265,8 @@ sys.meta_path.insert(0, Finder)
     ("command", "module"),
     [
         (["train.py"], "tyro"),
-        (["train.py", "--eval-only"], "tinyzero_astar.run.start"),
+        (["train.py", "--eval-only"], "torch"),
+        pytest.param(["train.py", "--eval-only"], "tinyzero_astar.run.start", marks=pytest.mark.slow),
         (["-m", "tinyzero_astar", "solve", "3*4"], "tyro"),
         (["-m", "tinyzero_astar", "doctor"], "torch"),
         (["-m", "tinyzero_astar.report.curve", "run"], "matplotlib"),

@@ -60,7 +60,7 @@ def leaves_of(rollouts, problem=0):
 
 def nodes_of(decoder, rollouts):
     """[P, K, T + 1] numbers of the prefixes before each token, and of the leaf."""
-    return decoder.visited(rollouts.tokens, rollouts.length, decoder.root[:, None])
+    return decoder.visited(rollouts.tokens, rollouts.length, decoder.root[:1, None])
 
 
 def z_score(draws, expected):
@@ -313,9 +313,8 @@ class WithProposal(Batch):
         return WithProposal(**vars(cut), logq=self.logq[rows][:, : cut.tokens.shape[1]])
 
 
-def batch_of(decoder, rollouts, weight=None, baseline=None):
+def batch_of(decoder, rollouts, baseline=None):
     """As `generator.make_batch`, of rollouts of table 0, in float64, with V = p of other value logits by node."""
-    weight = (rollouts.weight if weight is None else weight).flatten()
     tokens, is_token = rollouts.tokens.flatten(0, 1), rollouts.is_token.flatten(0, 1)
     problems, leaves = rollouts.length.shape
     nodes = nodes_of(decoder, rollouts).flatten(0, 1)
@@ -326,7 +325,7 @@ def batch_of(decoder, rollouts, weight=None, baseline=None):
         problem=torch.arange(problems).repeat_interleave(leaves),
         tokens=tokens,
         is_token=is_token,
-        weight=weight,
+        weight=rollouts.weight.flatten(),
         accuracy=reward,
         format=torch.zeros_like(reward),
         reward=reward,
@@ -367,6 +366,19 @@ def token_level_weights(batch, logp):
     return -(batch.weight[:, None] * torch.where(batch.is_token, inverse_q * batch.advantage, 0.0)).sum()
 
 
+def summed_by_leaves(decoder, rollouts):
+    """One search for all that found the same leaves in the same order, with the sums of their weights.
+
+    The loss is linear in the weights, so this is the whole sum.
+    """
+    leaves = nodes_of(decoder, rollouts)[..., -1]
+    found, which = leaves.unique(dim=0, return_inverse=True)
+    first = torch.full((len(found),), len(which)).scatter_reduce_(0, which, torch.arange(len(which)), "amin")
+    weight = torch.zeros(found.shape, dtype=torch.float64).index_add_(0, which, rollouts.weight)
+    own = {name: x[first] for name, x in vars(rollouts).items() if torch.is_tensor(x)}
+    return replace(rollouts, **own | {"weight": weight})
+
+
 def trained_gradient(policy, algorithm, batch):
     """What one real optimizer step at unchanged weights sees, as a gradient of J, over internal prefixes."""
     settings = TrainConfig(
@@ -381,7 +393,7 @@ def trained_gradient(policy, algorithm, batch):
     )
     seen = []
     policy.language_model.logits.register_hook(lambda gradient: seen.append(gradient.clone()))
-    Updater(policy, algorithm, settings, ValueConfig(learning_rate=1e-3)).update(batch, int(batch.problem.max()) + 1, 0)
+    Updater(policy, algorithm, settings, ValueConfig(learning_rate=1e-3)).update(batch, GRADIENT_DRAWS, 0)
     assert len(seen) == 1
     return -seen[0]
 
@@ -411,7 +423,7 @@ def test_the_training_loss_has_the_gradient_of_the_expected_reward(setting):
     guidance, noise, baseline_noise = SETTINGS[setting]
     table = Table(3, 3, seed=11, success=0.3)
     decoder = IndexedDecoder([table], noise)
-    rollouts = gumbel(decoder, GRADIENT_DRAWS, GRADIENT_LEAVES, guidance)
+    rollouts = summed_by_leaves(decoder, gumbel(decoder, GRADIENT_DRAWS, GRADIENT_LEAVES, guidance))
     baseline = IndexedDecoder([table], baseline_noise).value_logit
     gradient = trained_gradient(
         TabularPolicy(decoder, baseline), ASTAR_PO, batch_of(decoder, rollouts, baseline=baseline)
@@ -421,20 +433,20 @@ def test_the_training_loss_has_the_gradient_of_the_expected_reward(setting):
     assert distance < 0.04
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shortcut", ["no weights", "q as old policy", "token-level weights"])
 def test_shortcuts_miss_the_gradient(shortcut):
     table = Table(3, 3, seed=11, success=0.3)
     decoder = IndexedDecoder([table], NOISY)
-    rollouts = gumbel(decoder, GRADIENT_DRAWS, GRADIENT_LEAVES, TILTED)
+    found = gumbel(decoder, GRADIENT_DRAWS, GRADIENT_LEAVES, TILTED)
+    uniform = torch.full_like(found.weight, 1 / GRADIENT_LEAVES)
+    rollouts = summed_by_leaves(decoder, replace(found, weight=uniform))
     exact = IndexedDecoder([table]).value_logit
     algorithm = {
         "no weights": ASTAR_PO,
         "q as old policy": Shortcut(q_as_old_policy),
         "token-level weights": Shortcut(token_level_weights),
     }[shortcut]
-    uniform = torch.full_like(rollouts.weight, 1 / GRADIENT_LEAVES)
-    batch = batch_of(decoder, rollouts, uniform, exact)
+    batch = batch_of(decoder, rollouts, baseline=exact)
     cosine, _ = compare(decoder, trained_gradient(TabularPolicy(decoder, exact), algorithm, batch))
     assert cosine < 0.97, f"{shortcut} reaches cosine {cosine:.4f}: no shortcut at all"
 
