@@ -184,7 +184,8 @@ def test_a_run_with_a_damaged_configuration_is_not_continued(capsys, elsewhere):
 def test_prompts_that_do_not_fit_are_refused_before_the_run_begins(capsys, elsewhere, tiny_base):
     for also in ([], ["--eval-only"]):
         argv = [
-            *words("--data.template conversation --model.max-seq-length 20"),
+            *words("--data.template conversation --model.max-seq-length 20 --data.num-problems 40"),
+            *words("--eval.num-problems 10"),
             "--model.model-name",
             str(tiny_base),
             *also,
