@@ -103,8 +103,12 @@ class SearchConfig:
 
     mode: SearchMode = "gumbel"
     """gumbel: A* without replacement, exact weights; sample: independent; best_first: literal A*, biased."""
-    num_rollouts_per_problem: Annotated[int, Range(1, 1024)] = 8
-    """K, leaves per problem."""
+    num_rollouts_per_problem: Annotated[int | float, Range(1e-3, 1024)] = 8
+    """K, leaves per problem; on average where problems share a search."""
+    problems_per_search: Annotated[int, Range(1, 10**6)] = 1
+    """M, problems that share one search and its K times M leaves; 1: each has a search of its own."""
+    root_tilt: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the weight cap, in nats, that half-solved problems are preferred with; 0: all are equally likely."""
     beam_width: Annotated[int, Range(1, 4096)] = 12
     """Size of a problem's open list; gumbel needs K + 1 and is lossless from there on."""
     max_search_depth: Annotated[int, Range(1, 1 << 20)] = 80
@@ -121,6 +125,10 @@ class SearchConfig:
     """Share of problems that are searched without guidance, always."""
     min_weight: Annotated[float, Range(0, 1)] = 0.02
     """gumbel: leaves that weigh less are dropped at random before the update, without bias (Russian roulette)."""
+
+    def one_by_one(self, mode: SearchMode, num_rollouts: int) -> SearchConfig:
+        """Another mode, with as many leaves for every problem and a search for each."""
+        return replace(self, mode=mode, num_rollouts_per_problem=num_rollouts, problems_per_search=1, root_tilt=0.0)
 
 
 @dataclass(frozen=True)
@@ -307,6 +315,7 @@ def check(config: Config) -> None:
             f"beam_width {search.beam_width} must be at least num_rollouts_per_problem + 1 ="
             f" {search.num_rollouts_per_problem + 1}: the best prefix left out is the threshold of the weights"
         )
+    _check_forest(search, train)
     if config.data.min_digits > config.data.max_digits:
         raise ValueError(f"min_digits {config.data.min_digits} must not exceed max_digits {config.data.max_digits}")
     if train.batch_size > train.problems_per_iteration:
@@ -330,6 +339,49 @@ def check(config: Config) -> None:
             " the most probable failures"
         )
     _check_evaluation(config.eval)
+
+
+def _check_forest(search: SearchConfig, train: TrainConfig) -> None:
+    shared, leaves = search.problems_per_search, search.num_rollouts_per_problem
+    for name, count in (
+        ("batch_size", train.batch_size),
+        ("problems_per_iteration", train.problems_per_iteration),
+    ):
+        if count % shared:
+            raise ValueError(
+                f"search.problems_per_search {shared} must divide train.{name} {count}: a search belongs to one"
+                " optimizer step"
+            )
+    if not float(leaves * shared).is_integer() or leaves * shared < 1:
+        raise ValueError(
+            f"num_rollouts_per_problem {leaves:g} times problems_per_search {shared} must be a whole number of leaves,"
+            " at least 1"
+        )
+    if search.root_tilt > 0:
+        if search.mode != "gumbel" or shared == 1:
+            raise ValueError(
+                f"root_tilt {search.root_tilt:g} chooses between problems that share a search: it needs mode gumbel and"
+                " a problems_per_search above 1"
+            )
+        if search.weight_cap is None:
+            raise ValueError(f"root_tilt {search.root_tilt:g} is a share of the weight_cap, and there is none: set one")
+
+
+def check_processes(config: Config, count: int) -> None:
+    """Refuse a number of processes that cannot search equally many problems, or would share a search.
+
+    Raises:
+        ValueError: names both numbers and the remedy.
+    """
+    problems, shared = config.train.problems_per_iteration, config.search.problems_per_search
+    if problems % (count * shared) == 0:
+        return
+    unit = "" if shared == 1 else f", {shared} in each search"
+    most = -(-problems // (count * shared)) * count * shared
+    raise ValueError(
+        f"{count} processes do not divide problems_per_iteration {problems}: all search the same number of problems"
+        f"{unit}; use --train.problems-per-iteration {most}, or another number of processes"
+    )
 
 
 def _check_evaluation(evaluation: EvalConfig) -> None:

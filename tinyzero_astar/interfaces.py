@@ -170,17 +170,22 @@ class Rollouts:
         """[P, K, T] True at generated tokens, False at padding."""
         return torch.arange(self.tokens.shape[-1], device=self.length.device) < self.length[..., None]
 
-    def padded(self, width: int, pad_id: int) -> Rollouts:
-        """The same with room for `width` tokens, at least as many as now."""
-        room = (0, width - self.tokens.shape[-1])
+    def padded(self, num_leaves: int, width: int, pad_id: int) -> Rollouts:
+        """The same with room for so many leaves of a problem and tokens of a leaf, at least as many as now."""
+        leaves = (0, num_leaves - self.tokens.shape[1])
+        room = (0, width - self.tokens.shape[-1], *leaves)
         return replace(
             self,
             tokens=pad(self.tokens, room, value=pad_id),
+            length=pad(self.length, leaves),
+            is_finished=pad(self.is_finished, leaves),
             logp=pad(self.logp, room),
             logq=pad(self.logq, room),
             value=pad(self.value, room),
             format_value=pad(self.format_value, room),
             child_value=pad(self.child_value, room),
+            priority=pad(self.priority, leaves, value=-torch.inf),
+            weight=pad(self.weight, leaves),
         )
 
 

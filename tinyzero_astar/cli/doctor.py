@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tinyzero_astar.cli.options import Options, config_of, parse_as
-from tinyzero_astar.config import check
+from tinyzero_astar.config import check, check_processes
 from tinyzero_astar.run.checkpoint_folders import model_of_run
 from tinyzero_astar.terminal import complain, counted, printable, readable_bytes, readable_seconds
 
@@ -45,11 +45,9 @@ def doctor_main(argv: Sequence[str]) -> int:
     try:
         options = parse_as(Doctor, "tinyzero doctor", argv)
         check(options)
-        if options.processes < 1 or options.train.problems_per_iteration % options.processes:
-            raise ValueError(
-                f"--processes {options.processes} must divide problems_per_iteration"
-                f" {options.train.problems_per_iteration}: all processes search the same number of problems"
-            )
+        if options.processes < 1:
+            raise ValueError(f"--processes {options.processes} must be at least 1")
+        check_processes(options, options.processes)
         with redirect_stdout(sys.stderr):  # a task of the user's own may print, and stdout may be JSON
             found = _diagnose(options)
     except ValueError as error:

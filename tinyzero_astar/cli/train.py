@@ -14,7 +14,7 @@ from io import StringIO
 from pathlib import Path
 
 from tinyzero_astar.cli.options import Command, config_of, given_fields, parse, parse_evaluate, parse_train
-from tinyzero_astar.config import FREE_ON_RESUME, Config, from_json, with_fields_of, with_files_moved
+from tinyzero_astar.config import FREE_ON_RESUME, Config, check_processes, from_json, with_fields_of, with_files_moved
 from tinyzero_astar.config_file import stem_of
 from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.run.checkpoint_folders import model_of_run, resolve_checkpoint, run_and_checkpoints
@@ -43,13 +43,8 @@ def _check_processes(command: Command, config: Config) -> None:
             f"--distributed needs torchrun ({missing[0]} is not set): torchrun --nproc_per_node=4 train.py"
             " --distributed; for one process leave it out"
         )
-    problems = config.train.problems_per_iteration
-    if not command.eval_only and problems % count:
-        raise ValueError(
-            f"{count} processes do not divide problems_per_iteration {problems}: all search the same number of"
-            f" problems; use --train.problems-per-iteration {-(-problems // count) * count}, or another number of"
-            " processes"
-        )
+    if not command.eval_only:
+        check_processes(config, count)
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     if config.train.sharding == "hybrid" and count % local:
         raise ValueError(

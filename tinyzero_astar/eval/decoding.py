@@ -75,9 +75,7 @@ def compare(
     chunks = [problems[i : i + max_rows] for i in range(0, count, max_rows)]
     greedy = [generator.greedy(chunk, settings.max_search_depth) for chunk in chunks]
     literal = replace(
-        settings,
-        mode="best_first",
-        num_rollouts_per_problem=1,
+        settings.one_by_one("best_first", 1),
         beam_width=beam_width,
         inverse_beta=DECODING_INVERSE_BETA,
         weight_cap=None,
@@ -127,7 +125,7 @@ def _arm(name: str, title: str, correct: torch.Tensor, parts: Sequence[RewardedR
 def _sample(
     generator: Generator, problems: Sequence[Problem], settings: SearchConfig, width: int, max_rows: int
 ) -> list[RewardedRollouts]:
-    plain = replace(settings, mode="sample", num_rollouts_per_problem=width)
+    plain = settings.one_by_one("sample", width)
     rows = max(1, max_rows // width)
     return [
         generator.generate(problems[i : i + rows], plain, seed=_SEED, iteration=_ITERATION)

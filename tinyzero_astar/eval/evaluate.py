@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -94,7 +94,7 @@ def evaluate(
         num_samples: sampled completions per problem; 0: only the greedy ones, and nothing is said of samples.
         max_rows: sequences decoded at once.
     """
-    sampling = replace(settings, mode="sample", num_rollouts_per_problem=num_samples)
+    sampling = settings.one_by_one("sample", num_samples)
     own, count = share_of(problems), len(problems)
 
     def decode() -> tuple[list[RewardedRollouts], list[RewardedRollouts]]:

@@ -15,11 +15,14 @@ History = Sequence[Record]  # training iterations only, oldest first
 
 GATE_WINDOW = 3  # iterations whose measures are averaged
 MIN_AUC, MIN_SIBLING = 0.60, 0.55  # both must be exceeded for guidance to switch on
+MAX_ROOT_ERROR, MIN_ROOT_AUC = 0.10, 0.55  # the first must not be reached, the second exceeded, for a tilted root
 _LONG = 20
 _SHORT = 5
 _REMEMBERED = (
     *(f"value/auc_depth_{quartile}" for quartile in (1, 2, 3, 4)),
     "value/sibling_accuracy_later",
+    "value/auc_root",
+    "value/root_calibration_error",
     "rollout/mixed_fraction",
     "rollout/policy_accuracy",
     "audit/ratio_error",
@@ -61,6 +64,22 @@ def guidance_gate(history: History) -> tuple[bool, str]:
     auc = _mean([_mean(q) for q in quartiles])
     measured = f"AUC {auc:.2f} (bound {MIN_AUC}), sibling ranking {_mean(sibling):.2f} (bound {MIN_SIBLING})"
     return auc > MIN_AUC and _mean(sibling) > MIN_SIBLING, measured
+
+
+def root_gate(history: History) -> tuple[bool, str]:
+    """Whether the value model knows the prompts well enough to choose between problems, and why.
+
+    Open when, averaged over the last 3 iterations that measured it, the calibration error of its values at the prompts
+    is below its bound, and it ranks problems better than chance.
+    """
+    error, auc = (_recent(history, name, GATE_WINDOW) for name in ("value/root_calibration_error", "value/auc_root"))
+    if min(len(error), len(auc)) < GATE_WINDOW:
+        return False, f"fewer than {GATE_WINDOW} iterations with both successes and failures"
+    measured = (
+        f"calibration error at the prompts {_mean(error):.2f} (bound {MAX_ROOT_ERROR}),"
+        f" AUC {_mean(auc):.2f} (bound {MIN_ROOT_AUC})"
+    )
+    return _mean(error) < MAX_ROOT_ERROR and _mean(auc) > MIN_ROOT_AUC, measured
 
 
 def _value_ranks_by_chance(history: History) -> str | None:

@@ -14,7 +14,7 @@ from tinyzero_astar.search.heuristic import soft_value, tilt_of
 NUM_BINS = 10
 MEASURES = (
     *("value/explained_variance", "value/brier", "value/calibration_error", "value/calibration_bins"),
-    "value/auc_root",
+    *("value/auc_root", "value/root_calibration_error"),
     *(f"value/sibling_{name}{which}" for which in ("", "_first", "_later") for name in ("accuracy", "pairs")),
     *("heuristic/inadmissible_fraction", "heuristic/overestimate_nats"),
     *(f"value/auc_depth_{quarter}" for quarter in (1, 2, 3, 4)),
@@ -139,6 +139,7 @@ def heuristic_quality(
     outcome = accuracy[..., None].expand_as(rollouts.value)[is_token]
     mass = weight[..., None].expand_as(rollouts.value)[is_token]
     has_leaf = rollouts.length > 0
+    at_root = rollouts.value[..., 0][has_leaf], accuracy[has_leaf], weight[has_leaf]
     error, bins = calibration(value, outcome, mass)
     inadmissible, overestimate = admissibility(rollouts, accuracy, weight, inverse_beta)
     result: dict[str, float | list[list[float]]] = {
@@ -146,7 +147,8 @@ def heuristic_quality(
         "value/brier": float((mass * (value - outcome).square()).sum() / mass.sum()),
         "value/calibration_error": error,
         "value/calibration_bins": bins,
-        "value/auc_root": weighted_auc(rollouts.value[..., 0][has_leaf], accuracy[has_leaf], weight[has_leaf]),
+        "value/auc_root": weighted_auc(*at_root),
+        "value/root_calibration_error": calibration(*at_root)[0],
         **sibling_ranking(rollouts, accuracy),
         "heuristic/inadmissible_fraction": inadmissible,
         "heuristic/overestimate_nats": overestimate,

@@ -145,9 +145,10 @@ def _halved(run: PlannedRun, section: str, name: str, least: int) -> Iterator[Re
 
 
 def _more_processes(run: PlannedRun) -> Iterator[Remedy]:
-    """Twice as many, again and again, as long as they share the problems of an iteration evenly."""
+    """Twice as many, again and again, as long as they share the searches of an iteration evenly."""
     count = run.num_processes * 2
-    while run.device == "cuda" and count <= _MOST_PROCESSES and run.config.train.problems_per_iteration % count == 0:
+    shared = run.config.train.problems_per_iteration // run.config.search.problems_per_search
+    while run.device == "cuda" and count <= _MOST_PROCESSES and shared % count == 0:
         changed = replace(run, num_processes=count)
         yield Remedy("--distributed under torchrun --nproc_per_node", str(count), changed)
         count *= 2

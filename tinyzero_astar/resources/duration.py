@@ -21,11 +21,13 @@ def iteration_seconds(run: PlannedRun, speed: Speed) -> dict[str, float]:
     tokens = work.num_problems * work.prompt_length + work.num_rows * work.depth  # completions share their prompts
     per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
     return {
-        "search": _decoding(run.model.shapes, work, work.num_problems, work.num_rollouts, speed),
+        "search": _decoding(run.model.shapes, work, work.num_problems, work.num_leaves, speed),
         # samples of problems that are all new, and a forward
         **(
             {
-                "reference": _decoding(run.model.shapes, work, work.num_problems, work.num_reference_samples, speed)
+                "reference": _decoding(
+                    run.model.shapes, work, work.num_problems, work.num_problems * work.num_reference_samples, speed
+                )
                 + 2 * n * tokens / speed.flops_per_s
             }
             if work.num_reference_samples
@@ -47,8 +49,8 @@ def evaluation_seconds(run: PlannedRun, speed: Speed, is_whole: bool) -> float:
     for samples in (1, work.eval_samples) if is_whole else (1,):
         at_once = max(1, work.eval_rows // samples)
         whole, rest = divmod(problems, at_once)
-        total += whole * _decoding(shapes, work, at_once, samples, speed)
-        total += _decoding(shapes, work, rest, samples, speed) if rest else 0.0
+        total += whole * _decoding(shapes, work, at_once, at_once * samples, speed)
+        total += _decoding(shapes, work, rest, rest * samples, speed) if rest else 0.0
     return total
 
 
@@ -58,12 +60,12 @@ def num_evaluations(config: Config) -> int:
     return len({0, last, *range(frequency, last + 1, frequency)})
 
 
-def _decoding(shapes: Shapes, work: Work, num_problems: int, per_problem: int, speed: Speed) -> float:
-    """Seconds for a prompt per problem and `per_problem` completions of it.
+def _decoding(shapes: Shapes, work: Work, num_problems: int, rows: int, speed: Speed) -> float:
+    """Seconds for a prompt per problem and so many completions of them.
 
     Each step reads all weights and the slots so far, or is bound by arithmetic.
     """
-    n, rows = shapes.num_parameters, num_problems * per_problem
+    n = shapes.num_parameters
     slots = kv_bytes(shapes, work, rows) * (work.prompt_length + work.depth / 2) / (work.length + 1)
     read = (n * work.dtype_bytes + slots) / speed.bytes_per_s
     prompts = 2 * n * num_problems * work.prompt_length / speed.flops_per_s

@@ -5,6 +5,7 @@ Completions are taken to be as long as they may become, so that a run may need l
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 
@@ -67,22 +68,23 @@ class PlannedRun:
         """What one process does."""
         config, prompt = self.config, self.model.prompt_length
         search, train, evaluation = config.search, config.train, config.eval
-        leaves = search.num_rollouts_per_problem
+        share, leaves = self._share(train.problems_per_iteration), search.num_rollouts_per_problem
         return Work(
             dtype_bytes=2 if config.model.dtype == "bfloat16" else 4,
             prompt_length=prompt,
             depth=max(1, min(search.max_search_depth, config.model.max_seq_length - prompt)),
             mode=search.mode,
             is_guided=search.guidance_strength > 0 and search.mode == "gumbel" and train.algorithm in WITH_CRITIC,
-            num_problems=self._share(train.problems_per_iteration),
-            num_rollouts=leaves,
+            num_problems=share,
+            num_rollouts=math.ceil(leaves),
+            num_leaves=math.ceil(share * leaves),
             beam_width=search.beam_width,
             eval_problems=self._share(evaluation.num_problems),
             eval_samples=evaluation.num_samples,
             eval_rows=evaluation.max_rows,
             eval_beam_width=evaluation.beam_width if evaluation.search == "best_first" else None,
-            num_rows=self._share(train.problems_per_iteration * leaves),
-            step_rows=self._share(train.batch_size * leaves),
+            num_rows=self._share(math.ceil(train.problems_per_iteration * leaves)),
+            step_rows=self._share(math.ceil(train.batch_size * leaves)),
             micro_batch_tokens=train.micro_batch_tokens,
             value_hidden_size=config.value.hidden_size,
             num_shards=self._num_shards,
@@ -100,7 +102,7 @@ class PlannedRun:
         work, shapes, last = self.work, self.model.shapes, self.config.train.num_iterations
         saved = _due(self.config.run.checkpoint_frequency, last)
         shown = _due(self.config.run.sample_frequency, last)
-        leaves = self.config.train.problems_per_iteration * work.num_rollouts
+        leaves = math.ceil(self.config.train.problems_per_iteration * self.config.search.num_rollouts_per_problem)
         program = {_PROGRAM: _PROGRAM_BYTES} if work.is_host else {}
         return Outlook(
             phases={name: parts | program for name, parts in phases(shapes, work).items()},

@@ -20,7 +20,7 @@ _SUMMED = DOUBLE  # less from MANY_TOKENS on, where no running sums are made of 
 
 def search(shapes: Shapes, work: Work) -> Memory:
     """The search of an iteration."""
-    slots = work.num_problems * (work.beam_width if work.mode == "best_first" else work.num_rollouts)
+    slots = work.num_problems * work.beam_width if work.mode == "best_first" else work.num_leaves
     return _decoding(shapes, work, work.mode, work.num_problems, slots, work.is_guided)
 
 

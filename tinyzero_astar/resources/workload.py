@@ -53,7 +53,8 @@ class Work:
     mode: SearchMode
     is_guided: bool
     num_problems: int  # of one process in an iteration's search
-    num_rollouts: int  # K
+    num_rollouts: int  # K, rounded up
+    num_leaves: int  # of all these problems
     beam_width: int
     eval_problems: int  # of one process
     eval_samples: int

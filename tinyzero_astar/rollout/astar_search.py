@@ -112,7 +112,7 @@ def _checked(
     if seeds.shape != (len(prompts),) or seeds.dtype != torch.int64:
         raise ValueError(f"seeds must be int64 of shape [{len(prompts)}], got {seeds.dtype} {tuple(seeds.shape)}")
     if group_size < 1 or len(prompts) % group_size:
-        raise ValueError(f"group_size {group_size} must be at least 1 and divide the {len(prompts)} prompts")
+        raise ValueError(f"forest.size {group_size} must be at least 1 and divide the {len(prompts)} prompts")
     num_rows = round(num_rollouts * group_size)
     if num_rows < 1 or max_search_depth < 1 or beam_width < 1:
         raise ValueError(
@@ -120,7 +120,7 @@ def _checked(
             " must be at least 1"
         )
     if num_rows != num_rollouts * group_size:
-        raise ValueError(f"num_rollouts {num_rollouts} times group_size {group_size} must be a whole number of leaves")
+        raise ValueError(f"num_rollouts {num_rollouts} times forest.size {group_size} must be a whole number of leaves")
     if mode == "gumbel" and beam_width < num_rollouts + 1:
         raise ValueError(
             f"beam_width {beam_width} must be at least num_rollouts + 1 = {num_rollouts + 1}:"

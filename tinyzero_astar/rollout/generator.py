@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.data.text import prompt_tokens, room_after
 from tinyzero_astar.interfaces import Decoder, Problem, Reward, Rollouts, Task
-from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
-from tinyzero_astar.rollout.records import RewardedRollouts
+from tinyzero_astar.rollout.astar_search import Forest, astar_rollouts, greedy_rollouts
+from tinyzero_astar.rollout.records import NO_LEAF, RewardedRollouts
 from tinyzero_astar.rollout.thinning import thin_weights
 from tinyzero_astar.search.gumbel import hash_number, hash_with, to_uniform
-from tinyzero_astar.search.heuristic import Guidance
+from tinyzero_astar.search.heuristic import Guidance, log_root_tilt
 
 # keep the choice of unguided problems and of thinned leaves apart from the search noise
 UNGUIDED_STREAM, THINNING_STREAM = 0x5EED, 0x7417
@@ -56,6 +56,7 @@ class Generator:
         share = to_uniform(hash_with(seeds, torch.tensor(UNGUIDED_STREAM, device="cpu")))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance_strength)
         prompts, depth = self.encode(problems, settings.max_search_depth)
+        log_tilt = self._log_tilt(prompts, settings) if settings.root_tilt > 0 else None
         rollouts = astar_rollouts(
             self._decoder_fn(depth),
             prompts,
@@ -65,6 +66,7 @@ class Generator:
             max_search_depth=depth,
             mode=settings.mode,
             guidance=replace(guidance_of(settings), strength=strength),
+            forest=Forest(settings.problems_per_search, log_tilt),
         )
         return self._judge(problems, prompts, rollouts, seeds, settings.min_weight)
 
@@ -83,6 +85,16 @@ class Generator:
         prompts = prompt_tokens(self._tokenizer, [problem.prompt for problem in problems])
         return prompts, room_after(max(len(p) for p in prompts), self._max_seq_length, max_search_depth)
 
+    def _log_tilt(self, prompts: Sequence[Sequence[int]], settings: SearchConfig) -> Tensor:
+        """[P] log(M q(x)) of the problems, by what the value model says of their prompts; a search at a time."""
+        size, tilts = settings.problems_per_search, []
+        assert settings.weight_cap is not None  # or `config.check` refuses
+        for first in range(0, len(prompts), size):
+            home = torch.arange(size, device="cpu")
+            said = self._decoder_fn(1).start(prompts[first : first + size], home).value_logit
+            tilts.append(log_root_tilt(said, settings.weight_cap**settings.root_tilt))
+        return torch.cat(tilts).cpu()
+
     def _judge(
         self,
         problems: Sequence[Problem],
@@ -91,7 +103,7 @@ class Generator:
         seeds: Tensor,
         min_weight: float,
     ) -> RewardedRollouts:
-        texts, verdicts = [], []
+        texts, verdicts, has_leaf = [], [], rollouts.length > 0
         length = (rollouts.length - rollouts.is_finished.long()).tolist()  # without eos
         for i, (problem, rows) in enumerate(zip(problems, rollouts.tokens.tolist(), strict=True)):
             own = self._tokenizer.batch_decode(
@@ -99,13 +111,17 @@ class Generator:
             )
             finished = rollouts.is_finished[i].tolist()
             texts.append(own)
-            verdicts.append([self._task.verify(problem, t, f) for t, f in zip(own, finished, strict=True)])
+            verdicts.append(
+                [
+                    self._task.verify(problem, text, is_finished) if is_leaf else NO_LEAF
+                    for text, is_finished, is_leaf in zip(own, finished, has_leaf[i].tolist(), strict=True)
+                ]
+            )
 
         def table(values: list[list[float]]) -> Tensor:
             return torch.tensor(values, dtype=torch.float64, device=rollouts.length.device)
 
-        has_leaf = (rollouts.length > 0).double()
-        uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)
+        uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1).double()
         weight = torch.where(rollouts.weight.isnan(), uniform, rollouts.weight)
         leaf = torch.arange(weight.shape[1], device="cpu") + THINNING_STREAM
         noise = to_uniform(hash_with(seeds[:, None], leaf)).to(weight.device)

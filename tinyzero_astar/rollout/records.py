@@ -13,6 +13,8 @@ from torch.nn.functional import pad
 from tinyzero_astar.interfaces import Problem, Rollouts, Verdict
 
 Record = TypeVar("Record")
+NO_LEAF = Verdict(accuracy=False, format=False, answer=None, reason="no such leaf")
+"""Stands where a problem has fewer leaves than others."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +34,34 @@ class RewardedRollouts:
     weight: Tensor  # the search's weights, uniform where it has none
     update_weight: Tensor  # the same after thinning; rows of weight 0 are not trained on
 
-    def padded(self, width: int, pad_id: int) -> RewardedRollouts:
-        """The same with room for `width` tokens, at least as many as now."""
-        rollouts = self.rollouts.padded(width, pad_id)
-        baseline = pad(self.baseline, (0, width - self.baseline.shape[-1]))
-        return replace(self, rollouts=rollouts, baseline=baseline)
+    def padded(self, num_leaves: int, width: int, pad_id: int) -> RewardedRollouts:
+        """The same with room for so many leaves of a problem and tokens of a leaf, at least as many as now."""
+        missing = num_leaves - self.weight.shape[1]
+
+        def more(x: Tensor) -> Tensor:
+            return pad(x, (0, missing))
+
+        return replace(
+            self,
+            rollouts=self.rollouts.padded(num_leaves, width, pad_id),
+            texts=[row + [""] * missing for row in self.texts],
+            verdicts=[row + [NO_LEAF] * missing for row in self.verdicts],
+            accuracy=more(self.accuracy),
+            grade=more(self.grade),
+            format=more(self.format),
+            reward=more(self.reward),
+            baseline=pad(self.baseline, (0, width - self.baseline.shape[-1], 0, missing)),
+            weight=more(self.weight),
+            update_weight=more(self.update_weight),
+        )
 
 
 def concatenate(parts: Sequence[RewardedRollouts], pad_id: int) -> RewardedRollouts:
-    """Rollouts of several groups of problems as if they had been searched together; shorter ones are padded."""
+    """Rollouts of several groups of problems as if they had been searched together; the smaller ones are padded."""
     if len(parts) == 1:
         return parts[0]
-    longest = max(part.rollouts.tokens.shape[-1] for part in parts)
-    joined: RewardedRollouts = _joined([part.padded(longest, pad_id) for part in parts])
+    _, most, longest = (max(sizes) for sizes in zip(*(part.rollouts.tokens.shape for part in parts), strict=True))
+    joined: RewardedRollouts = _joined([part.padded(most, longest, pad_id) for part in parts])
     return joined
 
 

@@ -58,6 +58,7 @@ class Session:
     log: Logger  # all of them, the console included
     first_iteration: int  # iterations already trained
     history: list[dict[str, Any]]  # what gate and alarms remember of the iterations trained so far
+    searched: dict[int, int]  # by the id of each problem that came up: iterations in which it had a leaf
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
 
 
@@ -130,6 +131,7 @@ def build(
         log=AllLoggers(console),
         first_iteration=first_iteration,
         history=[],
+        searched={},
     )
 
 

@@ -239,6 +239,21 @@ def remembered_by(folder: Path, state: Mapping[str, Any]) -> tuple[list[dict[str
     )
 
 
+def known_counts(folder: Path, state: Mapping[str, Any]) -> dict[int, int]:
+    """In how many iterations each problem that came up had a leaf, by its id.
+
+    Raises:
+        ValueError: they are not there, as in checkpoints of older versions, or not whole.
+    """
+    known = state.get("searched")
+    if isinstance(known, dict) and all(key.isdecimal() and type(x) is int for key, x in known.items()):
+        return {int(key): x for key, x in known.items()}
+    raise ValueError(
+        f"checkpoint {folder}: {_STATE} lacks how often each problem was searched, which a resumed run needs; use"
+        " another one"
+    )
+
+
 def known_reference(folder: Path, state: Mapping[str, Any]) -> tuple[str, dict[int, float]]:
     """The digest of the frozen first policy, "" of adapters, and V* of the problems that have come up, by their ids.
 

@@ -16,7 +16,7 @@ from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
 from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.interfaces import Batch, Problem
-from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered
+from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered, root_gate
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
 from tinyzero_astar.run.build import Session, optimizers
@@ -99,8 +99,7 @@ def _train_once(session: Session, number: int) -> dict[str, Any]:
 def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
     """One iteration, counted from 0: problems, rollouts, rewards, batch, update; metrics are the same on every rank."""
     began = time.perf_counter()
-    is_open, reason = _guidance(session)
-    search = session.search if is_open else replace(session.search, guidance_strength=0.0)
+    search, gates = _guided(session)
     problems = session.task.train_problems(iteration, session.config.train.problems_per_iteration)
     with unsharded(session.policy):
         rewarded = _search(session, problems, search, iteration)
@@ -114,9 +113,9 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
         **updated,
         **search_metrics(session, rewarded),
         "heuristic/bellman_residual": residual,
-        "guidance/is_open": float(is_open),
-        "guidance/reason": reason,
+        **gates,
         **reward_metrics(rewarded),
+        **_counted(session, rewarded),
         "time/search_s": searched - began,
         "time/update_s": ended - searched,
         "time/iteration_s": ended - began,
@@ -125,11 +124,35 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
     return from_main(finite(metrics)), rewarded
 
 
-def _guidance(session: Session) -> tuple[bool, str]:
-    """Whether the value model may guide the search, and why."""
-    if not session.updater.algorithm.has_critic:
-        return False, f"algorithm {session.config.train.algorithm} trains no value model"
-    return guidance_gate(session.history)
+def _guided(session: Session) -> tuple[SearchConfig, dict[str, Any]]:
+    """The search as far as the value model may guide it, and why."""
+    if session.updater.algorithm.has_critic:
+        is_open, reason = guidance_gate(session.history)
+        is_root_open, root_reason = root_gate(session.history)
+    else:
+        is_open = is_root_open = False
+        reason = root_reason = f"algorithm {session.config.train.algorithm} trains no value model"
+    search = session.search
+    search = search if is_open else replace(search, guidance_strength=0.0)
+    search = search if is_root_open else replace(search, root_tilt=0.0)
+    return search, {
+        "guidance/is_open": float(is_open),
+        "guidance/reason": reason,
+        "guidance/is_root_open": float(is_root_open),
+        "guidance/root_reason": root_reason,
+    }
+
+
+def _counted(session: Session, rewarded: RewardedRollouts) -> dict[str, float]:
+    """Counts the problems that have a leaf; the shares without one in this iteration, and in all so far."""
+    has_leaf = (rewarded.rollouts.length > 0).any(1).tolist()
+    for problem, is_searched in zip(rewarded.problems, has_leaf, strict=True):
+        session.searched[problem.id] = session.searched.get(problem.id, 0) + is_searched
+    counts = session.searched.values()
+    return {
+        "search/unsearched_fraction": 1 - sum(has_leaf) / len(has_leaf),
+        "search/never_searched_fraction": sum(count == 0 for count in counts) / len(counts),
+    }
 
 
 def _referred(session: Session, batch: Batch, problems: list[Problem]) -> tuple[Batch, dict[str, float]]:
@@ -208,6 +231,7 @@ def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
         "num_updates": session.updater.num_updates,
         "config": dataclasses.asdict(session.config),
         "history": session.history,
+        "searched": session.searched,
         "record": {k: v for k, v in record.items() if not k.startswith("time/")},  # equal runs, equal checkpoints
     }
     if session.reference is not None:

@@ -59,10 +59,9 @@ def bellman_residual(session: Session, rewarded: RewardedRollouts) -> float:
     if not session.updater.algorithm.has_critic:
         return math.nan
     totals, inverse_beta = [], _inverse_beta(session, rewarded).to(torch.float32)
-    for i, prompt in enumerate(rewarded.prompts[:_NUM_RESIDUALS]):
-        length = int(rewarded.rollouts.length[i, 0])
-        if length == 0:
-            continue
+    lengths = rewarded.rollouts.length[:, 0].tolist()
+    for i in [i for i, length in enumerate(lengths) if length > 0][:_NUM_RESIDUALS]:
+        prompt, length = rewarded.prompts[i], lengths[i]
         ids = torch.tensor([[*prompt, *rewarded.rollouts.tokens[i, 0, :length].tolist()]], device=session.policy.device)
         delta = session.policy.bellman_residual(ids, len(prompt), length, inverse_beta[i])
         totals.append(abs(float(delta.sum())))

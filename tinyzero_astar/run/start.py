@@ -32,7 +32,14 @@ from tinyzero_astar.resources.machine import choose_device, free_disk, free_memo
 from tinyzero_astar.resources.model import check_options, model_for
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run.build import Session, build, first_policy, optimizers
-from tinyzero_astar.run.checkpoint import check_files, known_reference, load_trainer, read_state, remembered_by
+from tinyzero_astar.run.checkpoint import (
+    check_files,
+    known_counts,
+    known_reference,
+    load_trainer,
+    read_state,
+    remembered_by,
+)
 from tinyzero_astar.run.checkpoint_folders import go_back_to, start_over
 from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, new_run_folder, prepare
 from tinyzero_astar.run.records import check_complete
@@ -146,6 +153,7 @@ def _continued(config: Config, problems: Problems, folder: Path, checkpoint: Pat
     if session.reference is not None:
         session.reference.values |= known_reference(checkpoint, state)[1]
     session.history.extend(history)
+    session.searched.update(known_counts(checkpoint, state))
     write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)
     console.say(f"continuing {folder} after iteration {iteration}")
     return replace(session, pending=record if is_pending else None)
@@ -183,6 +191,7 @@ def _check_usable(checkpoint: Path) -> None:
     check_files(checkpoint)
     state = read_state(checkpoint)
     remembered_by(checkpoint, state)
+    known_counts(checkpoint, state)
     config = from_dict(state["config"], f"checkpoint {checkpoint}")
     if config.train.algorithm in WITH_REFERENCE:
         known_reference(checkpoint, state)

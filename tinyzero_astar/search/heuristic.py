@@ -90,6 +90,23 @@ def inverse_beta_of(guidance: Guidance, root_logit: Tensor) -> Tensor:
     return torch.full_like(root_logit, guidance.inverse_beta)
 
 
+def log_root_tilt(root_logit: Tensor, bound: float) -> Tensor:
+    """log(M q(x)) of the M problems of every search, float64; eq. 22.
+
+    M q(x) = 1/c + (1 - 1/c) u(x) / mean u with u(x) = p(x) (1 - p(x)): a mixture with the uniform choice, so that no
+    problem is M q(x) < 1/c times as likely as it was, whatever the value model says.
+
+    Args:
+        root_logit: [G, M] logit of the success probability p of each prompt.
+        bound: c >= 1, the most that 1 / (M q) may be; 1 is exactly uniform.
+    """
+    logit = root_logit.double()
+    u = torch.sigmoid(logit) * torch.sigmoid(-logit)
+    mean = u.mean(-1, keepdim=True)
+    share = torch.where(mean > 0, u / mean.clamp(min=_TINY), 1.0)
+    return torch.log(1 / bound + (1 - 1 / bound) * share)
+
+
 class Proposal(NamedTuple):
     """q at N prefixes, up to a factor that each has: nobody needs all of its logarithms."""
 

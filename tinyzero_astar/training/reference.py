@@ -98,9 +98,7 @@ class ReferencePolicy:
 def sampling(config: Config, depth: int) -> SearchConfig:
     """Independent completions, as many as V* is estimated from."""
     return replace(
-        config.search,
-        mode="sample",
-        num_rollouts_per_problem=config.train.num_reference_samples,
+        config.search.one_by_one("sample", config.train.num_reference_samples),
         max_search_depth=depth,
         guidance_strength=0.0,
         min_weight=0.0,
