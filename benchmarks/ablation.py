@@ -1,17 +1,19 @@
-"""What search, guidance and weights are worth at equal decoded tokens: `python -m benchmarks.ablation`.
+"""What search, forest and guidance are worth at equal cost: `python -m benchmarks.ablation`; prints JSON.
 
-Arms on preset tiny, same problems, critic and loss: `sample` (independent rollouts), `gumbel` (without replacement,
-unguided), `guided` (gumbel with the gated value model), `guided_unweighted` (the same rollouts, uniform weights: the
-uncorrected way). Several seeds each. Held-out accuracy is measured every few iterations and read off, by linear
-interpolation, at common budgets of decoded training tokens; mean over seeds with a 95 % interval (Student's t).
-JSON out; finished runs are kept in the output folder and not repeated.
+Each arm is preset tiny with some fields changed, trained with the same seeds. Held-out greedy accuracy is measured
+every few iterations. It is read off, by linear interpolation, at common budgets of decoded training tokens and of CPU
+seconds of training (search and update, one thread, without evaluations). Mean over seeds and differences from one arm,
+paired by seed, with 95 % intervals (Student's t). Finished runs are kept in the output folder and not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +21,12 @@ from typing import Any
 
 import torch
 
-from tinyzero_astar.config import PRESETS, Config, SearchConfig
+from tinyzero_astar.config import PRESETS, Config, check
 from tinyzero_astar.data.tasks import make_problems
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.report.compare import accuracy_at
+from tinyzero_astar.report import compare as report
 from tinyzero_astar.report.intervals import mean_of
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.rollout.records import RewardedRollouts
@@ -32,111 +34,159 @@ from tinyzero_astar.run import loop
 from tinyzero_astar.run.build import build
 from tinyzero_astar.training.reward import WeightedReward
 
-ARMS = ("sample", "gumbel", "guided", "guided_unweighted")
+REACHED = 0.95  # accuracy whose cost is told
+Changes = Mapping[str, object]
+
+ALONE = {"search.problems_per_search": 1, "train.problems_per_iteration": 32, "train.batch_size": 16}
+EIGHT = ALONE | {"search.num_rollouts_per_problem": 8}
+ONE = {"train.problems_per_iteration": 256, "train.batch_size": 128, "search.num_rollouts_per_problem": 1}
+UNGUIDED = {"search.guidance_strength": 0.0, "search.root_tilt": 0.0}
+ARMS: dict[str, Changes] = {  # 256 leaves an iteration, two optimizer steps
+    "sampled_32x8": EIGHT | UNGUIDED | {"search.mode": "sample"},
+    "sampled_256x1": ONE | UNGUIDED | {"search.mode": "sample", "search.problems_per_search": 1},
+    "grpo_32x8": EIGHT | UNGUIDED | {"search.mode": "sample", "train.algorithm": "grpo"},
+    "searched_32x8": EIGHT | UNGUIDED,
+    "searched_32x8_guided": EIGHT | {"search.guidance_strength": 1.0, "search.root_tilt": 0.0},
+    "forest": ONE | UNGUIDED | {"search.problems_per_search": 128},
+    "forest_tilted": ONE | UNGUIDED | {"search.problems_per_search": 128, "search.root_tilt": 0.5},
+    "forest_guided": ONE
+    | {"search.problems_per_search": 128, "search.root_tilt": 0.0, "search.guidance_strength": 1.0},
+    "forest_tilted_guided": ONE
+    | {"search.problems_per_search": 128, "search.root_tilt": 0.5, "search.guidance_strength": 1.0},
+    "searched_32x8_guided_unweighted": EIGHT | {"search.guidance_strength": 1.0, "search.root_tilt": 0.0},
+}
+UNWEIGHTED = "_unweighted"  # the same rollouts, uniform weights: the uncorrected way
 
 
 class Unweighted(Generator):
     """The same rollouts, all leaves counted alike."""
 
-    def generate(
-        self, problems: Sequence[Problem], settings: SearchConfig, *, seed: int, iteration: int
-    ) -> RewardedRollouts:
+    def generate(self, problems: Sequence[Problem], settings: Any, *, seed: int, iteration: int) -> RewardedRollouts:
         found = super().generate(problems, settings, seed=seed, iteration=iteration)
         has_leaf = (found.rollouts.length > 0).double()
         uniform = has_leaf / has_leaf.sum(1, keepdim=True).clamp(min=1)
         return replace(found, weight=uniform, update_weight=uniform)
 
 
-def configuration(arm: str, seed: int, iterations: int, model: str) -> Config:
-    tiny = PRESETS["tiny"]
-    mode = "sample" if arm == "sample" else "gumbel"
-    strength = 1.0 if arm.startswith("guided") else 0.0
-    return replace(
-        tiny,
-        model=replace(tiny.model, model_name=model),
-        search=replace(tiny.search, mode=mode, guidance_strength=strength),
-        train=replace(tiny.train, num_iterations=iterations),
-        run=replace(tiny.run, seed=seed),
-    )
+def configuration(changes: Changes, seed: int, iterations: int, model: str) -> Config:
+    """Preset tiny with fields such as search.mode changed."""
+    config = PRESETS["tiny"]
+    for name, value in {
+        **changes,
+        "run.seed": seed,
+        "train.num_iterations": iterations,
+        "model.model_name": model,
+    }.items():
+        section, field = name.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{field: value})})
+    check(config)
+    return config
 
 
-def run(arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One training run: held-out greedy accuracy after so many decoded tokens."""
+def run(arm: str, changes: Changes, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """One training run: its metrics, and held-out greedy accuracy after so many decoded tokens and seconds."""
     file: Path = args.output / f"{arm}-{seed}.json"
     if file.exists():
         record: dict[str, Any] = json.loads(file.read_text())
         return record
-    config = configuration(arm, seed, args.iterations, args.model)
+    config = configuration(changes, seed, args.iterations, args.model)
     session = build(config, make_problems(config), args.output, args.model, ConsoleLogger(), 0)
-    if arm == "guided_unweighted":
+    if arm.endswith(UNWEIGHTED):
         weights = WeightedReward(config.reward)
         generator = Unweighted(
             partial(SlotDecoder, session.policy), session.tokenizer, session.task, weights, config.model.max_seq_length
         )
         session = replace(session, generator=generator)
-    tokens, curve, opened = 0, [], 0
-    for iteration in range(args.iterations):
-        if iteration % args.every == 0:
-            curve.append((tokens, loop.measure(session, iteration).metrics["eval/greedy_accuracy"]))
+    tokens, seconds, curve, records = 0, 0.0, [], []
+    for iteration in range(args.iterations + 1):
+        if iteration % args.every == 0 or iteration == args.iterations:
+            curve.append((tokens, seconds, loop.measure(session, iteration).metrics["eval/greedy_accuracy"]))
+        if iteration == args.iterations:
+            break
+        began = time.process_time()
         metrics, _ = loop.iterate(session, iteration)
+        seconds += time.process_time() - began
         session.history.append(metrics)
         tokens += metrics["search/num_decoded_tokens"]
-        opened += int(metrics["guidance/is_open"])
-    curve.append((tokens, loop.measure(session, args.iterations).metrics["eval/greedy_accuracy"]))
-    record = {"arm": arm, "seed": seed, "curve": curve, "iterations_gate_open": opened}
+        records.append({k: v for k, v in metrics.items() if isinstance(v, (int, float))})
+    record = {"arm": arm, "seed": seed, "curve": curve, "metrics": records}
     file.write_text(json.dumps(record))
     return record
 
 
-def summarise(values: Sequence[float]) -> dict[str, float]:
+def accuracy_at(curve: Sequence[Sequence[float]], column: int, budget: float) -> float:
+    """Linear interpolation between the two evaluations around a budget; nan beyond the last."""
+    points = [(row[column], row[2]) for row in curve]
+    return report.accuracy_at(points, budget) if budget <= points[-1][0] else math.nan
+
+
+def cost_of(curve: Sequence[Sequence[float]], column: int, accuracy: float) -> float:
+    """What it took until an accuracy was first reached, by linear interpolation; nan if it never was."""
+    for before, after in itertools.pairwise(curve):
+        if after[2] >= accuracy:
+            share = (accuracy - before[2]) / (after[2] - before[2])
+            return before[column] + (after[column] - before[column]) * share
+    return math.nan
+
+
+def summarise(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and 95 % interval, as far as they are known."""
     mean = mean_of(values)
-    return {"mean": round(mean.value, 4), "low": round(mean.low, 4), "high": round(mean.high, 4)}
+    return {name: x if x is None else round(x, 4) for name, x in zip(("mean", "low", "high"), mean, strict=True)}
+
+
+def table(records: Mapping[str, Sequence[Mapping[str, Any]]], column: int, budgets: Sequence[float], base: str) -> Any:
+    """Accuracy of every arm at every budget, and its difference from the base arm, seed by seed."""
+    found = {
+        arm: [[accuracy_at(r["curve"], column, b) for r in rows] for b in budgets] for arm, rows in records.items()
+    }
+    return {
+        arm: {
+            "accuracy": [summarise(values) for values in rows],
+            "minus_base": [
+                summarise([x - y for x, y in zip(values, others, strict=True)])
+                for values, others in zip(rows, found[base], strict=True)
+            ],
+        }
+        for arm, rows in found.items()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--base", default="searched_32x8_guided", help="the arm that others are compared with")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=15)
-    parser.add_argument("--every", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=30)
+    parser.add_argument("--every", type=int, default=2)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 22_000, 40_000, 57_000, 91_000, 130_000])
+    parser.add_argument("--seconds", type=float, nargs="+", default=[2, 4, 8, 12, 16, 20])
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    records = {arm: [] for arm in ARMS}
+    records: dict[str, list[dict[str, Any]]] = {arm: [] for arm in dict.fromkeys([args.base, *args.arms])}
     for seed in range(args.seeds):  # seed by seed: an interrupted study is still balanced
-        for arm in ARMS:
-            records[arm].append(run(arm, seed, args))
-    most = min(r["curve"][-1][0] for rows in records.values() for r in rows)
-    budgets = [round(most * share) for share in (0.25, 0.5, 0.75, 1.0)]
+        for arm, rows in records.items():
+            rows.append(run(arm, ARMS[arm], seed, args))
     result = {
-        "what": "held-out greedy accuracy at equal decoded training tokens; mean and 95 % interval over seeds",
+        "what": "held-out greedy accuracy, mean over seeds with 95 % interval; differences are paired by seed",
+        "base": args.base,
         "seeds": args.seeds,
         "iterations": args.iterations,
-        "budgets": budgets,
-        "arms": {
-            arm: [summarise([accuracy_at(r["curve"], b) for r in rows]) for b in budgets]
-            for arm, rows in records.items()
+        "tokens": args.tokens,
+        "at_tokens": table(records, 0, args.tokens, args.base),
+        "seconds": args.seconds,
+        "at_seconds": table(records, 1, args.seconds, args.base),
+        "at_the_end": {arm: summarise([r["curve"][-1][2] for r in rows]) for arm, rows in records.items()},
+        f"tokens_to_{REACHED}": {arm: [cost_of(r["curve"], 0, REACHED) for r in rows] for arm, rows in records.items()},
+        f"seconds_to_{REACHED}": {
+            arm: [cost_of(r["curve"], 1, REACHED) for r in rows] for arm, rows in records.items()
         },
-        "guided_minus_gumbel": [
-            summarise(
-                [
-                    accuracy_at(a["curve"], b) - accuracy_at(c["curve"], b)
-                    for a, c in zip(records["guided"], records["gumbel"], strict=True)
-                ]
-            )
-            for b in budgets
-        ],
-        "gumbel_minus_sample": [
-            summarise(
-                [
-                    accuracy_at(a["curve"], b) - accuracy_at(c["curve"], b)
-                    for a, c in zip(records["gumbel"], records["sample"], strict=True)
-                ]
-            )
-            for b in budgets
-        ],
-        "iterations_gate_open": {arm: [r["iterations_gate_open"] for r in rows] for arm, rows in records.items()},
+        "iterations_gate_open": {
+            arm: [sum(m["guidance/is_open"] for m in r["metrics"]) for r in rows] for arm, rows in records.items()
+        },
     }
     print(json.dumps(result, indent=2))
 

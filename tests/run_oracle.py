@@ -15,7 +15,7 @@ import random
 import re
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ INF, NAN = math.inf, math.nan
 MASK = (1 << 64) - 1
 GOLDEN, FOLD = 0x9E3779B97F4A7C15, 0x632BE59BD9B4E019
 WHICH, WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
-UNGUIDED, THINNING = 0x5EED, 0x7417  # noise apart from the search's
+UNGUIDED, THINNING, CHOICE = 0x5EED, 0x7417, 0x600D  # noise apart from the search's
 EVALUATION, DECODING, REFERENCE = 1 << 40, 1 << 41, 1 << 42
 DECODING_INVERSE_BETA = 3.0
 
@@ -248,6 +248,12 @@ class Node:
     depth_limit: int
     ends: frozenset[int]  # tokens after which nothing comes
     is_first: bool = True  # the child that its prefix's own time of arrival belongs to
+    problem: int = 0  # in its search
+    log_tilt: float = 0.0  # log(M q) of that
+
+    @property
+    def phi(self) -> float:
+        return self.log_tilt + sum(self.logq)
 
     @property
     def is_finished(self) -> bool:
@@ -268,18 +274,20 @@ class Node:
             self.depth_limit,
             self.ends,
             is_first,
+            self.problem,
+            self.log_tilt,
         )
 
 
 @dataclass
 class Found:
-    """The leaves of one problem, best first, and what the search counted."""
+    """The leaves of one problem, best first, and what the search counted; kappa and max_open are the search's."""
 
     prompt: Tokens
-    leaves: list[Node]
-    weight: list[float]
+    leaves: list[Node] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
     kappa: float = -INF
-    num_expanded: int = 1
+    num_expanded: int = 0
     num_forks: int = 0
     max_open: int = 1
     num_open_final: int = 0
@@ -336,7 +344,7 @@ def later(g: float, wait: float, phi: float) -> float:
 
 def children_without_replacement(node: Node, seen: Seen, logq: list[float], worst: float) -> tuple[list[Node], float]:
     """Children with their G, and the largest G of those that are not listed because none is better than `worst`."""
-    q, phi = [math.exp(x) for x in logq], sum(node.logq)
+    q, phi = [math.exp(x) for x in logq], node.phi
     token = drawn(logq, uniform(mix(node.state ^ WHICH)))
     best = node.child(seen, token, node.priority, logq[token], True)
     rate = sum(q[:token]) + sum(q[token + 1 :])
@@ -350,86 +358,129 @@ def children_without_replacement(node: Node, seen: Seen, logq: list[float], wors
     return [best, *rest], -INF
 
 
-def search_without_replacement(net: Network, prompt: Tokens, root: Node, k: int, guide: Guide) -> Found:
-    """The K largest G of every depth; kappa is the largest ever left out; equation 6 weighs the leaves."""
-    found = Found(prompt, [], [])
-    root.priority = -math.log(exponential(mix(mix(root.state) ^ FOLD)))
-    beam = [root]
-    for _ in range(root.depth_limit):
+@dataclass(frozen=True)
+class Start:
+    """One of the problems that share a search."""
+
+    prompt: Tokens
+    root: Node
+    guide: Guide
+    log_tilt: float = 0.0  # log(M q)
+
+    def node(self, problem: int) -> Node:
+        return replace(self.root, problem=problem, log_tilt=self.log_tilt)
+
+
+def search_without_replacement(net: Network, starts: Sequence[Start], k: int) -> list[Found]:
+    """The K largest G of every depth; kappa is the largest ever left out; equations 6 and 21 weigh the leaves."""
+    found = [Found(start.prompt) for start in starts]
+    roots = [start.node(i) for i, start in enumerate(starts)]
+    for root in roots:
+        root.priority = root.log_tilt - math.log(exponential(mix(mix(root.state) ^ FOLD)))
+    roots.sort(key=lambda n: -n.priority)
+    beam, kappa, most = roots[:k], max([-INF, *(n.priority for n in roots[k : k + 1])]), 1
+    for root in beam:
+        found[root.problem].num_expanded = 1
+    for _ in range(roots[0].depth_limit):
         pool = [n for n in beam if n.is_leaf and n.tokens]
         worst = beam[-1].priority if len(beam) == k else -INF
         for node in beam:
             if node.is_leaf and node.tokens:
                 continue
-            seen = net.at(prompt + node.tokens)
-            logq, is_capped = guide.proposal(seen, sum(node.logp) - sum(node.logq))
-            found.num_capped += is_capped
+            seen = net.at(starts[node.problem].prompt + node.tokens)
+            logq, is_capped = starts[node.problem].guide.proposal(seen, sum(node.logp) - node.phi)
+            found[node.problem].num_capped += is_capped
             own, best_unlisted = children_without_replacement(node, seen, logq, worst)
-            found.kappa = max(found.kappa, best_unlisted)
+            kappa = max(kappa, best_unlisted)
             pool += own
         pool.sort(key=lambda n: -n.priority)
         beam, left_out = pool[:k], pool[k:]
-        found.kappa = max([found.kappa, *(n.priority for n in left_out[:1])])
+        kappa = max([kappa, *(n.priority for n in left_out[:1])])
         is_open = [n for n in beam if not n.is_leaf]
-        found.num_expanded += len(is_open)
-        found.max_open = max(found.max_open, len(is_open))
-        found.num_forks += sum(not n.is_first for n in is_open)  # a first child goes on in its prefix's slot
-    found.leaves = beam
+        most = max(most, len(is_open))
+        for node in is_open:
+            found[node.problem].num_expanded += 1
+            found[node.problem].num_forks += not node.is_first  # a first child goes on in its prefix's slot
     for leaf in beam:
-        phi = sum(leaf.logq)
-        inclusion = -math.expm1(-math.exp(phi - found.kappa)) if found.kappa > -INF else 1.0
-        found.weight.append(math.exp(sum(leaf.logp)) / inclusion)
+        inclusion = -math.expm1(-math.exp(leaf.phi - kappa)) if kappa > -INF else 1.0
+        found[leaf.problem].leaves.append(leaf)
+        found[leaf.problem].weight.append(math.exp(sum(leaf.logp)) / inclusion)
+    for own in found:
+        own.kappa, own.max_open = kappa, most
     return found
 
 
-def search_samples(net: Network, prompt: Tokens, root: Node, k: int, has_noise: bool = True) -> Found:
-    """Independent draws from the policy; without noise its likeliest token."""
-    found, leaves, num_open = Found(prompt, [], []), [], [0] * (root.depth_limit + 1)
-    for stream in range(k):
-        node = Node((), mix(root.state) ^ mix(stream + FOLD), 0.0, [], [], [], root.depth_limit, root.ends)
-        while not node.is_leaf or not node.tokens:
-            seen = net.at(prompt + node.tokens)
-            likeliest = max(range(len(seen.logp)), key=seen.logp.__getitem__)
-            token = drawn(seen.logp, uniform(mix(node.state ^ WHICH))) if has_noise else likeliest
-            node = node.child(seen, token, node.priority + seen.logp[token], seen.logp[token], True)
-            num_open[len(node.tokens)] += not node.is_leaf
-            found.num_forks += len(node.tokens) == 1 and stream > 0 and not node.is_leaf  # the prompt is in slot 0
-        leaves.append(node)
-    found.leaves = sorted(leaves, key=lambda n: -n.priority)
-    found.weight = [1 / k] * k
-    found.num_expanded += sum(num_open)
-    found.max_open = max(1, *num_open)
+def search_samples(
+    net: Network, starts: Sequence[Start], per_problem: float, seeds: Sequence[int] = (), has_noise: bool = True
+) -> list[Found]:
+    """Independent draws from the policy; without noise its likeliest token.
+
+    Where draws per problem are no whole number, those that get one more are the first by a signed hash of their seeds.
+    """
+    found = [Found(start.prompt) for start in starts]
+    each, extra = divmod(round(per_problem * len(starts)), len(starts))
+    hashes = [fold(seed, CHOICE) for seed in seeds]
+    order = sorted(range(len(seeds)), key=lambda i: hashes[i] - (hashes[i] >> 63 << 64))
+    num_open: list[int] = [1] + [0] * starts[0].root.depth_limit
+    for i, (start, own) in enumerate(zip(starts, found, strict=True)):
+        leaves, root = [], start.root
+        own.num_expanded = min(1, each + (i in order[:extra]))
+        for stream in range(each + (i in order[:extra])):
+            node = replace(root, state=mix(root.state) ^ mix(stream + FOLD))
+            while not node.is_leaf or not node.tokens:
+                seen = net.at(start.prompt + node.tokens)
+                likeliest = max(range(len(seen.logp)), key=seen.logp.__getitem__)
+                token = drawn(seen.logp, uniform(mix(node.state ^ WHICH))) if has_noise else likeliest
+                node = node.child(seen, token, node.priority + seen.logp[token], seen.logp[token], True)
+                num_open[len(node.tokens)] += not node.is_leaf
+                own.num_expanded += not node.is_leaf
+                own.num_forks += len(node.tokens) == 1 and stream > 0 and not node.is_leaf  # the prompt is in slot 0
+            leaves.append(node)
+        own.leaves = sorted(leaves, key=lambda n: -n.priority)
+        own.weight = [1 / per_problem] * len(leaves)
+    for own in found:
+        own.max_open = max(num_open)
     return found
 
 
-def search_best_first(net: Network, prompt: Tokens, root: Node, k: int, guide: Guide, width: int) -> Found:
-    """The largest f = g + strength h first, until K leaves are as good as all that is open; limits are counted."""
-    found, is_running, node = Found(prompt, [], []), True, root
-    open_list: list[Node] = []
-    popped = [0] * (root.depth_limit + 1)
+def search_best_first(net: Network, starts: Sequence[Start], k: int, width: int) -> list[Found]:
+    """The largest f = g + strength h first, until K leaves are as good as all that is open; limits are counted.
+
+    The prompts of problems that share a search are expanded one after another, in their order.
+    """
+    found, leaves, open_list, most = [Found(start.prompt) for start in starts], [], list[Node](), 0
+    waiting = [start.node(i) for i, start in enumerate(starts)]
+    popped = [0] * (waiting[0].depth_limit + 1)
+    is_running = True
     while is_running:
-        seen = net.at(prompt + node.tokens)
+        is_prompt = bool(waiting)
+        node = waiting.pop(0) if is_prompt else open_list.pop(0)
+        own, guide = found[node.problem], starts[node.problem].guide
+        own.num_expanded += 1
+        if not is_prompt:
+            popped[len(node.tokens)] += 1
+            # a sibling needs the slot
+            own.num_forks += any((n.problem, n.tokens[:-1]) == (node.problem, node.tokens[:-1]) for n in open_list)
+        seen = net.at(own.prompt + node.tokens)
         children = []
         for token, logit in enumerate(seen.child_logit):
             f = sum(node.logp) + seen.logp[token] + guide.strength * soft_value(logit, guide.inverse_beta)
             children.append(node.child(seen, token, f, seen.logp[token], False))
         by_f = sorted(children, key=lambda n: -n.priority)
-        found.leaves = sorted([*found.leaves, *(n for n in by_f if n.is_leaf)], key=lambda n: -n.priority)[:k]
+        leaves = sorted([*leaves, *(n for n in by_f if n.is_leaf)], key=lambda n: -n.priority)[:k]
         joined = sorted([*open_list, *(n for n in by_f if not n.is_leaf)], key=lambda n: -n.priority)
         open_list = joined[:width]
-        found.num_pruned += len(joined) - len(open_list)
-        found.max_open = max(found.max_open, len(open_list))
+        most = max(most, len(open_list))
         is_spent = [popped[len(n.tokens)] >= width for n in open_list]
-        found.num_pruned += sum(is_spent)
+        for lost in [*joined[width:], *(n for n, spent in zip(open_list, is_spent, strict=True) if spent)]:
+            found[lost.problem].num_pruned += 1
         open_list = [n for n, spent in zip(open_list, is_spent, strict=True) if not spent]
-        is_running = bool(open_list) and sum(x.priority >= open_list[0].priority for x in found.leaves) < k
-        if is_running:
-            node = open_list.pop(0)
-            popped[len(node.tokens)] += 1
-            found.num_expanded += 1
-            found.num_forks += any(n.tokens[:-1] == node.tokens[:-1] for n in open_list)  # a sibling needs the slot
-    found.num_open_final = len(open_list)
-    found.weight = [1 / len(found.leaves)] * len(found.leaves)
+        enough = bool(open_list) and sum(x.priority >= open_list[0].priority for x in leaves) >= k
+        is_running = bool(waiting) or (bool(open_list) and not enough)
+    for i, own in enumerate(found):
+        own.leaves = [leaf for leaf in leaves if leaf.problem == i]
+        own.weight = [1 / len(own.leaves)] * len(own.leaves)
+        own.num_open_final, own.max_open = sum(n.problem == i for n in open_list), most
     return found
 
 
@@ -490,27 +541,45 @@ class Oracle:
         asked = [p for p in pairs if not is_held_out(*p)][: data["num_problems"]]
         longest = max(len(self.prompt_of(p)) for p in [*asked, *held_out_pairs(config)])
         self.depth = min(search["max_search_depth"], config["model"]["max_seq_length"] - longest)
+        self.searched_pairs: dict[tuple[int, int], bool] = {}  # those that came up, and whether with a leaf
         self.num_updates = self.num_value_updates = 0
         self.moments: dict[str, list[torch.Tensor]] = {}
         self.doubt: dict[str, torch.Tensor] = {}  # see `adamw`
 
     # ---- search
 
-    def searched(self, pair: tuple[int, int], iteration: int, is_open: bool) -> Found:
-        search = self.config["search"]
-        seed = problem_seed(self.config["run"]["seed"], iteration, pair[0] * 10**6 + pair[1])
-        prompt, root = self.prompt_of(pair), self.root(seed)
-        is_unguided = uniform(fold(seed, UNGUIDED)) < search["unguided_fraction"]
-        strength = search["guidance_strength"] if is_open and not is_unguided else 0.0
-        guide = Guide(strength, self.inverse_beta(self.net.at(prompt)), search["weight_cap"])
-        k = search["num_rollouts_per_problem"]
+    def searched(self, pairs: Sequence[tuple[int, int]], iteration: int) -> list[Found]:
+        """The problems that share a search."""
+        search, (is_open, is_root_open) = self.config["search"], self.gates()
+        seeds = [problem_seed(self.config["run"]["seed"], iteration, a * 10**6 + b) for a, b in pairs]
+        prompts = [self.prompt_of(pair) for pair in pairs]
+        share = search["root_tilt"] if is_root_open else 0.0
+        tilts = self.log_tilts(prompts, search["weight_cap"] ** share) if share else [0.0] * len(pairs)
+        starts = []
+        for prompt, seed, tilt in zip(prompts, seeds, tilts, strict=True):
+            is_unguided = uniform(fold(seed, UNGUIDED)) < search["unguided_fraction"]
+            strength = search["guidance_strength"] if is_open and not is_unguided else 0.0
+            guide = Guide(strength, self.inverse_beta(self.net.at(prompt)), search["weight_cap"])
+            starts.append(Start(prompt, self.root(seed), guide, tilt))
+        per_problem = search["num_rollouts_per_problem"]
+        k = round(per_problem * len(pairs))
         if search["mode"] == "gumbel":
-            found = search_without_replacement(self.net, prompt, root, k, guide)
+            found = search_without_replacement(self.net, starts, k)
         elif search["mode"] == "sample":
-            found = search_samples(self.net, prompt, root, k)
+            found = search_samples(self.net, starts, per_problem, seeds)
         else:
-            found = search_best_first(self.net, prompt, root, k, guide, search["beam_width"])
-        return self.rewarded(found, pair)
+            found = search_best_first(self.net, starts, k, search["beam_width"] * len(pairs))
+        return [self.rewarded(own, pair) for own, pair in zip(found, pairs, strict=True)]
+
+    def log_tilts(self, prompts: Sequence[Tokens], bound: float) -> list[float]:
+        """Equation 22."""
+        ps = [sigmoid(self.net.at(prompt).value_logit) for prompt in prompts]
+        mean = sum(p * (1 - p) for p in ps) / len(ps)
+        return [math.log(1 / bound + (1 - 1 / bound) * p * (1 - p) / mean) for p in ps]
+
+    def alone(self, pair: tuple[int, int], root: Node, guide: Guide | None = None) -> list[Start]:
+        """A problem with a search of its own, for evaluations."""
+        return [Start(self.prompt_of(pair), root, guide or Guide(0.0, 0.0, None))]
 
     def root(self, seed: int) -> Node:
         return Node((), seed, 0.0, [], [], [], self.depth, self.ends)
@@ -563,7 +632,7 @@ class Oracle:
         new, tokens = [pair for pair in pairs if pair not in self.best_values], 0
         for pair in new:
             root = self.root(problem_seed(seed, REFERENCE, pair[0] * 10**6 + pair[1]))
-            found = self.rewarded(search_samples(self.first, self.prompt_of(pair), root, num), pair)
+            found = self.rewarded(search_samples(self.first, self.alone(pair, root), num)[0], pair)
             self.best_values[pair] = beta * math.log(sum(math.exp(r / beta) for r in found.reward) / num)
             tokens += found.num_expanded - 1
         for row in rows:
@@ -773,8 +842,8 @@ class Oracle:
 
     # ---- an iteration, an evaluation, a run
 
-    def gate(self) -> bool:
-        """docs/metrics.md: the last three iterations that measured a number."""
+    def gates(self) -> tuple[bool, bool]:
+        """docs/metrics.md: of guidance and of the tilted root, by the last three iterations that measured a number."""
 
         def recent(name: str) -> list[float]:
             known = [r[name] for r in self.history if r.get(name) is not None and math.isfinite(r[name])]
@@ -782,13 +851,21 @@ class Oracle:
 
         measures = [recent(f"value/auc_depth_{q}") for q in (1, 2, 3, 4)]
         sibling = recent("value/sibling_accuracy_later")
-        if min(len(x) for x in [*measures, sibling]) < 3:
-            return False
-        return sum(sum(x) for x in measures) / 12 > 0.60 and sum(sibling) / 3 > 0.55
+        error, auc = recent("value/root_calibration_error"), recent("value/auc_root")
+        is_open = self.has_critic and min(len(x) for x in [*measures, sibling]) == 3
+        is_root_open = self.has_critic and min(len(error), len(auc)) == 3
+        return (
+            is_open and sum(sum(x) for x in measures) / 12 > 0.60 and sum(sibling) / 3 > 0.55,
+            is_root_open and sum(error) / 3 < 0.10 and sum(auc) / 3 > 0.55,
+        )
 
     def iterate(self, iteration: int) -> tuple[dict[str, Any], list[Found]]:
-        pairs, is_open = training_pairs(self.config, iteration), self.has_critic and self.gate()
-        results = [self.searched(pair, iteration, is_open) for pair in pairs]
+        pairs, (is_open, is_root_open) = training_pairs(self.config, iteration), self.gates()
+        size = self.config["search"]["problems_per_search"]
+        groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+        results = [found for group in groups for found in self.searched(group, iteration)]
+        self.searched_pairs |= {pair: self.searched_pairs.get(pair, False) for pair in pairs}
+        self.searched_pairs |= {pair: True for pair, found in zip(pairs, results, strict=True) if found.leaves}
         rows = self.rows(pairs, results, iteration)
         metrics = rollout_metrics(results, self.config["search"]["mode"]) | self.value_metrics(results)
         if not self.has_critic:  # docs/metrics.md: nothing is known of a value model that nobody trains
@@ -799,6 +876,10 @@ class Oracle:
         metrics |= self.update(rows, iteration)
         metrics |= {
             "guidance/is_open": float(is_open),
+            "guidance/is_root_open": float(is_root_open),
+            "search/unsearched_fraction": sum(not found.leaves for found in results) / len(results),
+            "search/never_searched_fraction": sum(not x for x in self.searched_pairs.values())
+            / len(self.searched_pairs),
             "train/num_rows": len(rows),
             "train/num_tokens": sum(len(row.ids) for row in rows),
         }
@@ -806,6 +887,7 @@ class Oracle:
         return metrics, results
 
     def value_metrics(self, results: Sequence[Found]) -> dict[str, Any]:
+        results = [found for found in results if found.leaves]
         cells = []  # weight, V, R, position in the leaf, h, log pi and R/beta of the rest
         root = []
         for found in results:
@@ -823,6 +905,7 @@ class Oracle:
             "value/brier": sum(w * (v - r) ** 2 for w, v, r, *_ in cells) / mass,
             "value/explained_variance": explained_variance([(w, v, r) for w, v, r, *_ in cells]),
             "value/auc_root": auc(root),
+            "value/root_calibration_error": calibration(root)["value/calibration_error"],
             "heuristic/overestimate_nats": sum(w * max(gap, 0.0) for w, _, _, _, gap in cells) / mass,
             # a thousandth of a nat is allowed for rounding
             "heuristic/inadmissible_fraction": sum(w for w, _, _, _, gap in cells if gap < -1e-3) / mass,
@@ -849,11 +932,11 @@ class Oracle:
         pairs, num = held_out_pairs(self.config)[:num_problems], num_samples
         greedy, sampled = [], []
         for pair in pairs:
-            prompt = self.prompt_of(pair)
-            seed = problem_seed(0, EVALUATION, pair[0] * 10**6 + pair[1])
-            greedy.append(self.rewarded(search_samples(self.net, prompt, self.root(0), 1, has_noise=False), pair))
+            root = self.root(problem_seed(0, EVALUATION, pair[0] * 10**6 + pair[1]))
+            likeliest = search_samples(self.net, self.alone(pair, root), 1, has_noise=False)
+            greedy.append(self.rewarded(likeliest[0], pair))
             if num > 0:
-                sampled.append(self.rewarded(search_samples(self.net, prompt, self.root(seed), num), pair))
+                sampled.append(self.rewarded(search_samples(self.net, self.alone(pair, root), num)[0], pair))
         shares = {
             "eval/greedy_accuracy": [f.accuracy[0] for f in greedy],
             "eval/greedy_format": [f.format[0] for f in greedy],
@@ -876,14 +959,14 @@ class Oracle:
         guide = Guide(1.0, DECODING_INVERSE_BETA, None)
         arms: dict[str, list[Found]] = {"greedy": [], "best_first": [], "best_of_n": []}
         for pair in pairs:
-            prompt, width = self.prompt_of(pair), self.config["eval"]["beam_width"]
-            arms["greedy"].append(search_samples(self.net, prompt, self.root(0), 1, has_noise=False))
-            arms["best_first"].append(search_best_first(self.net, prompt, self.root(0), 1, guide, width))
+            starts, width = self.alone(pair, self.root(0), guide), self.config["eval"]["beam_width"]
+            arms["greedy"] += search_samples(self.net, starts, 1, has_noise=False)
+            arms["best_first"] += search_best_first(self.net, starts, 1, width)
         greedy, literal = (sum(f.num_expanded - 1 for f in arms[name]) for name in ("greedy", "best_first"))
         num = max(1, round(literal / greedy))
         for pair in pairs:
             root = self.root(problem_seed(0, DECODING, pair[0] * 10**6 + pair[1]))
-            arms["best_of_n"].append(search_samples(self.net, self.prompt_of(pair), root, num))
+            arms["best_of_n"] += search_samples(self.net, self.alone(pair, root), num)
         metrics: dict[str, float] = {}
         for name, results in arms.items():
             right = []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered
+from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered, root_gate
 
 HEALTHY = {
     "value/sibling_accuracy_later": 0.7,
+    "value/auc_root": 0.7,
+    "value/root_calibration_error": 0.05,
     "value/auc_depth_1": 0.6,
     "value/auc_depth_2": 0.7,
     "value/auc_depth_3": 0.8,
@@ -92,6 +94,21 @@ def test_gate_looks_at_the_mean_of_the_last_three_iterations(name, bound):
     assert is_open(-0.5, 0.1, 0.1, 0.1) and not is_open(0.4, -0.1, -0.1, -0.1)  # all before the last three
 
 
+@pytest.mark.parametrize(
+    ("name", "bound", "sign"), [("value/root_calibration_error", 0.10, -1), ("value/auc_root", 0.55, 1)]
+)
+def test_the_root_is_tilted_when_the_mean_of_the_last_three_iterations_is_on_the_right_side(name, bound, sign):
+    def is_open(*excess):
+        return root_gate([HEALTHY | {name: bound + sign * x} for x in excess])[0]
+
+    assert is_open(-0.05, 0.02, 0.01, -0.02) and not is_open(0.05, -0.02, -0.01, 0.02)
+    assert not is_open(0.05, 0.05)
+    assert root_gate(history(3)) == (
+        True,
+        "calibration error at the prompts 0.05 (bound 0.1), AUC 0.70 (bound 0.55)",
+    )
+
+
 def test_alarms_and_gate_look_at_nothing_but_what_is_remembered():
     looked_at = set()
 
@@ -103,6 +120,7 @@ def test_alarms_and_gate_look_at_nothing_but_what_is_remembered():
     for changes, _ in CASES.values():
         active_alarms([Watched(r) for r in history(**changes)], 1e-4)
     guidance_gate([Watched(r) for r in history()])
+    root_gate([Watched(r) for r in history()])
     assert looked_at | {"alarms"} == remembered({**dict.fromkeys([*looked_at, "alarms", "other"])}).keys()
 
 

@@ -16,8 +16,7 @@ from transformers import Qwen2Config
 
 from tests.test_run import OPTIONS
 from tinyzero_astar.cli.doctor import Doctor, doctor_main
-from tinyzero_astar.cli.options import parse_as
-from tinyzero_astar.cli.train import main
+from tinyzero_astar.cli.train import main, parse_as
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources import machine, memory
 from tinyzero_astar.resources.advice import disk_advice, memory_advice, mend_memory
@@ -290,7 +289,8 @@ def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     ("line", "sentence"),
     [
         ("--model.model-name ./nowhere", "model_name './nowhere': no folder with a config.json there"),
-        ("--processes 3", "--processes 3 must divide problems_per_iteration 32"),
+        ("--processes 3", "3 processes do not divide problems_per_iteration 32"),
+        ("--processes 0", "--processes 0 must be at least 1"),
         ("--model.cuda-graphs --model.device cpu", "model.cuda_graphs is for GPUs"),
         ("--model.liger --model.device cpu", "model.liger asks for kernels for GPUs"),
         ("--train.gae-lambda 2", "train.gae_lambda 2.0 is out of range"),

@@ -111,8 +111,23 @@ BASE = {
     "eval": {"num_problems": 1, "num_samples": 1, "eval_frequency": 9},
     "run": {"seed": 951, "sample_frequency": 1},
 }
-OPEN = [{**{f"value/auc_depth_{q}": 0.9 for q in (1, 2, 3, 4)}, "value/sibling_accuracy_later": 0.9}] * 3
-UNTOLD = {"alarms", "audit/ratio_error", "guidance/reason", "time/search_s", "time/update_s", "time/iteration_s"}
+OPEN = [
+    {
+        **{f"value/auc_depth_{q}": 0.9 for q in (1, 2, 3, 4)},
+        "value/sibling_accuracy_later": 0.9,
+        "value/root_calibration_error": 0.05,
+        "value/auc_root": 0.9,
+    }
+] * 3
+UNTOLD = {
+    "alarms",
+    "audit/ratio_error",
+    "guidance/reason",
+    "guidance/root_reason",
+    "time/search_s",
+    "time/update_s",
+    "time/iteration_s",
+}
 
 
 def make_config(base, changes):
@@ -340,6 +355,29 @@ def test_a_shut_gate_keeps_a_value_model_that_has_something_to_say_from_the_sear
     assert_agree(base, run)
 
 
+def test_a_root_is_not_tilted_behind_a_shut_gate(base, tmp_path):
+    shut = [{**record, "value/root_calibration_error": 0.2} for record in OPEN]
+    shared = {"train.batch_size": 4, "search.problems_per_search": 4, "data.max_digits": 2, "value.hidden_size": 64}
+    run = run_program(base, tmp_path / "run", {**shared, "search.root_tilt": 0.9}, shut)
+    assert (run.records[1]["guidance/is_open"], run.records[1]["guidance/is_root_open"]) == (1, 0)
+    assert_agree(base, run)
+
+
+def test_how_many_problems_were_never_searched_is_told(base, tmp_path):
+    """Ten problems, five in an iteration: the third and fourth bring the same ones again."""
+    changes = {
+        "data.num_problems": 10,
+        "train.problems_per_iteration": 5,
+        "train.batch_size": 5,
+        "search.problems_per_search": 5,
+        "search.num_rollouts_per_problem": 0.4,
+        "train.num_iterations": 2,
+    }
+    run = run_program(base, tmp_path / "run", changes)
+    assert [record["search/unsearched_fraction"] >= 0.6 for record in run.records[1:]] == [True, True]
+    assert_agree(base, run)
+
+
 def test_the_longest_prompt_of_a_run_limits_the_depth_of_every_iteration(base, tmp_path):
     """Else a problem's leaves would depend on what is searched beside it."""
     two = {"train.problems_per_iteration": 2, "run.seed": 0}
@@ -450,6 +488,12 @@ CASES = {  # field: another value, a number of the record that it must change, w
     "reward.format": (0.5, "rollout/reward", {}),
     "search.mode": ("sample", "weight/max", {"search.min_weight": 0.5}),
     "search.num_rollouts_per_problem": (2, "search/num_decoded_tokens", {}),
+    "search.problems_per_search": (4, "weight/sum", {"train.batch_size": 4}),
+    "search.root_tilt": (
+        0.9,
+        "weight/sum",
+        {"train.batch_size": 4, "search.problems_per_search": 4, "data.max_digits": 2, "value.hidden_size": 64},
+    ),
     "search.beam_width": (2, "search/num_pruned", {"search.mode": "best_first", "search.max_search_depth": 6}),
     "search.max_search_depth": (6, "rollout/length", {}),
     "search.guidance_strength": (0.5, "weight/sum", {}),

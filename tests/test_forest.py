@@ -19,7 +19,7 @@ from tests.oracles import IndexedDecoder, Table, TableDecoder, plackett_luce_pai
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Forest, Guidance, astar_rollouts
-from tinyzero_astar.search.heuristic import soft_value, tilt_of
+from tinyzero_astar.search.heuristic import log_root_tilt, soft_value, tilt_of
 
 PLAIN = Guidance(strength=0.0)
 TILTED = Guidance(inverse_beta=2.0, cap=None)
@@ -239,3 +239,19 @@ def test_forks_across_problems_equal_full_recomputation(mode):
             logits = policy.language_model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
             logp = torch.log_softmax(logits.double(), -1).gather(1, rollouts.tokens[i, k, :n, None])[:, 0]
             torch.testing.assert_close(rollouts.logp[i, k, :n], logp, atol=ATOL, rtol=1e-4)
+
+
+def test_the_root_prefers_half_solved_problems_by_equation_22():
+    p, bound = [0.5, 0.1, 0.999, 0.02], 1.7
+    u = [x * (1 - x) for x in p]
+    wanted = [1 / bound + (1 - 1 / bound) * x / (sum(u) / 4) for x in u]
+    found = log_root_tilt(torch.logit(torch.tensor([p], dtype=torch.float64)), bound)
+    assert found.exp()[0].tolist() == pytest.approx(wanted, rel=1e-9)
+    assert sum(wanted) == pytest.approx(4) and min(wanted) >= 1 / bound
+
+
+def test_a_tilt_of_nothing_is_exactly_uniform():
+    said = torch.tensor([[3.0, -700.0, 0.1]])
+    assert not log_root_tilt(said, 1.0).any()
+    assert not log_root_tilt(torch.full((1, 3), -1e4), 2.0).any()  # no problem can be solved, as far as is known
+    assert log_root_tilt(said, 2.0).min() >= -math.log(2)

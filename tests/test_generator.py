@@ -18,7 +18,7 @@ from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import Generator, problem_seeds
-from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
+from tinyzero_astar.rollout.records import NO_LEAF, RewardedRollouts, concatenate, on_device
 from tinyzero_astar.rollout.thinning import thin_weights
 from tinyzero_astar.training.batch import make_batch
 from tinyzero_astar.training.reward import WeightedReward
@@ -226,6 +226,36 @@ def test_groups_of_problems_put_together_are_as_if_searched_together(generator):
             assert getattr(found, name)[here] == getattr(part, name), name
         num_before += count
     assert num_before == len(found.problems) == 5
+
+
+def test_problems_with_fewer_leaves_than_others_are_padded_with_none(generator):
+    """Searches that share their leaves give as many to a problem as they like; ranks must still agree on a shape."""
+    problems = generator.task.train_problems(0, 6)
+    settings = settings_of(num_rollouts=2, problems_per_search=3)
+    parts = [generator.generate(own, settings, seed=0, iteration=0) for own in (problems[:3], problems[3:])]
+    together = generator.generate(problems, settings, seed=0, iteration=0)
+    found = concatenate(parts, PAD)
+    counts = (together.rollouts.length > 0).sum(1)
+    assert counts.sum() == 12 and len(set(counts.tolist())) > 1
+    assert [int((part.rollouts.length > 0).sum()) for part in parts] == [6, 6]
+    assert parts[0].weight.shape[1] != parts[1].weight.shape[1]
+    for name in ("length", "is_finished", "priority", "weight", "logp", "value"):
+        torch.testing.assert_close(getattr(found.rollouts, name), getattr(together.rollouts, name), msg=name)
+    is_token = together.rollouts.is_token
+    assert torch.equal(found.rollouts.tokens[is_token], together.rollouts.tokens[is_token])
+    for name in ("accuracy", "grade", "format", "reward", "baseline", "weight", "update_weight"):
+        torch.testing.assert_close(getattr(found, name), getattr(together, name), msg=name)
+    assert (found.texts, found.verdicts) == (together.texts, together.verdicts)
+    missing = [
+        verdict for verdicts, count in zip(found.verdicts, counts.tolist(), strict=True) for verdict in verdicts[count:]
+    ]
+    assert missing and all(verdict is NO_LEAF for verdict in missing)
+
+
+def test_a_single_part_is_passed_on(generator):
+    problems = generator.task.train_problems(0, 5)
+    parts = [generator.generate(problems, settings_of(depth=3), seed=0, iteration=0)]
+    found = concatenate([*parts, *parts], PAD)
     assert concatenate(parts[:1], PAD) is parts[0]
     assert_on(on_device(found, torch.device("meta")), "meta")
 

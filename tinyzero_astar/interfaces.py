@@ -296,7 +296,7 @@ class Algorithm(Protocol):
     """Why it may not train on those of the others, after "algorithm NAME"; empty where it may."""
 
     min_rollouts: ClassVar[int]
-    """Fewest rollouts per problem that it can use."""
+    """Fewest rollouts of a problem that it compares; 1: it compares none, and a problem may go without."""
 
     @classmethod
     def from_config(cls, config: Config) -> Algorithm:

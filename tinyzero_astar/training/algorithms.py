@@ -29,7 +29,7 @@ def make_algorithm(config: Config) -> Algorithm:
     kind = ALGORITHMS[name]
     if search.mode not in kind.modes:
         raise ValueError(f"algorithm {name} {kind.reason}: use --search.mode {kind.modes[0]}, not {search.mode}")
-    if search.num_rollouts_per_problem < kind.min_rollouts:
+    if kind.min_rollouts > 1 and search.num_rollouts_per_problem < kind.min_rollouts:
         raise ValueError(
             f"algorithm {name} compares the rollouts of a problem, and num_rollouts_per_problem is"
             f" {search.num_rollouts_per_problem}: use at least {kind.min_rollouts}"
