@@ -16,7 +16,8 @@ from transformers import Qwen2Config
 
 from tests.test_run import OPTIONS
 from tinyzero_astar.cli.doctor import Doctor, doctor_main
-from tinyzero_astar.cli.train import main, parse_as
+from tinyzero_astar.cli.options import parse_as
+from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config
 from tinyzero_astar.resources import machine, memory
 from tinyzero_astar.resources.advice import disk_advice, memory_advice, mend_memory

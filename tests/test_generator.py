@@ -240,11 +240,13 @@ def test_problems_with_fewer_leaves_than_others_are_padded_with_none(generator):
     assert [int((part.rollouts.length > 0).sum()) for part in parts] == [6, 6]
     assert parts[0].weight.shape[1] != parts[1].weight.shape[1]
     for name in ("length", "is_finished", "priority", "weight", "logp", "value"):
-        torch.testing.assert_close(getattr(found.rollouts, name), getattr(together.rollouts, name), msg=name)
+        torch.testing.assert_close(
+            getattr(found.rollouts, name), getattr(together.rollouts, name), rtol=1e-4, atol=1e-4
+        )
     is_token = together.rollouts.is_token
     assert torch.equal(found.rollouts.tokens[is_token], together.rollouts.tokens[is_token])
     for name in ("accuracy", "grade", "format", "reward", "baseline", "weight", "update_weight"):
-        torch.testing.assert_close(getattr(found, name), getattr(together, name), msg=name)
+        torch.testing.assert_close(getattr(found, name), getattr(together, name), rtol=1e-4, atol=1e-4)
     assert (found.texts, found.verdicts) == (together.texts, together.verdicts)
     missing = [
         verdict for verdicts, count in zip(found.verdicts, counts.tolist(), strict=True) for verdict in verdicts[count:]
