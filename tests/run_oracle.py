@@ -1025,26 +1025,28 @@ def rollout_metrics(results: Sequence[Found], mode: str) -> dict[str, float]:
             error = (right - sigmoid(leaf.before[0].value_logit)) ** 2
             on_policy += w * error
             searched += w * w * error
-    tokens = sum(f.num_expanded - 1 for f in results)
+    tokens = sum(f.num_expanded - 1 for f in results if f.num_expanded)
     return {
         "rollout/accuracy": sum(accuracy) / num,
         "rollout/format": sum(form) / num,
         "rollout/reward": sum(reward) / num,
         "rollout/policy_accuracy": mean if is_weighted else NAN,
         "rollout/policy_accuracy_stderr": math.sqrt(spread / num_problems) if is_weighted else NAN,
-        "rollout/mixed_fraction": sum(max(f.accuracy) != min(f.accuracy) for f in results) / num_problems,
+        "rollout/mixed_fraction": sum(len(set(f.accuracy)) > 1 for f in results) / num_problems,
         "rollout/length": sum(lengths) / num,
         "rollout/finished_fraction": sum(leaf.is_finished for leaf in leaves) / num,
-        "rollout/unique_fraction": sum(len({n.tokens for n in f.leaves}) / len(f.leaves) for f in results)
-        / num_problems,
+        "rollout/unique_fraction": sum(len({n.tokens for n in f.leaves}) / len(f.leaves) for f in results if f.leaves)
+        / sum(len(f.leaves) > 0 for f in results),
         "rollout/shared_prefix_fraction": shared_prefix_fraction(results),
         "reward/length_correlation": correlation(reward, lengths),
         "reward/accuracy_correlation": correlation(reward, accuracy),
         "weight/sum": sum(weight) / num_problems,
         "weight/max": max(weight),
-        "weight/variance_ratio": len(results[0].leaves) * searched / on_policy,
+        "weight/variance_ratio": max(len(f.leaves) for f in results) * searched / on_policy,
         "weight/capped_fraction": sum(f.num_capped > 0 for f in results) / num_problems,
-        "weight/effective_sample_size": sum(sum(f.weight) ** 2 / sum(w * w for w in f.weight) for f in results)
+        "weight/effective_sample_size": sum(
+            sum(f.weight) ** 2 / max(1e-300, sum(w * w for w in f.weight)) for f in results
+        )
         / num_problems,
         "search/num_expanded": sum(f.num_expanded for f in results),
         "search/num_forks": sum(f.num_forks for f in results),

@@ -16,7 +16,8 @@ def unique_fraction(rollouts: Rollouts) -> float:
     shares = []
     for row, length in zip(tokens, rollouts.length, strict=True):
         found = row[length > 0]
-        shares.append(len(torch.unique(found, dim=0)) / max(1, len(found)))
+        if len(found):
+            shares.append(len(torch.unique(found, dim=0)) / len(found))
     return sum(shares) / len(shares)
 
 
@@ -77,7 +78,7 @@ def rollout_metrics(
     stats = rollouts.stats
     num_tokens = int(stats.num_decoded_tokens.sum())
     mean, error = _mean_and_error((weight * accuracy).sum(1)) if is_weighted else (math.nan, math.nan)
-    is_mixed = (accuracy * has_leaf).amax(1) != torch.where(has_leaf, accuracy, 1.0).amin(1)
+    is_mixed = (accuracy * has_leaf).amax(1) > torch.where(has_leaf, accuracy, 1.0).amin(1)
     return {
         "rollout/accuracy": float((accuracy * has_leaf).sum() / num_leaves),
         "rollout/policy_accuracy": mean,
