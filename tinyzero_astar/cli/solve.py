@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +30,7 @@ from tinyzero_astar.config import (
 from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, printable
 
-_SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
-
 if TYPE_CHECKING:
-    from rich.tree import Tree
     from transformers import PreTrainedTokenizerBase
 
     from tinyzero_astar.interfaces import Problem, Rollouts, Task, TraceNode
@@ -103,6 +100,7 @@ def _solve(options: Solve, config: Config, folder: Path | None) -> dict[str, Any
     import torch
 
     from tinyzero_astar.data.tasks import make_task, pinned
+    from tinyzero_astar.report.tree import described
 
     torch.set_num_threads(1)  # one problem: threads would only wait for each other
     task = make_task(replace(pinned(config.data), num_problems=1), config.run.seed)  # none are trained on
@@ -112,7 +110,7 @@ def _solve(options: Solve, config: Config, folder: Path | None) -> dict[str, Any
     nodes: list[TraceNode] = []
     rollouts = _search(options, policy, prompt, depth, nodes)
     trace = _trace(options, problem, task, tokenizer, rollouts)
-    return trace | {"nodes": _described(nodes, trace["prompt"], tokenizer)}
+    return trace | {"nodes": described(nodes, trace["prompt"], tokenizer)}
 
 
 def _config(options: Solve, folder: Path | None) -> Config:
@@ -212,83 +210,17 @@ def _trace(
     }
 
 
-def _described(nodes: Sequence[TraceNode], prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    return [
-        {
-            **{f.name: getattr(n, f.name) for f in dataclasses.fields(n) if f.name != "problem"},
-            "text": prompt if n.token < 0 else tokenizer.decode([n.token]),
-        }
-        for n in nodes
-    ]
-
-
-Node = dict[str, Any]  # of a trace
-
-
-def _path_to_answer(nodes: Mapping[int, Node]) -> set[int]:
-    """The numbers of the nodes from the prompt to the best leaf; none where the search found no leaf."""
-    leaves = [n for n in nodes.values() if n["status"] == "leaf"]
-    number = max(leaves, key=lambda n: n["f"])["node"] if leaves else -1
-    path: set[int] = set()
-    while number >= 0:
-        path.add(number)
-        number = nodes[number]["parent"]
-    return path
-
-
-def _drawn(nodes: Mapping[int, Node], path: set[int], max_nodes: int) -> set[int]:
-    """The path and the best of the other nodes by f, each with the path that leads to it."""
-    drawn = set(path)
-    for n in sorted(nodes.values(), key=lambda n: -n["f"]):
-        if len(drawn) >= max_nodes:
-            break
-        while n["node"] not in drawn:
-            drawn.add(n["node"])
-            n = nodes[n["parent"]] if n["parent"] >= 0 else n
-    return drawn
-
-
-def _label(n: Node, is_on_path: bool) -> str:
-    from tinyzero_astar.loggers.console import safe
-
-    colours = {"expanded": "white", "leaf": "green", "open": "yellow"}
-    text = "prompt" if n["parent"] < 0 else repr(n["text"])[1:-1].replace(" ", _SPACE)
-    style = "bold " if is_on_path else ""
-    scores = f"g {n['g']:.2f}  h {n['h']:+.2f}  f {n['f']:.2f}"
-    return f"[{style}{colours[n['status']]}]{safe(text)}[/]  [dim]{scores}  {n['status']}[/]"
-
-
-def _tree(nodes: Mapping[int, Node], path: set[int], drawn: set[int]) -> Tree:
-    """The drawn nodes. A chain of only children stays on one level: depth is for forks."""
-    from rich.tree import Tree
-
-    children: dict[int, list[Node]] = {}
-    for number in sorted(drawn):
-        children.setdefault(nodes[number]["parent"], []).append(nodes[number])
-    tree = Tree(_label(nodes[0], 0 in path))
-    stack = [(0, tree)]
-    while stack:
-        number, branch = stack.pop()
-        below = sorted(children.get(number, []), key=lambda n: -n["f"])
-        for n in below:
-            place = branch if len(below) == 1 else branch.add("[dim]fork[/]") if n is not below[0] else branch
-            place.add(_label(n, n["node"] in path))
-            stack.append((n["node"], place))
-    return tree
-
-
 def _show(trace: dict[str, Any], max_nodes: int) -> None:
     from tinyzero_astar.loggers.console import Terminal, safe
+    from tinyzero_astar.report.tree import drawn_tree
 
     console = Terminal(highlight=False)
-    nodes: dict[int, Node] = {n["node"]: n for n in trace["nodes"]}
-    path = _path_to_answer(nodes)
-    drawn = _drawn(nodes, path, max_nodes)
+    tree, num_drawn = drawn_tree(trace["nodes"], max_nodes)
     console.print(f"[bold]{safe(trace['problem'])}[/]")
     console.print(safe(trace["completion"]))
     console.print(f"answer [bold]{safe(str(trace['answer']))}[/]  ({safe(trace['verdict'])})")
-    console.print(_tree(nodes, path, drawn))
-    stats, hidden = trace["stats"], len(nodes) - len(drawn)
+    console.print(tree)
+    stats, hidden = trace["stats"], len(trace["nodes"]) - num_drawn
     console.print(
         f"{stats['num_expanded']} prefixes expanded, {stats['num_decoded_tokens']} tokens decoded,"
         f" {stats['num_forks']} forks, {stats['num_pruned']} pruned"

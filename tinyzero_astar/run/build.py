@@ -62,6 +62,13 @@ class Session:
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
 
 
+class Loaded(NamedTuple):
+    """A policy and its tokenizer."""
+
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+
+
 class First(NamedTuple):
     """A frozen copy of the policy that a run begins with."""
 
@@ -77,6 +84,7 @@ def build(
     console: ConsoleLogger,
     first_iteration: int,
     first: First | None = None,
+    loaded: Loaded | None = None,
 ) -> Session:
     """Everything a run needs.
 
@@ -88,20 +96,18 @@ def build(
         console: what is worth saying goes there.
         first_iteration: iterations already trained.
         first: see `first_policy`.
+        loaded: what `load_model` gave, if it was called before.
 
     Raises:
         ValueError: the model cannot be had, this machine cannot do what is asked of it, or things do not go together:
             the problems and the model's tokenizer, the algorithm and the search.
     """
     algorithm = make_algorithm(config)
-    transformers_logging.disable_progress_bar()
-    torch.manual_seed(config.run.seed)
-    threads = _set_threads(config.run.num_threads, console)
+    policy, tokenizer = loaded or load_model(config, model_source, console)
     console.say(
         f"{len(problems.train):,} training problems, {len(problems.held_out):,} held out,"
         f" {overlap(problems.train, problems.held_out)} on both sides"
     )
-    policy, tokenizer = _policy(config, model_source, threads, console)
     if config.search.mode == "best_first" and isinstance(algorithm, AStarPO):
         console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
     if (fault := text_fault(tokenizer, [*problems.prompts, *problems.examples])) is not None:
@@ -135,14 +141,17 @@ def build(
     )
 
 
-def _policy(
-    config: Config, source: str, threads: int, console: ConsoleLogger
-) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """The policy on its device, with adapters if any, sharded if there are several processes.
+def load_model(config: Config, source: str, console: ConsoleLogger) -> Loaded:
+    """The policy on its device, with adapters if any, sharded if there are several processes; and its tokenizer.
+
+    Sets PyTorch's threads and its random state, from which the value model is drawn.
 
     Raises:
         ValueError: it cannot be had, or this machine cannot do what is asked of it.
     """
+    transformers_logging.disable_progress_bar()
+    torch.manual_seed(config.run.seed)
+    threads = _set_threads(config.run.num_threads, console)
     model = config.model
     policy, tokenizer = _loaded(config, source, model.lora_rank, console)
     console.say(
@@ -158,7 +167,7 @@ def _policy(
     if is_distributed():
         policy.shard(config.train.sharding)
         console.say(f"{world_size()} processes, sharding {config.train.sharding}")
-    return policy, tokenizer
+    return Loaded(policy, tokenizer)
 
 
 def first_policy(config: Config, console: ConsoleLogger) -> First | None:

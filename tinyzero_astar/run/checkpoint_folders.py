@@ -39,13 +39,18 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
     raise ValueError(f"checkpoint {path}: no checkpoint folder found; looked for {looked}")
 
 
+def checkpoint_at(name: str) -> Path | None:
+    """The checkpoint that a folder is, or the newest of the run that it is; None for all else, such as a base model."""
+    folder = Path(os.path.expanduser(name))  # as for the folder of a model
+    if (folder / TRAINER_STATE).is_file():
+        return folder
+    return latest_checkpoint(folder) if numbered_checkpoints(folder) else None
+
+
 def model_of_run(config: Config) -> Config:
     """The configuration with the newest checkpoint as its model, where the folder of a run is named as that."""
-    run = Path(os.path.expanduser(config.model.model_name))  # as for the folder of a model
-    found = numbered_checkpoints(run)
-    if not found:
-        return config
-    return replace(config, model=replace(config.model, model_name=str(found[max(found)])))
+    found = checkpoint_at(config.model.model_name)
+    return config if found is None else replace(config, model=replace(config.model, model_name=str(found)))
 
 
 def latest_checkpoint(run: Path) -> Path:

@@ -224,8 +224,8 @@ def _checkpoint(session: Session, iteration: int) -> Path:
     return session.folder / CHECKPOINTS / f"checkpoint_iter_{iteration}"
 
 
-def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
-    """Save a checkpoint; `record` is the iteration's, still without its evaluation."""
+def state_of(session: Session, iteration: int, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps besides tensors; `record` is the iteration's."""
     state = {
         "iteration": iteration,
         "num_updates": session.updater.num_updates,
@@ -236,7 +236,12 @@ def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
     }
     if session.reference is not None:
         state["reference"] = {"digest": session.reference.digest, "values": session.reference.values}
-    folder = _checkpoint(session, iteration)
+    return state
+
+
+def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
+    """Save a checkpoint; `record` is the iteration's, still without its evaluation."""
+    folder, state = _checkpoint(session, iteration), state_of(session, iteration, record)
     try:
         own = optimizers(session.updater)
         write_for_all(folder, lambda: save_checkpoint(folder, session.policy, session.tokenizer, own, state))
