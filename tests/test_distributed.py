@@ -45,7 +45,8 @@ TORCHRUN = {
 }
 
 REGRESSED = ("--train.algorithm", "optimal_advantage", "--train.regression-beta", "0.05")
-ADAPTED = ("--model.lora-rank", "3", "--train.gradient-checkpointing")
+SHARED = ("--search.problems-per-search", "2", "--train.batch-size", "2", "--search.root-tilt", "0.5")
+ADAPTED = ("--model.lora-rank", "3", "--train.gradient-checkpointing", *SHARED)
 
 EMBEDDED = "--train.num-iterations 5 --eval.num-problems 8 --eval.num-samples 1 --eval.eval-frequency 5"
 
