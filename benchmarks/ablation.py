@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -152,6 +153,28 @@ def table(records: Mapping[str, Sequence[Mapping[str, Any]]], column: int, budge
     }
 
 
+def draw(records: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
+    """Mean accuracy over tokens and over seconds, as far as all seeds of an arm go."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, both = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    for column, (axes, unit) in enumerate(zip(both, ("decoded tokens, thousands", "CPU seconds"), strict=True)):
+        for arm, rows in records.items():
+            last = min(r["curve"][-1][column] for r in rows)
+            grid = [last * i / 60 for i in range(61)]
+            mean = [100 * statistics.fmean(accuracy_at(r["curve"], column, x) for r in rows) for x in grid]
+            axes.plot([x / (1 if column else 1000) for x in grid], mean, label=arm.replace("_", " "))
+        axes.set(xlabel=unit, ylim=(60, 100))
+        axes.grid(alpha=0.3)
+    both[0].set(ylabel=f"held-out greedy accuracy, %, mean of {len(next(iter(records.values())))} seeds")
+    both[1].legend(loc="lower right", frameon=False, fontsize="small")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
@@ -163,6 +186,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 22_000, 40_000, 57_000, 91_000, 130_000])
     parser.add_argument("--seconds", type=float, nargs="+", default=[2, 4, 8, 12, 16, 20])
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--picture", type=Path, help="also draw the mean curves, as PNG")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -188,6 +212,8 @@ def main() -> None:
             arm: [sum(m["guidance/is_open"] for m in r["metrics"]) for r in rows] for arm, rows in records.items()
         },
     }
+    if args.picture is not None:
+        draw(records, args.picture)
     print(json.dumps(result, indent=2))
 
 
