@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import socket
 from dataclasses import dataclass, field, replace
@@ -26,13 +27,14 @@ from tinyzero_astar.resources.memory import phases
 from tinyzero_astar.resources.shapes import shapes_of
 from tinyzero_astar.resources.standing import resident
 from tinyzero_astar.resources.workload import Work, value_parameters
-from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
+from tinyzero_astar.rollout.astar_search import Forest, astar_rollouts, greedy_rollouts
 from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
 from tinyzero_astar.training.trees import grow_trees, micro_batches, stack
 from tinyzero_astar.training.update import Updater
 
+SHARES = ("num_problems", "num_leaves", "eval_problems", "num_rows", "step_rows")  # what processes divide among them
 WITHIN = 0.15  # of the measured peak: what is promised
 # what holds in one process: of what comes and goes in a phase, beside the share of what stays
 WITHIN_PASSING, WITHIN_STAYING = 0.10, 0.03
@@ -54,7 +56,8 @@ class Case:
     problems: int
     batch_size: int
     micro_batch_tokens: int
-    leaves: int = 4
+    leaves: float = 4
+    per_search: int = 1
     kind: tuple = (Qwen2Config, Qwen2ForCausalLM)
     tied: bool = True
     dtype: torch.dtype = torch.float32
@@ -69,6 +72,8 @@ _LONG = Case(LONG, 16, 60, 100, 4, 4, 1600, dtype=torch.bfloat16)
 _MICRO = Case(EMBEDDED, 64, 10, 30, 8, 8, 1000, leaves=8)
 CASES = {
     "embedded": Case(EMBEDDED, 32, 10, 30, 8, 4, 2048, value_size=128),
+    "embedded, shared": Case(EMBEDDED, 32, 10, 30, 32, 32, 2048, leaves=1, per_search=16),
+    "embedded, fewer leaves than problems": Case(EMBEDDED, 16, 10, 30, 32, 32, 2048, leaves=0.5, per_search=16),
     "embedded, bfloat16": replace(_MICRO, dtype=torch.bfloat16),
     "embedded, recomputed": replace(_MICRO, checkpointing=True, searches=()),  # no part of a search
 }
@@ -130,11 +135,12 @@ def work_of(case, mode="sample", is_guided=False, **different):
             "mode": mode,
             "is_guided": is_guided,
             "num_problems": case.problems,
-            "num_rollouts": case.leaves,
-            "beam_width": case.leaves + 1,
+            "num_rollouts": math.ceil(case.leaves),
+            "num_leaves": round(case.problems * case.leaves),
+            "beam_width": math.ceil(case.leaves) + 1,
             "eval_problems": case.problems,
-            "eval_samples": case.leaves,
-            "eval_rows": case.problems * case.leaves,
+            "eval_samples": math.ceil(case.leaves),
+            "eval_rows": case.problems * math.ceil(case.leaves),
             "eval_beam_width": None,
             "num_rows": case.rows,
             "step_rows": case.rows * case.batch_size // case.problems,
@@ -192,9 +198,10 @@ def search(name, case, policy):
         prompts,
         seeds=torch.arange(problems),
         num_rollouts=case.leaves,
-        beam_width=case.leaves + 1,
+        beam_width=math.ceil(case.leaves) + 1,
         max_search_depth=case.depth,
         mode="gumbel" if name == "guided" else name,
+        forest=Forest(case.per_search),
         guidance=Guidance(strength=float(name == "guided"), inverse_beta=2.0),
     )
 
@@ -252,7 +259,7 @@ def measured(case):
 def predicted(case, num_processes=1):
     shapes = shapes_of(config_of(case))
     whole = work_of(case)
-    shared = {n: getattr(whole, n) // num_processes for n in ("num_problems", "eval_problems", "num_rows", "step_rows")}
+    shared = {n: getattr(whole, n) // num_processes for n in SHARES}
     shared["num_shards"] = num_processes
     found = {name: sum(parts.values()) for name, parts in phases(shapes, work_of(case, **shared)).items()}
     peaks = {name: found[name] for name in ("divergence", "gradients", "optimizer step") if name in found}

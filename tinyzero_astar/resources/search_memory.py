@@ -20,8 +20,12 @@ _SUMMED = DOUBLE  # less from MANY_TOKENS on, where no running sums are made of 
 
 def search(shapes: Shapes, work: Work) -> Memory:
     """The search of an iteration."""
-    slots = work.num_problems * work.beam_width if work.mode == "best_first" else work.num_leaves
-    return _decoding(shapes, work, work.mode, work.num_problems, slots, work.is_guided)
+    if work.mode == "best_first":
+        return _decoding(
+            shapes, work, work.mode, work.num_problems, work.num_problems * work.beam_width, work.is_guided
+        )
+    num_prompts = min(work.num_problems, work.num_leaves)  # a problem without a row is not evaluated
+    return _decoding(shapes, work, work.mode, num_prompts, work.num_leaves, work.is_guided)
 
 
 def reference_samples(shapes: Shapes, work: Work) -> Memory:
