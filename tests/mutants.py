@@ -961,6 +961,7 @@ TRAINING = (
     ),
 )
 
+VARIANCE = ("test_variance.py::test_the_logged_ratio_is_that_of_the_variances",)
 STATISTICS = ("test_statistics.py::test_rollout_metrics_equal_their_definitions",)
 QUALITY = ("test_statistics.py::test_heuristic_quality_equals_its_definitions",)
 GATE = ("test_alarms.py::test_gate_looks_at_the_mean_of_the_last_three_iterations",)
@@ -1229,18 +1230,68 @@ MEASURES = (
     Mutant(
         "accuracy-claimed",
         "mode best_first claims an accuracy of the policy",
-        "run/measure.py",
-        'is_weighted = session.search.mode != "best_first"',
+        "metrics/rollouts.py",
+        'is_weighted = mode != "best_first"',
         "is_weighted = True",
         ("test_run.py::test_a_run_of_mode_best_first_does_not_claim_the_policys_accuracy",),
     ),
     Mutant(
-        "variance-ratio-per-leaf",
-        "the variance of K leaves is compared with that of one sample",
+        "variance-of-the-certain",
+        "a leaf that was found for certain adds to the variance",
         "metrics/rollouts.py",
-        "return weight.shape[1] * float(",
-        "return float(",
+        "weight * (weight - pi)",
+        "weight * weight",
+        VARIANCE,
+    ),
+    Mutant(
+        "variance-of-one-sample",
+        "the leaves of a search are compared with one sample of each problem",
+        "metrics/rollouts.py",
+        "* group_size / num_leaves",
+        "",
+        VARIANCE,
+    ),
+    Mutant(
+        "variance-of-all-leaves",
+        "the leaves of a search are compared with as many samples of each problem",
+        "metrics/rollouts.py",
+        "* group_size / num_leaves",
+        "/ num_leaves",
+        (*VARIANCE, *STATISTICS),
+    ),
+    Mutant(
+        "variance-unweighted",
+        "the variance of samples is that of the leaves as they were found",
+        "metrics/rollouts.py",
+        "spread = weight.sum(1) * (weight * grade.square()).sum(1) - (weight * grade).sum(1).square()",
+        "spread = (rollouts.length > 0).sum(1) * grade.square().sum(1) - grade.sum(1).square()",
+        VARIANCE,
+    ),
+    Mutant(
+        "effective-size-per-problem",
+        "the effective sample size is that of a problem where problems share a search",
+        "metrics/rollouts.py",
+        "weight.reshape(len(weight) // group_size, -1)",
+        "weight",
         STATISTICS,
+    ),
+    Mutant(
+        "mixed-of-the-unsearched",
+        "problems without a leaf count among those that might be mixed",
+        "metrics/rollouts.py",
+        "is_mixed[has_leaf.any(1)]",
+        "is_mixed",
+        ("test_statistics.py::test_a_problem_without_a_leaf_counts_where_weights_are_summed_and_nowhere_else",),
+    ),
+    Mutant(
+        "group-of-the-metrics",
+        "metrics do not know that problems share a search",
+        "run/measure.py",
+        "        group_size=session.search.problems_per_search,\n",
+        "",
+        (
+            "test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say[search.problems_per_search]",
+        ),
     ),
     Mutant(
         "ties-win",

@@ -863,11 +863,12 @@ class Oracle:
         pairs, (is_open, is_root_open) = training_pairs(self.config, iteration), self.gates()
         size = self.config["search"]["problems_per_search"]
         groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-        results = [found for group in groups for found in self.searched(group, iteration)]
+        by_search = [self.searched(group, iteration) for group in groups]
+        results = [found for group in by_search for found in group]
         self.searched_pairs |= {pair: self.searched_pairs.get(pair, False) for pair in pairs}
         self.searched_pairs |= {pair: True for pair, found in zip(pairs, results, strict=True) if found.leaves}
         rows = self.rows(pairs, results, iteration)
-        metrics = rollout_metrics(results, self.config["search"]["mode"]) | self.value_metrics(results)
+        metrics = rollout_metrics(by_search, self.config["search"]["mode"]) | self.value_metrics(results)
         if not self.has_critic:  # docs/metrics.md: nothing is known of a value model that nobody trains
             of_value = [name for name in metrics if name.split("/")[0] in ("value", "heuristic")]
             metrics |= dict.fromkeys([*of_value, "weight/variance_ratio"], NAN)
@@ -1009,7 +1010,29 @@ def interval(name: str, p: float, n: int) -> dict[str, float]:
     return {name: p, f"{name}_low": low, f"{name}_high": high}
 
 
-def rollout_metrics(results: Sequence[Found], mode: str) -> dict[str, float]:
+def effective_sample_size(group: Sequence[Found]) -> float:
+    """Of one search: Kish 1965."""
+    weight = [w for f in group for w in f.weight]
+    return sum(weight) ** 2 / sum(w * w for w in weight)
+
+
+def variance_ratio(groups: Sequence[Sequence[Found]]) -> float:
+    """Equation 23 by sums over leaves, and over pairs of leaves of a problem."""
+    searched = sampled = 0.0
+    for group in groups:
+        rate = sum(len(f.leaves) for f in group) / len(group)
+        for f in group:
+            own = list(zip(f.leaves, f.weight, f.accuracy, strict=True))
+            for leaf, w, right in own:
+                inclusion = math.exp(sum(leaf.logp)) / w
+                searched += w * w * (1 - inclusion) * (right - sigmoid(leaf.before[0].value_logit)) ** 2
+            for (_, w, right), (_, other_w, other_right) in itertools.combinations(own, 2):
+                sampled += w * other_w * (right - other_right) ** 2 / rate
+    return searched / sampled if sampled > 1e-12 else NAN
+
+
+def rollout_metrics(groups: Sequence[Sequence[Found]], mode: str) -> dict[str, float]:
+    results = [f for group in groups for f in group]
     leaves = [leaf for f in results for leaf in f.leaves]
     accuracy, form, reward = ([x for f in results for x in getattr(f, n)] for n in ("accuracy", "format", "reward"))
     weight = [w for f in results for w in f.weight]
@@ -1019,12 +1042,6 @@ def rollout_metrics(results: Sequence[Found], mode: str) -> dict[str, float]:
     mean = sum(estimates) / num_problems
     spread = sum((x - mean) ** 2 for x in estimates) / max(1, num_problems - 1)
     is_weighted = mode != "best_first"
-    on_policy = searched = 0.0
-    for f in results:
-        for leaf, w, right in zip(f.leaves, f.weight, f.accuracy, strict=True):
-            error = (right - sigmoid(leaf.before[0].value_logit)) ** 2
-            on_policy += w * error
-            searched += w * w * error
     tokens = sum(f.num_expanded - 1 for f in results if f.num_expanded)
     return {
         "rollout/accuracy": sum(accuracy) / num,
@@ -1032,7 +1049,8 @@ def rollout_metrics(results: Sequence[Found], mode: str) -> dict[str, float]:
         "rollout/reward": sum(reward) / num,
         "rollout/policy_accuracy": mean if is_weighted else NAN,
         "rollout/policy_accuracy_stderr": math.sqrt(spread / num_problems) if is_weighted else NAN,
-        "rollout/mixed_fraction": sum(len(set(f.accuracy)) > 1 for f in results) / num_problems,
+        "rollout/mixed_fraction": sum(len(set(f.accuracy)) > 1 for f in results)
+        / sum(len(f.leaves) > 0 for f in results),
         "rollout/length": sum(lengths) / num,
         "rollout/finished_fraction": sum(leaf.is_finished for leaf in leaves) / num,
         "rollout/unique_fraction": sum(len({n.tokens for n in f.leaves}) / len(f.leaves) for f in results if f.leaves)
@@ -1042,12 +1060,9 @@ def rollout_metrics(results: Sequence[Found], mode: str) -> dict[str, float]:
         "reward/accuracy_correlation": correlation(reward, accuracy),
         "weight/sum": sum(weight) / num_problems,
         "weight/max": max(weight),
-        "weight/variance_ratio": max(len(f.leaves) for f in results) * searched / on_policy,
+        "weight/variance_ratio": {"sample": 1.0, "best_first": NAN}.get(mode, variance_ratio(groups)),
         "weight/capped_fraction": sum(f.num_capped > 0 for f in results) / num_problems,
-        "weight/effective_sample_size": sum(
-            sum(f.weight) ** 2 / max(1e-300, sum(w * w for w in f.weight)) for f in results
-        )
-        / num_problems,
+        "weight/effective_sample_size": sum(effective_sample_size(group) for group in groups) / len(groups),
         "search/num_expanded": sum(f.num_expanded for f in results),
         "search/num_forks": sum(f.num_forks for f in results),
         "search/num_decoded_tokens": tokens,

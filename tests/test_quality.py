@@ -22,7 +22,6 @@ from tinyzero_astar.metrics.rollouts import (
     effective_sample_size,
     shared_prefix_fraction,
     unique_fraction,
-    variance_ratio,
 )
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.search.heuristic import inverse_beta_of
@@ -148,7 +147,7 @@ def test_heuristic_quality_ranks_an_exact_value_above_a_noisy_one():
 
 
 def test_diversity_and_weights_by_hand():
-    _, rollouts, accuracy = searched(noise=0.0)
+    _, rollouts, _ = searched(noise=0.0)
     assert unique_fraction(rollouts) == 1.0
     pairs = []
     for i in range(len(rollouts.length)):
@@ -161,7 +160,6 @@ def test_diversity_and_weights_by_hand():
     assert shared_prefix_fraction(rollouts) == pytest.approx(sum(pairs) / len(pairs))
     weight = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
     assert effective_sample_size(weight).tolist() == [2.0, 1.0]
+    assert effective_sample_size(weight, 2).tolist() == pytest.approx([4 / 1.5])
     assert correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3.0, 2.0, 1.0])) == pytest.approx(-1.0)
     assert math.isnan(correlation(torch.ones(3), torch.tensor([3.0, 2.0, 1.0])))
-    uniform = torch.full_like(rollouts.weight, 1 / 6)
-    assert variance_ratio(rollouts, uniform, accuracy) == pytest.approx(1.0)

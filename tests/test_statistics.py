@@ -64,14 +64,34 @@ def weighted_mean(pairs):
     return sum(w * x for w, x in pairs) / sum(w for w, _ in pairs)
 
 
-def test_rollout_metrics_equal_their_definitions():
-    found = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3))
+def of_searches(found, group_size):
+    """The leaves of each search, and its problems' leaves apart."""
+    groups = [found[i : i + group_size] for i in range(0, len(found), group_size)]
+    return [([leaf for own in group for leaf in own], group) for group in groups]
+
+
+def ratio_of_variances(found, group_size):
+    """Equation 23 leaf by leaf: of all searches, divided by what as many samples of each problem would have."""
+    searched = sampled = 0.0
+    for leaves, problems in of_searches(found, group_size):
+        for tokens, w, right, _, values in leaves:
+            pi = math.exp(sum(-0.1 * (1 + token) for token in tokens))
+            searched += w**2 * (1 - pi / w) * (right - values[0]) ** 2
+        for own in problems:  # pairs of unlike leaves
+            pairs = [(one, other) for i, one in enumerate(own) for other in own[:i]]
+            sampled += sum(x[1] * y[1] * (x[2] - y[2]) ** 2 for x, y in pairs) / (len(leaves) / group_size)
+    return searched / sampled
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_rollout_metrics_equal_their_definitions(group_size):
+    found = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3), group_size=group_size)
     estimates = [sum(w * a for _, w, a, _, _ in own) for own in FOUND]
-    error = [(w, (a - values[0]) ** 2) for _, w, a, _, values in EVERY]
     lengths, accuracies, rewards = (
         [f(leaf) for leaf in EVERY] for f in (lambda x: len(x[0]), lambda x: x[2], lambda x: x[3])
     )
-    sizes = [sum(w for _, w, *_ in own) ** 2 / sum(w * w for _, w, *_ in own) for own in FOUND]
+    searches = [leaves for leaves, _ in of_searches(FOUND, group_size)]
+    sizes = [sum(w for _, w, *_ in own) ** 2 / sum(w * w for _, w, *_ in own) for own in searches]
     assert found == pytest.approx(
         {
             "rollout/accuracy": 3 / 8,
@@ -85,11 +105,11 @@ def test_rollout_metrics_equal_their_definitions():
             "rollout/shared_prefix_fraction": (2 / 3 + 2 / 2) / 14,
             "weight/sum": sum(w for _, w, *_ in EVERY) / 3,
             "weight/max": 0.7,
-            "weight/variance_ratio": 3 * sum(w * w * e for w, e in error) / sum(w * e for w, e in error),
+            "weight/variance_ratio": ratio_of_variances(FOUND, group_size),
             "weight/capped_fraction": 2 / 3,
             "reward/length_correlation": statistics.correlation(rewards, lengths),
             "reward/accuracy_correlation": statistics.correlation(rewards, accuracies),
-            "weight/effective_sample_size": sum(sizes) / 3,
+            "weight/effective_sample_size": sum(sizes) / len(sizes),
             "search/num_expanded": 17,
             "search/num_forks": 3,
             "search/num_decoded_tokens": 14,
@@ -102,11 +122,39 @@ def test_rollout_metrics_equal_their_definitions():
 
 
 def test_without_weights_nothing_is_known_of_the_policys_accuracy():
-    found = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3), is_weighted=False)
+    found = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3), mode="best_first")
     weighted = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3))
     unknown = {name for name, x in found.items() if math.isnan(x)}
-    assert unknown == {"rollout/policy_accuracy", "rollout/policy_accuracy_stderr"}
+    assert unknown == {"rollout/policy_accuracy", "rollout/policy_accuracy_stderr", "weight/variance_ratio"}
     assert {name: x for name, x in weighted.items() if name not in unknown}.items() <= found.items()
+
+
+def test_samples_are_their_own_measure_of_variance():
+    found = rollout_metrics(make_rollouts(), table(1), table(2), table(2), table(3), mode="sample")
+    assert found["weight/variance_ratio"] == 1
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_problem_without_a_leaf_counts_where_weights_are_summed_and_nowhere_else(missing):
+    rollouts, weight, right, reward = make_rollouts(), table(1), table(2), table(3)
+    for x in (rollouts.length, rollouts.logp, rollouts.value, rollouts.is_finished, weight, right, reward):
+        x[missing] = 0
+    found = rollout_metrics(rollouts, weight, right, right, reward, group_size=3)
+    left = [own for i, own in enumerate(FOUND) if i != missing]
+    leaves = [leaf for own in left for leaf in own]
+    wanted = {
+        "rollout/accuracy": sum(leaf[2] for leaf in leaves) / len(leaves),
+        "rollout/mixed_fraction": 0.0 if missing == 0 else 1 / 2,
+        "rollout/unique_fraction": 1.0,
+        "rollout/policy_accuracy": sum(leaf[1] * leaf[2] for leaf in leaves) / 3,
+        "weight/sum": sum(leaf[1] for leaf in leaves) / 3,
+        "weight/effective_sample_size": sum(x[1] for x in leaves) ** 2 / sum(x[1] ** 2 for x in leaves),
+        "weight/variance_ratio": math.nan if missing == 0 else ratio_of_variances([*left, []], 3),
+    }
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, nan_ok=True)
+    alone = rollout_metrics(rollouts, weight, right, right, reward)["weight/effective_sample_size"]
+    sizes = [sum(x[1] for x in own) ** 2 / sum(x[1] ** 2 for x in own) for own in left]
+    assert alone == pytest.approx(sum(sizes) / 3)
 
 
 def test_leaves_found_twice_are_one_of_the_unique_ones():

@@ -38,8 +38,15 @@ def search_metrics(session: Session, rewarded: RewardedRollouts) -> dict[str, An
     Nothing is known of a value model that the algorithm does not train.
     """
     rollouts, weight, grade = rewarded.rollouts, rewarded.weight, rewarded.grade
-    is_weighted = session.search.mode != "best_first"
-    metrics = rollout_metrics(rollouts, weight, rewarded.accuracy, grade, rewarded.reward, is_weighted=is_weighted)
+    metrics = rollout_metrics(
+        rollouts,
+        weight,
+        rewarded.accuracy,
+        grade,
+        rewarded.reward,
+        mode=session.search.mode,
+        group_size=session.search.problems_per_search,
+    )
     if not session.updater.algorithm.has_critic:
         return metrics | dict.fromkeys((*MEASURES, "weight/variance_ratio"))
     return metrics | heuristic_quality(rollouts, grade, weight, _inverse_beta(session, rewarded))
