@@ -3279,6 +3279,22 @@ COMMANDS = (
         ("test_api.py::test_three_steps_are_those_of_a_run_to_the_bit",),
     ),
     Mutant(
+        "gguf-random",
+        "the weights of a .gguf file are read and then left aside",
+        "model/gguf.py",
+        "        model.load_state_dict(read.state_dict())\n",
+        "",
+        ("test_gguf.py::test_weights_and_tokenizer_are_those_of_the_model_that_was_written",),
+    ),
+    Mutant(
+        "gguf-one-end",
+        "of a .gguf file only the end of a text counts, not that of a turn",
+        "model/gguf.py",
+        "[tokenizer.eos_token_id, *said.values()]",
+        "[tokenizer.eos_token_id]",
+        ("test_gguf.py::test_every_end_that_the_file_declares_ends_a_text",),
+    ),
+    Mutant(
         "outline-upside-down",
         "in a drawn search tree the least probable comes first",
         "report/tree.py",

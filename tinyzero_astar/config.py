@@ -36,7 +36,7 @@ class ModelConfig:
     """The base model."""
 
     model_name: str = "embedded"
-    """Name of a Hugging Face causal language model, a folder, or "embedded": the base in the package."""
+    """Name on the Hugging Face hub, a folder, a .gguf file, a run or checkpoint, or "embedded": the package's base."""
     max_seq_length: Annotated[int, Range(8, 1 << 20)] = 128
     """Tokens of prompt and completion together."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -18,7 +18,7 @@ class DamageInOneSentence:
 
     Args:
         name: of the model.
-        folder: that holds its files.
+        folder: that holds its files, or the one file.
         known: what the library raises for damaged files. tokenizers, which is written in Rust, raises plain
             Exception, that very class, for all it does not know; that is always among them.
     """
@@ -40,7 +40,8 @@ class DamageInOneSentence:
 def damaged(name: str, folder: Path, cause: str) -> ValueError:
     """The sentence about a file that is not what its name says."""
     where = "that folder" if str(folder) == name else str(folder)
-    return ValueError(f"model_name {name!r}: a file in {where} cannot be used ({cause})")
+    what = "that file" if folder.is_file() else f"a file in {where}"
+    return ValueError(f"model_name {name!r}: {what} cannot be used ({cause})")
 
 
 def read_object(name: str, folder: Path, file: str) -> dict[str, Any]:

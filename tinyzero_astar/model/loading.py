@@ -1,19 +1,22 @@
-"""From a name to a language model and its tokenizer: the package, a folder, the local cache, or the hub.
+"""From a name to a language model and its tokenizer: the package, a folder, a .gguf file, the local cache, or the hub.
 
-Safetensors only, and never code from a checkpoint. What cannot be used is refused in one sentence, as early as it is
-known: the architecture before weights are downloaded or read. Files that lie in the local cache are used without
-asking the hub; nothing is downloaded without saying what and how much.
+Safetensors and .gguf only, and never code from a checkpoint. What cannot be used is refused in one sentence, as early
+as it is known: the architecture before weights are downloaded or read. Files that lie in the local cache are used
+without asking the hub; nothing is downloaded without saying what and how much.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from tinyzero_astar.model.gguf import gguf_config, gguf_ends, gguf_file, gguf_tokenizer, gguf_weights
 from tinyzero_astar.model.hub import Say, download, fetch_config
 from tinyzero_astar.model.model_config import checked_config
 from tinyzero_astar.model.model_folder import CONFIG, TOKENIZERS, lacking, local_folder
@@ -29,7 +32,7 @@ def load_language_model(
     How its generation_config.json wants it to be sampled does not count: that file is read for end tokens alone.
 
     Args:
-        name: "embedded", a folder, or a name on the hub.
+        name: "embedded", a folder, a .gguf file, or a name on the hub.
         dtype: of the weights.
         max_length: tokens of the longest sequence, see `check_architecture`.
         say: told of every download before it begins, and of what in the files contradicts itself.
@@ -37,12 +40,8 @@ def load_language_model(
     Raises:
         ValueError: nothing usable under that name; one sentence says what was looked for, where, and the remedy.
     """
-    folder = _find(name, max_length, say)
-    config = checked_config(name, folder, max_length)
-    if (gap := lacking(name, folder)) is not None:
-        raise ValueError(f"model_name {name!r} lacks {gap}")
-    tokenizer = read_tokenizer(name, folder, config)
-    ends = declared_ends(name, folder, tokenizer)
+    files = _files(name, max_length, say)
+    tokenizer, ends = files.tokenizer, files.ends
     if tokenizer("1")["input_ids"][-1] in ends:
         raise ValueError(
             f"model_name {name!r}: its tokenizer ends every text with {tokenizer.eos_token}, so that no prompt could be"
@@ -51,7 +50,7 @@ def load_language_model(
     if len(ends) > 1:
         names = (f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in ends)
         say(f"the files of {name} declare {len(ends)} end tokens, and each ends a completion: {', '.join(names)}")
-    model = read_weights(name, folder, config, dtype, _generation_config(tokenizer, ends))
+    model = files.read_weights(dtype, _generation_config(tokenizer, ends))
     model.config.eos_token_id = model.generation_config.eos_token_id
     if model.config.tie_word_embeddings and not _is_tied(model):
         say(f"{name} has a head of its own, though its {CONFIG} says tie_word_embeddings: trained and saved as it is")
@@ -65,13 +64,16 @@ def read_config(
     """What is known of a model without its weights: its config, and its tokenizer if that lies on this machine.
 
     Args:
-        name: "embedded", a folder, or a name on the hub, from which config.json alone is fetched.
+        name: "embedded", a folder, a .gguf file, or a name on the hub, from which config.json alone is fetched.
         max_length: tokens of the longest sequence, see `check_architecture`.
         say: told of the download before it begins.
 
     Raises:
         ValueError: nothing usable under that name; one sentence says why.
     """
+    if (path := gguf_file(name)) is not None:
+        config = gguf_config(name, path, max_length)
+        return config, gguf_tokenizer(name, path, config)
     folder = local_folder(name)
     if folder is None:
         cached = try_to_load_from_cache(name, CONFIG)
@@ -86,6 +88,28 @@ def end_tokens(model: PreTrainedModel) -> tuple[int, ...]:
     """The ids that end a completion of a model from `load_language_model`; the first is its tokenizer's."""
     ends: int | list[int] = model.generation_config.eos_token_id
     return (ends,) if isinstance(ends, int) else tuple(ends)
+
+
+class _Files(NamedTuple):
+    """What the files of a model say, but for its weights, and how to read those."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: tuple[int, ...]
+    read_weights: Callable[[torch.dtype, GenerationConfig], PreTrainedModel]
+
+
+def _files(name: str, max_length: int | None, say: Say) -> _Files:
+    """Those of a .gguf file or of a folder, downloaded if need be."""
+    if (path := gguf_file(name)) is not None:
+        config = gguf_config(name, path, max_length)
+        tokenizer = gguf_tokenizer(name, path, config)
+        return _Files(tokenizer, gguf_ends(name, path, tokenizer), partial(gguf_weights, name, path, config))
+    folder = _find(name, max_length, say)
+    config = checked_config(name, folder, max_length)
+    if (gap := lacking(name, folder)) is not None:
+        raise ValueError(f"model_name {name!r} lacks {gap}")
+    tokenizer = read_tokenizer(name, folder, config)
+    return _Files(tokenizer, declared_ends(name, folder, tokenizer), partial(read_weights, name, folder, config))
 
 
 def _find(name: str, max_length: int | None, say: Say) -> Path:

@@ -26,7 +26,7 @@ _UNBUILT = (KeyError, AssertionError, RuntimeError, TypeError, ZeroDivisionError
 
 
 def checked_config(name: str, folder: Path, max_length: int | None) -> PreTrainedConfig:
-    """Refuse by config.json alone, and by a model of it without storage."""
+    """The config of a folder, refused by config.json alone or as by `check_config`."""
     if (folder / ADAPTERS).is_file():
         raise ValueError(
             f"model_name {name!r}: beside its model lie adapters ({ADAPTERS}), which could be meant or not: merge them"
@@ -42,12 +42,17 @@ def checked_config(name: str, folder: Path, max_length: int | None) -> PreTraine
         )
     with DamageInOneSentence(name, folder, *_MISREAD), quiet_transformers():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    check_config(name, config, max_length)
+    return config
+
+
+def check_config(name: str, config: PreTrainedConfig, max_length: int | None) -> None:
+    """Refuse a config by itself, and by a model of it without storage."""
     try:
         check_architecture(config, max_length)
         check_causal(skeleton_of(config))
     except ValueError as error:
         raise ValueError(f"model_name {name!r}: {error}") from None
-    return config
 
 
 def skeleton_of(config: PreTrainedConfig) -> PreTrainedModel:

@@ -25,6 +25,17 @@ def read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTrai
     """
     with DamageInOneSentence(name, folder, *_KNOWN):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    check_tokenizer(name, folder, config, tokenizer)
+    return tokenizer
+
+
+def check_tokenizer(name: str, source: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Try a tokenizer from some files out, with the config of its model.
+
+    Raises:
+        ValueError: as for `read_tokenizer`.
+    """
+    with DamageInOneSentence(name, source, *_KNOWN):
         tokenizer.decode(tokenizer(_PROBE)["input_ids"])  # some damage shows in the first use
         size, ids = len(tokenizer), tokenizer.get_vocab().values()
     if tokenizer.eos_token_id is None:
@@ -37,7 +48,6 @@ def read_tokenizer(name: str, folder: Path, config: PreTrainedConfig) -> PreTrai
             f"model_name {name!r}: its tokenizer has {count} tokens, the model {config.vocab_size}; they do not belong"
             " together"
         )
-    return tokenizer
 
 
 def declared_ends(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
