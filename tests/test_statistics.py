@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 
@@ -10,7 +11,7 @@ import torch
 
 from tinyzero_astar.interfaces import Rollouts, SearchStats
 from tinyzero_astar.metrics.heuristic import heuristic_quality
-from tinyzero_astar.metrics.rollouts import rollout_metrics
+from tinyzero_astar.metrics.rollouts import common_prefixes, rollout_metrics
 
 LEAVES = [  # of each problem: tokens (0 ends a leaf), weight, accuracy, reward, values before the tokens
     [
@@ -212,3 +213,14 @@ def test_heuristic_quality_equals_its_definitions():
     assert 0 < below < 1 and found["heuristic/inadmissible_fraction"] == pytest.approx(below)
     above = weighted_mean([(w, max(gap, 0.0)) for w, gap in gaps])
     assert found["heuristic/overestimate_nats"] == pytest.approx(above)
+
+
+@pytest.mark.parametrize("at_once", [1, 72, 1 << 22])
+def test_leaves_of_a_problem_are_compared_a_few_problems_at_a_time(monkeypatch, at_once):
+    monkeypatch.setattr("tinyzero_astar.metrics.rollouts._MOST_PAIRS", at_once)
+    wanted = torch.zeros(3, 3, 3, dtype=torch.int64)
+    for p, own in enumerate(FOUND):
+        for (i, one), (j, other) in itertools.product(enumerate(own), repeat=2):
+            pairs = zip(one[0], other[0], strict=False)
+            wanted[p, i, j] = sum(1 for _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+    assert torch.equal(common_prefixes(make_rollouts()), wanted)

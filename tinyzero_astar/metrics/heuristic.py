@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.interfaces import Rollouts
+from tinyzero_astar.metrics.rollouts import common_prefixes
 from tinyzero_astar.search.heuristic import soft_value, tilt_of
 
 NUM_BINS = 10
@@ -81,13 +82,11 @@ def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> dict[str, float]:
         rollouts: P problems, K leaves each.
         accuracy: [P, K] 1 where the leaf is correct.
     """
-    tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
-    same = (tokens[:, :, None] == tokens[:, None, :]) & rollouts.is_token[:, :, None]
-    fork = same.long().cumprod(-1).sum(-1)  # [P, K, K] where the two first differ
+    fork = common_prefixes(rollouts)  # [P, K, K] where the two first differ
     length = rollouts.length
     success, failure = accuracy[:, :, None] > 0.5, accuracy[:, None, :] < 0.5
     is_pair = success & failure & (fork < length[:, :, None]) & (fork < length[:, None, :])
-    index = fork.clamp(max=tokens.shape[-1] - 1)
+    index = fork.clamp(max=rollouts.tokens.shape[-1] - 1)
     value = rollouts.child_value[:, :, None].expand(-1, -1, index.shape[2], -1)
     mine = value.gather(-1, index[..., None])[..., 0]
     other = value.transpose(1, 2).gather(-1, index[..., None])[..., 0]

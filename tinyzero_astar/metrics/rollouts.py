@@ -10,6 +10,8 @@ from torch import Tensor
 from tinyzero_astar.interfaces import Rollouts
 from tinyzero_astar.modes import SearchMode
 
+_MOST_PAIRS = 1 << 22  # pairs of tokens that are compared at once
+
 
 def unique_fraction(rollouts: Rollouts) -> float:
     """Distinct leaves over leaves, averaged over problems with a leaf; 1 for sampling without replacement."""
@@ -22,11 +24,23 @@ def unique_fraction(rollouts: Rollouts) -> float:
     return sum(shares) / len(shares) if shares else math.nan
 
 
+def common_prefixes(rollouts: Rollouts) -> Tensor:
+    """Tokens that two leaves of a problem begin with alike, [P, K, K]."""
+    tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
+    num_pairs = max(1, tokens.shape[1] * tokens.shape[1] * tokens.shape[2])
+    found = []
+    # in a shared search one problem may have nearly all leaves: few problems at a time bound the memory
+    for own, is_token in zip(
+        *(x.split(max(1, _MOST_PAIRS // num_pairs)) for x in (tokens, rollouts.is_token)), strict=True
+    ):
+        same = (own[:, :, None] == own[:, None, :]) & is_token[:, :, None]
+        found.append(same.to(torch.int16).cumprod(-1, dtype=torch.int16).sum(-1))
+    return torch.cat(found)
+
+
 def shared_prefix_fraction(rollouts: Rollouts) -> float:
     """Length of the common prefix of two leaves of a problem over the shorter's length, averaged over pairs."""
-    tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
-    same = (tokens[:, :, None] == tokens[:, None, :]) & rollouts.is_token[:, :, None]  # [P, K, K, T]
-    common = same.long().cumprod(-1).sum(-1)
+    common = common_prefixes(rollouts)
     shorter = torch.minimum(rollouts.length[:, :, None], rollouts.length[:, None, :])
     is_pair = (shorter > 0) & ~torch.eye(shorter.shape[1], dtype=torch.bool, device=shorter.device)
     if not bool(is_pair.any()):
