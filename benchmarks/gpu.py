@@ -111,6 +111,7 @@ class Bench:
             step_rows=args.update_rows,
             micro_batch_tokens=args.micro_batch_tokens,
             value_hidden_size=args.value_hidden_size,
+            kept_updates=1,
             is_foreach=self.device.type == "cuda",
             gradient_checkpointing=args.gradient_checkpointing,
         )
@@ -206,10 +207,16 @@ class Bench:
         tokens = sum(
             len(tree.ids) for tree in grow_trees(batch, rows.tolist(), args.micro_batch_tokens, self.policy.linear_cost)
         )
-        _, seconds = self.timed(lambda: updater._step(prepared, rows, problems))
+
+        def step() -> None:
+            updater._step(prepared, rows, problems)
+            assert updater.value is not None
+            updater.value.after_update(float(args.update_rows), is_last=True)
+
+        _, seconds = self.timed(step)
         peak = args.peak_tflops * 1e12 if args.peak_tflops else self.speed.flops_per_s
         found = phases(self.shapes, self.work())
-        need = max(sum(found[name].values()) for name in ("gradients", "optimizer step"))
+        need = max(sum(found[name].values()) for name in ("gradients", "optimizer step", "value training"))
         figures = {
             "tokens_per_s": tokens / seconds,
             "mfu": 6 * self.shapes.num_parameters * tokens / seconds / peak,

@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.oracles import homes
-from tests.trees import trees_of
+from tests.trees import scores_of, trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
@@ -130,7 +130,7 @@ def assert_recorded_scores_equal_one_full_forward(policy, mode):
             n = int(rollouts.length[i, k])
             tokens = rollouts.tokens[i, k, :n]
             ids = torch.tensor([[*prompt, *tokens.tolist()]])
-            scores = policy.token_scores(trees_of([prompt], [[tokens.tolist()]]))
+            scores = scores_of(policy, trees_of([prompt], [[tokens.tolist()]]))
             torch.testing.assert_close(rollouts.logp[i, k, :n].float(), scores.logp[0], atol=ATOL, rtol=1e-4)
             for got, logit in (
                 (rollouts.value, scores.value_logit),

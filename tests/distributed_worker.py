@@ -90,7 +90,7 @@ def watch(patch, seen, num_more):
         with CountCollectives() as mode:
             metrics = update(self, *args, **kwargs)
         seen["in_update"].append(mode.count)
-        optimizers = (self.policy_optimizer, self.value_optimizer)
+        optimizers = (self.policy_optimizer, self.value.optimizer)
         slots = [s for o in optimizers for own in o.adamw.state.values() for k, s in own.items() if k != "step"]
         seen["num_parameters"] = sum(p.numel() for p in self.policy.parameters())
         seen["num_trained"] = sum(p.numel() for p in self.policy.parameters() if p.requires_grad)

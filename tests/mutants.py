@@ -816,21 +816,21 @@ TRAINING = (
     Mutant(
         "value-of-q",
         "the update hands no weights to the value loss: V is success under q",
-        "training/update.py",
-        "weighted_brier(x, y, batch.weight, batch.is_token)",
-        "weighted_brier(x, y, torch.ones_like(batch.weight), batch.is_token)",
+        "training/value_update.py",
+        "weighted_brier(x, y, rows.weight, rows.is_token)",
+        "weighted_brier(x, y, torch.ones_like(rows.weight), rows.is_token)",
         REGRESSION,
     ),
     Mutant(
         "format-for-accuracy",
         "the value model learns format where accuracy is meant, and the other way round",
-        "training/update.py",
-        "        (scores.value_logit, batch.accuracy),\n"
-        "        (scores.child_logit, batch.accuracy),\n"
-        "        (scores.format_logit, batch.format),\n",
-        "        (scores.value_logit, batch.format),\n"
-        "        (scores.child_logit, batch.format),\n"
-        "        (scores.format_logit, batch.accuracy),\n",
+        "training/value_update.py",
+        "        (scores.value_logit, rows.accuracy),\n"
+        "        (scores.child_logit, rows.accuracy),\n"
+        "        (scores.format_logit, rows.format),\n",
+        "        (scores.value_logit, rows.format),\n"
+        "        (scores.child_logit, rows.format),\n"
+        "        (scores.format_logit, rows.accuracy),\n",
         ("test_training.py::test_value_loss_pairs_every_logit_with_its_own_reward",),
     ),
     Mutant(
@@ -922,8 +922,8 @@ TRAINING = (
         "training/update.py",
         "self.policy_optimizer.set_learning_rate(rate)",
         "self.policy_optimizer.set_learning_rate(rate)\n"
-        "        self.value_optimizer.set_learning_rate(\n"
-        '            self.value_optimizer.adamw.defaults["lr"] * rate / self.settings.learning_rate\n'
+        "        self.value.optimizer.set_learning_rate(\n"
+        '            self.value.optimizer.adamw.defaults["lr"] * rate / self.settings.learning_rate\n'
         "        )",
         ("test_training.py::test_the_value_model_keeps_its_learning_rate_while_that_of_the_policy_decays",),
     ),
@@ -1132,8 +1132,8 @@ ALGORITHMS = (
         "critic-without-a-use",
         "a value model is trained that the algorithm does not ask for",
         "training/update.py",
-        "is_value_due = self.algorithm.has_critic and self",
-        "is_value_due = self",
+        "settings.max_grad_norm) if algorithm.has_critic else None",
+        "settings.max_grad_norm)",
         ("test_algorithm_runs.py::test_without_a_critic_no_value_model_is_trained_and_nothing_is_said_of_it",),
     ),
     Mutant(
@@ -1709,7 +1709,7 @@ CRASHED = ("test_run.py::test_after_a_crash_the_run_goes_on_from_its_last_checkp
 RUNS = (
     Mutant(
         "updates-restart",
-        "a resumed run counts its updates from 0: the value model is trained at other times",
+        "a resumed run counts its updates from 0",
         "run/start.py",
         'session.updater.num_updates = int(state["num_updates"])',
         "session.updater.num_updates = 0",
@@ -1850,7 +1850,7 @@ FAULTS = (
         "names-dropped",
         "an iteration that learns nothing has fewer names in its record",
         "training/update.py",
-        '            names = [*_MEANS, *self.algorithm.measures, "audit/ratio_error"]',
+        '            names = [*_MEANS, "train/value_loss", *self.algorithm.measures, "audit/ratio_error"]',
         "            names = [*_MEANS]",
         ("test_adapters.py::test_an_update_without_rows_has_every_name_and_only_rate_and_counts_are_known",),
     ),
@@ -1943,8 +1943,24 @@ PROCESSES = (
         "ranks-averaged",
         "gradients are averaged over ranks, not summed",
         "training/update.py",
-        "(factor * loss * world_size()).backward()",
-        "(factor * loss).backward()",
+        "(factor * loss / count * world_size()).backward()",
+        "(factor * loss / count).backward()",
+        TWO,
+    ),
+    Mutant(
+        "value-ranks-averaged",
+        "the value model's gradients are averaged over ranks, not summed",
+        "training/value_update.py",
+        "(loss * world_size()).backward()",
+        "loss.backward()",
+        TWO,
+    ),
+    Mutant(
+        "turns-twice",
+        "a tree with which a rank waits for others is learned from by the value model",
+        "training/value_update.py",
+        "factor * part.weight",
+        "part.weight",
         TWO,
     ),
     Mutant(
@@ -2069,8 +2085,8 @@ WIRING = (
         "clipping-removed",
         "gradients are not scaled down",
         "training/update.py",
-        "clip_gradients(optimizer.stepped, self.settings.max_grad_norm)",
-        "clip_gradients(optimizer.stepped, math.inf)",
+        "clip_gradients(self.policy_optimizer.stepped, self.settings.max_grad_norm)",
+        "clip_gradients(self.policy_optimizer.stepped, math.inf)",
         TRAINS,
     ),
     Mutant(
@@ -2084,8 +2100,8 @@ WIRING = (
     Mutant(
         "value-gradient-kept",
         "the value model's gradients are not zeroed after a step",
-        "training/update.py",
-        "self.value_optimizer.zero_grad()",
+        "training/value_update.py",
+        "self.optimizer.zero_grad()",
         "pass",
         TRAINS,
     ),
@@ -2108,9 +2124,9 @@ WIRING = (
     Mutant(
         "value-rate",
         "the value model is trained at the policy's learning rate",
-        "training/update.py",
-        "MasterAdamW(policy.value_model, value.learning_rate, 0.0)",
+        "training/value_update.py",
         "MasterAdamW(policy.value_model, settings.learning_rate, 0.0)",
+        "MasterAdamW(policy.value_model, 1e-4, 0.0)",
         TRAINS,
     ),
     Mutant(
@@ -2125,16 +2141,24 @@ WIRING = (
         "epochs-lost",
         "num_epochs does not reach the update",
         "training/update.py",
-        "for _ in range(self.settings.num_epochs)",
-        "for _ in range(1)",
+        "self.settings.batch_size)) * self.settings.num_epochs",
+        "self.settings.batch_size))",
         TRAINS,
     ),
     Mutant(
         "norm-lost",
         "max_grad_norm does not reach the update",
         "training/update.py",
-        "clip_gradients(optimizer.stepped, self.settings.max_grad_norm)",
-        "clip_gradients(optimizer.stepped, 1.0)",
+        "clip_gradients(self.policy_optimizer.stepped, self.settings.max_grad_norm)",
+        "clip_gradients(self.policy_optimizer.stepped, 1.0)",
+        TRAINS,
+    ),
+    Mutant(
+        "value-norm-lost",
+        "max_grad_norm does not reach the value model's training",
+        "training/update.py",
+        "ValueUpdater(policy, value, settings.max_grad_norm)",
+        "ValueUpdater(policy, value, 1e9)",
         TRAINS,
     ),
     Mutant(
@@ -2188,10 +2212,58 @@ WIRING = (
     Mutant(
         "value-always",
         "value.update_frequency does not reach the update",
-        "training/update.py",
-        "self.num_updates % self._value_update_frequency == 0",
-        "self.num_updates % 1 == 0",
+        "training/value_update.py",
+        "self._num_updates < self._settings.update_frequency",
+        "self._num_updates < 1",
         TRAINS,
+    ),
+    Mutant(
+        "value-once",
+        "value.num_steps does not reach the training",
+        "training/value_update.py",
+        "range(self._settings.num_steps)",
+        "range(1)",
+        TRAINS,
+    ),
+    Mutant(
+        "value-waits",
+        "the value model is not trained at the end of an iteration: a resumed run would lose what waits",
+        "training/value_update.py",
+        "self._settings.update_frequency and not is_last",
+        "self._settings.update_frequency",
+        ("test_training.py::test_the_value_model_learns_from_all_rows_since_the_last_time",),
+    ),
+    Mutant(
+        "value-last-update-only",
+        "the value model is trained on the rows of the last update alone",
+        "training/value_update.py",
+        "for rows in self._kept:\n",
+        "for rows in self._kept[-1:]:\n",
+        ("test_training.py::test_the_value_model_learns_from_all_rows_since_the_last_time",),
+    ),
+    Mutant(
+        "value-rows-twice",
+        "what the value model was trained on stays and is trained on again",
+        "training/value_update.py",
+        "self._kept, self._mass, self._num_updates = [], 0.0, 0",
+        "self._mass, self._num_updates = 0.0, 0",
+        ("test_training.py::test_the_value_model_learns_from_all_rows_since_the_last_time",),
+    ),
+    Mutant(
+        "value-mass-of-the-last",
+        "the value model's loss is divided by the tokens of the last update",
+        "training/value_update.py",
+        "self._mass + mass, self._num_updates + 1",
+        "mass, self._num_updates + 1",
+        ("test_training.py::test_the_value_model_learns_from_all_rows_since_the_last_time",),
+    ),
+    Mutant(
+        "visited-forgotten",
+        "hidden states that wait for the value model are not predicted",
+        "resources/update_memory.py",
+        "work.kept_updates * work.step_rows * work.depth",
+        "0 * work.step_rows",
+        ("test_memory.py::test_prediction_is_near_the_measured_peak[embedded, kept for two updates]",),
     ),
     Mutant(
         "lambda-and-floor",

@@ -299,6 +299,17 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Visit:
+    """A prefix that an update of the policy passed through, the token after it, and how its completion ended."""
+
+    hidden: torch.Tensor
+    token: int
+    weight: float
+    accuracy: float
+    format: float
+
+
+@dataclass(frozen=True)
 class Guide:
     """How h bends one problem's search."""
 
@@ -543,6 +554,8 @@ class Oracle:
         self.depth = min(search["max_search_depth"], config["model"]["max_seq_length"] - longest)
         self.searched_pairs: dict[tuple[int, int], bool] = {}  # those that came up, and whether with a leaf
         self.num_updates = self.num_value_updates = 0
+        self.unlearnt: list[Visit] = []  # what the value model has not been trained on yet
+        self.num_waiting = 0  # updates of the policy since it was
         self.moments: dict[str, list[torch.Tensor]] = {}
         self.doubt: dict[str, torch.Tensor] = {}  # see `adamw`
 
@@ -714,14 +727,20 @@ class Oracle:
         metrics = self.prepare(rows)
         if self.net.adapters:
             metrics["policy/kl_to_base"] = self.kl_to_base(rows)
-        steps = []
-        for _ in range(train["num_epochs"]):
-            for first in range(0, train["problems_per_iteration"], train["batch_size"]):
-                last = min(first + train["batch_size"], train["problems_per_iteration"])
-                own = [row for row in rows if first <= row.problem < last]
-                if own:
-                    steps.append(self.step(own, last - first, rate))
+        groups = []
+        for first in range(0, train["problems_per_iteration"], train["batch_size"]):
+            last = min(first + train["batch_size"], train["problems_per_iteration"])
+            own = [row for row in rows if first <= row.problem < last]
+            groups += [(own, last - first)] if own else []
+        steps, value_losses = [], []
+        for number, (own, num_problems) in enumerate(groups * train["num_epochs"], start=1):
+            steps.append(self.step(own, num_problems, rate))
+            is_last = number == len(groups) * train["num_epochs"]
+            if self.has_critic and (is_last or self.num_waiting == self.config["value"]["update_frequency"]):
+                value_losses.append(self.train_value())
+            self.net.seen = {}
         metrics |= {name: sum(s[name] for s in steps) / len(steps) for name in steps[0]}
+        metrics["train/value_loss"] = sum(value_losses) / len(value_losses) if value_losses else NAN
         return metrics | {"train/learning_rate": rate, "train/num_updates": self.num_updates}
 
     def schedule(self, iteration: int) -> float:
@@ -770,47 +789,55 @@ class Oracle:
         return total
 
     def step(self, rows: Sequence[Row], num_problems: int, rate: float) -> dict[str, float]:
-        """One optimizer step: the policy's loss and equation 13, gradients clipped apart, AdamW."""
-        train, value = self.config["train"], self.config["value"]
-        net = self.net
+        """One optimizer step of the policy: its loss, AdamW; what it visited is kept for the value model."""
+        train, net = self.config["train"], self.net
         logps: list[torch.Tensor] = []
-        value_loss = deviation = entropy = torch.zeros((), dtype=torch.float64)
+        deviation = entropy = torch.zeros((), dtype=torch.float64)
         num_tokens = 0
         for row in rows:
             hidden, logits = net.hidden_and_logits(row.ids)
-            accuracy, form, features = net.values(hidden)
             own = []
             for t, old in enumerate(row.logp_old):
                 place, token = row.num_prompt - 1 + t, row.ids[row.num_prompt + t]
                 logp = torch.log_softmax(logits[place], -1)
                 entropy = entropy - row.weight * (logp.exp() * logp).sum().detach()
                 own.append(logp[token])
-                child = accuracy[place] + (features[place] * net.value["up.weight"][token]).sum()
-                errors = (
-                    (torch.sigmoid(accuracy[place]) - row.accuracy) ** 2
-                    + (torch.sigmoid(child) - row.accuracy) ** 2
-                    + (torch.sigmoid(form[place]) - row.format) ** 2
-                )
-                value_loss = value_loss + row.weight * errors
+                self.unlearnt.append(Visit(hidden[place].detach(), token, row.weight, row.accuracy, row.format))
                 deviation = deviation + (torch.exp(logp[token].detach() - old) - 1).abs()
                 num_tokens += 1
             logps.append(torch.stack(own))
         policy_loss = self.loss(rows, logps, num_problems)
         mass = sum(row.weight * len(row.value) for row in rows)
-        value_loss = value_loss / mass
         norm = self.adamw("policy", net.policy, policy_loss, rate, train["weight_decay"], self.num_updates + 1)
-        if self.has_critic and self.num_updates % value["update_frequency"] == 0:
-            self.num_value_updates += 1
-            self.adamw("value", net.value, value_loss, value["learning_rate"], 0.0, self.num_value_updates)
         self.num_updates += 1
-        net.seen = {}
+        self.num_waiting += 1
         return {
             "train/policy_loss": policy_loss.item(),
-            "train/value_loss": value_loss.item() if self.has_critic else NAN,
             "train/ratio_deviation": deviation.item() / num_tokens,
             "train/grad_norm": norm,
             "policy/entropy": entropy.item() / mass,
         }
+
+    def train_value(self) -> float:
+        """Equation 13 on every visit since the last time, again and again; the loss before the first step."""
+        value, net, losses = self.config["value"], self.net, []
+        mass = sum(visit.weight for visit in self.unlearnt)
+        for _ in range(value["num_steps"]):
+            loss = torch.zeros((), dtype=torch.float64)
+            for visit in self.unlearnt:
+                accuracy, form, features = net.values(visit.hidden)
+                child = accuracy + (features * net.value["up.weight"][visit.token]).sum()
+                errors = (
+                    (torch.sigmoid(accuracy) - visit.accuracy) ** 2
+                    + (torch.sigmoid(child) - visit.accuracy) ** 2
+                    + (torch.sigmoid(form) - visit.format) ** 2
+                )
+                loss = loss + visit.weight * errors / mass
+            losses.append(loss.item())
+            self.num_value_updates += 1
+            self.adamw("value", net.value, loss, value["learning_rate"], 0.0, self.num_value_updates)
+        self.unlearnt, self.num_waiting = [], 0
+        return losses[0]
 
     @torch.no_grad()
     def adamw(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.trees import trees_of_rows
+from tests.trees import scores_of, trees_of_rows
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.run import checkpoint as module
@@ -37,7 +37,7 @@ class Trained:
             self.step()
 
     def step(self):
-        scores = self.policy.token_scores(trees_of_rows(IDS, 2))
+        scores = scores_of(self.policy, trees_of_rows(IDS, 2))
         noise = torch.rand(2, 4)  # drawn from the random state that a checkpoint keeps
         value = scores.value_logit + scores.child_logit + scores.format_logit
         (-(scores.logp * noise).sum() + (value - noise).square().sum()).backward()

@@ -17,7 +17,7 @@ from tests.decoding import (
     step,
 )
 from tests.oracles import homes
-from tests.trees import trees_of
+from tests.trees import scores_of, trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import astar_rollouts
@@ -161,7 +161,7 @@ def test_child_logit_of_one_token_is_that_of_the_whole_vocabulary(policy):
 
 
 def test_value_loss_does_not_reach_the_policy(policy):
-    scores = policy.token_scores(trees_of([[3, 4]], [[[5, 6]]]))
+    scores = scores_of(policy, trees_of([[3, 4]], [[[5, 6]]]))
     (scores.value_logit.sum() + scores.format_logit.sum() + scores.child_logit.sum()).backward()
     assert all(p.grad is None for p in policy.language_model.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.value_model.parameters())

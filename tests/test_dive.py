@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.dive import dive_rollouts
 from tests.oracles import IndexedDecoder, Table, TableDecoder, plackett_luce_pairs, twisted_leaf_law
-from tests.trees import trees_of
+from tests.trees import scores_of, trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
@@ -165,7 +165,7 @@ def test_recorded_scores_equal_one_full_forward_of_a_real_model():
         for i, prompt in enumerate(prompts):
             for leaf, logp, value in zip(leaves_of(rollouts, i), rollouts.logp[i], rollouts.value[i], strict=True):
                 n = len(leaf)
-                scores = policy.token_scores(trees_of([prompt], [[leaf]]))
+                scores = scores_of(policy, trees_of([prompt], [[leaf]]))
                 torch.testing.assert_close(logp[:n].float(), scores.logp[0], atol=1e-5, rtol=1e-4)
                 p = torch.sigmoid(scores.value_logit[0])
                 torch.testing.assert_close(value[:n].float(), p, atol=1e-5, rtol=1e-4)

@@ -38,6 +38,7 @@ SHARES = ("num_problems", "num_leaves", "eval_problems", "num_rows", "step_rows"
 WITHIN = 0.15  # of the measured peak: what is promised
 # what holds in one process: of what comes and goes in a phase, beside the share of what stays
 WITHIN_PASSING, WITHIN_STAYING = 0.10, 0.03
+UPDATE = ("divergence", "gradients", "optimizer step", "value training")
 EMBEDDED = (128, 384, 4, 4, 2, 320)  # width, MLP, layers, heads, key heads, vocabulary
 THIN = (64, 128, 2, 4, 2, 151_936)
 LONG = (256, 1376, 4, 8, 2, 2048)
@@ -64,6 +65,7 @@ class Case:
     checkpointing: bool = False
     rank: int = 0
     value_size: int = 64
+    kept_updates: int = 1
     searches: tuple[str, ...] = field(default=("sample", "gumbel", "guided", "best_first", "evaluation"))
 
 
@@ -76,6 +78,7 @@ CASES = {
     "embedded, fewer leaves than problems": Case(EMBEDDED, 16, 10, 30, 32, 32, 2048, leaves=0.5, per_search=16),
     "embedded, bfloat16": replace(_MICRO, dtype=torch.bfloat16),
     "embedded, recomputed": replace(_MICRO, checkpointing=True, searches=()),  # no part of a search
+    "embedded, kept for two updates": replace(_MICRO, batch_size=4, kept_updates=2, value_size=128, searches=()),
 }
 SLOW = {
     "embedded, micro-batches": _MICRO,
@@ -146,6 +149,7 @@ def work_of(case, mode="sample", is_guided=False, **different):
             "step_rows": case.rows * case.batch_size // case.problems,
             "micro_batch_tokens": case.micro_batch_tokens,
             "value_hidden_size": case.value_size,
+            "kept_updates": case.kept_updates,
             "gradient_checkpointing": case.checkpointing,
             "lora_rank": case.rank,
             "is_host": True,
@@ -183,7 +187,12 @@ def make_updater(case, policy):
         num_epochs=1,
         micro_batch_tokens=case.micro_batch_tokens,
     )
-    return Updater(policy, AStarPO(0.2, 0.28, 1.0, 0.2), settings, ValueConfig(learning_rate=1e-3))
+    return Updater(
+        policy,
+        AStarPO(0.2, 0.28, 1.0, 0.2),
+        settings,
+        ValueConfig(learning_rate=1e-3, update_frequency=case.kept_updates),
+    )
 
 
 def search(name, case, policy):
@@ -216,9 +225,8 @@ def measured(case):
             policy.shard("full")
             loading["loading"] = live.peak
     updater = make_updater(case, policy)
-    phases_of_update = ("divergence", "gradients", "optimizer step") if case.rank else ("gradients", "optimizer step")
-    peaks = dict.fromkeys(phases_of_update, 0)
-    diverge, step, optimizer_step = updater._kl_to_base, updater._step, updater.policy_optimizer.step
+    peaks = dict.fromkeys(UPDATE if case.rank else UPDATE[1:], 0)
+    optimizer_step = updater.policy_optimizer.step
     with LiveBytes() as live:
         live.watch([*policy.parameters(), *policy.buffers(), *updater.policy_optimizer.stepped])
 
@@ -226,23 +234,22 @@ def measured(case):
             peaks[phase] = max(peaks[phase], live.peak)
             live.restart()
 
-        def watched_divergence(batch):
-            live.restart()
-            found = diverge(batch)
-            note("divergence")
-            return found
+        def watched(phase, work):
+            def run(*args, **kwargs):
+                live.restart()
+                found = work(*args, **kwargs)
+                note(phase)
+                return found
 
-        def watched_step(*args):
-            live.restart()
-            found = step(*args)
-            note("optimizer step")
-            return found
+            return run
 
         def watched_optimizer_step():
             note("gradients")
             optimizer_step()
 
-        updater._kl_to_base, updater._step = watched_divergence, watched_step
+        updater._kl_to_base = watched("divergence", updater._kl_to_base)
+        updater._step = watched("optimizer step", updater._step)
+        updater.value.after_update = watched("value training", updater.value.after_update)
         updater.policy_optimizer.step = watched_optimizer_step
         for _ in range(2):  # moments are made in the first
             updater.update(make_batch(case), case.problems, 0)
@@ -262,7 +269,7 @@ def predicted(case, num_processes=1):
     shared = {n: getattr(whole, n) // num_processes for n in SHARES}
     shared["num_shards"] = num_processes
     found = {name: sum(parts.values()) for name, parts in phases(shapes, work_of(case, **shared)).items()}
-    peaks = {name: found[name] for name in ("divergence", "gradients", "optimizer step") if name in found}
+    peaks = {name: found[name] for name in UPDATE if name in found}
     peaks["between"] = sum(resident(shapes, work_of(case, **shared)).values())
     if num_processes > 1:
         peaks["loading"] = found["loading"]
@@ -335,15 +342,22 @@ def real_trees(case):
 
 
 def fake_step(policy, optimizers, every_trees):
+    kept = []
     for trees in every_trees:
         scores = policy(PrefixTrees(**{name: torch.zeros(x.shape, dtype=x.dtype) for name, x in vars(trees).items()}))
-        sum(x.sum() for x in (scores.logp, scores.value_logit, scores.format_logit, scores.child_logit)).backward()
+        scores.logp.sum().backward()
+        kept.append(scores.visited)
         del scores
     yield "gradients"
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
+    optimizers[0].step()
+    optimizers[0].zero_grad()
     yield "optimizer step"
+    while kept:
+        sum(x.sum() for x in policy.value_scores(kept[0])).backward()
+        kept.pop(0)
+    optimizers[1].step()
+    optimizers[1].zero_grad()
+    yield "value training"
 
 
 @pytest.mark.slow
@@ -377,7 +391,7 @@ def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_for
             got["between"] = live.now
     work = work_of(case, step_rows=case.rows, is_foreach=is_foreach)
     found = phases(shapes_of(config_of(case)), work)
-    want = {phase: sum(found[phase].values()) for phase in ("gradients", "optimizer step")}
+    want = {phase: sum(found[phase].values()) for phase in UPDATE[1:]}
     assert_near(got, want | {"between": sum(resident(shapes_of(config_of(case)), work).values())})
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.oracles import homes
-from tests.trees import trees_of, trees_of_rows
+from tests.trees import scores_of, trees_of, trees_of_rows
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy, check_decoding
@@ -140,8 +140,8 @@ def test_scores_of_a_bfloat16_policy_are_float32_and_finer_than_bfloat16():
     policy = make_policy(torch.bfloat16)
     assert {p.dtype for p in policy.language_model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in policy.value_model.parameters()} == {torch.float32}
-    scores = policy.token_scores(trees_of_rows(IDS, 4))
-    assert {x.dtype for x in scores} == {torch.float32}
+    scores = scores_of(policy, trees_of_rows(IDS, 4))
+    assert {x.dtype for x in vars(scores).values()} == {torch.float32}
     assert not torch.equal(scores.logp, scores.logp.bfloat16().float())
     start = SlotDecoder(policy, 6).start(IDS[:2].tolist(), homes(2, 3))
     assert {x.dtype for x in (start.logits, start.value_logit, start.child_logit())} == {torch.float32}

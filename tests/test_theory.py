@@ -26,7 +26,7 @@ from tests.oracles import (
 )
 from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.interfaces import Batch, StepOutput
-from tinyzero_astar.model.model import TokenScores
+from tinyzero_astar.model.model import TokenScores, ValueScores
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import THINNING_STREAM
 from tinyzero_astar.rollout.thinning import thin_weights
@@ -35,7 +35,8 @@ from tinyzero_astar.search.gumbel import hash_with, to_uniform
 from tinyzero_astar.search.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.trees import grow_trees, stack
-from tinyzero_astar.training.update import Updater, _value_loss
+from tinyzero_astar.training.update import Updater
+from tinyzero_astar.training.value_update import ValueRows, value_loss
 
 PLAIN = Guidance(strength=0.0)
 TILTED = Guidance(inverse_beta=2.0, cap=None)
@@ -279,11 +280,15 @@ class TabularPolicy(nn.Module):
         self.value_model.logits = nn.Parameter(torch.stack([value_logit, value_logit, torch.zeros_like(value_logit)]))
 
     def token_scores(self, trees):
-        before, after = self.nodes_of(trees)
+        before, _ = visited = self.nodes_of(trees)
         logp = torch.log_softmax(self.language_model.logits[before], -1).gather(-1, trees.token[:, None])[:, 0]
+        logp, entropy = map(trees.by_completion, (logp, torch.zeros_like(logp)))
+        return TokenScores(logp, entropy, [trees.by_completion(nodes) for nodes in visited])
+
+    def value_scores(self, visited):
+        before, after = visited
         accuracy, child, form = self.value_model.logits
-        scores = (logp, torch.zeros_like(logp), accuracy[before], form[before], child[after])
-        return TokenScores(*map(trees.by_completion, scores))
+        return ValueScores(accuracy[before], form[before], child[after])
 
     forward = token_scores
 
@@ -464,13 +469,15 @@ def fitted_values(decoder, rollouts, weight):
     rows, trees = stack(grow_trees(batch, range(len(first)), 10**9, 10**9), torch.device("cpu"))
     batch = batch.rows(rows)
     policy = TabularPolicy(decoder, torch.zeros(len(decoder.prefixes), dtype=torch.float64))
+    visited = policy.token_scores(trees).visited
+    value_rows = ValueRows(visited, batch.is_token, batch.weight, batch.accuracy, batch.format)
     optimizer = torch.optim.LBFGS(
         policy.value_model.parameters(), max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
     )
 
     def closure():
         optimizer.zero_grad()
-        loss = _value_loss(batch, policy.token_scores(trees))
+        loss = value_loss(value_rows, policy.value_scores(value_rows.visited))
         loss.backward()
         return loss
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 
 from tinyzero_astar.training.trees import Tree, grow_trees, stack
@@ -21,10 +23,17 @@ def trees_of_rows(ids, prompt_length):
     return trees_of(ids[:, :prompt_length].tolist(), [[row] for row in ids[:, prompt_length:].tolist()])
 
 
-def scores_of_batch(policy, batch):
-    """`token_scores` of every row of a batch, in the order of its rows."""
-    rows, trees = stack(grow_trees(batch, range(len(batch.tokens)), 10**9, 10**9), batch.tokens.device)
+def scores_of(policy, trees):
+    """What the policy and its value model say of every token, [B, T] each."""
     scores = policy.token_scores(trees)
+    named = {name: x for name, x in scores._asdict().items() if name != "visited"}
+    return SimpleNamespace(**named, **policy.value_scores(scores.visited)._asdict())
+
+
+def scores_of_batch(policy, batch):
+    """`scores_of` every row of a batch, in the order of its rows."""
+    rows, trees = stack(grow_trees(batch, range(len(batch.tokens)), 10**9, 10**9), batch.tokens.device)
+    scores = scores_of(policy, trees)
     assert sorted(rows.tolist()) == list(range(len(batch.tokens)))
     place = rows.argsort()
-    return type(scores)(*(x[place] for x in scores))
+    return SimpleNamespace(**{name: x[place] for name, x in vars(scores).items()})

@@ -140,7 +140,9 @@ class ValueConfig:
     learning_rate: Annotated[float, Range(0, 1)] = 3e-3
     """Constant."""
     update_frequency: Annotated[int, Range(1, 10**6)] = 1
-    """It is trained in every that many policy updates."""
+    """It is trained after that many policy updates, and after an iteration's last, on all rows since the last time."""
+    num_steps: Annotated[int, Range(1, 10**5)] = 8
+    """Gradient steps of one such training, on hidden states that the policy's updates have passed through."""
 
 
 @dataclass(frozen=True)

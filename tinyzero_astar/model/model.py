@@ -36,11 +36,25 @@ from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 _DECODING_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.5}
 
 
+class Visited(NamedTuple):
+    """What the value model needs to know of E prefixes and of a token after each; nothing in it has a gradient."""
+
+    hidden: Tensor  # [E, D] the policy's last hidden state
+    token: Tensor  # [E] that follows
+    scored: Tensor  # [B, T] which of the E each token of a completion is; see `interfaces.PrefixTrees`
+
+
 class TokenScores(NamedTuple):
     """Per generated token, [B, T] each; see the alignment rule in `interfaces`."""
 
     logp: Tensor  # natural log-probability of the token
     entropy: Tensor  # nats, of the distribution that the token was drawn from; no gradient
+    visited: Visited  # the prefixes before the tokens
+
+
+class ValueScores(NamedTuple):
+    """Per generated token, [B, T] each."""
+
     value_logit: Tensor  # accuracy, of the prefix before the token
     format_logit: Tensor
     child_logit: Tensor  # accuracy, of the prefix with the token
@@ -160,9 +174,14 @@ class Policy(nn.Module):
         """Scores of generated tokens by one forward over trees of prefixes."""
         before = self._visited(trees)
         logp, entropy = token_logp(before, self._head, trees.token)
-        value = self.value_model(before)
-        child = self.value_model.child_logit_of(value.features, value.accuracy, trees.token)
-        return TokenScores(*map(trees.by_completion, (logp, entropy, value.accuracy, value.format, child)))
+        visited = Visited(before.detach(), trees.token, trees.scored)
+        return TokenScores(trees.by_completion(logp), trees.by_completion(entropy), visited)
+
+    def value_scores(self, visited: Visited) -> ValueScores:
+        """What the value model says of prefixes that were visited."""
+        value = self.value_model(visited.hidden)
+        child = self.value_model.child_logit_of(value.features, value.accuracy, visited.token)
+        return ValueScores(*(x[visited.scored] for x in (value.accuracy, value.format, child)))
 
     @torch.no_grad()
     def kl_to_base(self, trees: PrefixTrees) -> Tensor:

@@ -123,7 +123,9 @@ def _remedies(run: PlannedRun, phase: str) -> Iterator[Remedy]:
         yield from _halved(run, "eval", "max_rows", run.config.eval.num_samples)
     if phase == "gradients" and not train.gradient_checkpointing:
         yield Remedy("--train.gradient-checkpointing", "", run.changed("train", "gradient_checkpointing", True))
-    if phase in ("gradients", "divergence", "reference"):
+    if phase == "value training":
+        yield from _halved(run, "value", "update_frequency", 1)
+    if phase in ("gradients", "divergence", "reference", "value training"):
         least = run.model.prompt_length + search.max_search_depth
         yield from _halved(run, "train", "micro_batch_tokens", least)
     if run.config.model.lora_rank == 0:

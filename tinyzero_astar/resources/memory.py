@@ -11,7 +11,13 @@ from collections.abc import Mapping
 
 from tinyzero_astar.resources.search_memory import evaluation, reference_samples, search
 from tinyzero_astar.resources.standing import Memory, checkpoint_copies, gathered, loading, resident
-from tinyzero_astar.resources.update_memory import divergence, gradients, optimizer_step, reference_scores
+from tinyzero_astar.resources.update_memory import (
+    divergence,
+    gradients,
+    optimizer_step,
+    reference_scores,
+    value_training,
+)
 from tinyzero_astar.resources.workload import Shapes, Work
 
 
@@ -24,6 +30,7 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
         "divergence": divergence(shapes, work),
         "gradients": gradients(shapes, work),
         "optimizer step": optimizer_step(shapes, work),
+        "value training": value_training(shapes, work),
     }
     if work.is_sharded:
         found = {"loading": loading(shapes, work)} | found

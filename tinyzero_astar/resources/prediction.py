@@ -69,6 +69,7 @@ class PlannedRun:
         config, prompt = self.config, self.model.prompt_length
         search, train, evaluation = config.search, config.train, config.eval
         share, leaves = self._share(train.problems_per_iteration), search.num_rollouts_per_problem
+        num_updates = -(-train.problems_per_iteration // train.batch_size) * train.num_epochs
         return Work(
             dtype_bytes=2 if config.model.dtype == "bfloat16" else 4,
             prompt_length=prompt,
@@ -87,6 +88,7 @@ class PlannedRun:
             step_rows=self._share(math.ceil(train.batch_size * leaves)),
             micro_batch_tokens=train.micro_batch_tokens,
             value_hidden_size=config.value.hidden_size,
+            kept_updates=min(config.value.update_frequency, num_updates) * (train.algorithm in WITH_CRITIC),
             num_shards=self._num_shards,
             is_foreach=self.device == "cuda",
             is_host=self.device == "cpu",

@@ -1,4 +1,4 @@
-"""Memory of an update: divergence from the base, forward and backward of micro-batches, the optimizer's step."""
+"""Memory of an update: divergence from the base, micro-batches, optimizer steps, the value model's training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class _Held(NamedTuple):
     """Bytes by part at the times of a micro-batch when most may be held, in order of time."""
 
     scoring: Memory  # forward: the log-probabilities of the tokens, block by block
-    value_backward: Memory
     logp_backward: Memory
     hidden_backward: Memory  # from the hidden states that are scored to those of all positions
     last_layer: Memory  # backward of the decoder's layers begins
@@ -59,14 +58,12 @@ def divergence(shapes: Shapes, work: Work) -> Memory:
 def reference_scores(shapes: Shapes, work: Work) -> Memory:
     """The first policy's forward over an iteration's completions: hidden states, then logits in blocks."""
     hidden = work.dtype_bytes * shapes.hidden_size
-    width = (work.value_hidden_size + CHILD_RANK) * FLOAT  # of the value model's first layer, before and after
     held = list[Memory]()
     for trees in set(_micro_batches(shapes, work, work.num_rows)):
         mask = trees.num_trees * trees.size**2 * (work.dtype_bytes + 1)
         held += [
             {"activations": mask + trees.scored * hidden + forward(shapes, work, trees.positions)},
             {"activations": trees.scored * hidden, "logits": 3 * _block(shapes, work, trees.scored)},
-            {"activations": trees.scored * (hidden + 2 * width)},
         ]
     return max(held, key=lambda parts: sum(parts.values()))
 
@@ -82,22 +79,47 @@ def gradients(shapes: Shapes, work: Work) -> Memory:
     if work.is_sharded and work.dtype_bytes < FLOAT:  # the sum is sent in float32
         held.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
     for other in set(others):
-        held += [parts | {"gradients": own} for parts in _held_during(other, shapes, work, head)]
-    return _with_value_gradients(shapes, work) | _gathered_in_step(shapes, work) | largest(held)
+        kept = _kept(shapes, work, work.step_rows * work.depth - other.scored)
+        held += [parts | {"gradients": own, "step's states": kept} for parts in _held_during(other, shapes, work, head)]
+    waiting = _kept(shapes, work, (work.kept_updates - 1) * work.step_rows * work.depth)
+    return resident(shapes, work) | _gathered_in_step(shapes, work) | {"visited states": waiting} | largest(held)
 
 
 def optimizer_step(shapes: Shapes, work: Work) -> Memory:
-    """The policy's step, or the value model's, which follows when the policy's gradients are freed."""
+    """The policy's step: the root of the second moments, all at once, or one tensor's and its quotient."""
     own = trainable_parameters(shapes, work.lora_rank) // work.num_shards
-    value = value_parameters(shapes, work.value_hidden_size) // work.num_shards
     widest = max(shapes.hidden_size, shapes.intermediate_size)
     matrix = max(shapes.embedding_parameters, shapes.hidden_size * widest)
     tensor = (work.lora_rank * widest if work.lora_rank else matrix) // work.num_shards
-    value_tensor = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
-    # the root of the second moments, all at once, or one tensor's and its quotient
     policy = {"gradients": own * FLOAT, "temporary": FLOAT * (own if work.is_foreach else 2 * tensor)}
-    after = {"temporary": FLOAT * (value if work.is_foreach else 2 * value_tensor)}
-    return _with_value_gradients(shapes, work) | largest((policy, after))
+    return resident(shapes, work) | _waiting(shapes, work) | policy
+
+
+def value_training(shapes: Shapes, work: Work) -> Memory:
+    """A gradient step of the value model on what was visited, one micro-batch after another, or the step's end."""
+    if work.kept_updates == 0:
+        return {}
+    whole, parts = value_parameters(shapes, work.value_hidden_size), resident(shapes, work)
+    own = whole // work.num_shards
+    tensor = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
+    held: list[Memory] = [{"temporary": FLOAT * (own if work.is_foreach else 2 * tensor)}]
+    for trees in set(_micro_batches(shapes, work, work.step_rows)):
+        trunk = trees.scored * (work.value_hidden_size + CHILD_RANK) * FLOAT
+        wide = trees.scored * shapes.hidden_size * FLOAT if work.dtype_bytes < FLOAT else 0
+        held.append({"activations": 4 * trunk + trees.scored * CHILD_RANK * FLOAT + wide})
+    parts["value model"] += own * FLOAT  # gradients
+    gathered_weights = {"gathered weights": whole * FLOAT} if work.is_sharded else {}
+    return parts | gathered_weights | _waiting(shapes, work) | largest(held)
+
+
+def _waiting(shapes: Shapes, work: Work) -> Memory:
+    """Of all updates since the value model was trained."""
+    return {"visited states": _kept(shapes, work, work.kept_updates * work.step_rows * work.depth)}
+
+
+def _kept(shapes: Shapes, work: Work, num_tokens: int) -> int:
+    """Bytes that wait for the value model: a hidden state, a token and its number, whether it is one."""
+    return max(0, num_tokens) * (work.dtype_bytes * shapes.hidden_size + 2 * 8 + 1) * (work.kept_updates > 0)
 
 
 def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
@@ -129,8 +151,6 @@ def _held_during(trees: _Trees, shapes: Shapes, work: Work, head: int) -> _Held:
     saved = mask + trees.positions * shapes.num_layers * (s * d if work.gradient_checkpointing else layer)
     before = trees.scored * s * d  # hidden states that are scored
     final = saved + trees.positions * _saved_by_norm(work) * d + before
-    trunk = trees.scored * (work.value_hidden_size + CHILD_RANK) * FLOAT
-    value = 2 * trunk + trees.scored * (CHILD_RANK * FLOAT + (d * FLOAT if s < FLOAT else 0))
     block, wide = _block(shapes, work, trees.scored), trees.scored * d * FLOAT
     recomputed = trees.positions * (layer - (s * d if s == FLOAT else 0)) * work.gradient_checkpointing
     own_head = shapes.embedding_parameters * FLOAT // work.num_shards if head and not shapes.is_tied else 0
@@ -140,7 +160,6 @@ def _held_during(trees: _Trees, shapes: Shapes, work: Work, head: int) -> _Held:
     gradients_of_layers = shapes.num_layers * per_layer * FLOAT // work.num_shards
     return _Held(
         scoring={"activations": final, "logits": 3 * block},
-        value_backward={"activations": final + value + 2 * trunk},
         logp_backward={"activations": final + wide, "logits": 2 * block, "temporary": head},
         hidden_backward={"activations": final - before + trees.positions * s * d, "temporary": head},
         last_layer={"activations": saved + in_layer, "gradients": own_head, "temporary": kept},
@@ -174,12 +193,6 @@ def _block(shapes: Shapes, work: Work, num_positions: int) -> int:
         * min(shapes.vocab_size, max(MIN_BLOCK, elements // max(num_positions, shapes.hidden_size)))
         * FLOAT
     )
-
-
-def _with_value_gradients(shapes: Shapes, work: Work) -> Memory:
-    parts = resident(shapes, work)
-    parts["value model"] += value_parameters(shapes, work.value_hidden_size) * FLOAT // work.num_shards
-    return parts
 
 
 def _gathered_in_step(shapes: Shapes, work: Work) -> Memory:

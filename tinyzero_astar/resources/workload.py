@@ -64,6 +64,7 @@ class Work:
     step_rows: int  # completions of an optimizer step that one process trains on
     micro_batch_tokens: int
     value_hidden_size: int
+    kept_updates: int  # updates of the policy whose hidden states wait for the value model; 0: none is trained
     num_shards: int = 1  # that weights are split over
     is_foreach: bool = False  # AdamW steps all parameters at once, as on GPUs
     is_host: bool = False  # the device's memory is the machine's

@@ -281,4 +281,4 @@ def choose_num_threads(wanted: int) -> int:
 def optimizers(updater: Updater) -> dict[str, MasterAdamW]:
     """The optimizers that step, under the names that checkpoints use."""
     own = {"policy_optimizer": updater.policy_optimizer}
-    return own | ({"value_optimizer": updater.value_optimizer} if updater.algorithm.has_critic else {})
+    return own | ({"value_optimizer": updater.value.optimizer} if updater.value is not None else {})

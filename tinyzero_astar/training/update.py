@@ -4,7 +4,8 @@ Log-probabilities and values before the update are those that the search recorde
 forwards run at unchanged weights, compares them with its own: that is the audit of sampler against trainer.
 
 Losses are sums; each optimizer step divides them once by one count over its whole batch, so the gradient does not
-depend on how rows are cut into micro-batches. The policy and the value model are clipped and stepped apart.
+depend on how rows are cut into micro-batches. The value model is trained apart, on what these forwards visited
+(`training.value_update`).
 
 Several processes: each holds the whole batch (a few MB), and trains on its share of every step's rows.
 """
@@ -22,12 +23,12 @@ from tinyzero_astar.distributed import gather, rank, sum_numbers, world_size
 from tinyzero_astar.interfaces import Algorithm, Batch
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.model.model import Policy, TokenScores
-from tinyzero_astar.training.losses import weighted_brier
 from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients, schedule
 from tinyzero_astar.training.trees import Tree, grow_trees, micro_batches, stack
+from tinyzero_astar.training.value_update import ValueUpdater
 
 # means over the optimizer steps of an iteration
-_MEANS = ("train/policy_loss", "train/value_loss", "train/ratio_deviation", "train/grad_norm", "policy/entropy")
+_MEANS = ("train/policy_loss", "train/ratio_deviation", "train/grad_norm", "policy/entropy")
 
 
 class Updater:
@@ -42,11 +43,11 @@ class Updater:
 
     def __init__(self, policy: Policy, algorithm: Algorithm, settings: TrainConfig, value: ValueConfig) -> None:
         self.policy, self.settings = policy, settings
-        self.algorithm, self._value_update_frequency = algorithm, value.update_frequency
+        self.algorithm = algorithm
+        self.value = ValueUpdater(policy, value, settings.max_grad_norm) if algorithm.has_critic else None
         self.policy_optimizer = MasterAdamW(
             policy.language_model, settings.learning_rate, settings.weight_decay, policy.dtype
         )
-        self.value_optimizer = MasterAdamW(policy.value_model, value.learning_rate, 0.0)
         self.num_updates = 0  # optimizer steps of the policy so far
 
     def update(self, batch: Batch, num_problems: int, iteration: int) -> dict[str, float]:
@@ -66,7 +67,7 @@ class Updater:
             iteration, self.settings.num_iterations, self.settings.warmup_iterations
         )
         if len(batch.tokens) == 0:  # every leaf was thinned out: nothing to learn from, and no step
-            names = [*_MEANS, *self.algorithm.measures, "audit/ratio_error"]
+            names = [*_MEANS, "train/value_loss", *self.algorithm.measures, "audit/ratio_error"]
             names += ["policy/kl_to_base"] if self.policy.has_adapters else []
             known = {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
             return size | dict.fromkeys(names, math.nan) | known
@@ -74,13 +75,16 @@ class Updater:
         if self.policy.has_adapters:
             metrics["policy/kl_to_base"] = self._kl_to_base(batch)
         self.policy_optimizer.set_learning_rate(rate)
-        steps = [
-            self._step(batch, rows, count)
-            for _ in range(self.settings.num_epochs)
-            for rows, count in _problem_groups(batch.problem, num_problems, self.settings.batch_size)
-        ]
+        groups = list(_problem_groups(batch.problem, num_problems, self.settings.batch_size)) * self.settings.num_epochs
+        steps, value_losses = list[dict[str, float]](), list[float]()
+        for number, (rows, count) in enumerate(groups, start=1):
+            steps.append(self._step(batch, rows, count))
+            if self.value is not None:
+                mass = float(_mass(batch.rows(rows)).sum())
+                value_losses += self.value.after_update(mass, is_last=number == len(groups))
         for name in _MEANS:
             metrics[name] = sum(step[name] for step in steps) / len(steps)
+        metrics["train/value_loss"] = sum(value_losses) / len(value_losses) if value_losses else math.nan
         metrics["audit/ratio_error"] = steps[0]["audit/ratio_error"]  # of the step at unchanged weights
         return size | metrics | {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
 
@@ -98,69 +102,52 @@ class Updater:
         return sum_numbers([total])[0] / max(float(_mass(batch).sum()), 1e-12)
 
     def _step(self, batch: Batch, rows: Tensor, num_problems: int) -> dict[str, float]:
-        """One optimizer step of the policy and, when it is due, of the value model, on some rows of the batch."""
-        is_value_due = self.algorithm.has_critic and self.num_updates % self._value_update_frequency == 0
+        """One optimizer step of the policy on some rows of the batch."""
         whole = batch.rows(rows)
         count = max(self.algorithm.count(whole, num_problems), 1.0)
         num_tokens = max(float(_mass(whole).sum()), 1e-6)
-        shares = 1.0 / count, is_value_due / num_tokens
-        sums, error = [0.0, 0.0, 0.0, 0.0], 0.0
+        sums, error = [0.0, 0.0, 0.0], 0.0
         most = max(1, len(rows) // world_size())  # completions in a tree: no process shall have nothing to do
         trees = grow_trees(
             batch, rows.tolist(), self.settings.micro_batch_tokens, self.policy.linear_cost, max_completions=most
         )
         for group, factor in self._own_micro_batches(trees):
-            own, own_error = self._add_gradients(batch, group, factor, shares)
+            own, own_error = self._add_gradients(batch, group, factor, count)
             sums, error = [a + b for a, b in zip(sums, own, strict=True)], max(error, own_error)
-        policy_sum, value_sum, ratio_sum, entropy_sum = sum_numbers(sums)
-        total = policy_sum / count + (value_sum / num_tokens if is_value_due else 0.0)
-        if not math.isfinite(total):
-            raise FloatingPointError(f"the loss is {total}: stopped before the optimizer step")
-        norm, value_norm = (
-            clip_gradients(optimizer.stepped, self.settings.max_grad_norm)
-            for optimizer in (self.policy_optimizer, self.value_optimizer)
-        )
-        if not math.isfinite(norm) or not math.isfinite(value_norm):
-            raise FloatingPointError(
-                f"the gradient's norm is {norm} (value model: {value_norm}): stopped before the optimizer step"
-            )
+        policy_sum, ratio_sum, entropy_sum = sum_numbers(sums)
+        if not math.isfinite(policy_sum):
+            raise FloatingPointError(f"the loss is {policy_sum / count}: stopped before the optimizer step")
+        norm = clip_gradients(self.policy_optimizer.stepped, self.settings.max_grad_norm)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm}: stopped before the optimizer step")
         self.policy_optimizer.step()
         self.policy_optimizer.zero_grad()
-        if is_value_due:
-            self.value_optimizer.step()
-        self.value_optimizer.zero_grad()
         self.num_updates += 1
         return {
             "train/policy_loss": policy_sum / count,
-            "train/value_loss": value_sum / num_tokens if self.algorithm.has_critic else math.nan,
             "train/ratio_deviation": ratio_sum / max(int(whole.is_token.sum()), 1),
             "train/grad_norm": norm,
             "policy/entropy": entropy_sum / num_tokens,
             "audit/ratio_error": max(gather(error)),
         }
 
-    def _add_gradients(
-        self, batch: Batch, trees: list[Tree], factor: float, shares: tuple[float, float]
-    ) -> tuple[list[float], float]:
-        """Forward and backward of one micro-batch, in which every row counts `factor`.
-
-        `shares` are what the sums of the two losses, of policy and value model, count in the step's loss.
+    def _add_gradients(self, batch: Batch, trees: list[Tree], factor: float, count: float) -> tuple[list[float], float]:
+        """Forward and backward of one micro-batch, in which every row counts `factor`, for a loss divided by `count`.
 
         Returns:
-            Sums over its tokens: policy loss, value loss, |ratio - 1|, weighted entropy; and the largest error of a
-            ratio, as if weights were unchanged.
+            Sums over its tokens: policy loss, |ratio - 1|, weighted entropy; and the largest error of a ratio, as if
+            weights were unchanged.
         """
         rows, stacked = stack(trees, batch.tokens.device)
         part = batch.rows(rows)
         scores: TokenScores = self.policy(stacked)
-        policy_loss, value_loss = self.algorithm.loss(part, scores.logp), _value_loss(part, scores)
-        loss = policy_loss * shares[0]
-        if shares[1] > 0:
-            loss = loss + value_loss * shares[1]
-        (factor * loss * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
+        loss = self.algorithm.loss(part, scores.logp)
+        (factor * loss / count * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
+        if self.value is not None:
+            self.value.keep(scores.visited, part, factor)
         with torch.no_grad():
             shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
-            sums = (policy_loss, value_loss, torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum())
+            sums = (loss, torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum())
             *found, error = torch.stack([*sums, torch.expm1(shift.abs()).max()]).tolist()  # waits once
         return [factor * x for x in found], error
 
@@ -184,16 +171,6 @@ def _num_tokens(batch: Batch) -> int:
 def _mass(batch: Batch) -> Tensor:
     """[B, T] weight of every generated token."""
     return batch.weight[:, None] * batch.is_token
-
-
-def _value_loss(batch: Batch, scores: TokenScores) -> Tensor:
-    """Squared errors at every visited prefix and at its taken child, for both rewards."""
-    terms = (
-        (scores.value_logit, batch.accuracy),
-        (scores.child_logit, batch.accuracy),
-        (scores.format_logit, batch.format),
-    )
-    return torch.stack([weighted_brier(x, y, batch.weight, batch.is_token) for x, y in terms]).sum()
 
 
 def _problem_groups(problem: Tensor, num_problems: int, size: int) -> Iterator[tuple[Tensor, int]]:

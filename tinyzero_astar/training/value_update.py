@@ -1,0 +1,95 @@
+"""The value model's own training, on the hidden states that the policy's updates passed through.
+
+The policy's forward makes the last hidden state of every visited prefix. They are kept, detached, so that a gradient
+step of the value model costs its MLP alone, and many can be made of one forward of the policy. An iteration's last
+update uses up what is kept: nothing waits when a checkpoint is written.
+
+Each process keeps the rows that it trained the policy on. Losses are sums, divided by one count over all rows of all
+processes, so that neither micro-batches nor processes change a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.config import ValueConfig
+from tinyzero_astar.distributed import sum_numbers, world_size
+from tinyzero_astar.interfaces import Batch
+from tinyzero_astar.model.model import Policy, ValueScores, Visited
+from tinyzero_astar.training.losses import weighted_brier
+from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients
+
+
+class ValueRows(NamedTuple):
+    """What the value model learns of one micro-batch."""
+
+    visited: Visited
+    is_token: Tensor  # [B, T]
+    weight: Tensor  # [B]
+    accuracy: Tensor  # [B] what it shall predict
+    format: Tensor  # [B] as well
+
+
+class ValueUpdater:
+    """Owns the value model's optimizer and what it has not been trained on yet.
+
+    Args:
+        policy: whose value model is trained.
+        settings: of the training.
+        max_grad_norm: gradients are scaled down to this norm.
+    """
+
+    def __init__(self, policy: Policy, settings: ValueConfig, max_grad_norm: float) -> None:
+        self._policy, self._settings, self._max_grad_norm = policy, settings, max_grad_norm
+        self.optimizer = MasterAdamW(policy.value_model, settings.learning_rate, 0.0)
+        self._kept: list[ValueRows] = []
+        self._mass, self._num_updates = 0.0, 0  # of what is kept: weighted tokens of all ranks, the policy's updates
+
+    def keep(self, visited: Visited, part: Batch, factor: float) -> None:
+        """Rows of one micro-batch, each of which counts `factor`; every rank keeps equally many micro-batches."""
+        self._kept.append(ValueRows(visited, part.is_token, factor * part.weight, part.accuracy, part.format))
+
+    def after_update(self, mass: float, is_last: bool) -> list[float]:
+        """Train if it is time to, which it is after the last update of an iteration; the loss before, if so.
+
+        Args:
+            mass: weighted tokens that the policy's update trained on, of all ranks.
+            is_last: whether no other update of the iteration follows.
+
+        Raises:
+            FloatingPointError: a gradient is not finite, on whichever rank; nothing has been changed by that step.
+        """
+        self._mass, self._num_updates = self._mass + mass, self._num_updates + 1
+        if self._num_updates < self._settings.update_frequency and not is_last:
+            return []
+        losses = [self._step() for _ in range(self._settings.num_steps)]
+        self._kept, self._mass, self._num_updates = [], 0.0, 0
+        return [sum_numbers([float(losses[0])])[0]]
+
+    def _step(self) -> Tensor:
+        """One gradient step on all that is kept; this rank's share of the loss before it."""
+        mass, total = max(self._mass, 1e-6), torch.zeros((), device=self._kept[0].weight.device)
+        for rows in self._kept:
+            loss = value_loss(rows, self._policy.value_scores(rows.visited)) / mass
+            (loss * world_size()).backward()  # averaged over ranks, wanted summed
+            total = total + loss.detach()
+        norm = clip_gradients(self.optimizer.stepped, self._max_grad_norm)
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the value model's gradient has the norm {norm}: stopped before its step")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total
+
+
+def value_loss(rows: ValueRows, scores: ValueScores) -> Tensor:
+    """Squared errors at every visited prefix and at its taken child, for both rewards; docs/algorithm.md eq. 13."""
+    terms = (
+        (scores.value_logit, rows.accuracy),
+        (scores.child_logit, rows.accuracy),
+        (scores.format_logit, rows.format),
+    )
+    return torch.stack([weighted_brier(x, y, rows.weight, rows.is_token) for x, y in terms]).sum()
