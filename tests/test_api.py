@@ -92,6 +92,7 @@ def test_a_checkpoint_brings_its_value_model_its_settings_and_what_its_gate_know
         own, other = (m.search(question, 3, is_guided=is_guided).leaves for m in (model, again))
         assert own == other
     assert again.train(4)[-1]["iteration"] == 4  # a schedule of its own
+    assert tz.load(again.save("longer"), is_quiet=True).history == again.history
     assert main(["--eval-only", "--checkpoint", "mine"]) == 0
     with pytest.raises(ValueError, match="value model does not fit"):
         tz.load("mine", config=replace(config, value=replace(config.value, hidden_size=9)), is_quiet=True)
@@ -230,7 +231,12 @@ def test_the_examples_of_the_page_run_as_written(small, capsys):
     for block in blocks:
         exec(compile(block, "docs/python.md", "exec"), names)
     out = capsys.readouterr().out
-    assert len(blocks) == 3 and out.count("weight 0.") == 4 + 2 and names["again"].history == names["model"].history
+    assert (
+        len(blocks) == 5
+        and out.count("weight 0.") == 4 + 2
+        and "[1.0, 0.0]" in out
+        and names["again"].history == names["model"].history
+    )
 
 
 def test_the_cells_of_the_notebook_run_as_written(small, capsys):

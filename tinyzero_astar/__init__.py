@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tinyzero_astar.api import Leaf, Model, Tree, load
+    from tinyzero_astar.api import Leaf, Model, Tree, astar_generate, load, multiplication_reward
 
 __version__ = "0.1.0"
-__all__ = ["Leaf", "Model", "Tree", "__version__", "load"]
+__all__ = ["Leaf", "Model", "Tree", "__version__", "astar_generate", "load", "multiplication_reward"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,11 +25,13 @@ from tinyzero_astar.config import Config, from_dict
 from tinyzero_astar.config_file import named_config
 from tinyzero_astar.data.tasks import make_problems, make_task, pinned
 from tinyzero_astar.data.text import continued, prompt_tokens, room_after, text_fault
+from tinyzero_astar.data.trl_reward import multiplication_reward as multiplication_reward
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.files import writing
+from tinyzero_astar.files import replace_text, writing
 from tinyzero_astar.interfaces import Problem, Rollouts, Task, TraceNode, Verdict
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.metrics.alarms import guidance_gate, remembered
+from tinyzero_astar.model.custom_generate import astar_generate as astar_generate
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.modes import SearchMode
 from tinyzero_astar.report.tree import Node, described, outline
@@ -40,6 +42,7 @@ from tinyzero_astar.run.checkpoint import load_trainer, read_state, remembered_b
 from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at
 from tinyzero_astar.run.loop import iterate, state_of
 from tinyzero_astar.run.measure import finite, measure, sample_records
+from tinyzero_astar.run.model_card import CARD, model_card
 from tinyzero_astar.training.algorithms import make_algorithm
 
 
@@ -221,9 +224,11 @@ class Model:
         path = Path(folder)
         if path.exists() and not (path / TRAINER_STATE).is_file():
             raise ValueError(f"{path} exists and is no checkpoint: it is not replaced; name another folder")
-        state = state_of(self._session, self._num_trained, self._record)
+        state = state_of(self._session, len(self.history), self._record)
         with writing(path):
             save_checkpoint(path, self.policy, self.tokenizer, optimizers(self._session.updater), state)
+            prompt = continued(self.tokenizer, self._session.held_out[0].prompt)
+            replace_text(path / CARD, model_card(self.config, state["iteration"], [], prompt))
         return path
 
     @cached_property

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from tinyzero_astar.config import SearchConfig
+from tinyzero_astar.data.text import continued
 from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
-from tinyzero_astar.files import WriteFailedError
+from tinyzero_astar.files import METRICS, WriteFailedError, replace_text
 from tinyzero_astar.interfaces import Batch, Problem
 from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered, root_gate
 from tinyzero_astar.model.fsdp_utils import unsharded
@@ -24,6 +25,8 @@ from tinyzero_astar.run.checkpoint import save_checkpoint
 from tinyzero_astar.run.checkpoint_folders import remove_partial
 from tinyzero_astar.run.folder import CHECKPOINTS
 from tinyzero_astar.run.measure import bellman_residual, finite, measure, reward_metrics, sample_records, search_metrics
+from tinyzero_astar.run.model_card import CARD, model_card
+from tinyzero_astar.run.records import read_jsonl
 from tinyzero_astar.run.stopping import agreed, stop_requests
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import FAILED, counted, status_of
@@ -212,6 +215,7 @@ def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None
     if _is_due(number, session.config.eval.eval_frequency, last):
         metrics = {**metrics, **_evaluate(session, number, is_whole=number == last)}
     session.log.record(number, metrics)
+    _write_card(session, number)  # anew, where there is a checkpoint: now it can say how good it is
 
 
 def _evaluate(session: Session, number: int, is_whole: bool = True) -> dict[str, Any]:
@@ -250,6 +254,20 @@ def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
             with suppress(OSError):
                 remove_partial(session.folder)  # it may have filled the disk
         raise
+    _write_card(session, iteration)
+
+
+def _write_card(session: Session, iteration: int) -> None:
+    folder, prompt = _checkpoint(session, iteration), continued(session.tokenizer, session.held_out[0].prompt)
+
+    def write() -> None:
+        if is_main() and folder.exists():
+            rows: list[dict[str, Any]] = []
+            with suppress(ValueError):  # somebody damaged the records: a card without results
+                rows = read_jsonl(session.folder / METRICS)
+            replace_text(folder / CARD, model_card(session.config, iteration, rows, prompt))
+
+    write_for_all(folder / CARD, write)
 
 
 def _is_due(done: int, frequency: int, last: int) -> bool:
