@@ -95,7 +95,7 @@ class _Dives:
         logp = log_policy(output)
         rows = logp[:, None]
         if self.is_guided:
-            child_rise = rise(output.child_logit(), tilt_of(self.inverse_beta[problem, None]))
+            child_rise = rise(output.child_logit(logp), tilt_of(self.inverse_beta[problem, None]))
             log_weight = (dive.log_pi - dive.log_q)[problem, None].to(logp.dtype)
             strength = self.strength[problem, None]
             proposal = propose(logp, child_rise, log_weight, strength, self.cap)
@@ -136,6 +136,13 @@ class _Dives:
         dive.state[problem] = hash_with(dive.state[problem], token)
         dive.length[problem] += 1
         return token
+
+    def path(self, problem: Tensor) -> Tensor:
+        """Of the dives of these problems; see `interfaces.Decoder.step`."""
+        length = self.dive.length[problem, None]
+        logp = self.logp[problem, self.num_leaves[problem]]
+        logp = logp.masked_fill(torch.arange(logp.shape[1], device=logp.device) >= length, 0.0)
+        return torch.stack([logp.gather(1, length - 1)[:, 0], logp.sum(1), logp.amin(1)], -1)
 
     def _keep_rest(self, problem: Tensor, priority: Tensor) -> None:
         """The dive's prefix without the tokens taken, in the place of the worst entry if it is better."""
@@ -194,7 +201,8 @@ def dive_rollouts(
             search.decoded[problem] += 1
             search.forks[problem] += slot != target
             base = problem * num_rollouts
-            output = decoder.step(token, base + slot, dive.length[problem] - 1, base + target)
+            length, path = dive.length[problem], search.path(problem)
+            output = decoder.step(token, base + slot, length - 1, base + target, path)
             dive.slot[problem] = target
     return _read_leaves(search, ends)
 

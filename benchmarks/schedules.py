@@ -42,9 +42,9 @@ class CountingDecoder(SlotDecoder):
 
     num_calls = 0
 
-    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:
+    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor, path: Tensor) -> StepOutput:
         self.num_calls += 1
-        return super().step(tokens, source, length, target)
+        return super().step(tokens, source, length, target, path)
 
 
 @dataclass

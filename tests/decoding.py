@@ -62,40 +62,58 @@ def shake_value_model(policy):
 
 
 @torch.no_grad()
-def full_forward(policy, prefix):
+def path_of(policy, prefix, num_prompt):
+    """log pi of the last token, of all after the prompt, and of the least likely one."""
+    logp = policy.language_model(input_ids=torch.tensor([prefix]), use_cache=False).logits[0].float().log_softmax(-1)
+    own = [float(logp[t - 1, prefix[t]]) for t in range(num_prompt, len(prefix))]
+    return (own[-1], sum(own), min(own)) if own else (0.0, 0.0, 0.0)
+
+
+@torch.no_grad()
+def full_forward(policy, prefix, num_prompt):
     """Scores after a prefix by the language model itself, without any cache and with its own head."""
     output = policy.language_model(input_ids=torch.tensor([prefix]), use_cache=False, output_hidden_states=True)
-    scores = policy.score(output.hidden_states[-1][:, -1])
+    path = path_of(policy, prefix, num_prompt)
+    scores = policy.score(output.hidden_states[-1][:, -1], torch.tensor([path], dtype=torch.float64))
     children = partial(policy.score_children, scores)
     return StepOutput(output.logits[:, -1], scores.value_logit, children, scores.format_logit)
 
 
 def assert_equals_full_forward(policy, output, prefixes):
-    every = (output.logits, output.value_logit, output.child_logit(), output.format_logit)
-    taken = output.taken(torch.arange(len(prefixes)).flip(0), torch.arange(len(prefixes)))  # of rows in any order
+    """Of pairs of a prompt and what follows it."""
+    logp = output.logits.log_softmax(-1)
+    every = (output.logits, output.value_logit, output.child_logit(logp), output.format_logit)
+    taken = output.taken(torch.arange(len(prefixes)).flip(0), torch.arange(len(prefixes)), logp)  # rows in any order
     assert not any(x.requires_grad for x in (*every, taken))
-    for row, prefix in enumerate(prefixes):
-        full = full_forward(policy, prefix)
-        wanted = (full.logits, full.value_logit, full.child_logit(), full.format_logit)
+    for row, (prompt, generated) in enumerate(prefixes):
+        prefix = [*prompt, *generated]
+        full = full_forward(policy, prefix, len(prompt))
+        children = full.child_logit(full.logits.log_softmax(-1))
+        wanted = (full.logits, full.value_logit, children, full.format_logit)
         for name, got, want in zip(output._fields[:4], every, wanted, strict=True):
             torch.testing.assert_close(
                 got[row], want[0], atol=ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
             )
         token = len(prefixes) - 1 - row
-        torch.testing.assert_close(taken[token], full.child_logit()[0, token], atol=ATOL, rtol=1e-4)
+        torch.testing.assert_close(taken[token], children[0, token], atol=ATOL, rtol=1e-4)
 
 
-def step(decoder, content, rows):
-    """Rows (token, source, length, target); `content` tracks generated tokens of every slot."""
-    output = decoder.step(*(torch.tensor(x) for x in zip(*rows, strict=True)))
+def step(policy, decoder, content, rows, prompt_of):
+    """Rows (token, source, length, target); `content` tracks generated tokens of every slot, which holds a prompt.
+
+    Returns what the decoder says, and the prompt and what follows it of every row.
+    """
     held = {target: (*content[source][:length], token) for token, source, length, target in rows}
+    pairs = [(prompt_of(target), held[target]) for _, _, _, target in rows]
+    path = torch.tensor([path_of(policy, [*a, *b], len(a)) for a, b in pairs], dtype=torch.float64)
+    output = decoder.step(*(torch.tensor(x) for x in zip(*rows, strict=True)), path)
     content.update(held)
-    return output, [held[target] for _, _, _, target in rows]
+    return output, pairs
 
 
 def assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
     decoder = SlotDecoder(policy, 12)
-    assert_equals_full_forward(policy, decoder.start(PROMPTS, homes(len(PROMPTS), 3)), PROMPTS)
+    assert_equals_full_forward(policy, decoder.start(PROMPTS, homes(len(PROMPTS), 3)), [(p, ()) for p in PROMPTS])
     content = {3 * i: () for i in range(4)}
     plan = [
         [(5, 0, 0, 0), (6, 0, 0, 1), (7, 3, 0, 3), (8, 9, 0, 11)],  # a fork beside an extension
@@ -108,9 +126,8 @@ def assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
         [(21, 4, 3, 4), (22, 3, 2, 3), (1, 9, 3, 10)],
     ]
     for rows in plan:
-        output, prefixes = step(decoder, content, rows)
-        full = [[*PROMPTS[target // 3], *prefix] for (_, _, _, target), prefix in zip(rows, prefixes, strict=True)]
-        assert_equals_full_forward(policy, output, full)
+        output, prefixes = step(policy, decoder, content, rows, lambda slot: PROMPTS[slot // 3])
+        assert_equals_full_forward(policy, output, prefixes)
 
 
 def assert_recorded_scores_equal_one_full_forward(policy, mode):

@@ -93,7 +93,7 @@ class TableDecoder:
         self.content: list[Prefix] = [()] * len(home)
         return self._output([(home.tolist().index(i), ()) for i in range(len(prompts))])
 
-    def step(self, tokens, source, length, target) -> StepOutput:
+    def step(self, tokens, source, length, target, path) -> StepOutput:
         self.num_steps += 1
         source = target if source is None else source
         prefixes = []
@@ -124,7 +124,7 @@ class TableDecoder:
             value.append(self.success_logit(index, prefix))
             child.append([self.success_logit(index, (*prefix, a)) for a in range(table.num_tokens)])
         logits, value, child = (torch.tensor(x, dtype=torch.float64) for x in (logits, value, child))
-        return StepOutput(logits, value, lambda: child, child_logit_of=lambda row, token: child[row, token])
+        return StepOutput(logits, value, lambda logp: child, child_logit_of=lambda row, token, logp: child[row, token])
 
 
 class IndexedDecoder(TableDecoder):
@@ -160,7 +160,7 @@ class IndexedDecoder(TableDecoder):
         self.held = self.root[home]
         return self._at(self.root)
 
-    def step(self, tokens, source, length, target) -> StepOutput:
+    def step(self, tokens, source, length, target, path) -> StepOutput:
         source = target if source is None else source
         before = self.ancestor[self.held[source]].gather(1, length[:, None])[:, 0]
         assert (before >= 0).all(), "a slot holds fewer tokens than are wanted"
@@ -171,8 +171,8 @@ class IndexedDecoder(TableDecoder):
         return StepOutput(
             self.logits[node],
             self.value_logit[node],
-            lambda: self.value_logit[self.child[node]],
-            child_logit_of=lambda row, token: self.value_logit[self.child[node[row], token]],
+            lambda logp: self.value_logit[self.child[node]],
+            child_logit_of=lambda row, token, logp: self.value_logit[self.child[node[row], token]],
         )
 
     def visited(self, tokens: torch.Tensor, length: torch.Tensor, root: torch.Tensor) -> torch.Tensor:

@@ -193,22 +193,36 @@ class Network:
         output = torch.func.functional_call(self.model, {} if is_base else self.merged(), (), inputs)
         return output.hidden_states[-1][0], output.logits[0, :, : self.num_tokens]
 
-    def values(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of accuracy and format, and what children are scored by (rollout/value_model.py)."""
+    def values(
+        self, hidden: torch.Tensor, path: Sequence[float], logp: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits of accuracy and format, and of accuracy at every child (rollout/value_model.py).
+
+        Args:
+            hidden: [D] of a prefix.
+            path: log pi of its tokens.
+            logp: [V] log pi of the next.
+        """
         v = self.value
-        trunk = hidden.detach() @ v["trunk.weight"].T + v["trunk.bias"]
+        doubts = [path[-1], sum(path), min(path)] if path else [0.0, 0.0, 0.0]
+        own = torch.tensor([math.log(1 - min(x, 0.0)) for x in doubts], dtype=torch.float64)
+        trunk = v["trunk.weight"] @ torch.cat([hidden.detach(), own]) + v["trunk.bias"]
         trunk = trunk * torch.sigmoid(trunk)
         width = v["output.weight"].shape[1]
-        out = trunk[..., :width] @ v["output.weight"].T + v["output.bias"]
-        return out[..., 0], out[..., 1], trunk[..., width:]
+        accuracy, form, slope = v["output.weight"] @ trunk[:width] + v["output.bias"]
+        children = accuracy + v["up.weight"][: self.num_tokens] @ trunk[width:] + slope * logp.detach().clamp(min=-30.0)
+        return accuracy, form, children
 
     @torch.no_grad()
-    def at(self, ids: Tokens) -> Seen:
+    def at(self, prompt: Tokens, tokens: Tokens = ()) -> Seen:
+        """Of a prompt and some tokens that were generated."""
+        ids, num_prompt = prompt + tokens, len(prompt)
         if ids not in self.seen:
             hidden, logits = self.hidden_and_logits(ids)
-            accuracy, form, features = self.values(hidden[-1])
-            children = accuracy + self.value["up.weight"][: self.num_tokens] @ features
-            logp = torch.log_softmax(logits[-1], -1)
+            every = torch.log_softmax(logits, -1)
+            path = [float(every[t - 1, ids[t]]) for t in range(num_prompt, len(ids))]
+            logp = every[-1]
+            accuracy, form, children = self.values(hidden[-1], path, logp)
             self.seen[ids] = Seen(logp.tolist(), float(accuracy), float(form), children.tolist())
         return self.seen[ids]
 
@@ -303,6 +317,8 @@ class Visit:
     """A prefix that an update of the policy passed through, the token after it, and how its completion ended."""
 
     hidden: torch.Tensor
+    path: list[float]  # log pi of its tokens
+    logp: torch.Tensor  # [V] of the next
     token: int
     weight: float
     accuracy: float
@@ -398,7 +414,7 @@ def search_without_replacement(net: Network, starts: Sequence[Start], k: int) ->
         for node in beam:
             if node.is_leaf and node.tokens:
                 continue
-            seen = net.at(starts[node.problem].prompt + node.tokens)
+            seen = net.at(starts[node.problem].prompt, node.tokens)
             logq, is_capped = starts[node.problem].guide.proposal(seen, sum(node.logp) - node.phi)
             found[node.problem].num_capped += is_capped
             own, best_unlisted = children_without_replacement(node, seen, logq, worst)
@@ -439,7 +455,7 @@ def search_samples(
         for stream in range(each + (i in order[:extra])):
             node = replace(root, state=mix(root.state) ^ mix(stream + FOLD))
             while not node.is_leaf or not node.tokens:
-                seen = net.at(start.prompt + node.tokens)
+                seen = net.at(start.prompt, node.tokens)
                 likeliest = max(range(len(seen.logp)), key=seen.logp.__getitem__)
                 token = drawn(seen.logp, uniform(mix(node.state ^ WHICH))) if has_noise else likeliest
                 node = node.child(seen, token, node.priority + seen.logp[token], seen.logp[token], True)
@@ -472,7 +488,7 @@ def search_best_first(net: Network, starts: Sequence[Start], k: int, width: int)
             popped[len(node.tokens)] += 1
             # a sibling needs the slot
             own.num_forks += any((n.problem, n.tokens[:-1]) == (node.problem, node.tokens[:-1]) for n in open_list)
-        seen = net.at(own.prompt + node.tokens)
+        seen = net.at(own.prompt, node.tokens)
         children = []
         for token, logit in enumerate(seen.child_logit):
             f = sum(node.logp) + seen.logp[token] + guide.strength * soft_value(logit, guide.inverse_beta)
@@ -650,7 +666,8 @@ class Oracle:
             tokens += found.num_expanded - 1
         for row in rows:
             row.best_value = self.best_values[pairs[row.problem]]
-            row.logp_ref = [self.first.at(row.ids[:t]).logp[row.ids[t]] for t in range(row.num_prompt, len(row.ids))]
+            prompt, own = row.ids[: row.num_prompt], row.ids[row.num_prompt :]
+            row.logp_ref = [self.first.at(prompt, own[:t]).logp[token] for t, token in enumerate(own)]
         return {"reference/num_problems": len(new), "reference/num_decoded_tokens": tokens}
 
     def prepare(self, rows: Sequence[Row]) -> dict[str, float]:
@@ -754,8 +771,9 @@ class Oracle:
         total = mass = 0.0
         for row in rows:
             base = torch.log_softmax(self.net.hidden_and_logits(row.ids, is_base=True)[1], -1).tolist()
+            prompt = row.ids[: row.num_prompt]
             for t in range(row.num_prompt, len(row.ids)):
-                pairs = zip(self.net.at(row.ids[:t]).logp, base[t - 1], strict=True)
+                pairs = zip(self.net.at(prompt, row.ids[row.num_prompt : t]).logp, base[t - 1], strict=True)
                 total += row.weight * sum(math.exp(x) * (x - y) for x, y in pairs)
                 mass += row.weight
         return total / mass
@@ -801,8 +819,10 @@ class Oracle:
                 place, token = row.num_prompt - 1 + t, row.ids[row.num_prompt + t]
                 logp = torch.log_softmax(logits[place], -1)
                 entropy = entropy - row.weight * (logp.exp() * logp).sum().detach()
+                path = [x.item() for x in own]
                 own.append(logp[token])
-                self.unlearnt.append(Visit(hidden[place].detach(), token, row.weight, row.accuracy, row.format))
+                seen = hidden[place].detach(), path, logp.detach()
+                self.unlearnt.append(Visit(*seen, token, row.weight, row.accuracy, row.format))
                 deviation = deviation + (torch.exp(logp[token].detach() - old) - 1).abs()
                 num_tokens += 1
             logps.append(torch.stack(own))
@@ -825,8 +845,8 @@ class Oracle:
         for _ in range(value["num_steps"]):
             loss = torch.zeros((), dtype=torch.float64)
             for visit in self.unlearnt:
-                accuracy, form, features = net.values(visit.hidden)
-                child = accuracy + (features * net.value["up.weight"][visit.token]).sum()
+                accuracy, form, children = net.values(visit.hidden, visit.path, visit.logp)
+                child = children[visit.token]
                 errors = (
                     (torch.sigmoid(accuracy) - visit.accuracy) ** 2
                     + (torch.sigmoid(child) - visit.accuracy) ** 2

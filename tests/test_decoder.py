@@ -43,7 +43,7 @@ def policy():
 
 def test_prompts_of_different_lengths_start_right(policy):
     output = SlotDecoder(policy, 8).start(PROMPTS, homes(len(PROMPTS), 2))
-    assert_equals_full_forward(policy, output, PROMPTS)
+    assert_equals_full_forward(policy, output, [(prompt, ()) for prompt in PROMPTS])
 
 
 def test_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
@@ -99,10 +99,10 @@ def test_a_fork_to_the_last_slot_moves_to_the_front_with_all_it_holds(policy):
     decoder, content = SlotDecoder(policy, 12), {0: ()}
     decoder.start([PROMPTS[0]], homes(1, 12))
     for n in range(4):
-        step(decoder, content, [(5 + n, 0, n, 0)])
+        step(policy, decoder, content, [(5 + n, 0, n, 0)], lambda slot: PROMPTS[0])
     for rows in ([(9, 0, 4, 11)], [(10, 11, 5, 11), (11, 0, 4, 0)], [(12, 11, 3, 7)], [(13, 7, 4, 7), (14, 11, 6, 11)]):
-        output, prefixes = step(decoder, content, rows)
-        assert_equals_full_forward(policy, output, [[*PROMPTS[0], *prefix] for prefix in prefixes])
+        output, prefixes = step(policy, decoder, content, rows, lambda slot: PROMPTS[0])
+        assert_equals_full_forward(policy, output, prefixes)
 
 
 FORKED_TO_THE_BACK = {  # token, source, length, target; the fork is longer than what rows to swap with held before
@@ -125,8 +125,8 @@ def test_a_fork_to_a_row_at_the_back_keeps_all_its_tokens(policy, plan):
     decoder, content = SlotDecoder(policy, 8), {0: ()}
     decoder.start([PROMPTS[0]], homes(1, 6))
     for rows in plan:
-        output, prefixes = step(decoder, content, rows)
-        assert_equals_full_forward(policy, output, [[*PROMPTS[0], *prefix] for prefix in prefixes])
+        output, prefixes = step(policy, decoder, content, rows, lambda slot: PROMPTS[0])
+        assert_equals_full_forward(policy, output, prefixes)
 
 
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
@@ -152,12 +152,15 @@ def test_batch_composition_and_order_do_not_matter(policy, mode):
 
 
 def test_child_logit_of_one_token_is_that_of_the_whole_vocabulary(policy):
-    hidden = torch.randn(6, 32)
-    value = policy.value_model(hidden)
-    tokens = torch.arange(6)
-    every = policy.value_model.child_logits(value.features, value.accuracy)
-    one = policy.value_model.child_logit_of(value.features, value.accuracy, tokens)
+    hidden, path, tokens = torch.randn(6, 32), -torch.rand(6, 3), torch.arange(6)
+    value = policy.value_model(hidden, path)
+    logp = (3 * torch.randn(6, policy.vocab_size)).log_softmax(-1)
+    logp[2, 2] = -torch.inf  # a token that cannot be
+    with torch.no_grad():
+        every = policy.value_model.child_logits(value.features, value.accuracy, logp)
+        one = policy.value_model.child_logit_of(value.features, value.accuracy, tokens, logp[tokens, tokens])
     torch.testing.assert_close(one, every[tokens, tokens])
+    assert torch.isfinite(one).all() and len(set(value.features[:, -1].tolist())) == 6
 
 
 def test_value_loss_does_not_reach_the_policy(policy):
@@ -177,9 +180,9 @@ def test_bellman_residuals_telescope_to_the_weight(policy):
     delta = policy.bellman_residual(ids, len(prompt), len(completion), inverse_beta)
     log_weight = expected = 0.0
     for t, token in enumerate(completion):
-        output = full_forward(policy, [*prompt, *completion[:t]])
+        output = full_forward(policy, [*prompt, *completion[:t]], len(prompt))
         logp = torch.log_softmax(output.logits[0], -1)
-        child_h = torch.log1p(torch.sigmoid(output.child_logit()[0]) * torch.expm1(inverse_beta))
+        child_h = torch.log1p(torch.sigmoid(output.child_logit(logp[None])[0]) * torch.expm1(inverse_beta))
         own_h = torch.log1p(torch.sigmoid(output.value_logit[0]) * torch.expm1(inverse_beta))
         log_weight += float(logp[token] - torch.log_softmax(logp + child_h, -1)[token])
         expected += float(delta[t] + own_h - child_h[token])

@@ -16,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.decoding import ATOL, PROMPTS, shake_value_model
 from tests.oracles import IndexedDecoder, Table, TableDecoder, plackett_luce_pairs, twisted_leaf_law
+from tests.trees import scores_of, trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Forest, Guidance, astar_rollouts
@@ -239,6 +240,9 @@ def test_forks_across_problems_equal_full_recomputation(mode):
             logits = policy.language_model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
             logp = torch.log_softmax(logits.double(), -1).gather(1, rollouts.tokens[i, k, :n, None])[:, 0]
             torch.testing.assert_close(rollouts.logp[i, k, :n], logp, atol=ATOL, rtol=1e-4)
+            scores = scores_of(policy, trees_of([prompt], [[rollouts.tokens[i, k, :n].tolist()]]))
+            for got, logit in ((rollouts.value, scores.value_logit), (rollouts.child_value, scores.child_logit)):
+                torch.testing.assert_close(got[i, k, :n].float(), torch.sigmoid(logit[0]), atol=ATOL, rtol=1e-4)
 
 
 def test_the_root_prefers_half_solved_problems_by_equation_22():

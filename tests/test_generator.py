@@ -122,7 +122,10 @@ def test_the_baseline_is_the_reward_that_the_value_model_promises(generator):
             tokens = found.rollouts.tokens[i, k, : found.rollouts.length[i, k]].tolist()
             ids = torch.tensor([prompt + tokens])
             hidden = generator.policy.language_model.model(input_ids=ids).last_hidden_state[0, len(prompt) - 1 : -1]
-            value = generator.policy.value_model(hidden)
+            logp = generator.policy.language_model(ids).logits[0].log_softmax(-1)
+            own = logp[:-1].gather(-1, ids[0, 1:, None])[len(prompt) - 1 :, 0].tolist()
+            before = [(own[t - 1], sum(own[:t]), min(own[:t])) if t else (0.0, 0.0, 0.0) for t in range(len(own))]
+            value = generator.policy.value_model(hidden, torch.tensor(before))
             want = 2.0 * torch.sigmoid(value.accuracy) + 0.5 * torch.sigmoid(value.format)
             assert found.baseline[i, k, : len(tokens)].tolist() == pytest.approx(want.tolist(), abs=1e-4)
             assert not found.baseline[i, k, len(tokens) :].any()

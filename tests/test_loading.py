@@ -120,10 +120,10 @@ def test_the_logits_of_the_model_are_capped_by_its_config_alone(tiny_base, tmp_p
     config = make_config(tiny_base, model_type, **different)
     policy, _ = load(save_checkpoint(tmp_path / "capped", tiny_base, config))
     hidden = torch.randn(3, 32) * 10
-    assert 1.5 < policy.score(hidden).logits.abs().max() <= 2.0
+    assert 1.5 < policy.score(hidden, torch.zeros(3, 3)).logits.abs().max() <= 2.0
     config.final_logit_softcapping = None
     policy, _ = load(save_checkpoint(tmp_path / "free", tiny_base, config))
-    assert policy.score(hidden).logits.abs().max() > 10
+    assert policy.score(hidden, torch.zeros(3, 3)).logits.abs().max() > 10
 
 
 def test_a_checkpoint_in_several_files_is_loaded_and_a_missing_one_named(tiny_base, tmp_path):

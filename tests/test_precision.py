@@ -144,7 +144,8 @@ def test_scores_of_a_bfloat16_policy_are_float32_and_finer_than_bfloat16():
     assert {x.dtype for x in vars(scores).values()} == {torch.float32}
     assert not torch.equal(scores.logp, scores.logp.bfloat16().float())
     start = SlotDecoder(policy, 6).start(IDS[:2].tolist(), homes(2, 3))
-    assert {x.dtype for x in (start.logits, start.value_logit, start.child_logit())} == {torch.float32}
+    children = start.child_logit(start.logits.log_softmax(-1))
+    assert {x.dtype for x in (start.logits, start.value_logit, children)} == {torch.float32}
     options = {"num_rollouts": 3, "beam_width": 4, "max_search_depth": 6}
     rollouts = astar_rollouts(SlotDecoder(policy, 6), IDS[:2].tolist(), seeds=torch.arange(2), **options)
     for name in ("logp", "logq", "priority", "kappa", "weight"):

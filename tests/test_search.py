@@ -358,9 +358,9 @@ def test_only_guided_searches_ask_for_the_values_of_children():
         def _output(self, rows):
             output = super()._output(rows)
 
-            def child_logit():
+            def child_logit(logp):
                 self.num_asked += 1
-                return output.child_logit()
+                return output.child_logit(logp)
 
             return output._replace(child_logit=child_logit)
 
@@ -375,11 +375,11 @@ def test_only_guided_searches_ask_for_the_values_of_children():
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
 def test_forks_are_counted(mode):
     class Counting(TableDecoder):
-        def step(self, tokens, source, length, target):
+        def step(self, tokens, source, length, target, path):
             source = target if source is None else source
             for one, other in zip(source.tolist(), target.tolist(), strict=True):
                 forks[other // (len(self.content) // 6)] += one != other
-            return super().step(tokens, source, length, target)
+            return super().step(tokens, source, length, target, path)
 
     forks = Counter()
     decoder = Counting([Table(3, 4, seed=s) for s in range(6)])
@@ -448,11 +448,11 @@ def test_leaves_too_improbable_for_a_double_have_finite_weights():
         eos_ids = (0,)
 
         def start(self, prompts, home, *, can_cross=False):
-            return self.step(torch.zeros(len(prompts)), None, None, None)
+            return self.step(torch.zeros(len(prompts)), None, None, None, None)
 
-        def step(self, tokens, source, length, target):
+        def step(self, tokens, source, length, target, path):
             logits = torch.zeros((len(tokens), 1000), dtype=torch.float64)
-            return StepOutput(logits, logits[:, 0], lambda: logits)
+            return StepOutput(logits, logits[:, 0], lambda logp: logits)
 
     guidance = Guidance(strength=0.0)
     options = {"num_rollouts": 3, "beam_width": 4, "max_search_depth": 120, "guidance": guidance}
@@ -485,7 +485,7 @@ class ManyTokens:
         self.held = {slot: tuple(prompts[i]) for slot, i in enumerate(home.tolist())}
         return self.scores([tuple(p) for p in prompts])
 
-    def step(self, tokens, source, length, target):
+    def step(self, tokens, source, length, target, path):
         source = target if source is None else source
         rows = zip(tokens.tolist(), source.tolist(), length.tolist(), target.tolist(), strict=True)
         new = {t: (*self.held[s][: 1 + n], token) for token, s, n, t in rows}
@@ -495,7 +495,7 @@ class ManyTokens:
     def scores(self, prefixes):
         drawn = [torch.randn(200, generator=torch.Generator().manual_seed(hash(s) % 2**31)) for s in prefixes]
         logits = self.scale * torch.stack(drawn)
-        return StepOutput(logits, torch.zeros(len(prefixes)), lambda: torch.zeros_like(logits))
+        return StepOutput(logits, torch.zeros(len(prefixes)), lambda logp: torch.zeros_like(logits))
 
 
 @pytest.mark.parametrize("num_rollouts", [1, 3, 8])

@@ -639,11 +639,11 @@ class OneToken:
     def start(self, prompts, home, *, can_cross=False):
         return self._rows(len(prompts))
 
-    def step(self, tokens, source, length, target):
+    def step(self, tokens, source, length, target, path):
         return self._rows(len(tokens))
 
     def _rows(self, n):
-        return StepOutput(torch.zeros(n, 1), torch.zeros(n), lambda: torch.zeros(n, 1))
+        return StepOutput(torch.zeros(n, 1), torch.zeros(n), lambda logp: torch.zeros(n, 1))
 
 
 @pytest.mark.parametrize("mode", MODES)

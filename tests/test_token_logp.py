@@ -128,7 +128,7 @@ def test_an_id_without_text_is_never_scored_nor_found():
     policy, textless = padded_policy()
     assert policy.vocab_size == 17 and len(policy.value_model.up.weight) == 17
     start = SlotDecoder(policy, 6).start([[2, 3], [5]], homes(2, 1))
-    assert start.logits.shape == start.child_logit().shape == (2, 17)
+    assert start.logits.shape == start.child_logit(start.logits.log_softmax(-1)).shape == (2, 17)
     assert torch.isneginf(start.logits).nonzero()[:, 1].tolist() == [4, 4]
     for mode in ("sample", "gumbel", "best_first"):
         found = astar_rollouts(

@@ -116,6 +116,11 @@ def make_policy(seed=0):
     return Policy(Qwen2ForCausalLM(config), (0,), value_hidden_size=8).double()
 
 
+def path_of(logp):
+    """log pi of the last token, of all, and of the least likely one."""
+    return torch.tensor([logp[-1], sum(logp), min(logp)] if logp else [0.0, 0.0, 0.0], dtype=torch.float64)
+
+
 def shaken(policy):
     """With a value model that says something else of every prefix."""
     for p in policy.value_model.parameters():
@@ -191,12 +196,14 @@ def test_token_scores_equal_a_forward_per_row():
         hidden = policy.language_model.model(input_ids=ids).last_hidden_state[0]
         logits = hidden @ policy.language_model.get_output_embeddings().weight.T
         logp = torch.log_softmax(logits, -1)
+        own = [float(logp[len(prompt) - 1 + t, batch.tokens[r, t]]) for t in range(m)]
         for t in range(m):
             at, token = len(prompt) - 1 + t, int(batch.tokens[r, t])
             assert float(scores.logp[r, t]) == pytest.approx(float(logp[at, token]), abs=1e-5)
             assert float(scores.entropy[r, t]) == pytest.approx(float(-(logp[at].exp() * logp[at]).sum()), abs=1e-5)
-            value = policy.value_model(hidden[at])
-            child = policy.value_model.child_logits(value.features[None], value.accuracy[None])[0, token]
+            value = policy.value_model(hidden[at], path_of(own[:t]))
+            child = policy.value_model.child_logits(value.features[None], value.accuracy[None], logp[at : at + 1])
+            child = child[0, token]
             for got, want in ((scores.value_logit, value.accuracy), (scores.child_logit, child)):
                 assert float(got[r, t]) == pytest.approx(float(want), abs=1e-5)
             assert float(scores.format_logit[r, t]) == pytest.approx(float(value.format), abs=1e-5)
@@ -328,10 +335,14 @@ def plain_value_steps(policy, batch, groups, num_steps, rate):
             for r in rows:
                 m, prompt = int(batch.is_token[r].sum()), batch.prompts[batch.problem[r]]
                 ids = torch.tensor([prompt + batch.tokens[r, :m].tolist()])
-                hidden = policy.language_model.model(input_ids=ids).last_hidden_state[0].detach()
+                output = policy.language_model(input_ids=ids, output_hidden_states=True)
+                hidden, logits = output.hidden_states[-1][0].detach(), output.logits[0].detach()
+                own = []
                 for t in range(m):
-                    value = model(hidden[len(prompt) - 1 + t])
-                    child = model.child_logits(value.features[None], value.accuracy[None])[0, batch.tokens[r, t]]
+                    at, token = len(prompt) - 1 + t, batch.tokens[r, t]
+                    value, logp = model(hidden[at], path_of(own)), torch.log_softmax(logits[at], -1)[token]
+                    child = model.child_logit_of(value.features, value.accuracy, token, logp)
+                    own.append(float(logp))
                     errors = (
                         (torch.sigmoid(value.accuracy) - batch.accuracy[r]) ** 2
                         + (torch.sigmoid(child) - batch.accuracy[r]) ** 2

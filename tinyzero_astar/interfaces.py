@@ -99,16 +99,23 @@ class StepOutput(NamedTuple):
 
     logits: Tensor  # [N, V] next-token logits of the policy, temperature 1, no top-k or top-p
     value_logit: Tensor  # [N] logit of p(s), the success probability of the prefix
-    child_logit: Callable[[], Tensor]  # [N, V] logit of p(s a) for every next token a, computed when asked for
+    child_logit: Callable[[Tensor], Tensor]
+    """[N, V] logit of p(s a) for every next token a, given log pi(a|s) [N, V]; computed when asked for."""
     format_logit: Tensor | None = None  # [N] the same as `value_logit` of the format reward; recorded, steers nothing
-    child_logit_of: Callable[[Tensor, Tensor], Tensor] | None = None
-    """The same as `child_logit` of some rows [...] and one next token of each [...]; None: it is looked up there."""
+    child_logit_of: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    """The same of some rows, given one next token of each and its log pi, [...] each; None: `child_logit` is asked."""
 
-    def taken(self, row: Tensor, token: Tensor) -> Tensor:
-        """Logit of p(s a) for one next token of some rows, without scoring the whole vocabulary where that can be."""
+    def taken(self, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
+        """Logit of p(s a) for one next token of some rows, without scoring the whole vocabulary where that can be.
+
+        Args:
+            row: [...] of the N.
+            token: [...] the next token of each.
+            logp: [N, V] log pi(a|s).
+        """
         if self.child_logit_of is None:
-            return self.child_logit()[row, token]
-        return self.child_logit_of(row, token)
+            return self.child_logit(logp)[row, token]
+        return self.child_logit_of(row, token, logp[row, token])
 
 
 class Decoder(Protocol):
@@ -126,11 +133,15 @@ class Decoder(Protocol):
         """
         ...
 
-    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:
+    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor, path: Tensor) -> StepOutput:
         """Row r: `target[r]` := first `length[r]` generated tokens of `source[r]`, then `tokens[r]`.
 
-        All int64 [N]; no source: each row's is its target. Rows with source == target extend in place, the others
-        are forks. Every row reads before any row writes, so a slot may be source of one row and target of another.
+        `path` [N, 3] float64 is what pi thinks of row r's new prefix, nats: log pi of its last token, of all that was
+        generated, and of the least likely token. At a prompt all three are 0.
+
+        The others are int64 [N]; no source: each row's is its target. Rows with source == target extend in place, the
+        others are forks. Every row reads before any row writes, so a slot may be source of one row and target of
+        another.
         """
         ...
 
@@ -271,6 +282,7 @@ class PrefixTrees:
     parent: Tensor  # [E] place of the last token before each scored token, in the flattened ids
     token: Tensor  # [E] scored tokens: what completions continue a prefix with
     scored: Tensor  # [B, T] which of the E each token of a completion is; 0 at padding
+    cell: Tensor  # [E] where each scored token stands in the flattened [B, T], in one of its completions
 
     def by_completion(self, x: Tensor) -> Tensor:
         """Numbers of scored tokens [E] at the tokens of every completion, [B, T]."""

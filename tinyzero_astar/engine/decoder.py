@@ -57,16 +57,16 @@ class Network(Protocol):
         """
         ...
 
-    def score(self, hidden: Tensor) -> Scores:
-        """Scores at hidden states [N, D]."""
+    def score(self, hidden: Tensor, path: Tensor) -> Scores:
+        """Scores at hidden states [N, D] of prefixes with these paths [N, 3]; see `interfaces.Decoder.step`."""
         ...
 
-    def score_children(self, scores: Scores) -> Tensor:
-        """Value logits of all children, [N, V]."""
+    def score_children(self, scores: Scores, logp: Tensor) -> Tensor:
+        """Value logits of all children, [N, V], given log pi of each."""
         ...
 
-    def score_child(self, scores: Scores, row: Tensor, token: Tensor) -> Tensor:
-        """Value logits of one child of some of the prefixes, [...] as `row` and `token` are."""
+    def score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
+        """Value logits of one child of some of the prefixes, [...] as `row`, `token` and its log pi are."""
         ...
 
 
@@ -125,17 +125,18 @@ class SlotDecoder:
         self._token = torch.full((num_slots, 1), self.eos_ids[0], dtype=torch.int64, device=device)  # by row
         self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
         self._recorded: dict[int, Callable[[], Scores]] = {}
-        return self._output(self._network.score(hidden[:, -1]))
+        self._path = torch.zeros(num_slots, 3, dtype=torch.float64, device=device)  # by row; for recorded steps
+        return self._output(self._network.score(hidden[:, -1], self._path.new_zeros(len(prompts), 3)))
 
     @torch.no_grad()
-    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:
+    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor, path: Tensor) -> StepOutput:
         """See `interfaces.Decoder.step`."""
         shortest, longest = (int(x) for x in length.aminmax())
         row = self._row_of_slot.index_select(0, target)
         if source is not None:
             self._fork(source, target, row, longest)
         if self._network.recorder is not None:
-            return self._recorded_step(self._network.recorder, tokens, length, target, longest)
+            return self._recorded_step(self._network.recorder, tokens, length, target, path, longest)
         self._num_filled.index_copy_(0, row, length + 1)  # before rows move: forks hold more than they did
         row = self._bring_to_front(target, row)
         self._token.index_copy_(0, row, tokens[:, None])
@@ -145,13 +146,14 @@ class SlotDecoder:
             column = self._num_filled[:num_rows] + (self._num_prompt_columns - 1)
         self._cache.plan_tokens(num_rows, column, num_columns)
         hidden = self._hidden(num_rows, column, num_columns)
-        return self._output(self._network.score(hidden[row, 0]))
+        return self._output(self._network.score(hidden[row, 0], path))
 
     def _recorded_step(
-        self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor, longest: int
+        self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor, path: Tensor, longest: int
     ) -> StepOutput:
         """All slots at once, each in the row of its number; a slot that is not extended writes behind what it holds."""
         self._token[target, 0] = tokens
+        self._path[target] = path
         self._num_filled[target] = length
         torch.add(self._num_filled, self._num_prompt_columns, out=self._column)
         blocks = (self._num_prompt_columns + longest) // BLOCK + 1
@@ -165,7 +167,8 @@ class SlotDecoder:
 
     def _run_all(self, num_columns: int) -> Scores:
         self._cache.plan_tokens(len(self._column), self._column, num_columns)
-        return self._network.score(self._hidden(len(self._column), self._column, num_columns)[:, 0])
+        hidden = self._hidden(len(self._column), self._column, num_columns)[:, 0]
+        return self._network.score(hidden, self._path)
 
     def _output(self, scores: Scores) -> StepOutput:
         return StepOutput(
@@ -177,12 +180,12 @@ class SlotDecoder:
         )
 
     @torch.no_grad()
-    def _score_children(self, scores: Scores) -> Tensor:
-        return self._network.score_children(scores)
+    def _score_children(self, scores: Scores, logp: Tensor) -> Tensor:
+        return self._network.score_children(scores, logp)
 
     @torch.no_grad()
-    def _score_child(self, scores: Scores, row: Tensor, token: Tensor) -> Tensor:
-        return self._network.score_child(scores, row, token)
+    def _score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
+        return self._network.score_child(scores, row, token, logp)
 
     def _hidden(self, num_rows: int, column: Tensor | int, num_columns: int) -> Tensor:
         """Hidden states [N, 1, D] of the first rows' tokens at `column` ([N] or one), as the cache was planned."""

@@ -29,7 +29,7 @@ from tinyzero_astar.model.liger import apply_liger
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.token_logp import CHUNK_ELEMENTS, Head, next_logits, token_logp
 from tinyzero_astar.model.tokenizer import textless_ids
-from tinyzero_astar.rollout.value_model import ValueModel
+from tinyzero_astar.rollout.value_model import ValueModel, path_before
 from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 
 # of the logits' standard deviation: what rounding explains; mistakes are off by several
@@ -40,7 +40,9 @@ class Visited(NamedTuple):
     """What the value model needs to know of E prefixes and of a token after each; nothing in it has a gradient."""
 
     hidden: Tensor  # [E, D] the policy's last hidden state
+    path: Tensor  # [E, 3] see `interfaces.Decoder.step`
     token: Tensor  # [E] that follows
+    logp: Tensor  # [E] log pi of that token
     scored: Tensor  # [B, T] which of the E each token of a completion is; see `interfaces.PrefixTrees`
 
 
@@ -137,22 +139,22 @@ class Policy(nn.Module):
             is_seen = torch.ones(len(ids), 1, 1, cache.get_seq_length(), dtype=torch.bool, device=ids.device)
         return self.hidden(ids, position_ids, is_seen, cache)
 
-    def score(self, hidden: Tensor) -> Scores:
-        """Next-token logits and values at hidden states [N, D], at least float32; see `engine.decoder.Scores`."""
-        value = self.value_model(hidden)
+    def score(self, hidden: Tensor, path: Tensor) -> Scores:
+        """Next-token logits and values, at least float32; see `engine.decoder.Network.score`."""
+        value = self.value_model(hidden, path)
         accuracy, form = _at_least_float32(value.accuracy), _at_least_float32(value.format)
         return Scores(next_logits(hidden, self._head), accuracy, form, value.features)
 
-    def score_children(self, scores: Scores) -> Tensor:
-        """Value logits of all children, [N, V], at least float32."""
+    def score_children(self, scores: Scores, logp: Tensor) -> Tensor:
+        """Value logits of all children, [N, V], at least float32; see `engine.decoder.Network.score_children`."""
         value_logit = scores.value_logit.to(scores.features.dtype)
-        return _at_least_float32(self.value_model.child_logits(scores.features, value_logit))
+        return _at_least_float32(self.value_model.child_logits(scores.features, value_logit, logp))
 
-    def score_child(self, scores: Scores, row: Tensor, token: Tensor) -> Tensor:
+    def score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """See `engine.decoder.Network.score_child`; at least float32."""
         features = scores.features[row]
         value_logit = torch.take(scores.value_logit, row).to(features.dtype)
-        return _at_least_float32(self.value_model.child_logit_of(features, value_logit, token))
+        return _at_least_float32(self.value_model.child_logit_of(features, value_logit, token, logp))
 
     def forward(self, trees: PrefixTrees) -> TokenScores:
         """`token_scores` for training: what sharding gathers its weights for."""
@@ -174,13 +176,15 @@ class Policy(nn.Module):
         """Scores of generated tokens by one forward over trees of prefixes."""
         before = self._visited(trees)
         logp, entropy = token_logp(before, self._head, trees.token)
-        visited = Visited(before.detach(), trees.token, trees.scored)
-        return TokenScores(trees.by_completion(logp), trees.by_completion(entropy), visited)
+        of_tokens, constant = trees.by_completion(logp), logp.detach()
+        path = path_before(trees.by_completion(constant)).flatten(0, 1).index_select(0, trees.cell)
+        visited = Visited(before.detach(), path, trees.token, constant, trees.scored)
+        return TokenScores(of_tokens, trees.by_completion(entropy), visited)
 
     def value_scores(self, visited: Visited) -> ValueScores:
         """What the value model says of prefixes that were visited."""
-        value = self.value_model(visited.hidden)
-        child = self.value_model.child_logit_of(value.features, value.accuracy, visited.token)
+        value = self.value_model(visited.hidden, visited.path)
+        child = self.value_model.child_logit_of(value.features, value.accuracy, visited.token, visited.logp)
         return ValueScores(*(x[visited.scored] for x in (value.accuracy, value.format, child)))
 
     @torch.no_grad()
@@ -211,10 +215,12 @@ class Policy(nn.Module):
         """
         position = torch.arange(ids.shape[1], device=ids.device)[None]
         hidden = self.hidden(ids, position, None, None)[0, prompt_length - 1 : prompt_length - 1 + length]
-        scores = self.score(hidden)
+        logp = torch.log_softmax(next_logits(hidden, self._head), -1)
+        taken = logp.gather(-1, ids[0, prompt_length : prompt_length + length, None])[:, 0]
+        scores = self.score(hidden, path_before(taken))
         tilt = tilt_of(inverse_beta)
-        child_h = soft_value(self.score_children(scores), tilt)
-        flow = torch.logsumexp(f_score(torch.log_softmax(scores.logits, -1), child_h), -1)
+        child_h = soft_value(self.score_children(scores, logp), tilt)
+        flow = torch.logsumexp(f_score(logp, child_h), -1)
         return flow - soft_value(scores.value_logit, tilt)
 
     def shard(self, sharding: Sharding) -> None:
@@ -316,7 +322,9 @@ def check_decoding(policy: Policy) -> None:
     try:
         decoder = SlotDecoder(policy, 3)
         decoder.start([one, two], torch.tensor([0, 0, 1, 1]))
-        decoded = torch.cat([decoder.step(*torch.tensor(step, device=policy.device).T).logits for step in rows])
+        path = torch.zeros(2, 3, dtype=torch.float64, device=policy.device)  # what values say is not compared
+        steps = [torch.tensor(step, device=policy.device).T for step in rows]
+        decoded = torch.cat([decoder.step(step[0], step[1], step[2], step[3], path).logits for step in steps])
         full = torch.cat([_own_logits(policy, ids) for ids in ([*one, a], [*two, b], [*one, a, c], [*two, c])])
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # what misfits raise
         cause = (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ from tinyzero_astar.resources.workload import (
     trainable_parameters,
     value_parameters,
 )
-from tinyzero_astar.rollout.value_model import CHILD_RANK
+from tinyzero_astar.rollout.value_model import CHILD_RANK, PATH_SIZE
 
 
 class _Trees(NamedTuple):
@@ -105,8 +105,8 @@ def value_training(shapes: Shapes, work: Work) -> Memory:
     held: list[Memory] = [{"temporary": FLOAT * (own if work.is_foreach else 2 * tensor)}]
     for trees in set(_micro_batches(shapes, work, work.step_rows)):
         trunk = trees.scored * (work.value_hidden_size + CHILD_RANK) * FLOAT
-        wide = trees.scored * shapes.hidden_size * FLOAT if work.dtype_bytes < FLOAT else 0
-        held.append({"activations": 4 * trunk + trees.scored * CHILD_RANK * FLOAT + wide})
+        seen = trees.scored * (shapes.hidden_size + PATH_SIZE) * FLOAT
+        held.append({"activations": 4 * trunk + 2 * trees.scored * (CHILD_RANK + 1) * FLOAT + seen})
     parts["value model"] += own * FLOAT  # gradients
     gathered_weights = {"gathered weights": whole * FLOAT} if work.is_sharded else {}
     return parts | gathered_weights | _waiting(shapes, work) | largest(held)
@@ -118,8 +118,9 @@ def _waiting(shapes: Shapes, work: Work) -> Memory:
 
 
 def _kept(shapes: Shapes, work: Work, num_tokens: int) -> int:
-    """Bytes that wait for the value model: a hidden state, a token and its number, whether it is one."""
-    return max(0, num_tokens) * (work.dtype_bytes * shapes.hidden_size + 2 * 8 + 1) * (work.kept_updates > 0)
+    """Bytes that wait for the value model: a hidden state, a path and a log-probability, a token and its number."""
+    each = work.dtype_bytes * shapes.hidden_size + (PATH_SIZE + 1) * FLOAT + 2 * 8 + 1  # and whether it is one
+    return max(0, num_tokens) * each * (work.kept_updates > 0)
 
 
 def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tinyzero_astar.modes import SearchMode
-from tinyzero_astar.rollout.value_model import CHILD_RANK
+from tinyzero_astar.rollout.value_model import CHILD_RANK, PATH_SIZE
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Work:
 def value_parameters(shapes: Shapes, hidden_size: int) -> int:
     """Of the value model (`rollout.value_model`)."""
     width, vocab = shapes.hidden_size, shapes.vocab_size
-    return (width + 1) * hidden_size + 2 * (hidden_size + 1) + (width + 1) * CHILD_RANK + vocab * CHILD_RANK
+    seen = width + PATH_SIZE + 1
+    return seen * (hidden_size + CHILD_RANK) + 3 * (hidden_size + 1) + vocab * CHILD_RANK
 
 
 def trainable_parameters(shapes: Shapes, lora_rank: int) -> int:

@@ -1,10 +1,14 @@
-"""The learned heuristic: an MLP on the policy's last hidden state.
+"""The learned heuristic: an MLP on the policy's last hidden state and on what the policy thinks of the prefix so far.
 
 Two probabilities per prefix, of the accuracy reward and of the format reward, and one per child for the search:
-child_logit(s, a) = value_logit(s) + W_up[a] . silu(W_down hidden(s)). The child term is low rank and starts at
-zero, so one forward scores every child and the proposal equals the policy until something was learned.
+child_logit(s, a) = value_logit(s) + W_up[a] . silu(W_down x(s)) + c(s) log pi(a|s). The child terms start at zero, so
+one forward scores every child and the proposal equals the policy until something was learned.
 
-The hidden state is detached: the value loss never moves the policy.
+x(s) is the hidden state and the *path*: log pi of the last token, of all tokens together, and of the least likely one.
+A slip is a token that the policy doubts itself, which its last hidden state does not say. All of this depends on the
+prefix alone, on neither noise nor reward, so q stays a fixed distribution and weights stay exact, as with any h.
+
+What it is given must be detached: the value loss shall not move the policy.
 """
 
 from __future__ import annotations
@@ -13,10 +17,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import pad, silu
 
 CHILD_RANK = 64
+PATH_SIZE = 3
 _PRIOR_LOGIT = -4.0  # a base model rarely succeeds: start from p = 0.02 rather than 0.5
+_LEAST = -30.0  # log pi, nats; what is less likely counts as this, forbidden tokens too
 
 
 class Values(NamedTuple):
@@ -24,7 +30,7 @@ class Values(NamedTuple):
 
     accuracy: Tensor  # [...] logit
     format: Tensor  # [...] logit
-    features: Tensor  # [..., CHILD_RANK] what `child_logits` needs to know of them
+    features: Tensor  # [..., CHILD_RANK + 1] what `child_logits` needs to know of them: low rank, then c
 
 
 class ValueModel(nn.Module):
@@ -38,25 +44,43 @@ class ValueModel(nn.Module):
 
     def __init__(self, input_size: int, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
-        self.trunk = nn.Linear(input_size, hidden_size + CHILD_RANK)  # for both heads by one product
-        self.output = nn.Linear(hidden_size, 2)
+        self.trunk = nn.Linear(input_size + PATH_SIZE, hidden_size + CHILD_RANK)  # for both heads by one product
+        self.output = nn.Linear(hidden_size, 3)
         self.up = nn.Embedding(vocab_size, CHILD_RANK)
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.up.weight)
         with torch.no_grad():
-            self.output.bias.copy_(torch.tensor([_PRIOR_LOGIT, 0.0]))
+            self.output.bias.copy_(torch.tensor([_PRIOR_LOGIT, 0.0, 0.0]))
 
-    def forward(self, hidden: Tensor) -> Values:
-        """Logits of both rewards' probabilities, for hidden states [..., D]."""
-        trunk = silu(self.trunk(hidden.detach().to(self.trunk.weight.dtype)))
-        accuracy, form = self.output(trunk[..., :-CHILD_RANK]).unbind(-1)
-        return Values(accuracy, form, trunk[..., -CHILD_RANK:])
+    def forward(self, hidden: Tensor, path: Tensor) -> Values:
+        """Logits of both rewards' probabilities, for hidden states [..., D] and paths [..., 3]."""
+        dtype = self.trunk.weight.dtype
+        # a logarithm's logarithm: sums of long completions and a single slip are numbers of one size
+        seen = torch.cat([hidden.to(dtype), torch.log1p(-path.to(dtype))], -1)
+        trunk = silu(self.trunk(seen))
+        accuracy, form, slope = self.output(trunk[..., :-CHILD_RANK]).unbind(-1)
+        return Values(accuracy, form, torch.cat([trunk[..., -CHILD_RANK:], slope[..., None]], -1))
 
-    def child_logits(self, features: Tensor, accuracy: Tensor) -> Tensor:
-        """Accuracy logits of every child, [N, V], given what `forward` says of the prefixes [N]."""
-        return torch.addmm(accuracy[:, None], features, self.up.weight.T)
+    def child_logits(self, features: Tensor, accuracy: Tensor, logp: Tensor) -> Tensor:
+        """Accuracy logits of every child, [N, V], without gradients, given what `forward` says of the prefixes [N].
 
-    def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor) -> Tensor:
-        """Accuracy logits of one child each, [...], without scoring the whole vocabulary."""
-        child: Tensor = accuracy + (features * self.up(token)).sum(-1)
+        Args:
+            features: [N, CHILD_RANK + 1].
+            accuracy: [N].
+            logp: [N, V] log pi(a|s).
+        """
+        child = logp.to(features.dtype).clamp(min=_LEAST)
+        torch.addcmul(accuracy[:, None], child, features[:, -1:], out=child)
+        return child.addmm_(features[:, :-1], self.up.weight.T)
+
+    def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor, logp: Tensor) -> Tensor:
+        """Accuracy logits of one child each, [...], without scoring the whole vocabulary; `logp` [...] is its own."""
+        from_policy = features[..., -1] * logp.to(features.dtype).clamp(min=_LEAST)
+        child: Tensor = accuracy + (features[..., :-1] * self.up(token)).sum(-1) + from_policy
         return child
+
+
+def path_before(logp: Tensor) -> Tensor:
+    """[..., T, 3] log pi of the last token, of all, and of the least likely, before each of T tokens' own [..., T]."""
+    before = pad(logp[..., :-1], (1, 0))
+    return torch.stack([before, before.cumsum(-1), before.cummin(-1).values], -1)

@@ -63,6 +63,8 @@ class Beam:
     priority: Tensor  # float64; -inf where there is no prefix
     log_q: Tensor  # float64, phi of the prefix
     log_pi: Tensor  # float64, g of the prefix
+    last: Tensor  # float64, log pi of the prefix's last token; 0 at a prompt, and where a row added nothing
+    least: Tensor  # float64, the least log pi of its tokens; 0 at a prompt
     hashes: Tensor  # [3, G, K] int64: the prefix's state, and the bits of the two numbers that are drawn at it
     row: Tensor  # int64, of an open row: which row of the StepOutput is of its prefix
     is_open: Tensor  # True where the prefix can be extended
@@ -74,6 +76,11 @@ class Beam:
     def problem(self) -> Tensor:
         """[N] of the open rows: which of the chosen problems their prefix belongs to."""
         return self.at_open(self.origin)
+
+    @property
+    def path(self) -> Tensor:
+        """[N, 3] of the open rows; see `interfaces.Decoder.step`."""
+        return torch.stack([self.at_open(x) for x in (self.last, self.log_pi, self.least)], -1)
 
     def at_open(self, x: Tensor) -> Tensor:
         """What [G, K] holds at the open rows, [N]."""
@@ -94,6 +101,8 @@ class Beam:
             priority=choice.priority,
             log_q=carried(self.log_q, choice.parent) + choice.logq,
             log_pi=carried(self.log_pi, choice.parent) + choice.logp,
+            last=choice.logp,
+            least=torch.minimum(carried(self.least, choice.parent), choice.logp),
             hashes=prefix_hashes(state ^ torch.take(tokens.bits, choice.token)),  # of rows that stay open
             row=self._numbered(places),
             is_open=is_open,

@@ -40,6 +40,7 @@ class _Entries:
     f: Tensor
     g: Tensor
     logp: Tensor  # of the last token
+    least: Tensor  # the least of any token
     child_logit: Tensor  # of the prefix, as the one before it foresees it
     token: Tensor  # the last token
     depth: Tensor  # generated tokens, the last included
@@ -49,7 +50,7 @@ class _Entries:
 
     @staticmethod
     def empty(groups: int, capacity: int, like: Tensor) -> _Entries:
-        real = torch.zeros((4, groups, capacity), dtype=torch.float64, device=like.device)
+        real = torch.zeros((5, groups, capacity), dtype=torch.float64, device=like.device)
         index = torch.zeros((5, groups, capacity), dtype=torch.int64, device=like.device)
         return _Entries(real[0] - torch.inf, *real[1:], *index)
 
@@ -130,9 +131,10 @@ class _Search:
         """Score the children of the popped prefixes ([N] each) and put them where they belong."""
         node = len(self.tree.parent)
         self._record(group, output, popped)
-        logp = log_policy(output).double()
+        every_logp = log_policy(output)
+        logp = every_logp.double()
         tilt = Tilt(*(x[popped.problem, None] for x in self.tilt))
-        child_logit = output.child_logit().double()
+        child_logit = output.child_logit(every_logp).double()
         h = soft_value(child_logit, tilt)
         if not bool(torch.isfinite(h).all()):
             raise FloatingPointError("the decoder returned a child's value that is NaN")
@@ -147,8 +149,10 @@ class _Search:
 
         def best(mask: Tensor, count: int) -> _Entries:
             score, index = torch.where(mask, f, -torch.inf).topk(min(count, f.shape[1]))
-            rest = (x.gather(1, index) for x in (g, logp, child_logit, token, depth, nodes, slots, problems))
-            return _Entries(score, *rest)
+            last = logp.gather(1, index)
+            least = torch.minimum(popped.least[:, None], last)
+            rest = (x.gather(1, index) for x in (child_logit, token, depth, nodes, slots, problems))
+            return _Entries(score, g.gather(1, index), last, least, *rest)
 
         self.leaves.merge(group, best(is_leaf, self.leaves.f.shape[1]))
         num_children = torch.isfinite(torch.where(is_leaf, -torch.inf, f)).sum(1)
@@ -227,7 +231,11 @@ def best_first(
             break
         base = group * width
         output = decoder.step(
-            tokens=popped.token, source=base + popped.slot, length=popped.depth - 1, target=base + slot
+            tokens=popped.token,
+            source=base + popped.slot,
+            length=popped.depth - 1,
+            target=base + slot,
+            path=torch.stack([popped.logp, popped.g, popped.least], -1),
         )
         search.expand(group, output, popped, slot)
     if trace is not None:
@@ -238,7 +246,9 @@ def best_first(
 def _rows(output: StepOutput, rows: Tensor) -> StepOutput:
     """Some rows of what the network said."""
     form = None if output.format_logit is None else output.format_logit[rows]
-    return StepOutput(output.logits[rows], output.value_logit[rows], lambda: output.child_logit()[rows], form)
+    return StepOutput(
+        output.logits[rows], output.value_logit[rows], lambda _: output.child_logit(log_policy(output))[rows], form
+    )
 
 
 def _read_leaves(search: _Search) -> Rollouts:

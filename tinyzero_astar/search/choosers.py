@@ -110,7 +110,7 @@ class _Guide:
         """q at the open rows."""
         strength, *tilt = self.strength_and_tilt.index_select(1, beam.problem)  # [N, 1] each
         log_weight = beam.at_open(beam.log_pi - beam.log_q).to(logp.dtype)[:, None]
-        child_rise = rise(output.child_logit(), Tilt(*tilt))
+        child_rise = rise(output.child_logit(logp), Tilt(*tilt))
         proposal = propose(logp, child_rise, log_weight, strength, self.cap)
         if proposal.is_held_back is not None:
             self.capped.append((beam.problem, proposal.is_held_back))

@@ -64,7 +64,8 @@ def lock_step(
     beams: list[Beam] = []  # of prefixes that were decoded
     moved: list[tuple[Tensor, Tensor]] = []  # of steps with forks: [N] chosen problems, and whether a prefix was copied
     for depth in range(1, max_search_depth + 1):
-        choice = chooser.choose(beam, output, log_policy(output))
+        every_logp = log_policy(output)
+        choice = chooser.choose(beam, output, every_logp)
         row = carried(beam.row, choice.parent)
         history.append(
             _Step(
@@ -74,7 +75,7 @@ def lock_step(
                 choice.logq,
                 torch.take(output.value_logit, row),
                 torch.take(format_logit_of(output), row),
-                output.taken(row, choice.token.clamp(min=0)),
+                output.taken(row, choice.token.clamp(min=0), every_logp),
                 choice.priority,
             )
         )
@@ -91,7 +92,7 @@ def lock_step(
         if source is not None:
             moved.append((problem, source != places))
         length = torch.full_like(places, depth - 1)
-        output = decoder.step(torch.take(choice.token, places), source, length, places)
+        output = decoder.step(torch.take(choice.token, places), source, length, places, beam.path)
         beams.append(beam)
     if trace is not None:
         trace.extend(_trace(history, roots, root_logit, guidance, decoder.eos_ids))

@@ -42,11 +42,14 @@ class Roots:
     def beam(self) -> Beam:
         """The rows before the first step: they hold prompts only."""
         places = self.is_open.flatten().nonzero()[:, 0]
+        nothing = torch.zeros_like(self.log_q)
         return Beam(
             grid=self.grid,
             priority=self.priority,
             log_q=self.log_q,
-            log_pi=torch.zeros_like(self.log_q),
+            log_pi=nothing,
+            last=nothing,
+            least=nothing,
             hashes=prefix_hashes(self.seed),
             row=self.home,  # prompts are evaluated once, in the order of the chosen problems
             is_open=self.is_open,

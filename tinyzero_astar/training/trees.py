@@ -137,15 +137,20 @@ def stack(trees: Sequence[Tree], device: torch.device) -> tuple[Tensor, PrefixTr
     parent: list[int] = []
     token: list[int] = []
     scored: list[list[int]] = []
+    cell: dict[int, int] = {}
     for index, tree in enumerate(trees):
         ids[index, : len(tree.ids)] = torch.tensor(tree.ids, device="cpu")
         position[index, : len(tree.ids)] = torch.tensor(tree.depth, device="cpu")
         _see_prefixes(is_seen[index], tree)
-        scored += [[len(parent) + number for number in own] + [0] * (width - len(own)) for own in tree.scored]
+        for own in tree.scored:
+            numbers = [len(parent) + number for number in own]
+            cell |= dict(zip(numbers, range(len(scored) * width, (len(scored) + 1) * width), strict=False))
+            scored.append(numbers + [0] * (width - len(own)))
         parent += [index * longest + at for at, _ in tree.numbers]
         token += [after for _, after in tree.numbers]
     rows = torch.tensor([row for tree in trees for row in tree.rows], device=device)
-    index_of = [torch.tensor(x, device=device) for x in (parent, token, scored)]
+    cells = [cell[number] for number in range(len(parent))]
+    index_of = [torch.tensor(x, device=device) for x in (parent, token, scored, cells)]
     return rows, PrefixTrees(ids.to(device), position.to(device), is_seen[:, None].to(device), *index_of)
 
 
