@@ -3463,6 +3463,14 @@ COMMANDS = (
         ("test_ecosystem.py::test_every_checkpoint_has_a_card_with_the_evaluation_that_follows_it",),
     ),
     Mutant(
+        "search-on-the-device",
+        "the search runs on a device that has no float64",
+        "engine/host_decoder.py",
+        "HostDecoder(decoder, network.device) if network.device.type in WITHOUT_FLOAT64 else decoder",
+        "decoder",
+        ("test_mps.py::test_the_search_is_kept_off_the_device",),
+    ),
+    Mutant(
         "outline-upside-down",
         "in a drawn search tree the least probable comes first",
         "report/tree.py",

@@ -111,6 +111,6 @@ def test_graphs_without_a_gpu_are_refused_in_one_sentence(tiny_base, capsys, tmp
     argv = ["--model.model-name", str(tiny_base), "--model.device", "cpu", "--model.cuda-graphs", *OPTIONS.split()]
     assert main([*argv, "--output-dir", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "error: model.cuda_graphs is for GPUs, and the model would run on cpu: leave that option out"
+        "error: model.cuda_graphs is for CUDA devices, and the model would run on cpu: leave that option out"
     ]
     assert not (tmp_path / "run").exists()

@@ -26,7 +26,7 @@ from tinyzero_astar.config_file import named_config
 from tinyzero_astar.data.tasks import make_problems, make_task, pinned
 from tinyzero_astar.data.text import continued, prompt_tokens, room_after, text_fault
 from tinyzero_astar.data.trl_reward import multiplication_reward as multiplication_reward
-from tinyzero_astar.engine.decoder import SlotDecoder
+from tinyzero_astar.engine.host_decoder import make_decoder
 from tinyzero_astar.files import replace_text, writing
 from tinyzero_astar.interfaces import Problem, Rollouts, Task, TraceNode, Verdict
 from tinyzero_astar.loggers.console import ConsoleLogger
@@ -150,7 +150,7 @@ class Model:
             is_guided = guidance_gate(self.history)[0]
         nodes: list[TraceNode] = []
         rollouts = astar_rollouts(
-            SlotDecoder(self.policy, depth),
+            make_decoder(self.policy, depth),
             ids,
             seeds=torch.tensor([seed], device="cpu"),
             num_rollouts=num_leaves,

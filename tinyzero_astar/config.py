@@ -41,8 +41,8 @@ class ModelConfig:
     """Tokens of prompt and completion together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the language model's weights and activations; the value model and all optimizer state are float32."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a CUDA GPU if there is one; mps: an Apple GPU, for algorithm astar_po on one process."""
     lora_rank: Annotated[int, Range(0, 1024)] = 0
     """Train low-rank adapters of this rank and freeze the model (needs peft); 0: train all weights."""
     cuda_graphs: bool = False

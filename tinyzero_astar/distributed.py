@@ -33,8 +33,10 @@ def set_up(device: torch.device, timeout_s: float) -> None:
         timeout_s: how long a collective waits for the slowest rank before it fails.
 
     Raises:
-        ValueError: this machine has fewer GPUs than processes.
+        ValueError: this machine has fewer GPUs than processes, or they cannot work together.
     """
+    if device.type == "mps":
+        raise ValueError("--distributed is not supported on device mps: leave it out, or add --model.device cpu")
     backend = "gloo"
     if device.type == "cuda":
         local, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

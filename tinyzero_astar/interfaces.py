@@ -11,7 +11,7 @@ D hidden width, N rows of one decoder call.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -244,6 +244,14 @@ class Batch:
     value: Tensor  # [B, T] V of the prefix before each token, as the search recorded it, in units of reward
     advantage: Tensor  # [B, T]
     reference: Reference | None = None  # of an algorithm that needs one
+
+    def to(self, device: torch.device) -> Batch:
+        """The same with all tensors on a device; one without a reference."""
+        assert self.reference is None
+        tensors: dict[str, Any] = {
+            f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **tensors)
 
     def rows(self, rows: Tensor) -> Batch:
         """Some rows, cut to their longest completion."""

@@ -53,8 +53,8 @@ class Solve:
     """Size of the open list."""
     inverse_beta: float = DECODING_INVERSE_BETA
     """1/beta, nats per unit of success: how much the value counts beside the log-probability."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: a CUDA GPU if there is one; mps: an Apple GPU."""
     max_nodes: int = 60
     """Most nodes drawn; the best by f are kept, with the path to the answer."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -168,12 +168,12 @@ def _encode(
 def _search(options: Solve, policy: Policy, prompt: list[int], depth: int, nodes: list[TraceNode]) -> Rollouts:
     import torch
 
-    from tinyzero_astar.engine.decoder import SlotDecoder
+    from tinyzero_astar.engine.host_decoder import make_decoder
     from tinyzero_astar.rollout.astar_search import astar_rollouts
     from tinyzero_astar.search.heuristic import Guidance
 
     return astar_rollouts(
-        SlotDecoder(policy, depth),
+        make_decoder(policy, depth),
         [prompt],
         seeds=torch.zeros(1, dtype=torch.int64),
         num_rollouts=1,

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation import EosTokenCriteria, GenerateDecoderOnlyOutput, MaxLengthCriteria
 
 from tinyzero_astar.config import DECODING_INVERSE_BETA, EvalConfig
-from tinyzero_astar.engine.decoder import SlotDecoder
+from tinyzero_astar.engine.host_decoder import make_decoder
 from tinyzero_astar.interfaces import Rollouts
 from tinyzero_astar.model.architecture import check_architecture
 from tinyzero_astar.model.model import Policy, check_decoding
@@ -73,7 +73,7 @@ def astar_generate(
     is_seen = torch.ones_like(input_ids) if mask is None else mask
     prompts = [ids[seen.bool()].tolist() for ids, seen in zip(input_ids, is_seen, strict=True)]
     rollouts = astar_rollouts(
-        SlotDecoder(policy, room),
+        make_decoder(policy, room),
         prompts,
         seeds=torch.zeros(len(prompts), dtype=torch.int64, device="cpu"),  # this search draws nothing
         num_rollouts=num_leaves,

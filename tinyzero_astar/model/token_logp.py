@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26}  # of a block of logits: a CPU's cache, a GPU's kernels
+# of a block of logits: a CPU's cache, a GPU's kernels
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26, "mps": 1 << 26}
 MIN_BLOCK = 256  # tokens
 CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 _NEVER = -1e30  # logit of an id that is no token; finite, as 0 times infinity is no number

@@ -13,8 +13,8 @@ import torch
 
 _WATCHED_S = 0.2  # 20 ticks of a core
 _SECONDS = 0.3  # per probe, at least two repetitions
-_COPIED = {"cpu": 1 << 27, "cuda": 1 << 30}  # bytes: beyond any cache
-_WIDTH = {"cpu": 1024, "cuda": 8192}  # of the multiplied matrices
+_COPIED = {"cpu": 1 << 27, "mps": 1 << 28, "cuda": 1 << 30}  # bytes: beyond any cache
+_WIDTH = {"cpu": 1024, "mps": 4096, "cuda": 8192}  # of the multiplied matrices
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,17 @@ class Speed:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`cpu`, `cuda`, or for `auto` the GPU if there is one.
+    """`cpu`, `cuda`, `mps`, or for `auto` the CUDA device if there is one.
 
     Raises:
         ValueError: a GPU is asked for and there is none.
     """
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(
+                f"device mps: PyTorch {torch.__version__} finds no Apple GPU on this machine; use --model.device cpu"
+            )
+        return torch.device("mps")
     has_gpu = torch.cuda.is_available()
     if wanted == "cuda" and not has_gpu:
         raise ValueError(
@@ -67,6 +73,8 @@ def _fastest(work: Callable[[], object], device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def num_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

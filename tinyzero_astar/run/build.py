@@ -19,7 +19,7 @@ from tinyzero_astar.data.tasks import Problems
 from tinyzero_astar.data.text import text_fault
 from tinyzero_astar.distributed import agree, is_distributed, world_size
 from tinyzero_astar.engine.cuda_graphs import CudaGraphs
-from tinyzero_astar.engine.decoder import SlotDecoder
+from tinyzero_astar.engine.host_decoder import make_decoder
 from tinyzero_astar.interfaces import Logger, Problem, Task
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.adapters import unadapted
@@ -217,7 +217,7 @@ def _loaded(
 def _generator(config: Config, problems: Problems, network: Policy, tokenizer: PreTrainedTokenizerBase) -> Generator:
     """What searches with a network and judges by the task."""
     reward, limit = WeightedReward(config.reward), config.model.max_seq_length
-    return Generator(partial(SlotDecoder, network), tokenizer, problems.task, reward, limit)
+    return Generator(partial(make_decoder, network), tokenizer, problems.task, reward, limit)
 
 
 def _search(config: Config, depth: int) -> SearchConfig:

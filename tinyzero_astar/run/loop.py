@@ -108,7 +108,7 @@ def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedR
         rewarded = _search(session, problems, search, iteration)
         searched = time.perf_counter()
         residual = bellman_residual(session, rewarded)  # before the update, like all measures of h
-    batch, cost = _referred(session, make_batch(rewarded), problems)
+    batch, cost = _referred(session, make_batch(rewarded).to(session.policy.device), problems)
     updated = session.updater.update(batch, len(problems), iteration)
     ended = time.perf_counter()
     metrics = {
