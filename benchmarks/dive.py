@@ -232,7 +232,7 @@ def _read_leaves(search: _Dives, ends: Tensor) -> Rollouts:
         logp=logp,
         logq=logq,
         value=value,
-        format_value=torch.zeros_like(value),
+        baseline=torch.zeros_like(value),
         child_value=torch.zeros_like(value),
         priority=search.priority,
         kappa=kappa,

@@ -240,10 +240,9 @@ class Bench:
             is_token=torch.ones(rows, args.depth, dtype=torch.bool, device=self.device),
             weight=one / rows,
             accuracy=torch.arange(rows, device=self.device).float() % 2,
-            format=one,
             reward=torch.arange(rows, device=self.device).float() % 2,
             logp_old=zero,
-            value=zero,
+            baseline=zero,
             advantage=zero,
         )
 

@@ -76,20 +76,20 @@ def full_forward(policy, prefix, num_prompt):
     path = path_of(policy, prefix, num_prompt)
     scores = policy.score(output.hidden_states[-1][:, -1], torch.tensor([path], dtype=torch.float64))
     children = partial(policy.score_children, scores)
-    return StepOutput(output.logits[:, -1], scores.value_logit, children, scores.format_logit)
+    return StepOutput(output.logits[:, -1], scores.value_logit, children, scores.baseline)
 
 
 def assert_equals_full_forward(policy, output, prefixes):
     """Of pairs of a prompt and what follows it."""
     logp = output.logits.log_softmax(-1)
-    every = (output.logits, output.value_logit, output.child_logit(logp), output.format_logit)
+    every = (output.logits, output.value_logit, output.child_logit(logp), output.baseline)
     taken = output.taken(torch.arange(len(prefixes)).flip(0), torch.arange(len(prefixes)), logp)  # rows in any order
     assert not any(x.requires_grad for x in (*every, taken))
     for row, (prompt, generated) in enumerate(prefixes):
         prefix = [*prompt, *generated]
         full = full_forward(policy, prefix, len(prompt))
         children = full.child_logit(full.logits.log_softmax(-1))
-        wanted = (full.logits, full.value_logit, children, full.format_logit)
+        wanted = (full.logits, full.value_logit, children, full.baseline)
         for name, got, want in zip(output._fields[:4], every, wanted, strict=True):
             torch.testing.assert_close(
                 got[row], want[0], atol=ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
@@ -149,12 +149,12 @@ def assert_recorded_scores_equal_one_full_forward(policy, mode):
             ids = torch.tensor([[*prompt, *tokens.tolist()]])
             scores = scores_of(policy, trees_of([prompt], [[tokens.tolist()]]))
             torch.testing.assert_close(rollouts.logp[i, k, :n].float(), scores.logp[0], atol=ATOL, rtol=1e-4)
-            for got, logit in (
-                (rollouts.value, scores.value_logit),
-                (rollouts.format_value, scores.format_logit),
-                (rollouts.child_value, scores.child_logit),
+            for got, want in (
+                (rollouts.value, torch.sigmoid(scores.value_logit)),
+                (rollouts.baseline, scores.baseline),
+                (rollouts.child_value, torch.sigmoid(scores.child_logit)),
             ):
-                torch.testing.assert_close(got[i, k, :n].float(), torch.sigmoid(logit[0]), atol=ATOL, rtol=1e-4)
+                torch.testing.assert_close(got[i, k, :n].float(), want[0], atol=ATOL, rtol=1e-4)
             own = policy.language_model(input_ids=ids).logits.log_softmax(-1)[0, len(prompt) - 1 : -1]
             torch.testing.assert_close(scores.logp[0], own.gather(-1, tokens[:, None])[:, 0], atol=ATOL, rtol=1e-4)
     return rollouts

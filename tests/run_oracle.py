@@ -196,7 +196,7 @@ class Network:
     def values(
         self, hidden: torch.Tensor, path: Sequence[float], logp: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits of accuracy and format, and of accuracy at every child (rollout/value_model.py).
+        """The logit of accuracy, the baseline, and the logit of accuracy at every child (rollout/value_model.py).
 
         Args:
             hidden: [D] of a prefix.
@@ -209,9 +209,9 @@ class Network:
         trunk = v["trunk.weight"] @ torch.cat([hidden.detach(), own]) + v["trunk.bias"]
         trunk = trunk * torch.sigmoid(trunk)
         width = v["output.weight"].shape[1]
-        accuracy, form, slope = v["output.weight"] @ trunk[:width] + v["output.bias"]
+        accuracy, baseline, slope = v["output.weight"] @ trunk[:width] + v["output.bias"]
         children = accuracy + v["up.weight"][: self.num_tokens] @ trunk[width:] + slope * logp.detach().clamp(min=-30.0)
-        return accuracy, form, children
+        return accuracy, baseline, children
 
     @torch.no_grad()
     def at(self, prompt: Tokens, tokens: Tokens = ()) -> Seen:
@@ -222,8 +222,8 @@ class Network:
             every = torch.log_softmax(logits, -1)
             path = [float(every[t - 1, ids[t]]) for t in range(num_prompt, len(ids))]
             logp = every[-1]
-            accuracy, form, children = self.values(hidden[-1], path, logp)
-            self.seen[ids] = Seen(logp.tolist(), float(accuracy), float(form), children.tolist())
+            accuracy, baseline, children = self.values(hidden[-1], path, logp)
+            self.seen[ids] = Seen(logp.tolist(), float(accuracy), float(baseline), children.tolist())
         return self.seen[ids]
 
 
@@ -233,7 +233,7 @@ class Seen:
 
     logp: list[float]
     value_logit: float
-    format_logit: float
+    baseline: float
     child_logit: list[float]
 
 
@@ -322,7 +322,12 @@ class Visit:
     token: int
     weight: float
     accuracy: float
-    format: float
+    reward: float
+    logp_old: float
+
+    @property
+    def noise(self) -> float:
+        return self.weight * (1 - math.exp(self.logp_old)) ** 2
 
 
 @dataclass(frozen=True)
@@ -523,7 +528,6 @@ class Row:
     problem: int
     weight: float
     accuracy: float
-    format: float
     reward: float
     value: list[float]
     logp_old: list[float]
@@ -633,7 +637,7 @@ class Oracle:
 
     def rows(self, pairs: Sequence[tuple[int, int]], results: Sequence[Found], iteration: int) -> list[Row]:
         """Equation 14, where weights differ; a leaf's uniform number is a hash of its problem's noise and its place."""
-        search, prices = self.config["search"], self.config["reward"]
+        search = self.config["search"]
         floor = search["min_weight"] if search["mode"] == "gumbel" else 0.0
         rows = []
         for i, (pair, found) in enumerate(zip(pairs, results, strict=True)):
@@ -643,11 +647,8 @@ class Oracle:
                     weight = floor if uniform(fold(seed, k + THINNING)) < weight / floor else 0.0
                 if weight == 0:
                     continue
-                promised = [
-                    prices["accuracy"] * sigmoid(s.value_logit) + prices["format"] * sigmoid(s.format_logit)
-                    for s in leaf.before
-                ]
-                rewards = found.accuracy[k], found.format[k], found.reward[k]
+                promised = [seen.baseline for seen in leaf.before]
+                rewards = found.accuracy[k], found.reward[k]
                 ids = found.prompt + leaf.tokens
                 rows.append(Row(ids, len(found.prompt), i, weight, *rewards, promised, leaf.logp))
         return rows
@@ -822,7 +823,7 @@ class Oracle:
                 path = [x.item() for x in own]
                 own.append(logp[token])
                 seen = hidden[place].detach(), path, logp.detach()
-                self.unlearnt.append(Visit(*seen, token, row.weight, row.accuracy, row.format))
+                self.unlearnt.append(Visit(*seen, token, row.weight, row.accuracy, row.reward, row.logp_old[t]))
                 deviation = deviation + (torch.exp(logp[token].detach() - old) - 1).abs()
                 num_tokens += 1
             logps.append(torch.stack(own))
@@ -841,18 +842,14 @@ class Oracle:
     def train_value(self) -> float:
         """Equation 13 on every visit since the last time, again and again; the loss before the first step."""
         value, net, losses = self.config["value"], self.net, []
-        mass = sum(visit.weight for visit in self.unlearnt)
+        mass, noise = (sum(getattr(visit, name) for visit in self.unlearnt) for name in ("weight", "noise"))
         for _ in range(value["num_steps"]):
             loss = torch.zeros((), dtype=torch.float64)
             for visit in self.unlearnt:
-                accuracy, form, children = net.values(visit.hidden, visit.path, visit.logp)
+                accuracy, baseline, children = net.values(visit.hidden, visit.path, visit.logp)
                 child = children[visit.token]
-                errors = (
-                    (torch.sigmoid(accuracy) - visit.accuracy) ** 2
-                    + (torch.sigmoid(child) - visit.accuracy) ** 2
-                    + (torch.sigmoid(form) - visit.format) ** 2
-                )
-                loss = loss + visit.weight * errors / mass
+                errors = (torch.sigmoid(accuracy) - visit.accuracy) ** 2 + (torch.sigmoid(child) - visit.accuracy) ** 2
+                loss = loss + visit.weight * errors / mass + visit.noise * (baseline - visit.reward) ** 2 / noise
             losses.append(loss.item())
             self.num_value_updates += 1
             self.adamw("value", net.value, loss, value["learning_rate"], 0.0, self.num_value_updates)

@@ -54,10 +54,9 @@ def setting(tiny_base):
         is_token=torch.arange(MAX_LENGTH) < LENGTHS[:, None],
         weight=torch.full((len(tokens),), 1 / LEAVES),
         accuracy=(REWARDS > 1).float(),
-        format=(REWARDS > 0).float(),
         reward=REWARDS,
         logp_old=empty,
-        value=empty,
+        baseline=empty,
         advantage=empty,
     )
     return model, tokenizer, batch

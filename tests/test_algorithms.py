@@ -65,10 +65,9 @@ def make_batch(seed=0):
         is_token=is_token,
         weight=torch.full((rows,), 1 / LEAVES, dtype=torch.float64),
         accuracy=accuracy,
-        format=form,
         reward=accuracy + 0.1 * form,
         logp_old=torch.where(is_token, logp - 1, 0.0),
-        value=value.sigmoid(),
+        baseline=value.sigmoid(),
         advantage=torch.zeros(rows, WIDTH, dtype=torch.float64),
         reference=Reference(logp=ref - 1, value=torch.rand(PROBLEMS, generator=generator).repeat_interleave(LEAVES)),
     )
@@ -132,7 +131,7 @@ def test_padding_is_ignored(kind, name, options):
 
     reference = Reference(spoilt(batch.reference.logp), batch.reference.value)
     other = dataclasses.replace(
-        batch, logp_old=spoilt(batch.logp_old), value=spoilt(batch.value), advantage=spoilt(batch.advantage),
+        batch, logp_old=spoilt(batch.logp_old), baseline=spoilt(batch.baseline), advantage=spoilt(batch.advantage),
         tokens=torch.where(batch.is_token, batch.tokens, 0), reference=reference,
     )  # fmt: skip
     torch.testing.assert_close(gradient(algorithm, other, spoilt(logp)), want)
@@ -203,7 +202,7 @@ def rows_of(batch, logp):
             "logp": logp[i, :n].tolist(),
             "old": batch.logp_old[i, :n].tolist(),
             "ref": batch.reference.logp[i, :n].tolist(),
-            "value": batch.value[i, :n].tolist(),
+            "value": batch.baseline[i, :n].tolist(),
             "v_star": float(batch.reference.value[i]),
         }
 
@@ -359,10 +358,9 @@ def draws_as_batch(table, drawn, log_probs):
         is_token=is_token,
         weight=torch.full_like(reward, 1 / len(drawn)),
         accuracy=reward,
-        format=reward,
         reward=reward,
         logp_old=logp.detach(),
-        value=torch.zeros_like(logp),
+        baseline=torch.zeros_like(logp),
         advantage=torch.zeros_like(logp),
         reference=Reference(logp.detach(), torch.full_like(reward, 0.37)),
     )

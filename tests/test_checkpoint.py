@@ -39,7 +39,7 @@ class Trained:
     def step(self):
         scores = scores_of(self.policy, trees_of_rows(IDS, 2))
         noise = torch.rand(2, 4)  # drawn from the random state that a checkpoint keeps
-        value = scores.value_logit + scores.child_logit + scores.format_logit
+        value = scores.value_logit + scores.child_logit + scores.baseline
         (-(scores.logp * noise).sum() + (value - noise).square().sum()).backward()
         for optimizer in self.optimizers.values():
             optimizer.step()

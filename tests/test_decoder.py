@@ -165,7 +165,7 @@ def test_child_logit_of_one_token_is_that_of_the_whole_vocabulary(policy):
 
 def test_value_loss_does_not_reach_the_policy(policy):
     scores = scores_of(policy, trees_of([[3, 4]], [[[5, 6]]]))
-    (scores.value_logit.sum() + scores.format_logit.sum() + scores.child_logit.sum()).backward()
+    (scores.value_logit.sum() + scores.baseline.sum() + scores.child_logit.sum()).backward()
     assert all(p.grad is None for p in policy.language_model.parameters())
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.value_model.parameters())
     policy.zero_grad()

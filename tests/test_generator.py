@@ -39,6 +39,7 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
     generator = torch.Generator().manual_seed(0)
     accuracy, form, uniform = torch.rand(3, 3, 6, generator=generator, dtype=torch.float64)
     baseline = torch.rand(rollouts.tokens.shape, generator=generator, dtype=torch.float64)
+    rollouts = dataclasses.replace(rollouts, baseline=baseline)
     thinned = thin_weights(rollouts.weight, uniform, floor=0.2)
     batch = make_batch(
         RewardedRollouts(
@@ -51,7 +52,6 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
             grade=accuracy,
             format=form,
             reward=2 * accuracy - form,
-            baseline=baseline,
             weight=rollouts.weight,
             update_weight=thinned,
         )
@@ -67,8 +67,8 @@ def test_batch_rows_are_the_leaves_that_thinning_left_with_their_thinned_weights
         assert batch.tokens[row, :m].tolist() == leaf
         logp = [decoder.tables[i].log_prob[tuple(leaf[:t])][leaf[t]] for t in range(m)]  # of pi, not of q
         assert batch.logp_old[row, :m].tolist() == pytest.approx(logp, abs=1e-6)
-        assert batch.value[row, :m].tolist() == pytest.approx(baseline[i, k, :m].tolist(), abs=1e-6)
-        for name, table in (("weight", thinned), ("accuracy", accuracy), ("format", form)):
+        assert batch.baseline[row, :m].tolist() == pytest.approx(baseline[i, k, :m].tolist(), abs=1e-6)
+        for name, table in (("weight", thinned), ("accuracy", accuracy)):
             assert float(getattr(batch, name)[row]) == pytest.approx(float(table[i, k]), abs=1e-6)
         assert float(batch.reward[row]) == pytest.approx(float(2 * accuracy[i, k] - form[i, k]), abs=1e-6)
 
@@ -112,11 +112,10 @@ def settings_of(mode="gumbel", num_rollouts=3, depth=4, **changes):
 
 
 @torch.no_grad()
-def test_the_baseline_is_the_reward_that_the_value_model_promises(generator):
-    reward = WeightedReward(RewardConfig(accuracy=2.0, format=0.5))
-    other = Generator(partial(SlotDecoder, generator.policy), generator.tokenizer, generator.task, reward, 128)
+@pytest.mark.parametrize("mode", ["gumbel", "best_first"])
+def test_the_baseline_is_the_value_models_at_every_prefix(generator, mode):
     problems = generator.task.train_problems(0, 3)
-    found = other.generate(problems, settings_of(), seed=0, iteration=0)
+    found = generator.generate(problems, settings_of(mode), seed=0, iteration=0)
     for i, prompt in enumerate(found.prompts):
         for k in range(3):
             tokens = found.rollouts.tokens[i, k, : found.rollouts.length[i, k]].tolist()
@@ -126,9 +125,10 @@ def test_the_baseline_is_the_reward_that_the_value_model_promises(generator):
             own = logp[:-1].gather(-1, ids[0, 1:, None])[len(prompt) - 1 :, 0].tolist()
             before = [(own[t - 1], sum(own[:t]), min(own[:t])) if t else (0.0, 0.0, 0.0) for t in range(len(own))]
             value = generator.policy.value_model(hidden, torch.tensor(before))
-            want = 2.0 * torch.sigmoid(value.accuracy) + 0.5 * torch.sigmoid(value.format)
-            assert found.baseline[i, k, : len(tokens)].tolist() == pytest.approx(want.tolist(), abs=1e-4)
-            assert not found.baseline[i, k, len(tokens) :].any()
+            got = found.rollouts.baseline[i, k]
+            assert value.baseline.abs().max() > 1e-3
+            assert got[: len(tokens)].tolist() == pytest.approx(value.baseline.tolist(), abs=1e-4)
+            assert not got[len(tokens) :].any()
 
 
 def test_a_share_of_the_problems_is_searched_without_guidance_anew_in_every_iteration(generator):
@@ -216,7 +216,7 @@ def test_groups_of_problems_put_together_are_as_if_searched_together(generator):
     for part in parts:
         own, count = part.rollouts, len(part.problems)
         here, width = slice(num_before, num_before + count), own.tokens.shape[-1]
-        for name in ("tokens", "logp", "logq", "value", "format_value", "child_value"):
+        for name in ("tokens", "logp", "logq", "value", "baseline", "child_value"):
             table, padding = getattr(rollouts, name)[here], PAD if name == "tokens" else 0
             assert torch.equal(table[..., :width], getattr(own, name)), name
             assert (table[..., width:] == padding).all(), name
@@ -248,7 +248,7 @@ def test_problems_with_fewer_leaves_than_others_are_padded_with_none(generator):
         )
     is_token = together.rollouts.is_token
     assert torch.equal(found.rollouts.tokens[is_token], together.rollouts.tokens[is_token])
-    for name in ("accuracy", "grade", "format", "reward", "baseline", "weight", "update_weight"):
+    for name in ("accuracy", "grade", "format", "reward", "weight", "update_weight"):
         torch.testing.assert_close(getattr(found, name), getattr(together, name), rtol=1e-4, atol=1e-4)
     assert (found.texts, found.verdicts) == (together.texts, together.verdicts)
     missing = [

@@ -168,10 +168,9 @@ def make_batch(case):
         is_token=torch.ones(shape, dtype=torch.bool),
         weight=one * case.problems / case.rows,
         accuracy=one,
-        format=one,
         reward=torch.rand(case.rows),
         logp_old=zero - 5,
-        value=zero,
+        baseline=zero,
         advantage=zero,
     )
 

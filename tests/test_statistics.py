@@ -52,7 +52,7 @@ def make_rollouts():
         logp=logp,
         logq=logp,
         value=padded(4),
-        format_value=torch.zeros_like(logp),
+        baseline=torch.zeros_like(logp),
         child_value=torch.zeros_like(logp),
         priority=torch.zeros(3, 3),
         kappa=torch.zeros(3),

@@ -36,7 +36,7 @@ from tinyzero_astar.search.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.trees import grow_trees, stack
 from tinyzero_astar.training.update import Updater
-from tinyzero_astar.training.value_update import ValueRows, value_loss
+from tinyzero_astar.training.value_update import ValueRows, value_losses
 
 PLAIN = Guidance(strength=0.0)
 TILTED = Guidance(inverse_beta=2.0, cap=None)
@@ -287,8 +287,8 @@ class TabularPolicy(nn.Module):
 
     def value_scores(self, visited):
         before, after = visited
-        accuracy, child, form = self.value_model.logits
-        return ValueScores(accuracy[before], form[before], child[after])
+        accuracy, child, baseline = self.value_model.logits
+        return ValueScores(accuracy[before], baseline[before], child[after])
 
     forward = token_scores
 
@@ -332,10 +332,9 @@ def batch_of(decoder, rollouts, baseline=None):
         is_token=is_token,
         weight=rollouts.weight.flatten(),
         accuracy=reward,
-        format=torch.zeros_like(reward),
         reward=reward,
         logp_old=rollouts.logp.flatten(0, 1),
-        value=value,
+        baseline=value,
         advantage=torch.zeros_like(value),
         logq=rollouts.logq.flatten(0, 1),
     )
@@ -470,14 +469,14 @@ def fitted_values(decoder, rollouts, weight):
     batch = batch.rows(rows)
     policy = TabularPolicy(decoder, torch.zeros(len(decoder.prefixes), dtype=torch.float64))
     visited = policy.token_scores(trees).visited
-    value_rows = ValueRows(visited, batch.is_token, batch.weight, batch.accuracy, batch.format)
+    value_rows = ValueRows(visited, batch.is_token, batch.weight, batch.accuracy, batch.reward, batch.is_token.double())
     optimizer = torch.optim.LBFGS(
         policy.value_model.parameters(), max_iter=500, tolerance_grad=1e-10, line_search_fn="strong_wolfe"
     )
 
     def closure():
         optimizer.zero_grad()
-        loss = value_loss(value_rows, policy.value_scores(value_rows.visited))
+        loss, _ = value_losses(value_rows, policy.value_scores(value_rows.visited))
         loss.backward()
         return loss
 

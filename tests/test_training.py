@@ -18,11 +18,11 @@ from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.model.model import Policy, ValueScores
 from tinyzero_astar.training.advantages import generalized_advantage, rms_of, scale_by_rms
 from tinyzero_astar.training.astar_po import AStarPO
-from tinyzero_astar.training.losses import clipped_surrogate, weighted_brier
+from tinyzero_astar.training.losses import clipped_surrogate, noise_weight, weighted_brier
 from tinyzero_astar.training.optimizer import schedule
 from tinyzero_astar.training.trees import grow_trees, micro_batches, stack
 from tinyzero_astar.training.update import Updater
-from tinyzero_astar.training.value_update import ValueRows, value_loss
+from tinyzero_astar.training.value_update import ValueRows, value_losses
 
 LENGTHS = [4, 1, 3]
 
@@ -145,10 +145,9 @@ def make_rows(policy, seed=0, num_problems=4, num_leaves=3):
         is_token=torch.arange(6) < length[:, None],
         weight=torch.rand(rows, generator=generator).double(),
         accuracy=accuracy,
-        format=form,
         reward=accuracy + 0.1 * form,
         logp_old=empty,
-        value=empty + 0.3,
+        baseline=empty + 0.3,
         advantage=empty,
     )
     with torch.no_grad():
@@ -206,7 +205,7 @@ def test_token_scores_equal_a_forward_per_row():
             child = child[0, token]
             for got, want in ((scores.value_logit, value.accuracy), (scores.child_logit, child)):
                 assert float(got[r, t]) == pytest.approx(float(want), abs=1e-5)
-            assert float(scores.format_logit[r, t]) == pytest.approx(float(value.format), abs=1e-5)
+            assert float(scores.baseline[r, t]) == pytest.approx(float(value.baseline), abs=1e-5)
 
 
 def test_a_tree_holds_every_prefix_once():
@@ -331,7 +330,7 @@ def plain_value_steps(policy, batch, groups, num_steps, rate):
     first = []
     for rows in groups:
         for number in range(num_steps):
-            loss = mass = 0.0
+            loss = mass = spread = noise = 0.0
             for r in rows:
                 m, prompt = int(batch.is_token[r].sum()), batch.prompts[batch.problem[r]]
                 ids = torch.tensor([prompt + batch.tokens[r, :m].tolist()])
@@ -343,16 +342,17 @@ def plain_value_steps(policy, batch, groups, num_steps, rate):
                     value, logp = model(hidden[at], path_of(own)), torch.log_softmax(logits[at], -1)[token]
                     child = model.child_logit_of(value.features, value.accuracy, token, logp)
                     own.append(float(logp))
-                    errors = (
-                        (torch.sigmoid(value.accuracy) - batch.accuracy[r]) ** 2
-                        + (torch.sigmoid(child) - batch.accuracy[r]) ** 2
-                        + (torch.sigmoid(value.format) - batch.format[r]) ** 2
-                    )
+                    errors = (torch.sigmoid(value.accuracy) - batch.accuracy[r]) ** 2 + (
+                        torch.sigmoid(child) - batch.accuracy[r]
+                    ) ** 2
                     loss, mass = loss + batch.weight[r] * errors, mass + batch.weight[r]
+                    share = batch.weight[r] * (1 - batch.logp_old[r, t].exp()) ** 2
+                    spread, noise = spread + share * (value.baseline - batch.reward[r]) ** 2, noise + share
+            whole = loss / mass + spread / noise
             if number == 0:
-                first.append((loss / mass).item())
+                first.append(whole.item())
             optimizer.zero_grad()
-            (loss / mass).backward()
+            whole.backward()
             optimizer.step()
     return model, sum(first) / len(first)
 
@@ -400,14 +400,15 @@ def test_logged_entropy_and_value_loss_are_means_over_weighted_tokens():
         for logit, outcome in (
             (scores.value_logit, batch.accuracy),
             (scores.child_logit, batch.accuracy),
-            (scores.format_logit, batch.format),
         )
         for r, t in cells
     )
+    shares = {(r, t): float(batch.weight[r] * (1 - batch.logp_old[r, t].exp()) ** 2) for r, t in cells}
+    spread = sum(share * float(scores.baseline[r, t] - batch.reward[r]) ** 2 for (r, t), share in shares.items())
     with torch.enable_grad():
         metrics = make_updater(policy).update(batch, 4, 0)
     assert metrics["policy/entropy"] == pytest.approx(entropy, rel=1e-5)
-    assert metrics["train/value_loss"] == pytest.approx(error / mass, rel=1e-5)
+    assert metrics["train/value_loss"] == pytest.approx(error / mass + spread / sum(shares.values()), rel=1e-5)
 
 
 def test_ratio_deviation_is_the_mean_over_all_tokens():
@@ -480,16 +481,36 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step():
 
 def test_value_loss_pairs_every_logit_with_its_own_reward():
     batch = make_rows(make_policy())
-    value, child, form = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    scores = ValueScores(value_logit=value, format_logit=form, child_logit=child)
-    rows = ValueRows(None, batch.is_token, batch.weight, batch.accuracy, batch.format)
+    value, child, baseline = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    scores = ValueScores(value_logit=value, baseline=baseline, child_logit=child)
+    noise = torch.rand(12, 6, generator=torch.Generator().manual_seed(4), dtype=torch.float64) * batch.is_token
+    rows = ValueRows(None, batch.is_token, batch.weight, batch.accuracy, batch.reward, noise)
+    cells = [(r, t) for r in range(12) for t in range(int(batch.is_token[r].sum()))]
     want = sum(
         float(batch.weight[r]) * (1 / (1 + math.exp(-float(logit[r, t]))) - float(outcome[r])) ** 2
-        for logit, outcome in ((value, batch.accuracy), (child, batch.accuracy), (form, batch.format))
-        for r in range(12)
-        for t in range(int(batch.is_token[r].sum()))
+        for logit, outcome in ((value, batch.accuracy), (child, batch.accuracy))
+        for r, t in cells
     )
-    assert float(value_loss(rows, scores)) == pytest.approx(want)
+    spread = sum(float(noise[r, t]) * (float(baseline[r, t]) - float(batch.reward[r])) ** 2 for r, t in cells)
+    assert [float(x) for x in value_losses(rows, scores)] == pytest.approx([want, spread])
+
+
+def test_the_best_baseline_of_a_prefix_is_the_noise_weighted_mean_reward():
+    """It makes the gradient of A log pi with respect to the logits least noisy, of all constants; by enumeration."""
+    generator = torch.Generator().manual_seed(6)
+    logits = (2 * torch.randn(7, generator=generator, dtype=torch.float64)).requires_grad_()
+    reward, pi = torch.rand(7, generator=generator, dtype=torch.float64), torch.softmax(logits, -1).detach()
+    slopes = [torch.autograd.grad(torch.log_softmax(logits, -1)[a], logits)[0] for a in range(7)]
+    size = torch.stack([slope.square().sum() for slope in slopes])
+
+    def noise(b):
+        terms = torch.stack([(r - b) * slope for r, slope in zip(reward, slopes, strict=True)])
+        return float((pi * (terms - (pi[:, None] * terms).sum(0)).square().sum(1)).sum())
+
+    best = float((pi * size * reward).sum() / (pi * size).sum())
+    assert noise(best) < min(noise(best - 1e-3), noise(best + 1e-3), noise(float((pi * reward).sum())))
+    bound = noise_weight(pi.log())
+    assert (bound <= size).all() and (size <= 2 * bound + 1e-12).all()
 
 
 def test_non_finite_loss_stops_before_the_step():

@@ -89,10 +89,6 @@ class Reward(Protocol):
         """The reward of a completion."""
         ...
 
-    def expected(self, accuracy: Tensor, format: Tensor) -> Tensor:
-        """The mean reward where the two conditions of a verdict hold with these probabilities."""
-        ...
-
 
 class StepOutput(NamedTuple):
     """What the network says at N prefixes."""
@@ -101,7 +97,7 @@ class StepOutput(NamedTuple):
     value_logit: Tensor  # [N] logit of p(s), the success probability of the prefix
     child_logit: Callable[[Tensor], Tensor]
     """[N, V] logit of p(s a) for every next token a, given log pi(a|s) [N, V]; computed when asked for."""
-    format_logit: Tensor | None = None  # [N] the same as `value_logit` of the format reward; recorded, steers nothing
+    baseline: Tensor | None = None  # [N] b(s) in units of reward, for the update; steers nothing
     child_logit_of: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     """The same of some rows, given one next token of each and its log pi, [...] each; None: `child_logit` is asked."""
 
@@ -169,7 +165,7 @@ class Rollouts:
     logp: Tensor  # [P, K, T] log pi of each token (0 after length)
     logq: Tensor  # [P, K, T] log q of each token under the search's proposal (0 after length)
     value: Tensor  # [P, K, T] p(s) before each token (0 after length)
-    format_value: Tensor  # [P, K, T] the same of the format reward; 0 where the decoder does not predict it
+    baseline: Tensor  # [P, K, T] b(s) before each token, in units of reward; 0 where the decoder has none
     child_value: Tensor  # [P, K, T] p(s a) after each token, as its prefix foresees it: what bends the search
     priority: Tensor  # [P, K] G (gumbel), f (best_first), log pi(y) (sample)
     kappa: Tensor  # [P] threshold of docs/algorithm.md eq. 6 (gumbel), else -inf
@@ -193,7 +189,7 @@ class Rollouts:
             logp=pad(self.logp, room),
             logq=pad(self.logq, room),
             value=pad(self.value, room),
-            format_value=pad(self.format_value, room),
+            baseline=pad(self.baseline, room),
             child_value=pad(self.child_value, room),
             priority=pad(self.priority, leaves, value=-torch.inf),
             weight=pad(self.weight, leaves),
@@ -238,10 +234,9 @@ class Batch:
     is_token: Tensor  # [B, T] True at generated tokens
     weight: Tensor  # [B] inclusion weights; sum to about 1 per problem
     accuracy: Tensor  # [B] accuracy reward, 0 or 1, or a grade between
-    format: Tensor  # [B] format reward, 0 or 1
     reward: Tensor  # [B] what the policy is trained on, a weighted sum of the two
     logp_old: Tensor  # [B, T] log pi before the update, as the search recorded it
-    value: Tensor  # [B, T] V of the prefix before each token, as the search recorded it, in units of reward
+    baseline: Tensor  # [B, T] b(s) of the prefix before each token, as the search recorded it, in units of reward
     advantage: Tensor  # [B, T]
     reference: Reference | None = None  # of an algorithm that needs one
 
@@ -267,10 +262,9 @@ class Batch:
             is_token=cut(self.is_token),
             weight=self.weight[rows],
             accuracy=self.accuracy[rows],
-            format=self.format[rows],
             reward=self.reward[rows],
             logp_old=cut(self.logp_old),
-            value=cut(self.value),
+            baseline=cut(self.baseline),
             advantage=cut(self.advantage),
             reference=None if self.reference is None else self.reference.rows(rows, width),
         )

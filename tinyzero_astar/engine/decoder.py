@@ -33,7 +33,7 @@ class Scores(NamedTuple):
 
     logits: Tensor  # [N, V] of the next token
     value_logit: Tensor  # [N]
-    format_logit: Tensor  # [N]
+    baseline: Tensor  # [N]
     features: Tensor  # [N, ...] what it needs to know of the prefixes to score their children
 
 
@@ -175,7 +175,7 @@ class SlotDecoder:
             logits=scores.logits,
             value_logit=scores.value_logit,
             child_logit=partial(self._score_children, scores),
-            format_logit=scores.format_logit,
+            baseline=scores.baseline,
             child_logit_of=partial(self._score_child, scores),
         )
 

@@ -58,7 +58,7 @@ class ValueScores(NamedTuple):
     """Per generated token, [B, T] each."""
 
     value_logit: Tensor  # accuracy, of the prefix before the token
-    format_logit: Tensor
+    baseline: Tensor
     child_logit: Tensor  # accuracy, of the prefix with the token
 
 
@@ -142,8 +142,8 @@ class Policy(nn.Module):
     def score(self, hidden: Tensor, path: Tensor) -> Scores:
         """Next-token logits and values, at least float32; see `engine.decoder.Network.score`."""
         value = self.value_model(hidden, path)
-        accuracy, form = _at_least_float32(value.accuracy), _at_least_float32(value.format)
-        return Scores(next_logits(hidden, self._head), accuracy, form, value.features)
+        accuracy, baseline = _at_least_float32(value.accuracy), _at_least_float32(value.baseline)
+        return Scores(next_logits(hidden, self._head), accuracy, baseline, value.features)
 
     def score_children(self, scores: Scores, logp: Tensor) -> Tensor:
         """Value logits of all children, [N, V], at least float32; see `engine.decoder.Network.score_children`."""
@@ -185,7 +185,7 @@ class Policy(nn.Module):
         """What the value model says of prefixes that were visited."""
         value = self.value_model(visited.hidden, visited.path)
         child = self.value_model.child_logit_of(value.features, value.accuracy, visited.token, visited.logp)
-        return ValueScores(*(x[visited.scored] for x in (value.accuracy, value.format, child)))
+        return ValueScores(*(x[visited.scored] for x in (value.accuracy, value.baseline, child)))
 
     @torch.no_grad()
     def kl_to_base(self, trees: PrefixTrees) -> Tensor:

@@ -135,7 +135,6 @@ class Generator:
             grade=table([[v.grade for v in row] for row in verdicts]),
             format=table([[float(v.format) for v in row] for row in verdicts]),
             reward=table([[self._reward(v) for v in row] for row in verdicts]),
-            baseline=self._reward.expected(rollouts.value, rollouts.format_value),
             weight=weight,
             update_weight=thin_weights(weight, noise, floor=min_weight),
         )

@@ -30,7 +30,6 @@ class RewardedRollouts:
     grade: Tensor  # accuracy, or what a task that grades said instead; what the value model predicts
     format: Tensor
     reward: Tensor
-    baseline: Tensor  # [P, K, T] V before each token in units of reward: what the value model promises of both rewards
     weight: Tensor  # the search's weights, uniform where it has none
     update_weight: Tensor  # the same after thinning; rows of weight 0 are not trained on
 
@@ -50,7 +49,6 @@ class RewardedRollouts:
             grade=more(self.grade),
             format=more(self.format),
             reward=more(self.reward),
-            baseline=pad(self.baseline, (0, width - self.baseline.shape[-1], 0, missing)),
             weight=more(self.weight),
             update_weight=more(self.update_weight),
         )

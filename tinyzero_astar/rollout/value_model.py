@@ -1,6 +1,6 @@
 """The learned heuristic: an MLP on the policy's last hidden state and on what the policy thinks of the prefix so far.
 
-Two probabilities per prefix, of the accuracy reward and of the format reward, and one per child for the search:
+The success probability of a prefix, that of each of its children for the search, and a baseline for the update:
 child_logit(s, a) = value_logit(s) + W_up[a] . silu(W_down x(s)) + c(s) log pi(a|s). The child terms start at zero, so
 one forward scores every child and the proposal equals the policy until something was learned.
 
@@ -29,7 +29,7 @@ class Values(NamedTuple):
     """What the value model says of prefixes [...]."""
 
     accuracy: Tensor  # [...] logit
-    format: Tensor  # [...] logit
+    baseline: Tensor  # [...] b(s), in units of reward
     features: Tensor  # [..., CHILD_RANK + 1] what `child_logits` needs to know of them: low rank, then c
 
 
@@ -50,16 +50,16 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.output.weight)
         nn.init.zeros_(self.up.weight)
         with torch.no_grad():
-            self.output.bias.copy_(torch.tensor([_PRIOR_LOGIT, 0.0, 0.0]))
+            self.output.bias.copy_(torch.tensor([_PRIOR_LOGIT, 0.0, 0.0]))  # no baseline at first
 
     def forward(self, hidden: Tensor, path: Tensor) -> Values:
-        """Logits of both rewards' probabilities, for hidden states [..., D] and paths [..., 3]."""
+        """What is known of prefixes, for hidden states [..., D] and paths [..., 3]."""
         dtype = self.trunk.weight.dtype
         # a logarithm's logarithm: sums of long completions and a single slip are numbers of one size
         seen = torch.cat([hidden.to(dtype), torch.log1p(-path.to(dtype))], -1)
         trunk = silu(self.trunk(seen))
-        accuracy, form, slope = self.output(trunk[..., :-CHILD_RANK]).unbind(-1)
-        return Values(accuracy, form, torch.cat([trunk[..., -CHILD_RANK:], slope[..., None]], -1))
+        accuracy, baseline, slope = self.output(trunk[..., :-CHILD_RANK]).unbind(-1)
+        return Values(accuracy, baseline, torch.cat([trunk[..., -CHILD_RANK:], slope[..., None]], -1))
 
     def child_logits(self, features: Tensor, accuracy: Tensor, logp: Tensor) -> Tensor:
         """Accuracy logits of every child, [N, V], without gradients, given what `forward` says of the prefixes [N].

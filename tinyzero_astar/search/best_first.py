@@ -23,8 +23,8 @@ from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput
 from tinyzero_astar.search.heuristic import (
     Guidance,
     Tilt,
+    baseline_of,
     f_score,
-    format_logit_of,
     inverse_beta_of,
     log_policy,
     soft_value,
@@ -83,7 +83,7 @@ class _Tree:
     logp: list[Tensor] = field(default_factory=list)
     child_logit: list[Tensor] = field(default_factory=list)
     value: list[Tensor] = field(default_factory=list)
-    format_value: list[Tensor] = field(default_factory=list)
+    baseline: list[Tensor] = field(default_factory=list)
     g: list[Tensor] = field(default_factory=list)
     f: list[Tensor] = field(default_factory=list)
     depth: list[Tensor] = field(default_factory=list)
@@ -169,10 +169,10 @@ class _Search:
 
         value = torch.sigmoid(output.value_logit.double())
         tree = self.tree
-        form = torch.sigmoid(format_logit_of(output).double())
+        baseline = baseline_of(output).double()
         own = (popped.node, popped.token, popped.logp, popped.child_logit, popped.g, popped.f, popped.depth)
         lists = (tree.parent, tree.token, tree.logp, tree.child_logit, tree.g, tree.f, tree.depth)
-        said = (value, form), (tree.value, tree.format_value)
+        said = (value, baseline), (tree.value, tree.baseline)
         for values, into in (*zip(own, lists, strict=True), *zip(*said, strict=True)):
             into.append(column(values))
         tree.problem.append(column(popped.problem, -1))
@@ -245,9 +245,9 @@ def best_first(
 
 def _rows(output: StepOutput, rows: Tensor) -> StepOutput:
     """Some rows of what the network said."""
-    form = None if output.format_logit is None else output.format_logit[rows]
+    baseline = None if output.baseline is None else output.baseline[rows]
     return StepOutput(
-        output.logits[rows], output.value_logit[rows], lambda _: output.child_logit(log_policy(output))[rows], form
+        output.logits[rows], output.value_logit[rows], lambda _: output.child_logit(log_policy(output))[rows], baseline
     )
 
 
@@ -260,10 +260,10 @@ def _read_leaves(search: _Search) -> Rollouts:
     shape = (*length.shape, longest)
     tokens = search.ends[0].repeat(shape)
     logp = torch.zeros(shape, dtype=torch.float64, device=length.device)
-    value, form, child = (torch.zeros_like(logp) for _ in range(3))
+    value, baseline, child = (torch.zeros_like(logp) for _ in range(3))
     # nodes of all groups one after another
-    parent, node_value, node_form, *of_nodes = (
-        torch.stack(x, 1) for x in (tree.parent, tree.value, tree.format_value, tree.token, tree.logp, tree.child_logit)
+    parent, node_value, node_baseline, *of_nodes = (
+        torch.stack(x, 1) for x in (tree.parent, tree.value, tree.baseline, tree.token, tree.logp, tree.child_logit)
     )
     start = (torch.arange(search.num_problems, device=length.device) // group_size * parent.shape[1])[:, None]
     node, *last = (torch.take(x, leaves.place) for x in (found.node, found.token, found.logp, found.child_logit))
@@ -272,8 +272,8 @@ def _read_leaves(search: _Search) -> Rollouts:
         is_real = position >= 0
         index = position.clamp(min=0)[..., None]
         at = start + node.clamp(min=0)
-        before = [*last, torch.take(node_value, at), torch.take(node_form, at)]
-        for into, x in zip((tokens, logp, child, value, form), before, strict=True):
+        before = [*last, torch.take(node_value, at), torch.take(node_baseline, at)]
+        for into, x in zip((tokens, logp, child, value, baseline), before, strict=True):
             kept = into.gather(-1, index)[..., 0]
             into.scatter_(-1, index, torch.where(is_real, x, kept)[..., None])
         last, node = [torch.take(x, at) for x in of_nodes], torch.take(parent, at)
@@ -295,7 +295,7 @@ def _read_leaves(search: _Search) -> Rollouts:
         logp=logp,
         logq=logp,
         value=value,
-        format_value=form,
+        baseline=baseline,
         child_value=torch.where(is_token, torch.sigmoid(child), 0.0),
         priority=leaves.take(found.f, -torch.inf),
         kappa=found.f.new_full((search.num_problems,), -torch.inf),

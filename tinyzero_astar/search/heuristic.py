@@ -156,11 +156,11 @@ def _twisted(logp: Tensor, child_rise: Tensor, tau: Tensor) -> Proposal:
     return Proposal(score, mass, mass.sum(-1, keepdim=True).log_())
 
 
-def format_logit_of(output: StepOutput) -> Tensor:
-    """Logit of the format reward [N]; -inf, a probability of 0, where the decoder does not predict it."""
-    if output.format_logit is None:
-        return torch.full_like(output.value_logit, -torch.inf)
-    return output.format_logit
+def baseline_of(output: StepOutput) -> Tensor:
+    """b(s) [N] in units of reward; 0 where the decoder has none."""
+    if output.baseline is None:
+        return torch.zeros_like(output.value_logit)
+    return output.baseline
 
 
 def log_policy(output: StepOutput) -> Tensor:

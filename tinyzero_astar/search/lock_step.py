@@ -19,8 +19,8 @@ from tinyzero_astar.search.gumbel import token_bits
 from tinyzero_astar.search.heuristic import (
     Guidance,
     Tilt,
+    baseline_of,
     f_score,
-    format_logit_of,
     inverse_beta_of,
     log_policy,
     soft_value,
@@ -38,7 +38,7 @@ class _Step(NamedTuple):
     logp: Tensor
     logq: Tensor
     value_logit: Tensor
-    format_logit: Tensor
+    baseline: Tensor
     child_logit: Tensor  # of the new prefix
     priority: Tensor
 
@@ -74,7 +74,7 @@ def lock_step(
                 choice.logp,
                 choice.logq,
                 torch.take(output.value_logit, row),
-                torch.take(format_logit_of(output), row),
+                torch.take(baseline_of(output), row),
                 output.taken(row, choice.token.clamp(min=0), every_logp),
                 choice.priority,
             )
@@ -153,14 +153,14 @@ def _read_leaves(
     place = leaves.place
     columns: list[list[Tensor]] = []
     for step in reversed(history):
-        recorded = (step.token, step.logp, step.logq, step.value_logit, step.format_logit, step.child_logit)
+        recorded = (step.token, step.logp, step.logq, step.baseline, step.value_logit, step.child_logit)
         columns.append([torch.take(x, place) for x in recorded])
         place = place if step.parent is None else torch.take(step.parent, place)
-    tokens, logp, logq, *logits = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
+    tokens, logp, logq, baseline, *logits = (torch.stack(x[::-1], -1) for x in zip(*columns, strict=True))
     is_token = (tokens != NO_TOKEN) & leaves.is_leaf[..., None]
     tokens = torch.where(is_token, tokens, ends[0])
     length = is_token.sum(-1)
-    value, form, child = (torch.where(is_token, torch.sigmoid(x.double()), 0.0) for x in logits)
+    value, child = (torch.where(is_token, torch.sigmoid(x.double()), 0.0) for x in logits)
     kappa, weight = chooser.weight(beam)
     last = tokens.gather(-1, (length - 1).clamp(min=0)[..., None])[..., 0]
     return Rollouts(
@@ -170,7 +170,7 @@ def _read_leaves(
         logp=torch.where(is_token, logp, 0.0),
         logq=torch.where(is_token, logq, 0.0),
         value=value,
-        format_value=form,
+        baseline=torch.where(is_token, baseline.double(), 0.0),
         child_value=child,
         priority=leaves.take(beam.priority, -torch.inf),
         kappa=kappa.repeat_interleave(num_problems // num_groups),

@@ -27,9 +27,8 @@ def make_batch(rewarded: RewardedRollouts) -> Batch:
         is_token=of_rows(rollouts.is_token),
         weight=of_rows(rewarded.update_weight).float(),
         accuracy=of_rows(rewarded.grade).float(),
-        format=of_rows(rewarded.format).float(),
         reward=of_rows(rewarded.reward).float(),
         logp_old=logp,
-        value=of_rows(rewarded.baseline).float(),
+        baseline=of_rows(rollouts.baseline).float(),
         advantage=torch.zeros_like(logp),
     )

@@ -69,6 +69,29 @@ def clipped_surrogate(
     return -(weight.detach()[:, None] * torch.where(is_token, objective, 0.0)).sum()
 
 
+def noise_weight(logp: Tensor) -> Tensor:
+    """(1 - pi(a|s))^2: how far a sampled token moves the logits of its prefix, up to a factor between 1 and 2.
+
+    The gradient of log pi(a|s) with respect to the logits is e_a - pi. Its squared norm is (1 - pi(a))^2 plus the sum
+    of pi(b)^2 over the other tokens, which is at most (1 - pi(a))^2.
+
+    Args:
+        logp: log pi(a|s) of the tokens, any shape.
+    """
+    return torch.expm1(logp).square()
+
+
+def weighted_square(x: Tensor, outcome: Tensor, weight: Tensor) -> Tensor:
+    """sum_it w_it (x_it - R_i)^2, the last term of docs/algorithm.md eq. 13.
+
+    Args:
+        x: [B, T] predictions at visited prefixes.
+        outcome: [B] in units of x.
+        weight: [B, T] constant; 0 where a prefix does not count.
+    """
+    return torch.where(weight > 0, weight.detach() * (x - outcome[:, None]).square(), 0.0).sum()
+
+
 def weighted_brier(logit: Tensor, outcome: Tensor, weight: Tensor, is_token: Tensor) -> Tensor:
     """Squared error of a predicted probability, weighted per completion, summed over tokens.
 

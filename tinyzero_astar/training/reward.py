@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from tinyzero_astar.config import RewardConfig
 from tinyzero_astar.interfaces import Verdict
 
@@ -19,7 +17,3 @@ class WeightedReward:
     def __call__(self, verdict: Verdict) -> float:
         """The accuracy's weight times the grade, and the format's where that is right: their sum at most."""
         return self.weights.accuracy * verdict.grade + self.weights.format * verdict.format
-
-    def expected(self, accuracy: Tensor, format: Tensor) -> Tensor:
-        """See `interfaces.Reward.expected`."""
-        return self.weights.accuracy * accuracy + self.weights.format * format

@@ -20,7 +20,7 @@ from tinyzero_astar.config import ValueConfig
 from tinyzero_astar.distributed import sum_numbers, world_size
 from tinyzero_astar.interfaces import Batch
 from tinyzero_astar.model.model import Policy, ValueScores, Visited
-from tinyzero_astar.training.losses import weighted_brier
+from tinyzero_astar.training.losses import noise_weight, weighted_brier, weighted_square
 from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients
 
 
@@ -31,7 +31,8 @@ class ValueRows(NamedTuple):
     is_token: Tensor  # [B, T]
     weight: Tensor  # [B]
     accuracy: Tensor  # [B] what it shall predict
-    format: Tensor  # [B] as well
+    reward: Tensor  # [B] what the baseline is learnt from
+    noise: Tensor  # [B, T] what each token counts for the baseline
 
 
 class ValueUpdater:
@@ -51,7 +52,9 @@ class ValueUpdater:
 
     def keep(self, visited: Visited, part: Batch, factor: float) -> None:
         """Rows of one micro-batch, each of which counts `factor`; every rank keeps equally many micro-batches."""
-        self._kept.append(ValueRows(visited, part.is_token, factor * part.weight, part.accuracy, part.format))
+        weight = factor * part.weight
+        noise = torch.where(part.is_token, weight[:, None] * noise_weight(part.logp_old), 0.0)
+        self._kept.append(ValueRows(visited, part.is_token, weight, part.accuracy, part.reward, noise))
 
     def after_update(self, mass: float, is_last: bool) -> list[float]:
         """Train if it is time to, which it is after the last update of an iteration; the loss before, if so.
@@ -66,15 +69,17 @@ class ValueUpdater:
         self._mass, self._num_updates = self._mass + mass, self._num_updates + 1
         if self._num_updates < self._settings.update_frequency and not is_last:
             return []
-        losses = [self._step() for _ in range(self._settings.num_steps)]
+        [noise] = sum_numbers([sum(float(rows.noise.sum()) for rows in self._kept)])
+        losses = [self._step(noise) for _ in range(self._settings.num_steps)]
         self._kept, self._mass, self._num_updates = [], 0.0, 0
         return [sum_numbers([float(losses[0])])[0]]
 
-    def _step(self) -> Tensor:
-        """One gradient step on all that is kept; this rank's share of the loss before it."""
+    def _step(self, noise: float) -> Tensor:
+        """One gradient step on all that is kept, with so much noise in it; this rank's share of the loss before it."""
         mass, total = max(self._mass, 1e-6), torch.zeros((), device=self._kept[0].weight.device)
         for rows in self._kept:
-            loss = value_loss(rows, self._policy.value_scores(rows.visited)) / mass
+            success, baseline = value_losses(rows, self._policy.value_scores(rows.visited))
+            loss = success / mass + baseline / max(noise, 1e-6)
             (loss * world_size()).backward()  # averaged over ranks, wanted summed
             total = total + loss.detach()
         norm = clip_gradients(self.optimizer.stepped, self._max_grad_norm)
@@ -85,11 +90,8 @@ class ValueUpdater:
         return total
 
 
-def value_loss(rows: ValueRows, scores: ValueScores) -> Tensor:
-    """Squared errors at every visited prefix and at its taken child, for both rewards; docs/algorithm.md eq. 13."""
-    terms = (
-        (scores.value_logit, rows.accuracy),
-        (scores.child_logit, rows.accuracy),
-        (scores.format_logit, rows.format),
-    )
-    return torch.stack([weighted_brier(x, y, rows.weight, rows.is_token) for x, y in terms]).sum()
+def value_losses(rows: ValueRows, scores: ValueScores) -> tuple[Tensor, Tensor]:
+    """The two sums of docs/algorithm.md eq. 13: of success, at prefixes and their children, and of the baseline."""
+    terms = (scores.value_logit, scores.child_logit)
+    success = torch.stack([weighted_brier(x, rows.accuracy, rows.weight, rows.is_token) for x in terms]).sum()
+    return success, weighted_square(scores.baseline, rows.reward, rows.noise)
