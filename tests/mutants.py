@@ -1461,7 +1461,7 @@ MEASURES = (
         "path-unrecorded",
         "a recorded step scores with the paths of the step before",
         "engine/decoder.py",
-        "        self._path[target] = path\n",
+        "        self._path[target] = path.to(self._path.dtype)\n",
         "",
         ("test_decoder.py::test_recorded_steps_equal_recomputation",),
     ),

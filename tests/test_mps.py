@@ -90,15 +90,17 @@ class Elsewhere:
     device = torch.device("meta")
 
     def start(self, prompts, home, *, can_cross=False):
-        return self.step(home.to("meta"), None, home.to("meta"), home.to("meta"))
+        there = home.to("meta")
+        return self.step(there, None, there, there, torch.zeros(1, 3, device="meta"))
 
-    def step(self, tokens, source, length, target):
-        assert {x.device.type for x in (tokens, source, length, target) if x is not None} == {"meta"}
-        return StepOutput(torch.ones(1, 2), torch.ones(1), lambda: torch.ones(1, 2), torch.ones(1), self.taken)
+    def step(self, tokens, source, length, target, path):
+        assert {x.device.type for x in (tokens, source, length, target, path) if x is not None} == {"meta"}
+        assert path.dtype == torch.float32
+        return StepOutput(torch.ones(1, 2), torch.ones(1), self.ones, torch.ones(1), self.ones)
 
-    def taken(self, row, token):
-        assert (row.device.type, token.device.type) == ("meta", "meta")
-        return torch.ones(len(row))
+    def ones(self, *tensors):
+        assert {x.device.type for x in tensors} == {"meta"}
+        return torch.ones(1)
 
 
 def test_the_search_is_kept_off_the_device(monkeypatch):
@@ -107,10 +109,11 @@ def test_the_search_is_kept_off_the_device(monkeypatch):
     monkeypatch.setattr(host_decoder, "WITHOUT_FLOAT64", {"meta"})
     assert type(host_decoder.make_decoder(network, 3)) is HostDecoder
     decoder = HostDecoder(network, network.device)
-    numbers = torch.zeros(1, dtype=torch.int64)
-    for output in (decoder.start([[1]], numbers), decoder.step(numbers, numbers, numbers, numbers)):
-        tensors = (output.logits, output.value_logit, output.child_logit(), output.format_logit)
-        assert {x.device.type for x in (*tensors, output.taken(numbers, numbers))} == {"cpu"}
+    n, path, logp = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.float64), torch.zeros(1, 2)
+    for output in (decoder.start([[1]], n), decoder.step(n, n, n, n, path)):
+        tensors = [x for x in output if isinstance(x, torch.Tensor)]
+        tensors += [output.child_logit(logp), output.taken(n, n, logp)]
+        assert {x.device.type for x in tensors} == {"cpu"} and len(tensors) == 5
 
 
 def test_float64_on_the_device_would_be_found():

@@ -125,7 +125,8 @@ class SlotDecoder:
         self._token = torch.full((num_slots, 1), self.eos_ids[0], dtype=torch.int64, device=device)  # by row
         self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
         self._recorded: dict[int, Callable[[], Scores]] = {}
-        self._path = torch.zeros(num_slots, 3, dtype=torch.float64, device=device)  # by row; for recorded steps
+        dtype = torch.promote_types(hidden.dtype, torch.float32)  # what values are read in
+        self._path = torch.zeros(num_slots, 3, dtype=dtype, device=device)  # by row; for recorded steps
         return self._output(self._network.score(hidden[:, -1], self._path.new_zeros(len(prompts), 3)))
 
     @torch.no_grad()
@@ -153,7 +154,7 @@ class SlotDecoder:
     ) -> StepOutput:
         """All slots at once, each in the row of its number; a slot that is not extended writes behind what it holds."""
         self._token[target, 0] = tokens
-        self._path[target] = path
+        self._path[target] = path.to(self._path.dtype)
         self._num_filled[target] = length
         torch.add(self._num_filled, self._num_prompt_columns, out=self._column)
         blocks = (self._num_prompt_columns + longest) // BLOCK + 1

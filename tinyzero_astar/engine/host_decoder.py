@@ -7,6 +7,7 @@ the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,17 +40,23 @@ class HostDecoder:
         """See `interfaces.Decoder.start`."""
         return self._on_cpu(self._decoder.start(prompts, home, can_cross=can_cross))
 
-    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor) -> StepOutput:
+    def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor, path: Tensor) -> StepOutput:
         """See `interfaces.Decoder.step`."""
         there = None if source is None else source.to(self._device)
-        output = self._decoder.step(tokens.to(self._device), there, length.to(self._device), target.to(self._device))
-        return self._on_cpu(output)
+        tokens, length, target = (x.to(self._device) for x in (tokens, length, target))
+        return self._on_cpu(self._decoder.step(tokens, there, length, target, path.float().to(self._device)))
 
     def _on_cpu(self, output: StepOutput) -> StepOutput:
-        return StepOutput(
-            logits=output.logits.cpu(),
-            value_logit=output.value_logit.cpu(),
-            child_logit=lambda: output.child_logit().cpu(),
-            format_logit=None if output.format_logit is None else output.format_logit.cpu(),
-            child_logit_of=lambda row, token: output.taken(row.to(self._device), token.to(self._device)).cpu(),
+        def every_child(logp: Tensor) -> Tensor:
+            return output.child_logit(logp.to(self._device)).cpu()
+
+        def children(row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
+            assert output.child_logit_of is not None
+            return output.child_logit_of(*(x.to(self._device) for x in (row, token, logp))).cpu()
+
+        tensors: dict[str, Any] = {name: x.cpu() for name, x in output._asdict().items() if isinstance(x, Tensor)}
+        return output._replace(
+            **tensors,
+            child_logit=every_child,
+            child_logit_of=None if output.child_logit_of is None else children,
         )

@@ -322,7 +322,7 @@ def check_decoding(policy: Policy) -> None:
     try:
         decoder = SlotDecoder(policy, 3)
         decoder.start([one, two], torch.tensor([0, 0, 1, 1]))
-        path = torch.zeros(2, 3, dtype=torch.float64, device=policy.device)  # what values say is not compared
+        path = torch.zeros(2, 3, dtype=torch.float32, device=policy.device)  # what values say is not compared
         steps = [torch.tensor(step, device=policy.device).T for step in rows]
         decoded = torch.cat([decoder.step(step[0], step[1], step[2], step[3], path).logits for step in steps])
         full = torch.cat([_own_logits(policy, ids) for ids in ([*one, a], [*two, b], [*one, a, c], [*two, c])])
