@@ -217,6 +217,7 @@ def small(monkeypatch):
     small = replace(
         tiny,
         data=replace(tiny.data, num_problems=20),
+        search=replace(tiny.search, max_search_depth=24),
         train=replace(tiny.train, problems_per_iteration=4, batch_size=2),
         eval=replace(tiny.eval, num_problems=4),
     )

@@ -116,7 +116,6 @@ def test_the_folder_of_a_run_is_taken_wherever_a_checkpoint_or_a_model_is(tiny_b
     assert commands.main(["train", *short, "first", "--train.num-iterations", "1", "--eval.num-problems", "2"]) == 0
     assert commands.main(["eval", "first"]) == 0
     assert (elsewhere / "first/checkpoints/checkpoint_iter_1/evaluation.json").is_file()
-    assert commands.main(["solve", "3*4", "--checkpoint", "first", "--json"]) == 0
     again = ["--model.model-name", "first", *OPTIONS.split(), "--train.num-iterations", "0"]
     assert commands.main(["train", *again, "--output-dir", "second"]) == 0
     saved = json.loads((elsewhere / "second/config.json").read_text())
