@@ -843,6 +843,11 @@ class Oracle:
         """Equation 13 on every visit since the last time, again and again; the loss before the first step."""
         value, net, losses = self.config["value"], self.net, []
         mass, noise = (sum(getattr(visit, name) for visit in self.unlearnt) for name in ("weight", "noise"))
+        if self.num_value_updates == 0:  # it begins at the rate of success
+            rate = (sum(visit.weight * visit.accuracy for visit in self.unlearnt) + 1) / (mass + 2)
+            rate = min(max(rate, 0.01), 0.99)
+            with torch.no_grad():
+                net.value["output.bias"][0] = math.log(rate / (1 - rate))
         for _ in range(value["num_steps"]):
             loss = torch.zeros((), dtype=torch.float64)
             for visit in self.unlearnt:

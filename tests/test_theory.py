@@ -285,6 +285,9 @@ class TabularPolicy(nn.Module):
         logp, entropy = map(trees.by_completion, (logp, torch.zeros_like(logp)))
         return TokenScores(logp, entropy, [trees.by_completion(nodes) for nodes in visited])
 
+    def begin_value_at(self, logit):
+        """Its values are given."""
+
     def value_scores(self, visited):
         before, after = visited
         accuracy, child, baseline = self.value_model.logits

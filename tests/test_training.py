@@ -328,6 +328,11 @@ def plain_value_steps(policy, batch, groups, num_steps, rate):
     model = copy.deepcopy(policy.value_model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     first = []
+    cells = [r for r in groups[0] for _ in range(int(batch.is_token[r].sum()))]
+    right, mass = (sum(float(x[r]) for r in cells) for x in (batch.weight * batch.accuracy, batch.weight))
+    rate = min(max((right + 1) / (mass + 2), 0.01), 0.99)
+    with torch.no_grad():
+        model.output.bias[0] = math.log(rate / (1 - rate))
     for rows in groups:
         for number in range(num_steps):
             loss = mass = spread = noise = 0.0
@@ -377,6 +382,7 @@ def test_the_value_model_learns_from_all_rows_since_the_last_time(frequency, mic
 def test_the_value_model_keeps_its_learning_rate_while_that_of_the_policy_decays():
     policy = make_policy()
     batch, updater = make_rows(policy), make_updater(policy, learning_rate=3e-3, value_learning_rate=1e-2)
+    policy.begin_value_at = lambda logit: None  # no step of Adam's
     modules = (policy.language_model, policy.value_model)
     before = [[p.detach().clone() for p in module.parameters()] for module in modules]
     updater.update(batch, 4, 9)  # the last of 10 iterations
@@ -385,6 +391,31 @@ def test_the_value_model_keeps_its_learning_rate_while_that_of_the_policy_decays
         for module, own in zip(modules, before, strict=True)
     ]
     assert steps == pytest.approx([3e-3 / 10, 1e-2], rel=1e-3)  # the first step of Adam is the rate itself
+
+
+@pytest.mark.parametrize("accuracy", [0.0, None, 1.0])
+def test_the_value_model_begins_at_the_rate_of_success_once_and_never_near_certainty(accuracy):
+    policy = make_policy()
+    batch = make_rows(policy)
+    right = batch.accuracy if accuracy is None else torch.full_like(batch.accuracy, accuracy)
+    batch = dataclasses.replace(batch, accuracy=right, weight=10 * batch.weight)
+    updater, bias = make_updater(policy, value_learning_rate=0.0), policy.value_model.output.bias
+    mass = batch.weight * batch.is_token.sum(1)
+    rate = min(max(float(((mass * right).sum() + 1) / (mass.sum() + 2)), 0.01), 0.99)
+    for other in (right, 1 - right):
+        updater.update(dataclasses.replace(batch, accuracy=other), 4, 0)
+        assert torch.sigmoid(bias).tolist() == pytest.approx([rate, 0.5, 0.5], abs=1e-6)
+
+
+def test_the_rate_that_the_value_model_begins_at_is_that_of_all_processes(monkeypatch):
+    """As if two more had the same successes, and this one's failures were all that there are."""
+    monkeypatch.setattr("tinyzero_astar.training.value_update.sum_numbers", lambda values: [3 * x for x in values])
+    policy = make_policy()
+    batch = make_rows(policy)
+    make_updater(policy, value_learning_rate=0.0).update(batch, 4, 0)
+    mass = batch.weight * batch.is_token.sum(1)
+    rate = min(float((3 * (mass * batch.accuracy).sum() + 1) / (mass.sum() + 2)), 0.99)
+    assert float(torch.sigmoid(policy.value_model.output.bias.detach()[0])) == pytest.approx(rate, abs=1e-6)
 
 
 @torch.no_grad()
@@ -405,6 +436,7 @@ def test_logged_entropy_and_value_loss_are_means_over_weighted_tokens():
     )
     shares = {(r, t): float(batch.weight[r] * (1 - batch.logp_old[r, t].exp()) ** 2) for r, t in cells}
     spread = sum(share * float(scores.baseline[r, t] - batch.reward[r]) ** 2 for (r, t), share in shares.items())
+    policy.begin_value_at = lambda logit: None
     with torch.enable_grad():
         metrics = make_updater(policy).update(batch, 4, 0)
     assert metrics["policy/entropy"] == pytest.approx(entropy, rel=1e-5)

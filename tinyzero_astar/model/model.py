@@ -23,7 +23,7 @@ from tinyzero_astar.model.adapters import add_adapters, has_adapters, without_ad
 from tinyzero_astar.model.architecture import SUPPORTED
 from tinyzero_astar.model.damage import enough_memory
 from tinyzero_astar.model.decoder_layers import decoder_layers, recomputed
-from tinyzero_astar.model.fsdp_utils import Sharding, shard
+from tinyzero_astar.model.fsdp_utils import Sharding, like, shard, whole
 from tinyzero_astar.model.hub import Say
 from tinyzero_astar.model.liger import apply_liger
 from tinyzero_astar.model.loading import end_tokens, load_language_model
@@ -186,6 +186,14 @@ class Policy(nn.Module):
         value = self.value_model(visited.hidden, visited.path)
         child = self.value_model.child_logit_of(value.features, value.accuracy, visited.token, visited.logp)
         return ValueScores(*(x[visited.scored] for x in (value.accuracy, value.baseline, child)))
+
+    @torch.no_grad()
+    def begin_value_at(self, logit: float) -> None:
+        """Have the value model say this of success wherever it has learned nothing; all ranks call it."""
+        bias = self.value_model.output.bias
+        start = whole(bias).clone()
+        start[0] = logit
+        bias.copy_(like(bias, start))
 
     @torch.no_grad()
     def kl_to_base(self, trees: PrefixTrees) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn.functional import pad, silu
 
 CHILD_RANK = 64
 PATH_SIZE = 3
-_PRIOR_LOGIT = -4.0  # a base model rarely succeeds: start from p = 0.02 rather than 0.5
+_PRIOR_LOGIT = -4.0  # a base model rarely succeeds: p = 0.02 rather than 0.5 until rollouts tell
 _LEAST = -30.0  # log pi, nats; what is less likely counts as this, forbidden tokens too
 
 

@@ -23,6 +23,8 @@ from tinyzero_astar.model.model import Policy, ValueScores, Visited
 from tinyzero_astar.training.losses import noise_weight, weighted_brier, weighted_square
 from tinyzero_astar.training.optimizer import MasterAdamW, clip_gradients
 
+_LEAST_RATE = 0.01  # of success that the value model begins with, and of failure
+
 
 class ValueRows(NamedTuple):
     """What the value model learns of one micro-batch."""
@@ -69,10 +71,23 @@ class ValueUpdater:
         self._mass, self._num_updates = self._mass + mass, self._num_updates + 1
         if self._num_updates < self._settings.update_frequency and not is_last:
             return []
+        if not self.optimizer.adamw.state:
+            self._begin_at_rate()
         [noise] = sum_numbers([sum(float(rows.noise.sum()) for rows in self._kept)])
         losses = [self._step(noise) for _ in range(self._settings.num_steps)]
         self._kept, self._mass, self._num_updates = [], 0.0, 0
         return [sum_numbers([float(losses[0])])[0]]
+
+    def _begin_at_rate(self) -> None:
+        """Before the first step ever: a constant that predicts what is kept, so that no prior must be unlearned.
+
+        (Σ ŵ R + 1) / (Σ ŵ + 2) over tokens, Laplace's rule of succession. At the very optimum AdamW would make a whole
+        step of the sign of a rounding error.
+        """
+        own = sum(float((rows.weight * rows.is_token.sum(1) * rows.accuracy).sum()) for rows in self._kept)
+        rate = (sum_numbers([own])[0] + 1) / (self._mass + 2)
+        rate = min(max(rate, _LEAST_RATE), 1 - _LEAST_RATE)
+        self._policy.begin_value_at(math.log(rate / (1 - rate)))
 
     def _step(self, noise: float) -> Tensor:
         """One gradient step on all that is kept, with so much noise in it; this rank's share of the loss before it."""
