@@ -27,7 +27,8 @@ from tinyzero_astar.config import PRESETS, DataConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Rollouts, StepOutput
-from tinyzero_astar.model.model import Policy, load_policy
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.policy_loading import load_policy
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.run.checkpoint import load_trainer, read_state
 

@@ -21,7 +21,8 @@ from tests.trees import trees_of, trees_of_rows
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.engine.fast_decode import is_supported
 from tinyzero_astar.model.adapters import add_adapters, merged
-from tinyzero_astar.model.model import Policy, load_policy
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.policy_loading import load_policy
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 RANK = 3

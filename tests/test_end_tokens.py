@@ -16,8 +16,8 @@ from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.decoding import best_beams
 from tinyzero_astar.model.loading import end_tokens, load_language_model
-from tinyzero_astar.model.model import load_policy
 from tinyzero_astar.model.model_folder import resolve_model
+from tinyzero_astar.model.policy_loading import load_policy
 from tinyzero_astar.rollout.astar_search import astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.run.checkpoint import save_checkpoint

@@ -28,7 +28,8 @@ from tests.decoding import (
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import ModelConfig
 from tinyzero_astar.model.loading import load_language_model
-from tinyzero_astar.model.model import Policy, check_decoding, load_policy
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.policy_loading import check_decoding, load_policy
 from tinyzero_astar.resources.machine import choose_device
 
 SHAPE = {

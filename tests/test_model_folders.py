@@ -21,7 +21,7 @@ from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import PRESETS, ModelConfig
 from tinyzero_astar.model import damage
 from tinyzero_astar.model.adapters import unadapted
-from tinyzero_astar.model.model import load_policy
+from tinyzero_astar.model.policy_loading import load_policy
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.run import checkpoint
 

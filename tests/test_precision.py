@@ -15,7 +15,8 @@ from tests.oracles import homes
 from tests.trees import scores_of, trees_of, trees_of_rows
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.model.model import Policy, check_decoding
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.policy_loading import check_decoding
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.training.optimizer import MasterAdamW
 

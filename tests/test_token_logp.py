@@ -13,7 +13,8 @@ from tests.trees import trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model import token_logp as blocks
 from tinyzero_astar.model.loading import load_language_model
-from tinyzero_astar.model.model import Policy, check_decoding
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.policy_loading import check_decoding
 from tinyzero_astar.model.token_logp import Head, next_logits, token_logp
 from tinyzero_astar.model.tokenizer import textless_ids
 from tinyzero_astar.rollout.astar_search import astar_rollouts

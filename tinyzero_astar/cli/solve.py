@@ -131,7 +131,7 @@ def _load(config: Config, folder: Path | None, device: str) -> tuple[Policy, Pre
     import torch
     from transformers.utils import logging as transformers_logging
 
-    from tinyzero_astar.model.model import load_policy
+    from tinyzero_astar.model.policy_loading import load_policy
     from tinyzero_astar.resources.machine import choose_device
     from tinyzero_astar.run.checkpoint import load_trainer
 

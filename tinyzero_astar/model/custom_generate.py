@@ -20,7 +20,8 @@ from tinyzero_astar.config import DECODING_INVERSE_BETA, EvalConfig
 from tinyzero_astar.engine.host_decoder import make_decoder
 from tinyzero_astar.interfaces import Rollouts
 from tinyzero_astar.model.architecture import check_architecture
-from tinyzero_astar.model.model import Policy, check_decoding
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.policy_loading import check_decoding
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.search.heuristic import Guidance
 

@@ -23,7 +23,8 @@ from tinyzero_astar.engine.host_decoder import make_decoder
 from tinyzero_astar.interfaces import Logger, Problem, Task
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.model.adapters import unadapted
-from tinyzero_astar.model.model import Policy, load_policy
+from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.policy_loading import load_policy
 from tinyzero_astar.resources.allocator import keep_freed_memory
 from tinyzero_astar.resources.machine import choose_device, idle_cores, num_cores
 from tinyzero_astar.resources.model import check_options
