@@ -284,7 +284,7 @@ def test_a_group_of_one_process_trains_as_none(one, tiny_base, tmp_path, group_o
     folder = tmp_path / "run"
     with planted(True):
         assert main([*command(tiny_base, folder, "--train.sharding", "hybrid"), "--distributed"]) == 0
-    assert "1 processes, sharding hybrid" in capsys.readouterr().out
+    assert "processes 1, sharding hybrid" in capsys.readouterr().out
     assert not distributed.is_distributed()
     assert_same(folder, one)
     assert (folder / "samples.jsonl").read_text() == (one / "samples.jsonl").read_text()

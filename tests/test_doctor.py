@@ -311,7 +311,7 @@ def test_a_run_says_that_it_fits_and_its_files_are_as_large_as_predicted(dtype, 
     argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--model.dtype", dtype]
     assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("predicted: ") and "warning" not in out.splitlines()[0]
+    assert out.startswith("needs     ") and "warning" not in out.splitlines()[0]
     config = config_of(argv)
     outlook = planned(config, "cpu").outlook
     folders = list((tmp_path / "r" / "checkpoints").iterdir())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from tests.test_run import OPTIONS, assert_same_run, records
 from tinyzero_astar.cli.train import main
+from tinyzero_astar.config import Config, TrainConfig
 from tinyzero_astar.distributed import is_main
 from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.interfaces import Logger, Table
@@ -50,7 +52,7 @@ def options(tiny_base, tmp_path):
 
 
 def tell_everything(logger, folder):
-    logger.begin({"train": {"num_iterations": 2}}, folder, 0)
+    logger.begin(asdict(Config(train=replace(TrainConfig(), num_iterations=2))), folder, 0, [])
     logger.evaluation(0, {"eval/x": 0.5}, [Table("title", [("x", "0.5")])])
     logger.record(0, {"eval/x": 0.5})
     logger.alarm(1, "something")
@@ -77,10 +79,8 @@ def test_the_console_shows_the_best_completion_of_the_first_problems_that_have_o
     shown = StringIO()
     samples = [[SAMPLE | {"problem": f"{i}*7", "completion": f"{k}"} for k in range(i % 2, 2)] for i in range(6)]
     ConsoleLogger(Console(file=shown, width=100)).samples(1, [[], *samples])
-    assert [line.split() for line in shown.getvalue().splitlines()] == [
-        ["0*7", "0", "(right)"],
-        ["1*7", "1", "(right)"],
-        ["2*7", "0", "(right)"],
+    assert [line.split() for line in shown.getvalue().splitlines()[1:]] == [
+        *(["0*7", "(right)"], ["0"], ["1*7", "(right)"], ["1"], ["2*7", "(right)"], ["0"])
     ]
 
 
@@ -143,14 +143,15 @@ def test_a_run_tells_what_has_happened_and_a_resumed_one_goes_on(told, options, 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "iterate", stopping)
         assert main(options) == 143
-    (_, _, config, where, done), *_ = told
-    assert (config["train"]["num_iterations"], where, done) == (4, folder, 0)
+    (_, _, config, where, done, known), *_ = told
+    assert known == [] and (config["train"]["num_iterations"], where, done) == (4, folder, 0)
     first = [("begin",), ("evaluation", 0), ("record", 0)]
     trained = [[(event, i) for event in ("iteration", "samples", "record")] for i in (1, 2, 3, 4)]
     assert [x for x in numbered(told) if x[0] != "alarm"] == [*first, *trained[0], *trained[1], *trained[2], ("end",)]
     told.clear()
     assert main(["--resume", str(folder)]) == 0
-    (_, _, _, _, done), *_ = told
+    (_, _, _, _, done, known), *_ = told
+    assert known == records(folder)[:4]
     wanted = [("begin",), *trained[3][:2], ("evaluation", 4), ("record", 4), ("end",)]
     assert done == 3 and [x for x in numbered(told) if x[0] != "alarm"] == wanted
     _, _, number, metrics = told[-2]

@@ -173,5 +173,11 @@ def test_the_launcher_chooses_the_command(project, monkeypatch, capsys):
 
 def test_what_the_run_says_at_its_end_works_as_written(project, capsys):
     assert main(["--train.num-iterations", "1"]) == 0
-    last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert main(shlex.split(last.split("python train.py ")[1])) == 0
+    out = capsys.readouterr().out
+    told = {
+        name: out.split(f"\n{name} ")[1].splitlines()[0].strip() for name in ("curve", "tree", "evaluate", "report")
+    }
+    assert Path(told.pop("report")).is_file()
+    for command in told.values():
+        program, *argv = shlex.split(command)
+        assert program == "tinyzero" and run_command(argv) == 0

@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tinyzero_astar.cli import commands
 from tinyzero_astar.cli.options import parse
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config, from_json
@@ -162,9 +163,8 @@ def test_configuration_is_saved_and_shown(session, capsys, options, tmp_path):
     assert from_json(session.folder / CONFIG) == session.config
     assert main([*options, "--output-dir", str(tmp_path / "r"), "--train.num-iterations", "0"]) == 0
     out = capsys.readouterr().out
-    assert "max_search_depth" in out and "0 on both sides" in out
-    assert f"run folder: {tmp_path / 'r'}" in out.replace("\n", "")
-    assert "--checkpoint" not in out  # there is none after no iterations
+    assert "0 on both sides" in out and f"\nfolder    {tmp_path / 'r'}, all settings in its config.json\n" in out
+    assert "--checkpoint" not in out and "a line for each iteration" not in out  # there are none
     assert [r["iteration"] for r in records(tmp_path / "r")] == [0]
 
 
@@ -265,7 +265,8 @@ def test_a_run_of_mode_best_first_does_not_claim_the_policys_accuracy(options, t
     assert main(argv) == 0
     record = records(tmp_path / "r")[1]
     assert record["rollout/policy_accuracy"] is record["rollout/policy_accuracy_stderr"] is None
-    assert " policy – Σŵ " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "\n1/1  accuracy   –    found " in out and "\naccuracy  unknown: " in out
 
 
 def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypatch):
@@ -341,7 +342,8 @@ def test_a_checkpoint_is_evaluated_to_the_numbers_of_its_run(session, tmp_path, 
     assert found == after != before  # shares alone may happen to agree
     assert "iteration 4: 24 held-out problems" in out
     for name in ("greedy_accuracy", "pass_at_1", "pass_at_4", "sampled_format"):
-        row = next(line for line in out.splitlines() if name in line)
+        title = name.replace("_at_", "@").replace("_", " ")
+        row = next(line for line in out.splitlines() if line.startswith(f"  {title} "))
         assert f"{100 * found[f'eval/{name}']:.1f} %" in row
         assert f"[{100 * found[f'eval/{name}_low']:.1f}, {100 * found[f'eval/{name}_high']:.1f}]" in row
 
@@ -383,9 +385,9 @@ def test_the_command_that_evaluates_again_gives_the_same_evaluation(options, tmp
     few = "--train.num-iterations 1 --eval.num-problems 20 --eval.num-samples 2 --eval.search best_first"
     assert main([*options, *few.split(), "--output-dir", "r"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"^1 iteration in \d+ s$", out, re.MULTILINE)
-    command = re.search(r"^evaluate again: python train\.py (.*)$", out, re.MULTILINE)
-    assert main(command[1].split()) == 0
+    assert re.search(r"^1 iteration in [\d.]+ s, evaluations included$", out, re.MULTILINE)
+    command = re.search(r"^evaluate  tinyzero (.*)$", out, re.MULTILINE)
+    assert commands.main(command[1].split()) == 0
     found = read(checkpoint(Path("r"), 1) / "evaluation.json")
     assert found == {n: x for n, x in records(Path("r"))[-1].items() if n.startswith(("eval/", "decode/"))}
     assert found["eval/num_problems"] == 20 and "decode/best_first_accuracy" in found

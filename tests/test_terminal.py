@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tinyzero_astar import terminal
 from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
+from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Table
 from tinyzero_astar.loggers.console import ConsoleLogger, Terminal
 from tinyzero_astar.report import curve
@@ -106,7 +108,7 @@ def hostile(monkeypatch):
 def test_what_the_output_cannot_encode_is_replaced(name, run, monkeypatch):
     status, text = printed(monkeypatch, "ascii", commands(run)[name])
     assert status == 0 and text
-    assert "?" in text or name not in ("train", "solve")  # which print Σŵ, and ␣
+    assert "?" in text or name not in ("train", "solve")  # which print –, and ␣
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -378,15 +380,16 @@ def test_a_hostile_model_name_and_completion_reach_it_harmless(run, tmp_path, ho
 @pytest.mark.parametrize(
     ("measured", "text"),
     [
-        (0.25, "rollouts 100.0% policy 25.0% Σŵ 1.00 loss +0.25 value 0.25"),
-        (None, "rollouts 100.0% policy – Σŵ 1.00 loss – value –"),
+        (0.25, "accuracy  25 %  found 100 % of 8  guide on (.25)"),
+        (None, "accuracy   –    found 100 % of 8  guide on (–)  "),
     ],
 )
 def test_what_could_not_be_measured_is_a_dash(measured, text, capsys):
-    names = ("rollout/accuracy", "weight/sum", "search/num_decoded_tokens", "search/num_expanded", "time/iteration_s")
-    unknown = dict.fromkeys(("rollout/policy_accuracy", "train/policy_loss", "train/value_loss"), measured)
-    ConsoleLogger().iteration(1, dict.fromkeys(names, 1.0) | unknown)
-    assert f" {text} tokens 1 " in capsys.readouterr().out
+    names = ("rollout/accuracy", "guidance/is_open", "search/num_decoded_tokens", "time/iteration_s")
+    console = ConsoleLogger()
+    console.begin(asdict(Config()), Path(), 0, [])
+    console.iteration(1, dict.fromkeys(names, 1.0) | {"rollout/policy_accuracy": measured}, measured)
+    assert f"\n 1/30  {text}       1 tokens   1.0 s\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("is_under_torchrun", [False, True])

@@ -435,15 +435,6 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2)
 
 
-def describe(config: Config) -> str:
-    """The resolved configuration for people: one line per section."""
-    sections = dataclasses.asdict(config)
-    return "\n".join(
-        f"{name:7s} " + "  ".join(f"{key}={value}" for key, value in section.items())
-        for name, section in sections.items()
-    )
-
-
 def with_fields_of(config: Config, other: Config, names: Iterable[str]) -> Config:
     """A configuration in which the named fields, such as eval.num_problems, have another one's values."""
     for name in names:

@@ -345,17 +345,24 @@ class Logger:
     could not be measured is None.
     """
 
-    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
         """A run begins, or goes on after `done` iterations; later events may repeat what an earlier process told.
 
         Args:
             config: by section and field.
             folder: of the run, which exists.
             done: iterations trained.
+            records: what earlier processes recorded of them, each with its iteration; none if the file is lost.
         """
 
-    def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
-        """Iteration `number`, counted from 1, has been trained; its evaluation and its checkpoint are to come."""
+    def iteration(self, number: int, metrics: Mapping[str, Any], ranking: float | None) -> None:
+        """Iteration `number`, counted from 1, has been trained; its evaluation and its checkpoint are to come.
+
+        Args:
+            number: of the iteration.
+            metrics: what was measured so far.
+            ranking: sibling accuracy that the gate of the guidance went by, None where there were too few measures.
+        """
 
     def alarm(self, number: int, text: str) -> None:
         """Something has just become wrong in iteration `number`; one sentence."""

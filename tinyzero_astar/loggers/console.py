@@ -1,23 +1,34 @@
-"""What a person sees: one line per iteration, a progress bar with the time left, tables, samples."""
+"""What a person sees: facts at the start, a legend, a line for each iteration, evaluations, samples, a progress bar.
+
+A line of an iteration fits into 80 columns. Other text is broken at words where the width is known. A pipe gets each
+sentence on one line, and commands stay whole everywhere.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
+import textwrap
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table as RichTable
+from rich.text import Text
 
+from tinyzero_astar.config import WITH_CRITIC
 from tinyzero_astar.interfaces import Logger, Table
 from tinyzero_astar.terminal import printable
 
 _MAX_SAMPLE_CHARACTERS = 600
+_MAX_QUESTION_CHARACTERS = 200
 _NUM_SHOWN = 3  # samples of an iteration
+_NAME_WIDTH = 10  # of a fact
+_HELD_OUT, _SAMPLED = "eval/greedy", "eval/sampled_format"
+TOKENS = ("search/num_decoded_tokens", "reference/num_decoded_tokens")
 
 
 class Terminal(Console):
@@ -35,9 +46,63 @@ def safe(text: str) -> str:
     return escape(printable(text))
 
 
-def _shown(value: float | None, pattern: str) -> str:
-    """A metric; a dash where nothing could be measured."""
-    return "–" if value is None else format(value, pattern)
+def broken(text: str, width: int, indent: str = "") -> str:
+    """Each line broken at its spaces, further ones with an indent; longer words stay whole."""
+    return "\n".join(
+        textwrap.fill(line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
+def percent(value: float | None) -> str:
+    """A share in five characters, two digits of it; a dash where nothing could be measured."""
+    if value is None:
+        return "  –  "
+    return f"{100 * value:3.1f} %" if 100 * value < 9.95 else f"{100 * value:3.0f} %"
+
+
+def short_count(count: int) -> str:
+    """At most three digits, in thousands, millions or billions: 950, 61 k, 1.2 M."""
+    number, unit = float(count), ""
+    for larger in (" k", " M", " G"):
+        if number < 999.5:
+            break
+        number, unit = number / 1000, larger
+    return f"{number:.1f}{unit}" if unit and number < 9.95 else f"{number:.0f}{unit}"
+
+
+def _short_seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 99.95 else f"{seconds:.0f} s"
+
+
+def has_guidance(config: Mapping[str, Any]) -> bool:
+    """Whether the value model may guide the searches of a run, by the sections of its configuration."""
+    search = config["search"]
+    return (
+        config["train"]["algorithm"] in WITH_CRITIC and search["mode"] != "sample" and search["guidance_strength"] > 0
+    )
+
+
+def _legend(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    search = config["search"]
+    num, mode = search["num_rollouts_per_problem"], search["mode"]
+    if mode == "best_first":
+        yield "accuracy", "unknown: the best completions do not tell how often the policy is right"
+    else:
+        weighted = "weighted " if mode == "gumbel" else ""
+        yield "accuracy", f"how often the policy is right, by the {weighted}completions of the iteration"
+    no_accuracy = "" if mode == "sample" else ". This is no accuracy, as a search finds rare ones too"
+    yield "found", f"right ones among those completions, {num:g} for each problem{no_accuracy}"
+    if has_guidance(config):
+        told = "on while the value model guides the search, which it does when it ranks well."
+        yield (
+            "guide",
+            f"{told} In brackets: how often it ranked the right one of two continuations higher (.50 is chance, – is"
+            " not known yet)",
+        )
+    yield "tokens", "decoded by all searches so far"
+    yield "s", "seconds for search and update"
+    yield "held out", "problems never trained on, decoded greedily, with 95 % intervals"
 
 
 class ConsoleLogger(Logger):
@@ -54,14 +119,29 @@ class ConsoleLogger(Logger):
         self.console = console or Terminal(force_terminal=terminal, **options)
         self._errors = Terminal(stderr=True, force_terminal=terminal, **options)
         self._progress: Progress | None = None
+        self._num_iterations: int | None = None  # of the run that has begun
+        self._spent: dict[int, int] = {}  # tokens by iteration
 
     def say(self, text: str) -> None:
         """One line; brackets in it are not markup."""
         self.console.print(safe(text))
 
+    def fact(self, name: str, text: str) -> None:
+        """A name and what is to be said of it, broken at words."""
+        whole = f"{name:{_NAME_WIDTH - 1}s} {text}"
+        self._named(name, _fitted(self.console, whole, " " * _NAME_WIDTH))
+
+    def command(self, name: str, command: str) -> None:
+        """A name and a command to be copied, which no line break divides."""
+        self._named(name, f"{name:{_NAME_WIDTH - 1}s} {command}")
+
+    def _named(self, name: str, whole: str) -> None:
+        self.console.print(f"[dim]{safe(name)}[/]{safe(whole.removeprefix(name))}")
+
     def warn(self, text: str) -> None:
-        """One line that stands out, on standard error."""
-        self._alert(f"[bold yellow]warning:[/] {safe(text)}")
+        """A sentence that stands out, on standard error."""
+        whole = _fitted(self._errors, f"warning: {text}", "  ")
+        self._alert(f"[bold yellow]warning:[/]{safe(whole.removeprefix('warning:'))}")
 
     def fail(self, text: str) -> None:
         """One line that says why a run ends, on standard error."""
@@ -72,8 +152,18 @@ class ConsoleLogger(Logger):
         is_shared = self._progress is not None and self._errors.is_terminal
         (self.console if is_shared else self._errors).print(markup)
 
-    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
-        """Show a progress bar until `end`."""
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
+        """Explain the lines to come, and show a progress bar until `end`."""
+        self._num_iterations = config["train"]["num_iterations"]
+        self._num_leaves = config["search"]["num_rollouts_per_problem"]
+        self._has_guidance = has_guidance(config)
+        self._spent = {r["iteration"]: num_tokens(r) for r in records}
+        if done < self._num_iterations:
+            self.say("\na line for each iteration:")
+            for name, text in _legend(config):
+                indent = " " * _NAME_WIDTH
+                self._named(name, broken(f"{name:{_NAME_WIDTH - 1}s} {text}", self.console.width, indent))
+            self.say("")
         if not self.console.is_terminal:
             return
         self._progress = Progress(
@@ -85,23 +175,35 @@ class ConsoleLogger(Logger):
             console=self.console,
             transient=True,
         )
-        self._task = self._progress.add_task("training", total=config["train"]["num_iterations"], completed=done)
+        self._task = self._progress.add_task("training", total=self._num_iterations, completed=done)
         self._progress.start()
 
-    def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
+    def iteration(self, number: int, metrics: Mapping[str, Any], ranking: float | None) -> None:
         """The one line of an iteration."""
-        m = metrics
-        num_tokens = int(m["search/num_decoded_tokens"] + m.get("reference/num_decoded_tokens", 0))
-        self.console.print(
-            f"iteration [bold]{number:3d}[/]"
-            f" rollouts [bold]{100 * m['rollout/accuracy']:4.1f}%[/]"
-            f" policy [bold]{_shown(m['rollout/policy_accuracy'], '5.1%')}[/] Σŵ {m['weight/sum']:.2f}"
-            f" loss {_shown(m['train/policy_loss'], '+.2f')} value {_shown(m['train/value_loss'], '.2f')}"
-            f" tokens {num_tokens:,} expanded {int(m['search/num_expanded']):,}"
-            f" {m['time/iteration_s']:.1f} s"
-        )
+        self._spent[number] = num_tokens(metrics)
+        parts = [
+            f"[bold]{self._place(number)}[/]",
+            f"accuracy [bold]{percent(metrics['rollout/policy_accuracy'])}[/]",
+            f"found {percent(metrics['rollout/accuracy'])} of {self._num_leaves:g}",
+        ]
+        if self._has_guidance:
+            state = "on" if metrics["guidance/is_open"] else "off"
+            known = "–" if ranking is None else f"{ranking:.2f}".lstrip("0")
+            parts.append(f"guide {state} ({known})".ljust(15))
+        parts.append(f"{short_count(sum(self._spent.values())):>5s} tokens")
+        parts.append(f"{_short_seconds(metrics['time/iteration_s']):>6s}")
+        line = Text.from_markup("  ".join(parts))
+        self.console.print(line if line.cell_len <= self.console.width else " ".join(line.plain.split()))
         if self._progress is not None:
             self._progress.update(self._task, completed=number)
+
+    def record(self, number: int, metrics: Mapping[str, Any]) -> None:
+        """Count what an earlier process decoded in an iteration that it could not record."""
+        self._spent[number] = num_tokens(metrics)
+
+    def _place(self, number: int) -> str:
+        width = len(str(self._num_iterations))
+        return f"{number:{width}d}/{self._num_iterations}"
 
     def alarm(self, number: int, text: str) -> None:
         """A warning."""
@@ -109,28 +211,56 @@ class ConsoleLogger(Logger):
 
     def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         """The best completion of each of the first problems, with what the verifier said."""
+        self.say("  completions that the search ranked first:")
         for first, *_ in itertools.islice(filter(None, records), _NUM_SHOWN):
             self._sample(first["problem"], first["completion"], first["reason"])
 
     def _sample(self, question: str, completion: str, verdict: str) -> None:
-        shown = completion[:_MAX_SAMPLE_CHARACTERS]
-        rest = len(completion) - len(shown)
-        text = " ⏎ ".join(shown.split("\n")) + (f" … ({rest} more characters)" if rest else "")
-        self.console.print(f"  [cyan]{safe(question)}[/]  {safe(text)}  [dim]({safe(verdict)})[/]")
+        question = _fitted(self.console, f"  {_on_one_line(question, _MAX_QUESTION_CHARACTERS)}", "  ")
+        text = _fitted(self.console, f"    {_on_one_line(completion, _MAX_SAMPLE_CHARACTERS)}", "    ")
+        self.console.print(f"[cyan]{safe(question)}[/]  [dim]({safe(verdict)})[/]\n{safe(text)}")
 
     def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
-        """The tables."""
-        for table in tables:
+        """The tables; of the few greedy completions between the first and the last evaluation, one line."""
+        if f"{_HELD_OUT}_format" not in metrics or _SAMPLED in metrics or self._num_iterations is None:
+            for table in tables:
+                self._table(table)
+            return
+        value, low, high = (100 * metrics[f"{_HELD_OUT}_accuracy{end}"] for end in ("", "_low", "_high"))
+        self.console.print(
+            f"[bold]{self._place(number)}[/]  held out [bold]{value:.1f} %[/] \\[{low:.1f}, {high:.1f}]"
+            f" of {metrics['eval/num_problems']} right, {100 * metrics[f'{_HELD_OUT}_format']:.0f} % well-formed"
+        )
+        for table in tables[1:]:
             self._table(table)
 
     def _table(self, table: Table) -> None:
-        shown = RichTable(title=safe(table.title), show_header=False, title_justify="left", title_style="bold")
+        """A title, and a line for each row."""
+        width = max(len(name) for name, _ in table.rows)
+        self.console.print(f"[bold]{safe(_fitted(self.console, table.title, '  '))}[/]")
         for name, value in table.rows:
-            shown.add_row(safe(name), safe(value))
-        self.console.print(shown)
+            whole = f"  {name:{width}s}  {value}"
+            self.console.print(safe(_fitted(self.console, whole, " " * (width + 4))))
 
     def end(self) -> None:
         """Remove the progress bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _fitted(console: Console, text: str, indent: str) -> str:
+    """Broken at words where a terminal or COLUMNS says how wide a line may be."""
+    is_known = console.is_terminal or "COLUMNS" in os.environ
+    return broken(text, console.width, indent) if is_known else text
+
+
+def _on_one_line(text: str, most: int) -> str:
+    shown = text[:most]
+    rest = len(text) - len(shown)
+    return " ⏎ ".join(shown.split("\n")) + (f" … ({rest} more characters)" if rest else "")
+
+
+def num_tokens(metrics: Mapping[str, Any]) -> int:
+    """Decoded in an iteration, those of a reference included."""
+    return sum(int(metrics.get(name) or 0) for name in TOKENS)

@@ -14,7 +14,7 @@ from tinyzero_astar.interfaces import Logger
 class JsonlLogger(Logger):
     """Appends an object per iteration to metrics.jsonl, and one per completion shown to samples.jsonl."""
 
-    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Remember the folder; what it holds of iterations after `done` has been dropped."""
         self._folder = folder
 

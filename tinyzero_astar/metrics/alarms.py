@@ -49,6 +49,12 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def sibling_ranking(history: History) -> float | None:
+    """The share of siblings ranked right that the gate of the guidance goes by; None before enough was measured."""
+    values = _recent(history, "value/sibling_accuracy_later", GATE_WINDOW)
+    return _mean(values) if len(values) == GATE_WINDOW else None
+
+
 def guidance_gate(history: History) -> tuple[bool, str]:
     """Whether the value model ranks well enough to guide the search, and why.
 

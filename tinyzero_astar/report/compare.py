@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from tinyzero_astar.config import Config, differences, from_json
 from tinyzero_astar.files import METRICS
+from tinyzero_astar.loggers.console import TOKENS
 from tinyzero_astar.report.intervals import Mean, mean_of
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.run.records import read_jsonl
@@ -23,7 +24,6 @@ Measure = Literal["tokens", "seconds"]
 MEASURES: tuple[Measure, ...] = ("tokens", "seconds")
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of what the shortest run has spent
 _ACCURACY, _TIME = "eval/greedy_accuracy", "time/iteration_s"
-_TOKENS = ("search/num_decoded_tokens", "reference/num_decoded_tokens")
 # in these the runs of a group may differ, besides the seed: they change nothing of what is learned, nor how fast
 _FREE = ("run.seed", "run.checkpoint_frequency", "run.sample_frequency", "run.collective_timeout_s")
 
@@ -86,7 +86,7 @@ def read_run(folder: Path) -> Run:
     first, last = rows[0]["iteration"], rows[-1]["iteration"]
     if first != 0 or last == 0:
         raise ValueError(f"{folder}: its {METRICS} goes from iteration {first} to {last}; a curve needs 0 and one more")
-    curves: dict[Measure, Curve] = {"tokens": _curve(folder, rows, _TOKENS)}
+    curves: dict[Measure, Curve] = {"tokens": _curve(folder, rows, TOKENS)}
     if all(_number(folder, row, _TIME) is not None for row in rows[1:]):  # else the run was stopped there
         curves["seconds"] = _curve(folder, rows, (_TIME,))
     return Run(folder, from_json(folder / CONFIG), curves)

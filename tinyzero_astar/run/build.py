@@ -105,9 +105,10 @@ def build(
     """
     algorithm = make_algorithm(config)
     policy, tokenizer = loaded or load_model(config, model_source, console)
-    console.say(
-        f"{len(problems.train):,} training problems, {len(problems.held_out):,} held out,"
-        f" {overlap(problems.train, problems.held_out)} on both sides"
+    console.fact(
+        "task",
+        f"{config.data.task}, {len(problems.train):,} training problems, {len(problems.held_out):,} held out,"
+        f" {overlap(problems.train, problems.held_out)} on both sides",
     )
     if config.search.mode == "best_first" and isinstance(algorithm, AStarPO):
         console.warn("mode best_first trains on modes with uniform weights: its gradient is biased")
@@ -155,19 +156,20 @@ def load_model(config: Config, source: str, console: ConsoleLogger) -> Loaded:
     threads = _set_threads(config.run.num_threads, console)
     model = config.model
     policy, tokenizer = _loaded(config, source, model.lora_rank, console)
-    console.say(
-        f"model {model.model_name}: {policy.language_model.num_parameters():,} parameters, {model.dtype},"
-        f" on {policy.device}, {counted(threads, 'CPU thread')}"
+    console.fact(
+        "model",
+        f"{model.model_name}, {policy.language_model.num_parameters():,} parameters, {model.dtype},"
+        f" on {policy.device}, {counted(threads, 'CPU thread')}",
     )
     if policy.has_adapters:
         trained = sum(p.numel() for p in policy.language_model.parameters() if p.requires_grad)
-        console.say(f"adapters of rank {model.lora_rank}: {trained:,} of these parameters are trained")
+        console.fact("adapters", f"of rank {model.lora_rank}, {trained:,} of these parameters are trained")
         if (text := unadapted(policy.language_model)) is not None:
             console.warn(text)
     policy.gradient_checkpointing = config.train.gradient_checkpointing
     if is_distributed():
         policy.shard(config.train.sharding)
-        console.say(f"{world_size()} processes, sharding {config.train.sharding}")
+        console.fact("processes", f"{world_size()}, sharding {config.train.sharding}")
     return Loaded(policy, tokenizer)
 
 

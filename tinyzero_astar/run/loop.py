@@ -17,7 +17,7 @@ from tinyzero_astar.data.text import continued
 from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
 from tinyzero_astar.files import METRICS, WriteFailedError, replace_text
 from tinyzero_astar.interfaces import Batch, Problem
-from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered, root_gate
+from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered, root_gate, sibling_ranking
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
 from tinyzero_astar.run.build import Session, optimizers
@@ -28,8 +28,9 @@ from tinyzero_astar.run.measure import bellman_residual, finite, measure, reward
 from tinyzero_astar.run.model_card import CARD, model_card
 from tinyzero_astar.run.records import read_jsonl
 from tinyzero_astar.run.stopping import agreed, stop_requests
+from tinyzero_astar.run.summary import commands, summary
 from tinyzero_astar.run.writing import write_for_all
-from tinyzero_astar.terminal import FAILED, counted, status_of
+from tinyzero_astar.terminal import FAILED, counted, readable_seconds, status_of
 from tinyzero_astar.training.batch import make_batch
 
 
@@ -71,10 +72,19 @@ def _train(session: Session) -> int:
 def _reported(session: Session) -> Iterator[None]:
     """The loggers end however the block does, or the terminal would stay without a cursor."""
     try:
-        session.log.begin(dataclasses.asdict(session.config), session.folder, session.first_iteration)
+        session.log.begin(
+            dataclasses.asdict(session.config), session.folder, session.first_iteration, _records(session)
+        )
         yield
     finally:
         session.log.end()
+
+
+def _records(session: Session) -> list[dict[str, Any]]:
+    """What is recorded of the run; nothing where somebody damaged that, and on ranks that tell nobody."""
+    with suppress(ValueError):
+        return read_jsonl(session.folder / METRICS) if is_main() else []
+    return []
 
 
 def _begin(session: Session) -> None:
@@ -87,10 +97,11 @@ def _begin(session: Session) -> None:
 
 def _train_once(session: Session, number: int) -> dict[str, Any]:
     """Iteration `number`, counted from 1, and what is told of it at once; what there is to record."""
+    ranking = sibling_ranking(session.history)
     metrics, rewarded = iterate(session, number - 1)
     alarms = active_alarms([*session.history, remembered(metrics)], session.config.train.ratio_tolerance)
     metrics["alarms"] = sorted(alarms)
-    session.log.iteration(number, metrics)
+    session.log.iteration(number, metrics, ranking)
     for text in [*_nothing_learned(session, number, metrics), *_new(session, alarms)]:
         session.log.alarm(number, text)
     session.history.append(remembered(metrics))
@@ -262,10 +273,7 @@ def _write_card(session: Session, iteration: int) -> None:
 
     def write() -> None:
         if is_main() and folder.exists():
-            rows: list[dict[str, Any]] = []
-            with suppress(ValueError):  # somebody damaged the records: a card without results
-                rows = read_jsonl(session.folder / METRICS)
-            replace_text(folder / CARD, model_card(session.config, iteration, rows, prompt))
+            replace_text(folder / CARD, model_card(session.config, iteration, _records(session), prompt))
 
     write_for_all(folder / CARD, write)
 
@@ -275,11 +283,15 @@ def _is_due(done: int, frequency: int, last: int) -> bool:
 
 
 def _say_goodbye(session: Session, seconds: float) -> None:
-    last = session.config.train.num_iterations
+    last, say = session.config.train.num_iterations, session.console
     trained = last - session.first_iteration
     if trained > 0:
-        session.console.say(f"{counted(trained, 'iteration')} in {seconds:.0f} s")
+        say.say(f"\n{counted(trained, 'iteration')} in {readable_seconds(seconds)}, evaluations included")
     else:
-        session.console.say(f"nothing to train: this run has finished its {counted(last, 'iteration')}")
+        say.say(f"nothing to train: this run has finished its {counted(last, 'iteration')}")
+    for name, text in summary(session.config, _records(session)):
+        say.fact(name, text)
     if last > 0:
-        session.console.say(f"evaluate again: python train.py --eval-only --checkpoint {_checkpoint(session, last)}")
+        for name, command in commands(session.folder, session.held_out[0].text):
+            say.command(name, command)
+        say.command("report", str(_checkpoint(session, last) / CARD))

@@ -136,7 +136,7 @@ def measure(session: Session, iteration: int, *, is_whole: bool = True) -> Measu
             num_samples=settings.num_samples if is_whole else 0,
             max_rows=settings.max_rows,
         )
-    rows = [(name.removeprefix("eval/"), str(e)) for name, e in evaluation.estimates.items()]
+    rows = [(_title(name), str(e)) for name, e in evaluation.estimates.items()]
     rows.append(("time", f"{time.perf_counter() - began:.1f} s"))
     title = f"iteration {iteration}: {evaluation.num_problems} held-out problems, value and 95 % interval"
     found = Measured(evaluation.metrics(), [Table(title, rows)])
@@ -145,6 +145,11 @@ def measure(session: Session, iteration: int, *, is_whole: bool = True) -> Measu
     arms = _compare_decoding(session, problems)
     metrics = {name: number for arm in arms for name, number in arm.metrics().items()}
     return Measured(found.metrics | metrics, [*found.tables, _decoding_table(arms)])
+
+
+def _title(name: str) -> str:
+    """The name of a metric for people: eval/pass_at_4 is pass@4."""
+    return name.removeprefix("eval/").replace("_at_", "@").replace("_", " ")
 
 
 def _compare_decoding(session: Session, problems: list[Problem]) -> list[Arm]:

@@ -31,13 +31,13 @@ class AllLoggers(Logger):
 
         fail_together(tell_all)
 
-    def begin(self, config: Mapping[str, Any], folder: Path, done: int) -> None:
+    def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
         """See `Logger`."""
-        self._tell(lambda logger: logger.begin(config, folder, done))
+        self._tell(lambda logger: logger.begin(config, folder, done, records))
 
-    def iteration(self, number: int, metrics: Mapping[str, Any]) -> None:
+    def iteration(self, number: int, metrics: Mapping[str, Any], ranking: float | None) -> None:
         """See `Logger`."""
-        self._tell(lambda logger: logger.iteration(number, metrics))
+        self._tell(lambda logger: logger.iteration(number, metrics, ranking))
 
     def alarm(self, number: int, text: str) -> None:
         """See `Logger`."""

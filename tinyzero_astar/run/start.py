@@ -16,7 +16,6 @@ from tinyzero_astar.config import (
     WITH_REFERENCE,
     Config,
     check,
-    describe,
     differences,
     from_dict,
     to_json,
@@ -44,7 +43,7 @@ from tinyzero_astar.run.checkpoint_folders import go_back_to, start_over
 from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, new_run_folder, prepare
 from tinyzero_astar.run.records import check_complete
 from tinyzero_astar.run.writing import write_for_all
-from tinyzero_astar.terminal import readable_bytes
+from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.algorithms import make_algorithm
 
 
@@ -62,8 +61,14 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
         write_for_all(
             folder / CONFIG, lambda: replace_text(folder / CONFIG, to_json(config) + "\n") if is_main() else None
         )
-    session.console.say(describe(config))
-    session.console.say(f"run folder: {folder}")
+    search, train = config.search, config.train
+    session.console.fact(
+        "search",
+        f"{search.mode}, {search.num_rollouts_per_problem:g} completions for each of"
+        f" {counted(train.problems_per_iteration, 'problem')}",
+    )
+    session.console.fact("training", f"{train.algorithm}, {counted(train.num_iterations, 'iteration')}")
+    session.console.fact("folder", f"{folder}, all settings in its {CONFIG}")
     return session
 
 
@@ -263,10 +268,10 @@ def _check_fit(config: Config, problems: Problems, model_source: str, folder: Pa
         if text is not None:
             console.warn(text)
     if advice == [None, None]:
-        console.say(
-            f"predicted: {readable_bytes(outlook.memory)} of {readable_bytes(memory)} of memory,"
-            f" {readable_bytes(outlook.disk)} of {readable_bytes(disk)} of disk;"
-            " by part: python -m tinyzero_astar doctor"
+        console.fact(
+            "needs",
+            f"{readable_bytes(outlook.memory)} of {readable_bytes(memory)} memory, {readable_bytes(outlook.disk)} of"
+            f" {readable_bytes(disk)} disk (tinyzero doctor)",
         )
     # the larger of a checkpoint's two files of tensors has at least half of its bytes
     _prepare(folder, outlook.checkpoint // 2)
