@@ -3457,7 +3457,7 @@ COMMANDS = (
     Mutant(
         "reference-free",
         "tokens that a reference decoded are not counted",
-        "report/compare.py",
+        "loggers/console.py",
         '("search/num_decoded_tokens", "reference/num_decoded_tokens")',
         '("search/num_decoded_tokens",)',
         ("test_compare.py::test_tokens_of_a_reference_count",),

@@ -177,7 +177,10 @@ def test_a_run_tells_its_story_in_80_columns(tiny_base, tmp_path, monkeypatch, c
     num_tokens = sum(row.get("search/num_decoded_tokens", 0) for row in rows)
     before, after = (100 * row["eval/greedy_accuracy"] for row in (rows[0], rows[-1]))
     assert re.search(rf"^held out  from {before:.1f} % \[.*\] to {after:.1f} % \[.*\] right in 2 iter", told.out, re.M)
-    assert f"\ncost      {num_tokens:,} tokens decoded" in told.out and "\nguidance  used in 0 of 2 iter" in told.out
+    assert (
+        f"\ncost      {num_tokens:,} tokens decoded for training," in told.out
+        and "\nguidance  used in 0 of 2 iter" in told.out
+    )
     assert "\ncurve     tinyzero report r -o curve.png\n" in told.out
     assert (Path("r") / "checkpoints" / "checkpoint_iter_2" / "README.md").is_file()
     assert "\nreport    r/checkpoints/checkpoint_iter_2/README.md\n" in told.out
@@ -194,7 +197,7 @@ def test_the_end_says_what_the_records_say():
     rows[3] = rows[3] | last
     assert dict(summary(Config(), rows)) == {
         "held out": "from 0.2 % [0.0, 1.1] to 98.0 % [96.4, 98.9] right in 3 iterations",
-        "cost": "3,030 tokens decoded by searches, 6 s of search and update",
+        "cost": "3,030 tokens decoded for training, 6 s of search and update",
         "guidance": "used in 2 of 3 iterations; last state: why 3",
     }
     del rows[2]["time/iteration_s"]  # the process was stopped there

@@ -109,7 +109,7 @@ def two(one, one_adapted, tiny_base, tmp_path_factory):
     job = {"is_double": True, "commands": commands, "seen": str(folder / "seen")}
     status, output = launch(2, job, folder)
     assert status == 0, output
-    assert output.count("iteration   1 ") == 1  # of the run from the start; rank 0 alone speaks
+    assert output.count("\n1/5  accuracy ") == 1  # of the run from the start; rank 0 alone speaks
     assert "Warning" not in output
     return folder
 

@@ -100,7 +100,7 @@ def _legend(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             f"{told} In brackets: how often it ranked the right one of two continuations higher (.50 is chance, – is"
             " not known yet)",
         )
-    yield "tokens", "decoded by all searches so far"
+    yield "tokens", "decoded for training so far"
     yield "s", "seconds for search and update"
     yield "held out", "problems never trained on, decoded greedily, with 95 % intervals"
 

@@ -64,12 +64,12 @@ def guidance_gate(history: History) -> tuple[bool, str]:
     value model, and soon there are none.
     """
     quartiles = [_recent(history, f"value/auc_depth_{q}", GATE_WINDOW) for q in (1, 2, 3, 4)]
-    sibling = _recent(history, "value/sibling_accuracy_later", GATE_WINDOW)
-    if len(sibling) < GATE_WINDOW or min(len(q) for q in quartiles) < GATE_WINDOW:
+    sibling = sibling_ranking(history)
+    if sibling is None or min(len(q) for q in quartiles) < GATE_WINDOW:
         return False, f"fewer than {GATE_WINDOW} iterations with both successes and failures"
     auc = _mean([_mean(q) for q in quartiles])
-    measured = f"AUC {auc:.2f} (bound {MIN_AUC}), sibling ranking {_mean(sibling):.2f} (bound {MIN_SIBLING})"
-    return auc > MIN_AUC and _mean(sibling) > MIN_SIBLING, measured
+    measured = f"AUC {auc:.2f} (bound {MIN_AUC}), sibling ranking {sibling:.2f} (bound {MIN_SIBLING})"
+    return auc > MIN_AUC and sibling > MIN_SIBLING, measured
 
 
 def root_gate(history: History) -> tuple[bool, str]:

@@ -169,7 +169,7 @@ def _compare_decoding(session: Session, problems: list[Problem]) -> list[Arm]:
 
 def _decoding_table(arms: list[Arm]) -> Table:
     rows = []
-    for a in arms:  # beam search does not tell what it expanded
-        counts = "" if math.isnan(a.expanded) else f", {a.expanded:.1f} expanded, {a.forks:.1f} forks"
+    for a in arms:  # beam search does not tell its forks
+        counts = "" if math.isnan(a.forks) else f", {a.forks:.1f} forks"
         rows.append((a.title, f"{a.accuracy}  {a.tokens:.1f} tokens{counts}"))
     return Table("decoding, per problem", rows)

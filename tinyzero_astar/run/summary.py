@@ -30,7 +30,7 @@ def summary(config: Config, records: Sequence[Mapping[str, Any]]) -> Iterator[tu
         least = "at least " if None in seconds else ""  # a process was stopped before it could record the time
         yield (
             "cost",
-            f"{sum(map(num_tokens, trained)):,} tokens decoded by searches, {least}{known:.0f} s of search and update",
+            f"{sum(map(num_tokens, trained)):,} tokens decoded for training, {least}{known:.0f} s of search and update",
         )
         yield "guidance", _guidance(config, trained)
 
