@@ -38,23 +38,38 @@ from tinyzero_astar.training.reward import WeightedReward
 REACHED = 0.95  # accuracy whose cost is told
 Changes = Mapping[str, object]
 
-ALONE = {"search.problems_per_search": 1, "train.problems_per_iteration": 32, "train.batch_size": 16}
-EIGHT = ALONE | {"search.num_rollouts_per_problem": 8}
-ONE = {"train.problems_per_iteration": 256, "train.batch_size": 128, "search.num_rollouts_per_problem": 1}
 UNGUIDED = {"search.guidance_strength": 0.0, "search.root_tilt": 0.0}
-ARMS: dict[str, Changes] = {  # 256 leaves an iteration, two optimizer steps
-    "sampled_32x8": EIGHT | UNGUIDED | {"search.mode": "sample"},
-    "sampled_256x1": ONE | UNGUIDED | {"search.mode": "sample", "search.problems_per_search": 1},
-    "grpo_32x8": EIGHT | UNGUIDED | {"search.mode": "sample", "train.algorithm": "grpo"},
-    "searched_32x8": EIGHT | UNGUIDED,
-    "searched_32x8_guided": EIGHT | {"search.guidance_strength": 1.0, "search.root_tilt": 0.0},
-    "forest": ONE | UNGUIDED | {"search.problems_per_search": 128},
-    "forest_tilted": ONE | UNGUIDED | {"search.problems_per_search": 128, "search.root_tilt": 0.5},
-    "forest_guided": ONE
-    | {"search.problems_per_search": 128, "search.root_tilt": 0.0, "search.guidance_strength": 1.0},
-    "forest_tilted_guided": ONE
-    | {"search.problems_per_search": 128, "search.root_tilt": 0.5, "search.guidance_strength": 1.0},
-    "searched_32x8_guided_unweighted": EIGHT | {"search.guidance_strength": 1.0, "search.root_tilt": 0.0},
+EIGHT = UNGUIDED | {  # 256 leaves an iteration, eight of a problem, which is searched alone
+    "search.num_rollouts_per_problem": 8,
+    "search.problems_per_search": 1,
+    "train.problems_per_iteration": 32,
+    "train.batch_size": 16,
+    "train.num_iterations": 30,
+    "train.learning_rate": 3e-4,
+    "train.warmup_iterations": 1,
+}
+ONE = UNGUIDED | {  # 64 leaves an iteration, one per problem on average
+    "search.num_rollouts_per_problem": 1,
+    "search.problems_per_search": 1,
+    "train.problems_per_iteration": 64,
+    "train.batch_size": 64,
+    "train.num_iterations": 50,
+    "train.learning_rate": 2e-4,
+    "train.warmup_iterations": 1,
+}
+SAMPLED, GUIDED, TILTED = {"search.mode": "sample"}, {"search.guidance_strength": 1.0}, {"search.root_tilt": 0.5}
+FOREST = ONE | {"search.problems_per_search": 32}
+ARMS: dict[str, Changes] = {
+    "searched_32x8_guided": EIGHT | GUIDED,
+    "searched_32x8": EIGHT,
+    "sampled_32x8": EIGHT | SAMPLED,
+    "grpo_32x8": EIGHT | SAMPLED | {"train.algorithm": "grpo"},
+    "sampled_64x1": ONE | SAMPLED,
+    "forest": FOREST,
+    "forest_tilted": FOREST | TILTED,
+    "forest_guided": FOREST | GUIDED,
+    "forest_tilted_guided": FOREST | TILTED | GUIDED,
+    "searched_32x8_guided_unweighted": EIGHT | GUIDED,
 }
 UNWEIGHTED = "_unweighted"  # the same rollouts, uniform weights: the uncorrected way
 
@@ -69,15 +84,10 @@ class Unweighted(Generator):
         return replace(found, weight=uniform, update_weight=uniform)
 
 
-def configuration(changes: Changes, seed: int, iterations: int, model: str) -> Config:
+def configuration(changes: Changes, seed: int, model: str) -> Config:
     """Preset tiny with fields such as search.mode changed."""
     config = PRESETS["tiny"]
-    for name, value in {
-        **changes,
-        "run.seed": seed,
-        "train.num_iterations": iterations,
-        "model.model_name": model,
-    }.items():
+    for name, value in {**changes, "run.seed": seed, "model.model_name": model}.items():
         section, field = name.split(".")
         config = replace(config, **{section: replace(getattr(config, section), **{field: value})})
     check(config)
@@ -90,7 +100,8 @@ def run(arm: str, changes: Changes, seed: int, args: argparse.Namespace) -> dict
     if file.exists():
         record: dict[str, Any] = json.loads(file.read_text())
         return record
-    config = configuration(changes, seed, args.iterations, args.model)
+    config = configuration(changes, seed, args.model)
+    last = config.train.num_iterations
     session = build(config, make_problems(config), args.output, args.model, ConsoleLogger(), 0)
     if arm.endswith(UNWEIGHTED):
         weights = WeightedReward(config.reward)
@@ -99,10 +110,10 @@ def run(arm: str, changes: Changes, seed: int, args: argparse.Namespace) -> dict
         )
         session = replace(session, generator=generator)
     tokens, seconds, curve, records = 0, 0.0, [], []
-    for iteration in range(args.iterations + 1):
-        if iteration % args.every == 0 or iteration == args.iterations:
+    for iteration in range(last + 1):
+        if iteration % max(1, last // args.evaluations) == 0 or iteration == last:
             curve.append((tokens, seconds, loop.measure(session, iteration).metrics["eval/greedy_accuracy"]))
-        if iteration == args.iterations:
+        if iteration == last:
             break
         began = time.process_time()
         metrics, _ = loop.iterate(session, iteration)
@@ -181,8 +192,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--base", default="searched_32x8_guided", help="the arm that others are compared with")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=30)
-    parser.add_argument("--every", type=int, default=2)
+    parser.add_argument("--evaluations", type=int, default=10, help="of a run, besides the base")
     parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 22_000, 40_000, 57_000, 91_000, 130_000])
     parser.add_argument("--seconds", type=float, nargs="+", default=[2, 4, 8, 12, 16, 20])
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
@@ -198,7 +208,6 @@ def main() -> None:
         "what": "held-out greedy accuracy, mean over seeds with 95 % interval; differences are paired by seed",
         "base": args.base,
         "seeds": args.seeds,
-        "iterations": args.iterations,
         "tokens": args.tokens,
         "at_tokens": table(records, 0, args.tokens, args.base),
         "seconds": args.seconds,

@@ -908,9 +908,17 @@ class Oracle:
             is_root_open and sum(error) / 3 < 0.10 and sum(auc) / 3 > 0.55,
         )
 
+    def search_size(self) -> int:
+        """As many problems as may share a search and divide those of a step and of an iteration (config.py)."""
+        search, train = self.config["search"], self.config["train"]
+        if search["mode"] == "sample" and search["num_rollouts_per_problem"] % 1 == 0:
+            return 1
+        both = train["batch_size"], train["problems_per_iteration"]
+        return max(m for m in range(1, search["problems_per_search"] + 1) if all(n % m == 0 for n in both))
+
     def iterate(self, iteration: int) -> tuple[dict[str, Any], list[Found]]:
         pairs, (is_open, is_root_open) = training_pairs(self.config, iteration), self.gates()
-        size = self.config["search"]["problems_per_search"]
+        size = self.search_size()
         groups = [pairs[i : i + size] for i in range(0, len(pairs), size)]
         by_search = [self.searched(group, iteration) for group in groups]
         results = [found for group in by_search for found in group]

@@ -14,9 +14,11 @@ from tinyzero_astar.config import (
     Config,
     _check_ranges,
     check,
+    check_processes,
     from_dict,
     from_json,
     ranges,
+    search_size,
     to_json,
 )
 
@@ -174,6 +176,37 @@ def test_fields_that_bound_each_other():
     check(changed(data__num_problems=problems))
     sentence = refusal(changed(data__num_problems=problems - 1))
     assert sentence.startswith(f"problems_per_iteration {problems} must not exceed num_problems {problems - 1}:")
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({"search__problems_per_search": 1}, 1),
+        ({"search__problems_per_search": 32}, 16),
+        ({"search__problems_per_search": 6}, 4),
+        ({"search__problems_per_search": 32, "train__batch_size": 24}, 8),
+        ({"search__problems_per_search": 32, "search__mode": "sample"}, 1),
+        ({"search__problems_per_search": 32, "search__mode": "sample", "search__num_rollouts_per_problem": 0.5}, 16),
+    ],
+)
+def test_as_many_problems_share_a_search_as_divide_a_step(changes, size):
+    small = {"train__problems_per_iteration": 32, "train__batch_size": 16, "search__num_rollouts_per_problem": 1}
+    assert search_size(changed(**small | changes)) == size
+
+
+def test_searches_that_cannot_be_shared_are_refused():
+    small = {"train__problems_per_iteration": 32, "train__batch_size": 16, "search__problems_per_search": 4}
+    fraction = refusal(changed(**small, search__num_rollouts_per_problem=0.3))
+    assert fraction.startswith("num_rollouts_per_problem 0.3 times the 4 problems sharing a search must be a whole")
+    assert refusal(changed(**small | {"search__problems_per_search": 1}, search__root_tilt=0.5)).startswith(
+        "root_tilt 0.5"
+    )
+    assert refusal(changed(**small, search__root_tilt=0.5, search__mode="best_first")).startswith("root_tilt 0.5")
+    assert "there is none: set one" in refusal(changed(**small, search__root_tilt=0.5, search__weight_cap=None))
+    shared = changed(**small)
+    check_processes(shared, 8)
+    with pytest.raises(ValueError, match=r"16 processes do not divide .* 4 in each search; use .* 64,"):
+        check_processes(shared, 16)
 
 
 @pytest.mark.parametrize("value", [-0.5, -2])  # -2 is what JSON makes of it

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -106,7 +107,7 @@ class SearchConfig:
     num_rollouts_per_problem: Annotated[int | float, Range(1e-3, 1024)] = 8
     """K, leaves per problem; on average where problems share a search."""
     problems_per_search: Annotated[int, Range(1, 10**6)] = 1
-    """M, problems that share one search and its K times M leaves; 1: each has a search of its own."""
+    """M, most problems that share one search and its K times M leaves; 1: each has a search of its own."""
     root_tilt: Annotated[float, Range(0, 1)] = 0.0
     """Share of the weight cap, in nats, that half-solved problems are preferred with; 0: all are equally likely."""
     beam_width: Annotated[int, Range(1, 4096)] = 12
@@ -317,7 +318,6 @@ def check(config: Config) -> None:
             f"beam_width {search.beam_width} must be at least num_rollouts_per_problem + 1 ="
             f" {search.num_rollouts_per_problem + 1}: the best prefix left out is the threshold of the weights"
         )
-    _check_forest(search, train)
     if config.data.min_digits > config.data.max_digits:
         raise ValueError(f"min_digits {config.data.min_digits} must not exceed max_digits {config.data.max_digits}")
     if train.batch_size > train.problems_per_iteration:
@@ -325,6 +325,7 @@ def check(config: Config) -> None:
             f"batch_size {train.batch_size} must not exceed problems_per_iteration"
             f" {train.problems_per_iteration}: an optimizer step uses problems of one iteration"
         )
+    _check_forest(config)
     if train.problems_per_iteration > config.data.num_problems:
         raise ValueError(
             f"problems_per_iteration {train.problems_per_iteration} must not exceed num_problems"
@@ -343,30 +344,33 @@ def check(config: Config) -> None:
     _check_evaluation(config.eval)
 
 
-def _check_forest(search: SearchConfig, train: TrainConfig) -> None:
-    shared, leaves = search.problems_per_search, search.num_rollouts_per_problem
-    for name, count in (
-        ("batch_size", train.batch_size),
-        ("problems_per_iteration", train.problems_per_iteration),
-    ):
-        if count % shared:
-            raise ValueError(
-                f"search.problems_per_search {shared} must divide train.{name} {count}: a search belongs to one"
-                " optimizer step"
-            )
-    if not float(leaves * shared).is_integer() or leaves * shared < 1:
+def search_size(config: Config) -> int:
+    """M: the most problems, up to `search.problems_per_search`, that divide those of a step and of an iteration.
+
+    A search then belongs to one optimizer step. 1 in mode sample with a whole K, where nothing is shared.
+    """
+    search, train = config.search, config.train
+    if search.mode == "sample" and float(search.num_rollouts_per_problem).is_integer():
+        return 1
+    whole = math.gcd(train.batch_size, train.problems_per_iteration)
+    return max(size for size in range(1, min(search.problems_per_search, whole) + 1) if whole % size == 0)
+
+
+def _check_forest(config: Config) -> None:
+    search, size = config.search, search_size(config)
+    leaves = search.num_rollouts_per_problem * size
+    if not float(leaves).is_integer() or leaves < 1:
         raise ValueError(
-            f"num_rollouts_per_problem {leaves:g} times problems_per_search {shared} must be a whole number of leaves,"
-            " at least 1"
+            f"num_rollouts_per_problem {search.num_rollouts_per_problem:g} times the {size} problems sharing a search"
+            " must be a whole number of leaves, at least 1: see search.problems_per_search and train.batch_size"
         )
-    if search.root_tilt > 0:
-        if search.mode != "gumbel" or shared == 1:
-            raise ValueError(
-                f"root_tilt {search.root_tilt:g} chooses between problems that share a search: it needs mode gumbel and"
-                " a problems_per_search above 1"
-            )
-        if search.weight_cap is None:
-            raise ValueError(f"root_tilt {search.root_tilt:g} is a share of the weight_cap, and there is none: set one")
+    if search.root_tilt > 0 and (search.mode != "gumbel" or size == 1):
+        raise ValueError(
+            f"root_tilt {search.root_tilt:g} chooses between problems that share a search: it needs mode gumbel and"
+            " search.problems_per_search above 1"
+        )
+    if search.root_tilt > 0 and search.weight_cap is None:
+        raise ValueError(f"root_tilt {search.root_tilt:g} is a share of the weight_cap, and there is none: set one")
 
 
 def check_processes(config: Config, count: int) -> None:
@@ -375,11 +379,11 @@ def check_processes(config: Config, count: int) -> None:
     Raises:
         ValueError: names both numbers and the remedy.
     """
-    problems, shared = config.train.problems_per_iteration, config.search.problems_per_search
-    if problems % (count * shared) == 0:
+    problems, size = config.train.problems_per_iteration, search_size(config)
+    if problems % (count * size) == 0:
         return
-    unit = "" if shared == 1 else f", {shared} in each search"
-    most = -(-problems // (count * shared)) * count * shared
+    unit = "" if size == 1 else f", {size} in each search"
+    most = -(-problems // (count * size)) * count * size
     raise ValueError(
         f"{count} processes do not divide problems_per_iteration {problems}: all search the same number of problems"
         f"{unit}; use --train.problems-per-iteration {most}, or another number of processes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tinyzero_astar.config import check
+from tinyzero_astar.config import check, search_size
 from tinyzero_astar.resources.prediction import Outlook, PlannedRun
 from tinyzero_astar.terminal import counted, readable_bytes
 
@@ -149,7 +149,7 @@ def _halved(run: PlannedRun, section: str, name: str, least: int) -> Iterator[Re
 def _more_processes(run: PlannedRun) -> Iterator[Remedy]:
     """Twice as many, again and again, as long as they share the searches of an iteration evenly."""
     count = run.num_processes * 2
-    shared = run.config.train.problems_per_iteration // run.config.search.problems_per_search
+    shared = run.config.train.problems_per_iteration // search_size(run.config)
     while run.device == "cuda" and count <= _MOST_PROCESSES and shared % count == 0:
         changed = replace(run, num_processes=count)
         yield Remedy("--distributed under torchrun --nproc_per_node", str(count), changed)

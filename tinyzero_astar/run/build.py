@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import Config, SearchConfig
+from tinyzero_astar.config import Config, SearchConfig, search_size
 from tinyzero_astar.data.answers import THINK_END
 from tinyzero_astar.data.questions import overlap
 from tinyzero_astar.data.tasks import Problems
@@ -226,7 +226,12 @@ def _generator(config: Config, problems: Problems, network: Policy, tokenizer: P
 def _search(config: Config, depth: int) -> SearchConfig:
     """The search of every iteration, with one depth for the run: rollouts must not depend on their batch."""
     is_weighted = config.search.mode == "gumbel"  # else all leaves of a problem weigh the same: none is dropped
-    return replace(config.search, max_search_depth=depth, min_weight=config.search.min_weight if is_weighted else 0.0)
+    return replace(
+        config.search,
+        max_search_depth=depth,
+        min_weight=config.search.min_weight if is_weighted else 0.0,
+        problems_per_search=search_size(config),
+    )
 
 
 def _example_lengths(problems: Problems, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
