@@ -59,6 +59,17 @@ ONE = UNGUIDED | {  # 64 leaves an iteration, one per problem on average
 }
 SAMPLED, GUIDED, TILTED = {"search.mode": "sample"}, {"search.guidance_strength": 1.0}, {"search.root_tilt": 0.5}
 FOREST = ONE | {"search.problems_per_search": 32}
+SMALL = {"train.num_iterations": 30, "train.learning_rate": 3e-4}  # 32 leaves an iteration
+SMALL_ONE = ONE | SMALL | {"train.problems_per_iteration": 32, "train.batch_size": 32}
+SMALL_FOUR = (
+    EIGHT
+    | SMALL
+    | {
+        "search.num_rollouts_per_problem": 4,
+        "train.problems_per_iteration": 8,
+        "train.batch_size": 8,
+    }
+)
 ARMS: dict[str, Changes] = {
     "searched_32x8_guided": EIGHT | GUIDED,
     "searched_32x8": EIGHT,
@@ -70,6 +81,10 @@ ARMS: dict[str, Changes] = {
     "forest_guided": FOREST | GUIDED,
     "forest_tilted_guided": FOREST | TILTED | GUIDED,
     "searched_32x8_guided_unweighted": EIGHT | GUIDED,
+    "small_forest": SMALL_ONE | {"search.problems_per_search": 32},
+    "small_searched_8x4": SMALL_FOUR,
+    "small_sampled_32x1": SMALL_ONE | SAMPLED,
+    "small_sampled_8x4": SMALL_FOUR | SAMPLED,
 }
 UNWEIGHTED = "_unweighted"  # the same rollouts, uniform weights: the uncorrected way
 
@@ -189,7 +204,8 @@ def draw(records: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    large = [arm for arm in ARMS if not arm.startswith("small_")]
+    parser.add_argument("--arms", nargs="+", default=large, choices=list(ARMS))
     parser.add_argument("--base", default="searched_32x8_guided", help="the arm that others are compared with")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=10, help="of a run, besides the base")

@@ -244,6 +244,13 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
+_TINY = Config(
+    search=SearchConfig(num_rollouts_per_problem=1, problems_per_search=32),
+    train=TrainConfig(num_iterations=50, problems_per_iteration=64, batch_size=64, learning_rate=2e-4),
+    eval=EvalConfig(eval_frequency=10),
+    run=RunConfig(checkpoint_frequency=25, sample_frequency=10),
+)
+
 _LOCAL = Config(
     model=ModelConfig(model_name="Qwen/Qwen2.5-1.5B", max_seq_length=512, dtype="bfloat16"),
     data=DataConfig(min_digits=2, max_digits=2, num_problems=100, template="conversation"),
@@ -302,7 +309,7 @@ TASK_FILES = ("data.task", "data.reward_function")
 # what predictions must know of algorithms before PyTorch is imported; the algorithms themselves say why
 WITH_CRITIC, WITH_REFERENCE = ("astar_po",), ("optimal_advantage",)
 
-PRESETS = {"tiny": Config(), "local": _LOCAL, "training": _TRAINING}
+PRESETS = {"tiny": _TINY, "local": _LOCAL, "training": _TRAINING}
 
 
 def check(config: Config) -> None:
