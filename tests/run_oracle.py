@@ -1106,8 +1106,7 @@ def rollout_metrics(groups: Sequence[Sequence[Found]], mode: str) -> dict[str, f
         "rollout/reward": sum(reward) / num,
         "rollout/policy_accuracy": mean if is_weighted else NAN,
         "rollout/policy_accuracy_stderr": math.sqrt(spread / num_problems) if is_weighted else NAN,
-        "rollout/mixed_fraction": sum(len(set(f.accuracy)) > 1 for f in results)
-        / sum(len(f.leaves) > 0 for f in results),
+        "rollout/mixed_fraction": mean_of([len(set(f.accuracy)) > 1 for f in results if len(f.leaves) > 1]),
         "rollout/length": sum(lengths) / num,
         "rollout/finished_fraction": sum(leaf.is_finished for leaf in leaves) / num,
         "rollout/unique_fraction": sum(len({n.tokens for n in f.leaves}) / len(f.leaves) for f in results if f.leaves)
@@ -1128,6 +1127,10 @@ def rollout_metrics(groups: Sequence[Sequence[Found]], mode: str) -> dict[str, f
         "search/num_pruned": sum(f.num_pruned for f in results),
         "search/tokens_per_leaf": tokens / num,
     }
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else NAN
 
 
 def shared_prefix_fraction(results: Sequence[Found]) -> float:

@@ -131,7 +131,7 @@ def test_wrong_values_and_stray_words_exit_with_2(line, capsys):
         ("--train.gae-lambda 2", "train.gae_lambda 2.0 is out of range: it must lie between 0 and 1"),
         ("--run.seed -1", "run.seed -1 is out of range: it must lie between 0 and "),
         ("--reward.format nan", "reward.format nan is out of range: "),
-        ("--search.beam-width 4", "beam_width 4 must be at least num_rollouts_per_problem + 1 = 9: "),
+        ("--search.beam-width 1", "beam_width 1 must be at least num_rollouts_per_problem + 1 = 2: "),
         ("--checkpoint c", "--checkpoint c goes with --eval-only; to continue a run use --resume RUN"),
         ("--resume r --eval-only", "--resume and --eval-only exclude each other"),
         ("--resume r --checkpoint c", "--checkpoint c goes with --eval-only"),
@@ -184,7 +184,7 @@ def test_a_run_with_a_damaged_configuration_is_not_continued(capsys, elsewhere):
 def test_prompts_that_do_not_fit_are_refused_before_the_run_begins(capsys, elsewhere, tiny_base):
     for also in ([], ["--eval-only"]):
         argv = [
-            *words("--data.template conversation --model.max-seq-length 20 --data.num-problems 40"),
+            *words("--data.template conversation --model.max-seq-length 20 --data.num-problems 70"),
             *words("--eval.num-problems 10"),
             "--model.model-name",
             str(tiny_base),
@@ -214,7 +214,7 @@ def test_a_damaged_model_is_refused(capsys, elsewhere, tiny_base):
     [
         (["--help"], 0),
         (["--search.beam-widht", "8"], 2),
-        (["--search.beam-width", "4"], 2),
+        (["--search.beam-width", "1"], 2),
         (["--eval-only", "--checkpoint", "nowhere"], 2),
         (["--resume", "nowhere"], 2),
     ],

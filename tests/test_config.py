@@ -142,9 +142,9 @@ def test_gumbel_needs_room_for_one_more_prefix_than_rollouts():
 
 
 def test_the_warm_up_ends_within_the_run():
-    check(changed(train__warmup_iterations=30))
-    sentence = refusal(changed(train__warmup_iterations=31))
-    assert sentence.startswith("warmup_iterations 31 must not exceed num_iterations 30: ")
+    check(changed(train__warmup_iterations=50))
+    sentence = refusal(changed(train__warmup_iterations=51))
+    assert sentence.startswith("warmup_iterations 51 must not exceed num_iterations 50: ")
     check(changed(train__num_iterations=0))  # nothing is trained
 
 

@@ -502,8 +502,8 @@ def test_what_rank_0_cannot_write_ends_two_processes_in_one_sentence(one, tiny_b
     [
         ({}, ["--distributed"], "--distributed needs torchrun (RANK is not set)"),
         (TORCHRUN, [], "torchrun started 3 processes without --distributed"),
-        (TORCHRUN, ["--distributed"], "3 processes do not divide problems_per_iteration 32"),
-        (TORCHRUN, ["--distributed"], "use --train.problems-per-iteration 33,"),
+        (TORCHRUN, ["--distributed"], "3 processes do not divide problems_per_iteration 64"),
+        (TORCHRUN, ["--distributed"], "use --train.problems-per-iteration 96,"),
         (
             TORCHRUN | {"LOCAL_WORLD_SIZE": "2"},
             ["--distributed", "--train.problems-per-iteration", "33", "--train.sharding", "hybrid"],

@@ -290,7 +290,7 @@ def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     ("line", "sentence"),
     [
         ("--model.model-name ./nowhere", "model_name './nowhere': no folder with a config.json there"),
-        ("--processes 3", "3 processes do not divide problems_per_iteration 32"),
+        ("--processes 3", "3 processes do not divide problems_per_iteration 64"),
         ("--processes 0", "--processes 0 must be at least 1"),
         ("--model.cuda-graphs --model.device cpu", "model.cuda_graphs is for CUDA devices"),
         ("--model.liger --model.device cpu", "model.liger asks for kernels for GPUs"),

@@ -127,7 +127,7 @@ def rollout_metrics(
         "rollout/accuracy": float((accuracy * has_leaf).sum() / num_leaves),
         "rollout/policy_accuracy": mean,
         "rollout/policy_accuracy_stderr": error,
-        "rollout/mixed_fraction": float(is_mixed[has_leaf.any(1)].double().mean()),
+        "rollout/mixed_fraction": float(is_mixed[has_leaf.sum(1) > 1].double().mean()),
         "rollout/length": float(rollouts.length.sum() / num_leaves),
         "rollout/finished_fraction": float(rollouts.is_finished.sum() / num_leaves),
         "rollout/unique_fraction": unique_fraction(rollouts),
