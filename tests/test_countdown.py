@@ -425,7 +425,7 @@ def test_a_tokenizer_that_loses_a_letter_of_right_answers_is_refused_before_the_
     data["model"]["vocab"] = {"Ω" if piece == "(" else piece: id for piece, id in data["model"]["vocab"].items()}
     path.write_text(json.dumps(data))
     argv = ["--model.model-name", str(folder), "--run.num-threads", "1", "--output-dir", str(tmp_path / "r")]
-    argv += ["--data.num-problems", "40", "--eval.num-problems", "50"]
+    argv += ["--data.num-problems", "64", "--eval.num-problems", "50"]
     assert main([*argv, "--data.task", "countdown"]) == 2
     error = capsys.readouterr().err
     assert "tokenizer does not give texts back as they were" in error and "</answer>" in error

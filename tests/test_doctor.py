@@ -135,7 +135,7 @@ def test_what_a_person_reads_has_units(three_b, has, capsys):
     assert doctor_main([]) == 0
     out = capsys.readouterr().out
     assert "peak memory, MB" in out and "memory: 508 MB of 1 TB free: fits" in out
-    assert " = 30 iterations of " in out and " and 7 evaluations of " in out and "e+" not in out and "e-" not in out
+    assert " = 50 iterations of " in out and " and 6 evaluations of " in out and "e+" not in out and "e-" not in out
     assert "test time" not in out
     assert doctor_main(["--eval.search", "best_first"]) == 0
     assert "(without A* and beam search at test time)" in capsys.readouterr().out

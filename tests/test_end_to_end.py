@@ -89,6 +89,7 @@ BASE = {
     "reward": {"accuracy": 1.5, "format": 0.2},
     "search": {
         "num_rollouts_per_problem": 3,
+        "problems_per_search": 1,
         "beam_width": 4,
         "max_search_depth": 9,
         "max_inverse_beta": 1.0,

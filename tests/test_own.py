@@ -512,7 +512,7 @@ def test_a_file_that_cannot_be_imported_is_refused(content: str | None, said: st
 
 def test_what_a_task_prints_does_not_stand_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     Path("loud.py").write_text(CLASS + "\nprint('loud')\n")
-    sizes = ["--data.num-problems", "40", "--eval.num-problems", "5"]
+    sizes = ["--data.num-problems", "64", "--eval.num-problems", "5"]
     assert doctor_main(["--data.task", "loud.py:Sums", *sizes, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["fits"] and "loud\n" in err
