@@ -2317,8 +2317,8 @@ WIRING = (
         "depth-by-batch",
         "the depth limit is lowered by the longest prompt of a batch, not of the run",
         "run/build.py",
-        "max_search_depth=depth, min_weight",
-        "min_weight",
+        "        max_search_depth=depth,\n        min_weight",
+        "        min_weight",
         ("test_end_to_end.py::test_the_longest_prompt_of_a_run_limits_the_depth_of_every_iteration",),
     ),
     Mutant(

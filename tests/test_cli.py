@@ -88,7 +88,7 @@ def test_fields_are_options_with_dash_or_underscore(option):
 def test_options_with_several_types():
     assert parse(words("--search.inverse-beta 2.5")).search.inverse_beta == 2.5
     assert parse(words("--search.inverse-beta balanced")).search.inverse_beta == "balanced"
-    assert parse(words("--search.weight-cap None")).search.weight_cap is None
+    assert parse(words("--search.weight-cap None --search.root-tilt 0")).search.weight_cap is None
 
 
 def test_documented_commands_are_understood():

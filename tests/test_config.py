@@ -18,6 +18,7 @@ from tinyzero_astar.config import (
     from_dict,
     from_json,
     ranges,
+    root_tilt_of,
     search_size,
     to_json,
 )
@@ -198,11 +199,10 @@ def test_searches_that_cannot_be_shared_are_refused():
     small = {"train__problems_per_iteration": 32, "train__batch_size": 16, "search__problems_per_search": 4}
     fraction = refusal(changed(**small, search__num_rollouts_per_problem=0.3))
     assert fraction.startswith("num_rollouts_per_problem 0.3 times the 4 problems sharing a search must be a whole")
-    assert refusal(changed(**small | {"search__problems_per_search": 1}, search__root_tilt=0.5)).startswith(
-        "root_tilt 0.5"
-    )
-    assert refusal(changed(**small, search__root_tilt=0.5, search__mode="best_first")).startswith("root_tilt 0.5")
-    assert "there is none: set one" in refusal(changed(**small, search__root_tilt=0.5, search__weight_cap=None))
+    uncapped = small | {"search__root_tilt": 0.5, "search__weight_cap": None}
+    assert "there is none: set one" in refusal(changed(**uncapped))
+    for without in ({"search__problems_per_search": 1}, {"search__mode": "best_first"}):  # no root to tilt
+        assert root_tilt_of(changed(**uncapped | without)) == 0
     shared = changed(**small)
     check_processes(shared, 8)
     with pytest.raises(ValueError, match=r"16 processes do not divide .* 4 in each search; use .* 64,"):
@@ -230,7 +230,7 @@ def test_saved_configuration_comes_back_equal(preset, tmp_path):
 
 
 def test_a_changed_value_comes_back_too():
-    config = changed(search__weight_cap=None, search__inverse_beta=1.5, run__seed=7)
+    config = changed(search__weight_cap=None, search__root_tilt=0, search__inverse_beta=1.5, run__seed=7)
     assert from_dict(json.loads(to_json(config)), "here") == config != TINY
 
 

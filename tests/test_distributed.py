@@ -506,7 +506,7 @@ def test_what_rank_0_cannot_write_ends_two_processes_in_one_sentence(one, tiny_b
         (TORCHRUN, ["--distributed"], "use --train.problems-per-iteration 96,"),
         (
             TORCHRUN | {"LOCAL_WORLD_SIZE": "2"},
-            ["--distributed", "--train.problems-per-iteration", "33", "--train.sharding", "hybrid"],
+            ["--distributed", "--train.problems-per-iteration", "96", "--train.sharding", "hybrid"],
             "sharding hybrid needs as many processes on every machine",
         ),
     ],

@@ -166,7 +166,7 @@ def test_a_card_tells_hub_and_reader_what_was_trained_on_what():
     found = card(with_model(tiny, "Qwen/Qwen2.5-1.5B"))
     assert found.data.library_name == "transformers" and found.data.base_model == "Qwen/Qwen2.5-1.5B"
     assert found.data.tags == ["reinforcement-learning", "tinyzero-astar", "multiplication"]
-    assert "| iteration | 4 of 30 |" in found.text and "No evaluation of this run is recorded." in found.text
+    assert "| iteration | 4 of 50 |" in found.text and "No evaluation of this run is recorded." in found.text
     assert r'tokenizer("3*4=?\n\"<think>", return_tensors' in found.text
     for name in ("embedded", "/home/someone/models/mine", "x.gguf"):
         found = card(with_model(tiny, name))

@@ -109,7 +109,7 @@ class SearchConfig:
     problems_per_search: Annotated[int, Range(1, 10**6)] = 1
     """M, most problems that share one search and its K times M leaves; 1: each has a search of its own."""
     root_tilt: Annotated[float, Range(0, 1)] = 0.0
-    """Share of the weight cap, in nats, that half-solved problems are preferred with; 0: all are equally likely."""
+    """gumbel, shared searches: share of the weight cap, in nats, spent on preferring half-solved problems; 0: none."""
     beam_width: Annotated[int, Range(1, 4096)] = 12
     """Size of a problem's open list; gumbel needs K + 1 and is lossless from there on."""
     max_search_depth: Annotated[int, Range(1, 1 << 20)] = 80
@@ -363,6 +363,11 @@ def search_size(config: Config) -> int:
     return max(size for size in range(1, min(search.problems_per_search, whole) + 1) if whole % size == 0)
 
 
+def root_tilt_of(config: Config) -> float:
+    """The root's tilt: only mode gumbel, where problems share a search, can choose between them and undo it."""
+    return config.search.root_tilt if config.search.mode == "gumbel" and search_size(config) > 1 else 0.0
+
+
 def _check_forest(config: Config) -> None:
     search, size = config.search, search_size(config)
     leaves = search.num_rollouts_per_problem * size
@@ -371,13 +376,10 @@ def _check_forest(config: Config) -> None:
             f"num_rollouts_per_problem {search.num_rollouts_per_problem:g} times the {size} problems sharing a search"
             " must be a whole number of leaves, at least 1: see search.problems_per_search and train.batch_size"
         )
-    if search.root_tilt > 0 and (search.mode != "gumbel" or size == 1):
+    if root_tilt_of(config) > 0 and search.weight_cap is None:
         raise ValueError(
-            f"root_tilt {search.root_tilt:g} chooses between problems that share a search: it needs mode gumbel and"
-            " search.problems_per_search above 1"
+            f"root_tilt {search.root_tilt:g} is a share of the weight_cap, and there is none: set one, or no tilt"
         )
-    if search.root_tilt > 0 and search.weight_cap is None:
-        raise ValueError(f"root_tilt {search.root_tilt:g} is a share of the weight_cap, and there is none: set one")
 
 
 def check_processes(config: Config, count: int) -> None:

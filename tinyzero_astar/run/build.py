@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import Config, SearchConfig, search_size
+from tinyzero_astar.config import Config, SearchConfig, root_tilt_of, search_size
 from tinyzero_astar.data.answers import THINK_END
 from tinyzero_astar.data.questions import overlap
 from tinyzero_astar.data.tasks import Problems
@@ -231,6 +231,7 @@ def _search(config: Config, depth: int) -> SearchConfig:
         max_search_depth=depth,
         min_weight=config.search.min_weight if is_weighted else 0.0,
         problems_per_search=search_size(config),
+        root_tilt=root_tilt_of(config),
     )
 
 
