@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tests.test_run import OPTIONS
 from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
+from tinyzero_astar.report.tree import drawn_tree
 
 NOTE = "the value model is untrained"
 
@@ -65,22 +69,99 @@ def test_evaluation_takes_a_run_folder_too(run, capsys):
     assert f"saved to {newest / 'evaluation.json'}" in capsys.readouterr().out
 
 
-def test_the_base_says_that_its_value_model_is_untrained_and_spaces_are_visible(capsys):
+def test_the_base_says_that_its_value_model_is_untrained_and_tokens_are_quoted(capsys):
     assert solve_main(["3*4", "--max-nodes", "200"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(NOTE) and lines[1] == "3*4"
-    tree = [line.split("  g ")[0] for line in lines if "  g " in line]
-    texts = [line.lstrip("│├─└ ") for line in tree]
-    assert "␣let" in texts and "" not in texts
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].startswith(NOTE) and "\n3*4\n" in out
+    tree = [line for line in lines if line.lstrip("│ ").startswith(("├", "└"))]
+    assert len(tree) > 5 and all(
+        re.fullmatch(r'[│├─━└ ]+"[^"]+"  (success [\d.]+ %  )?f -?[\d.]+(  .+)?', x) for x in tree
+    )
+    assert any('─ " ' in line for line in tree) and max(map(len, lines)) <= 80
+
+
+def traced():
+    """prompt -> a b -> (c d the end, e not extended), prompt -> f -> g h given up; what leads to the end has less f."""
+    told = [  # parent, f, h, status
+        *(
+            (-1, 0.0, 1.0, "expanded"),
+            (0, -1.0, 0.5, "expanded"),
+            (1, -1.5, 1.0, "expanded"),
+            (2, -2.0, 2.0, "expanded"),
+        ),
+        *((3, -2.5, 9.0, "leaf"), (2, -9.0, 0.1, "open"), (0, -0.5, 0.2, "expanded"), (6, -0.6, 0.3, "expanded")),
+        (7, -0.7, 0.4, "expanded"),
+    ]
+    names = ("parent", "f", "h", "status")
+    return [{"node": i, "token": i, "text": "?", **dict(zip(names, row, strict=True))} for i, row in enumerate(told)]
+
+
+def drawn(*args, nodes=None):
+    found, num_drawn = drawn_tree(nodes or traced(), lambda tokens: "".join(" abcdefgh "[t] for t in tokens), *args)
+    return [f"{line.indent}{line.text}  {line.note}" for line in found], num_drawn, [line.is_answer for line in found]
+
+
+def test_a_tree_has_a_line_for_each_stretch_with_success_and_the_path_to_the_answer():
+    """1/beta is log 5, so that p = (e^h - 1) / 4."""
+    p = [100 * math.expm1(h) / 4 for h in (0.4, 1.0, 2.0, 0.1)]
+    lines, num_drawn, is_answer = drawn(60, math.log(5), 80)
+    assert lines == [
+        f'├─ "fgh"  success {p[0]:.0f} %  f -0.70  given up',
+        f'└━ "ab"  success {p[1]:.0f} %  f -1.50',
+        '   ├━ "cd"  success 100 %  f -2.50  the answer',  # p[2] is beyond 1 by the rounding of h
+        f'   └─ "e"  success {p[3]:.1f} %  f -9.00  not extended',
+    ]
+    assert p[2] > 100 and num_drawn == 9 and is_answer == [False, True, True, False]
+
+
+def test_without_a_value_in_f_nothing_is_said_of_success():
+    assert "success" not in "".join(drawn(60, 0.0, 80)[0])
+
+
+def test_the_best_nodes_are_drawn_with_the_path_and_what_goes_on_undrawn_is_marked():
+    lines, num_drawn, _ = drawn(7, 0.0, 80)
+    assert lines == ['├─ "fg"  f -0.60  …', '└━ "abcd"  f -2.50  the answer'] and num_drawn == 7
+
+
+def test_a_long_stretch_is_shortened_in_the_middle_to_the_width():
+    nodes = [n for n in traced() if n["node"] < 5]
+    found, _ = drawn_tree(nodes, lambda tokens: "start" + 90 * "-" + "\n end", 60, 0.0, 60)
+    line = f"{found[0].indent}{found[0].text}  {found[0].note}"
+    assert (
+        len(line) == 60 and line.startswith('└━ "start---') and '\\n end"  f -2.50  the answer' in line and "…" in line
+    )
+
+
+def test_a_right_answer_stands_out_in_colour_and_no_answer_is_said_to_be_none(run, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert solve_main(["3*4", "--max-nodes", "9"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"no answer  \(|answer \x1b\[1;3[23]m", out) and "\x1b[1;3" in out and "None" not in out
+
+
+@pytest.mark.parametrize(
+    ("task", "question"),
+    [("countdown", "4 6 8 = 24"), ("table.jsonl", "how many?"), ("multiplication", "3*4")],
+)
+def test_any_task_is_solved(task, question, capsys):
+    rows = [{"prompt": f"how many? {i}", "answer": str(i)} for i in range(9)]
+    Path("table.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert solve_main(["how many? 3" if "table" in task else question, "--data.task", task]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"answer.*  \(.+\)\n\nThe search tree\. ", out) and " prefixes extended, " in out
 
 
 def test_a_checkpoint_without_a_critic_says_that_its_value_model_is_untrained(tiny_base, capsys):
     argv = [*OPTIONS.split(), "--train.num-iterations", "1", "--search.mode", "sample", "--train.algorithm", "rloo"]
     assert main(["--model.model-name", str(tiny_base), *argv, "--output-dir", "r"]) == 0
     capsys.readouterr()
-    assert solve_main(["3*4", "--checkpoint", "r", "--inverse-beta", "0"]) == 0
-    first = capsys.readouterr().out.splitlines()[0]
+    assert solve_main(["3*4", "--checkpoint", "r"]) == 0
+    first = " ".join(capsys.readouterr().out.split())
     assert first.startswith(NOTE) and "algorithm rloo does without it" in first
+    assert solve_main(["3*4", "--checkpoint", "r", "--inverse-beta", "0"]) == 0  # which it recommends
+    out = capsys.readouterr().out
+    assert NOTE not in out and "success" not in out
 
 
 @pytest.mark.parametrize(

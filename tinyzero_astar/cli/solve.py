@@ -28,7 +28,7 @@ from tinyzero_astar.config import (
     with_files_moved,
 )
 from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint
-from tinyzero_astar.terminal import FAILED, complain, printable
+from tinyzero_astar.terminal import FAILED, complain, counted, printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ class Solve:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: a CUDA GPU if there is one; mps: an Apple GPU."""
     max_nodes: int = 60
-    """Most nodes drawn; the best by f are kept, with the path to the answer."""
+    """Most prefixes drawn; the best by f are kept, with the path to the answer."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole trace as JSON (docs/trace.md) instead."""
 
@@ -69,7 +69,7 @@ def solve_main(argv: Sequence[str]) -> int:
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
         config = _config(options, folder)
         with redirect_stdout(sys.stderr):  # a task of the user's own may print, and stdout may be JSON
-            trace = _solve(options, config, folder)
+            trace, tokenizer = _solve(options, config, folder)
     except ValueError as error:
         return complain(error)
     except FloatingPointError as error:
@@ -77,15 +77,22 @@ def solve_main(argv: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(trace, indent=1))  # in ASCII: exact in any encoding of the output
         return 0
-    if folder is None:
-        print("the value model is untrained, so that h says nothing yet; give a trained one with --checkpoint")
-    elif config.train.algorithm not in WITH_CRITIC:
-        print(
-            f"the value model is untrained, so that h says nothing: algorithm {config.train.algorithm} does without it;"
-            " --inverse-beta 0 leaves h out"
-        )
-    _show(trace, options.max_nodes)
+    _show(trace, tokenizer, options.max_nodes, _note(options, config, folder))
     return 0
+
+
+def _note(options: Solve, config: Config, folder: Path | None) -> str | None:
+    """What is to be said of a value model that was never trained; nothing where it is not asked."""
+    if options.inverse_beta == 0:
+        return None
+    if folder is None:
+        return "its guesses of success say nothing yet. Give a trained one with --checkpoint."
+    if config.train.algorithm not in WITH_CRITIC:
+        return (
+            f"its guesses of success say nothing, as algorithm {config.train.algorithm} does without it."
+            " --inverse-beta 0 leaves them out."
+        )
+    return None
 
 
 def _check(options: Solve) -> None:
@@ -96,7 +103,7 @@ def _check(options: Solve) -> None:
         )
 
 
-def _solve(options: Solve, config: Config, folder: Path | None) -> dict[str, Any]:
+def _solve(options: Solve, config: Config, folder: Path | None) -> tuple[dict[str, Any], PreTrainedTokenizerBase]:
     import torch
 
     from tinyzero_astar.data.tasks import make_task, pinned
@@ -110,7 +117,7 @@ def _solve(options: Solve, config: Config, folder: Path | None) -> dict[str, Any
     nodes: list[TraceNode] = []
     rollouts = _search(options, policy, prompt, depth, nodes)
     trace = _trace(options, problem, task, tokenizer, rollouts)
-    return trace | {"nodes": described(nodes, trace["prompt"], tokenizer)}
+    return trace | {"nodes": described(nodes, trace["prompt"], tokenizer)}, tokenizer
 
 
 def _config(options: Solve, folder: Path | None) -> Config:
@@ -210,19 +217,32 @@ def _trace(
     }
 
 
-def _show(trace: dict[str, Any], max_nodes: int) -> None:
-    from tinyzero_astar.loggers.console import Terminal, safe
+def _show(trace: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_nodes: int, note: str | None) -> None:
+    from tinyzero_astar.loggers.console import Terminal, broken, safe
     from tinyzero_astar.report.tree import drawn_tree
 
-    console = Terminal(highlight=False)
-    tree, num_drawn = drawn_tree(trace["nodes"], max_nodes)
+    console = Terminal(highlight=False, soft_wrap=True)
+
+    def say(text: str) -> None:
+        console.print(safe(broken(text, console.width, "  ")))
+
+    inverse_beta, colour = trace["inverse_beta"], "green" if trace["correct"] else "yellow"
+    lines, num_drawn = drawn_tree(trace["nodes"], tokenizer.decode, max_nodes, inverse_beta, console.width)
+    if note is not None:
+        say(f"the value model is untrained: {note}")
     console.print(f"[bold]{safe(trace['problem'])}[/]")
     console.print(safe(trace["completion"]))
-    console.print(f"answer [bold]{safe(str(trace['answer']))}[/]  ({safe(trace['verdict'])})")
-    console.print(tree)
+    answer = "no answer" if trace["answer"] is None else f"answer [bold {colour}]{safe(str(trace['answer']))}[/]"
+    console.print(f"{answer}  ({safe(trace['verdict'])})\n")
+    guess = "success: the value model's guess. f: log-probability and what the guess adds" if inverse_beta else ""
+    say(f"The search tree. {guess or 'f: log-probability'}. The largest f is extended first.")
+    for line in lines:
+        text = f"[bold {colour}]{safe(line.text)}[/]" if line.is_answer else safe(line.text)
+        console.print(f"{line.indent}{text}  [dim]{safe(line.note)}[/]")
     stats, hidden = trace["stats"], len(trace["nodes"]) - num_drawn
-    console.print(
-        f"{stats['num_expanded']} prefixes expanded, {stats['num_decoded_tokens']} tokens decoded,"
-        f" {stats['num_forks']} forks, {stats['num_pruned']} pruned"
-        + (f"; {hidden} nodes not drawn (--max-nodes)" if hidden else "")
+    say(
+        f"{stats['num_expanded']:,} prefixes extended,"
+        f" {counted(stats['num_decoded_tokens'], 'token')} decoded, {stats['num_pruned']:,} more prefixes dropped"
+        f" for a smaller f (the open list holds {trace['beam_width']})"
+        + (f". {hidden:,} prefixes are not drawn (--max-nodes)" if hidden else "")
     )

@@ -1,19 +1,18 @@
-"""A search tree for people.
+"""A search tree for people, with a line for each stretch without a fork.
 
-`drawn_tree`: the path to the answer and the best of the other prefixes, a line for each token. `outline`: all of it, a
-line for each stretch without a fork.
+`drawn_tree`: the path to the answer and the best of the other prefixes, with scores. `outline`: all of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from rich.tree import Tree
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tinyzero_astar.interfaces import TraceNode
-from tinyzero_astar.loggers.console import safe
+from tinyzero_astar.loggers.console import percent
 from tinyzero_astar.terminal import printable
 
 if TYPE_CHECKING:  # seconds
@@ -22,6 +21,9 @@ if TYPE_CHECKING:  # seconds
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
 
 _ENDS = {"open": "(open)", "expanded": "(given up)"}  # where a path ends before it is a completion
+
+_STATUS = {"open": "not extended", "expanded": "given up", "leaf": "finished"}  # the same, and other completions
+_LEAST_TEXT = 16  # characters of a stretch, however deep it stands
 
 Node = dict[str, Any]  # of docs/trace.md
 
@@ -37,44 +39,125 @@ def described(nodes: Sequence[TraceNode], prompt: str, tokenizer: PreTrainedToke
     ]
 
 
-def drawn_tree(nodes: Sequence[Node], max_nodes: int) -> tuple[Tree, int]:
-    """At most so many nodes, or as many as the path to the answer has, to be printed by rich; and how many they are."""
-    by_number = {n["node"]: n for n in nodes}
-    path = _path_to_answer(by_number)
-    chosen = _chosen(by_number, path, max_nodes)
-    return _tree(by_number, path, chosen), len(chosen)
+class Line(NamedTuple):
+    """A stretch without a fork."""
+
+    indent: str  # what is drawn before it
+    nodes: list[Node]  # one after another
+    before: list[Node]  # those between the prompt and them
+    is_end: bool  # nothing below it is drawn
+
+
+def _lines(nodes: Sequence[Node], order: Callable[[Node], float]) -> Iterator[Line]:
+    """All stretches below the prompt; siblings by what `order` gives, the largest first.
+
+    Args:
+        nodes: of one search, parents before children, the prompt first.
+        order: of siblings.
+    """
+    children: dict[int, list[Node]] = {}
+    for n in nodes:
+        children.setdefault(n["parent"], []).append(n)
+    stack: list[tuple[Node, list[Node], str, bool]] = []  # first node of a stretch, those before, indent, is last
+
+    def put(number: int, before: list[Node], indent: str) -> None:
+        below = sorted(children.get(number, []), key=order)  # taken from the end
+        stack.extend((n, before, indent, i == 0) for i, n in enumerate(below))
+
+    put(nodes[0]["node"], [], "")
+    while stack:
+        n, before, indent, is_last = stack.pop()
+        stretch = [n]
+        while len(below := children.get(n["node"], [])) == 1:
+            n = below[0]
+            stretch.append(n)
+        yield Line(indent + ("└─ " if is_last else "├─ "), stretch, before, not below)
+        put(n["node"], [*before, *stretch], indent + ("   " if is_last else "│  "))
 
 
 def outline(nodes: Sequence[Node], decode: Callable[[list[int]], str], note: Callable[[list[int]], str]) -> str:
-    """All nodes, a line for each stretch without a fork.
+    """All nodes, siblings by their probability.
 
     Args:
         nodes: of one search, parents before children.
         decode: the text of tokens.
         note: what is said of a leaf, by its tokens.
     """
-    children: dict[int, list[Node]] = {}
-    for n in nodes:
-        children.setdefault(n["parent"], []).append(n)
     lines = [_visible(nodes[0]["text"])]
-    stack: list[tuple[Node, list[int], str, bool]] = []  # first node of a stretch, tokens before it, indent, is last
-
-    def put(number: int, before: list[int], indent: str) -> None:
-        below = sorted(children.get(number, []), key=lambda n: n["g"])  # taken from the end: the most probable first
-        stack.extend((n, before, indent, i == 0) for i, n in enumerate(below))
-
-    put(nodes[0]["node"], [], "")
-    while stack:
-        n, before, indent, is_last = stack.pop()
-        tokens = [n["token"]]
-        while len(below := children.get(n["node"], [])) == 1:
-            n = below[0]
-            tokens.append(n["token"])
-        path = [*before, *tokens]
-        said = "" if below else note(path) if n["status"] == "leaf" else _ENDS[n["status"]]
-        lines.append(f"{indent}{'└─' if is_last else '├─'} {_visible(decode(tokens))}{'  ' if said else ''}{said}")
-        put(n["node"], path, indent + ("   " if is_last else "│  "))
+    for line in _lines(nodes, lambda n: n["g"]):
+        said, last, tokens = "", line.nodes[-1], [n["token"] for n in line.nodes]
+        if line.is_end:
+            path = [*(n["token"] for n in line.before), *tokens]
+            said = note(path) if last["status"] == "leaf" else _ENDS[last["status"]]
+        lines.append(f"{line.indent}{_visible(decode(tokens))}{'  ' if said else ''}{said}")
     return "\n".join(lines)
+
+
+class Drawn(NamedTuple):
+    """A line of a drawn tree."""
+
+    indent: str
+    text: str  # of its tokens, quoted, shortened to the width
+    note: str
+    is_answer: bool  # whether it is on the path to the answer
+
+
+def drawn_tree(
+    nodes: Sequence[Node], decode: Callable[[list[int]], str], max_nodes: int, inverse_beta: float, width: int
+) -> tuple[list[Drawn], int]:
+    """The path to the answer and the best of the other prefixes, siblings by f.
+
+    Args:
+        nodes: of one search of mode best_first.
+        decode: the text of tokens.
+        max_nodes: most that are drawn, but for the path to the answer and those that lead to a drawn one.
+        inverse_beta: of the search, from which success follows.
+        width: columns of a line.
+
+    Returns:
+        The lines below the prompt, and how many nodes stand in them, the prompt included.
+    """
+    by_number = {n["node"]: n for n in nodes}
+    path = _path_to_answer(by_number)
+    chosen = _chosen(by_number, path, max_nodes)
+    parents = {n["parent"] for n in nodes}
+    drawn = []
+    for line in _lines([n for n in nodes if n["node"] in chosen], lambda n: n["f"]):
+        last = line.nodes[-1]
+        is_answer, is_cut = last["node"] in path, line.is_end and last["node"] in parents
+        indent = f"{line.indent[:-2]}━ " if is_answer else line.indent  # seen without colours, too
+        note = "  ".join(_notes(line, is_answer, is_cut, inverse_beta))
+        room = max(_LEAST_TEXT, width - len(indent) - len(note) - 2)
+        text = _shortened(_quoted(decode([n["token"] for n in line.nodes])), room)
+        drawn.append(Drawn(indent, text, note, is_answer))
+    return drawn, len(chosen)
+
+
+def _notes(line: Line, is_answer: bool, is_cut: bool, inverse_beta: float) -> Iterator[str]:
+    last = line.nodes[-1]
+    scored = [n for n in line.nodes if n["status"] != "leaf"]  # nothing is foreseen of a finished text
+    if scored and inverse_beta:
+        yield f"success {percent(success(scored[-1]['h'], inverse_beta)).strip()}"
+    yield f"f {last['f']:.2f}"
+    if is_cut:
+        yield "…"
+    elif line.is_end:
+        yield "the answer" if is_answer else _STATUS[last["status"]]
+
+
+def _shortened(text: str, room: int) -> str:
+    """The beginning sets it apart from its siblings, the end from what follows."""
+    return text if len(text) <= room else f"{text[: room - room // 3 - 1]}…{text[len(text) - room // 3 :]}"
+
+
+def success(h: float, inverse_beta: float) -> float:
+    """p of h = log(1 + p (e^(1/beta) - 1)), docs/algorithm.md eq. 3, of a positive 1/beta."""
+    return min(1.0, max(0.0, math.expm1(h) / math.expm1(inverse_beta)))
+
+
+def _quoted(text: str) -> str:
+    """On one line, between quotation marks that show the spaces at its ends."""
+    return printable(json.dumps(text, ensure_ascii=False))
 
 
 def _visible(text: str) -> str:
@@ -106,28 +189,3 @@ def _chosen(nodes: Mapping[int, Node], path: set[int], max_nodes: int) -> set[in
             drawn.add(n["node"])
             n = nodes[n["parent"]] if n["parent"] >= 0 else n
     return drawn
-
-
-def _label(n: Node, is_on_path: bool) -> str:
-    colours = {"expanded": "white", "leaf": "green", "open": "yellow"}
-    text = "prompt" if n["parent"] < 0 else _visible(n["text"])
-    style = "bold " if is_on_path else ""
-    scores = f"g {n['g']:.2f}  h {n['h']:+.2f}  f {n['f']:.2f}"
-    return f"[{style}{colours[n['status']]}]{safe(text)}[/]  [dim]{scores}  {n['status']}[/]"
-
-
-def _tree(nodes: Mapping[int, Node], path: set[int], drawn: set[int]) -> Tree:
-    """The drawn nodes. A chain of only children stays on one level: depth is for forks."""
-    children: dict[int, list[Node]] = {}
-    for number in sorted(drawn):
-        children.setdefault(nodes[number]["parent"], []).append(nodes[number])
-    tree = Tree(_label(nodes[0], 0 in path))
-    stack = [(0, tree)]
-    while stack:
-        number, branch = stack.pop()
-        below = sorted(children.get(number, []), key=lambda n: -n["f"])
-        for n in below:
-            place = branch if len(below) == 1 else branch.add("[dim]fork[/]") if n is not below[0] else branch
-            place.add(_label(n, n["node"] in path))
-            stack.append((n["node"], place))
-    return tree
