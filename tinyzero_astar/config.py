@@ -254,7 +254,7 @@ _TINY = Config(
 _LOCAL = Config(
     model=ModelConfig(model_name="Qwen/Qwen2.5-1.5B", max_seq_length=512, dtype="bfloat16"),
     data=DataConfig(min_digits=2, max_digits=2, num_problems=100, template="conversation"),
-    search=SearchConfig(num_rollouts_per_problem=4, beam_width=8, max_search_depth=200),
+    search=SearchConfig(num_rollouts_per_problem=4, problems_per_search=4, beam_width=8, max_search_depth=200),
     value=ValueConfig(hidden_size=512, learning_rate=1e-4, update_frequency=1),
     train=TrainConfig(
         num_iterations=20,
@@ -273,7 +273,7 @@ _LOCAL = Config(
 _TRAINING = Config(
     model=ModelConfig(model_name="Qwen/Qwen2.5-3B", max_seq_length=512, dtype="bfloat16"),
     data=DataConfig(min_digits=2, max_digits=3, num_problems=1000, template="conversation"),
-    search=SearchConfig(num_rollouts_per_problem=4, beam_width=8, max_search_depth=200),
+    search=SearchConfig(num_rollouts_per_problem=4, problems_per_search=4, beam_width=8, max_search_depth=200),
     value=ValueConfig(hidden_size=512, learning_rate=1e-4, update_frequency=5),
     train=TrainConfig(
         num_iterations=100,
