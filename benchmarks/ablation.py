@@ -82,6 +82,7 @@ ARMS: dict[str, Changes] = {
     "forest_tilted_guided": FOREST | TILTED | GUIDED,
     "searched_32x8_guided_unweighted": EIGHT | GUIDED,
     "small_forest": SMALL_ONE | {"search.problems_per_search": 32},
+    "small_forest_8x4": SMALL_FOUR | {"search.problems_per_search": 8},
     "small_searched_8x4": SMALL_FOUR,
     "small_sampled_32x1": SMALL_ONE | SAMPLED,
     "small_sampled_8x4": SMALL_FOUR | SAMPLED,
@@ -147,17 +148,19 @@ def accuracy_at(curve: Sequence[Sequence[float]], column: int, budget: float) ->
     return report.accuracy_at(points, budget) if budget <= points[-1][0] else math.nan
 
 
-def cost_of(curve: Sequence[Sequence[float]], column: int, accuracy: float) -> float:
-    """What it took until an accuracy was first reached, by linear interpolation; nan if it never was."""
+def cost_of(curve: Sequence[Sequence[float]], column: int, accuracy: float) -> float | None:
+    """What it took until an accuracy was first reached, by linear interpolation; None if it never was."""
     for before, after in itertools.pairwise(curve):
         if after[2] >= accuracy:
             share = (accuracy - before[2]) / (after[2] - before[2])
             return before[column] + (after[column] - before[column]) * share
-    return math.nan
+    return None
 
 
 def summarise(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % interval, as far as they are known."""
+    """Mean and 95 % interval, as far as they are known; nothing where a run did not get so far."""
+    if any(math.isnan(x) for x in values):
+        return {"mean": None, "low": None, "high": None}
     mean = mean_of(values)
     return {name: x if x is None else round(x, 4) for name, x in zip(("mean", "low", "high"), mean, strict=True)}
 
