@@ -61,8 +61,8 @@ def test_the_line_of_an_iteration_says_how_right_the_policy_is_what_was_found_an
     first, second = lines_of(
         Config(), (9, {"rollout/policy_accuracy": 0.031}, None), (10, {"guidance/is_open": 1.0}, 0.628)
     )
-    assert first == " 9/30  accuracy 3.1 %  found  25 % of 8  guide off (–)    1.2 k tokens   2.0 s"
-    assert second == "10/30  accuracy  50 %  found  25 % of 8  guide on (.63)   2.5 k tokens   2.0 s"
+    assert first == " 9/30  accuracy 3.1 %  found  25 % of 256  guide off (–)    1.2 k tokens   2.0 s"
+    assert second == "10/30  accuracy  50 %  found  25 % of 256  guide on (.63)   2.5 k tokens   2.0 s"
 
 
 @pytest.mark.parametrize(("num_iterations", "num_leaves"), [(30, 8), (100, 16), (1000, 128)])
@@ -71,7 +71,7 @@ def test_the_line_of_an_iteration_fits_into_80_columns(num_iterations, num_leave
     worst = {"rollout/accuracy": 1.0, "rollout/policy_accuracy": 1.04, "time/iteration_s": 1234.5}
     counts = {"search/num_decoded_tokens": 612_000}
     (line,) = lines_of(config, (num_iterations, worst | counts, 0.51))
-    assert len(line) <= 80 and f"of {num_leaves} " in line and line.endswith(" 1234 s")
+    assert len(line) <= 80 and f"of {32 * num_leaves} " in line and line.endswith(" 1234 s")
 
 
 @pytest.mark.parametrize(

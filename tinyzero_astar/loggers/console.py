@@ -83,16 +83,21 @@ def has_guidance(config: Mapping[str, Any]) -> bool:
     )
 
 
+def leaves_of(config: Mapping[str, Any]) -> int:
+    """Completions of an iteration, by the sections of its configuration."""
+    return round(config["search"]["num_rollouts_per_problem"] * config["train"]["problems_per_iteration"])
+
+
 def _legend(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     search = config["search"]
-    num, mode = search["num_rollouts_per_problem"], search["mode"]
+    mode = search["mode"]
     if mode == "best_first":
         yield "accuracy", "unknown: the best completions do not tell how often the policy is right"
     else:
         weighted = "weighted " if mode == "gumbel" else ""
         yield "accuracy", f"how often the policy is right, by the {weighted}completions of the iteration"
     no_accuracy = "" if mode == "sample" else ". This is no accuracy, as a search finds rare ones too"
-    yield "found", f"right ones among those completions, {num:g} for each problem{no_accuracy}"
+    yield "found", f"right ones among the completions of the iteration{no_accuracy}"
     if has_guidance(config):
         told = "on while the value model guides the search, which it does when it ranks well."
         yield (
@@ -155,7 +160,7 @@ class ConsoleLogger(Logger):
     def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Explain the lines to come, and show a progress bar until `end`."""
         self._num_iterations = config["train"]["num_iterations"]
-        self._num_leaves = config["search"]["num_rollouts_per_problem"]
+        self._num_leaves = leaves_of(config)
         self._has_guidance = has_guidance(config)
         self._spent = {r["iteration"]: num_tokens(r) for r in records}
         if done < self._num_iterations:
@@ -184,7 +189,7 @@ class ConsoleLogger(Logger):
         parts = [
             f"[bold]{self._place(number)}[/]",
             f"accuracy [bold]{percent(metrics['rollout/policy_accuracy'])}[/]",
-            f"found {percent(metrics['rollout/accuracy'])} of {self._num_leaves:g}",
+            f"found {percent(metrics['rollout/accuracy'])} of {self._num_leaves}",
         ]
         if self._has_guidance:
             state = "on" if metrics["guidance/is_open"] else "off"
