@@ -65,7 +65,7 @@ def test_the_configuration_names_the_algorithms_and_what_they_keep():
     ("words", "sentence"),
     [
         (
-            "--train.algorithm grpo",
+            "--train.algorithm grpo --search.problems-per-search 1",
             "algorithm grpo compares a problem's rollouts with their mean, which leaves that are no independent draws"
             " would bias: use --search.mode sample, not gumbel",
         ),
