@@ -1771,6 +1771,14 @@ PREDICTIONS = (
         ("test_advice.py::test_processes_on_a_cpu_share_its_memory_and_those_on_gpus_do_not",),
     ),
     Mutant(
+        "sum-of-phase-as-largest",
+        "the doctor's table gives the largest part of a phase as all of it",
+        "cli/doctor.py",
+        "columns[name].append(cell(sum(sizes.values())))",
+        "columns[name].append(cell(max(sizes.values())))",
+        ("test_doctor.py::test_what_a_person_reads_has_at_most_80_columns_and_whole_names",),
+    ),
+    Mutant(
         "disk-unasked",
         "a run fits however small the disk is",
         "cli/doctor.py",

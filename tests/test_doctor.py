@@ -29,6 +29,7 @@ from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.resources.shapes import shapes_of
 from tinyzero_astar.run import start as session
 from tinyzero_astar.terminal import USAGE_ERROR, readable_bytes, readable_seconds
+from tinyzero_astar.training.algorithms import ALGORITHMS
 
 QWEN_3B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -135,10 +136,26 @@ def test_what_a_person_reads_has_units(three_b, has, capsys):
     assert doctor_main([]) == 0
     out = capsys.readouterr().out
     assert "peak memory, MB" in out and "memory: 508 MB of 1 TB free: fits" in out
-    assert " = 50 iterations of " in out and " and 6 evaluations of " in out and "e+" not in out and "e-" not in out
+    assert "\ntime: about " in out and "\n  50 iterations of " in out and "\n  6 evaluations of " in out
+    assert "e+" not in out and "e-" not in out and "checkpoint(s)" not in out
     assert "test time" not in out
     assert doctor_main(["--eval.search", "best_first"]) == 0
-    assert "(without A* and beam search at test time)" in capsys.readouterr().out
+    assert "(without A* and beam search at test time)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("memory", [1000, 30])
+def test_what_a_person_reads_has_at_most_80_columns_and_whole_names(algorithm, memory, three_b, has, capsys):
+    has(memory, memory)
+    argv = ["--config", "training", "--model.model-name", str(three_b), "--train.algorithm", algorithm]
+    argv += [] if algorithm in ("astar_po", "optimal_advantage") else ["--search.mode", "sample"]
+    assert doctor_main(argv) == (0 if memory > 30 else 1)
+    lines = capsys.readouterr().out.replace(str(three_b), "model").splitlines()
+    assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
+    head = next(i for i, line in enumerate(lines) if line.startswith("part"))
+    assert {"search", "evaluation", "gradients", "checkpoint"} <= {*lines[head].split()}
+    shown = next(line for line in lines if line.startswith("all ")).split()[1:]
+    assert diagnose(argv, capsys)[1]["memory"]["needed"] / 1e9 == pytest.approx(max(map(float, shown)), abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +242,7 @@ def test_tables_and_the_exit_status_of_what_does_not_fit(three_b, has, capsys):
     assert doctor_main(["--config", "training", "--model.model-name", str(three_b)]) == 1
     out = capsys.readouterr().out
     for text in ("gradients", "Adam moments", "does not fit", "an estimate", "--model.lora-rank 16: predicted peak"):
-        assert text in out
+        assert text in " ".join(out.split())
     has()
     assert doctor_main(["--config", "training", "--model.model-name", str(three_b)]) == 0
     out = capsys.readouterr().out

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from tinyzero_astar.run.checkpoint_folders import model_of_run
 from tinyzero_astar.terminal import complain, counted, printable, readable_bytes, readable_seconds
 
 if TYPE_CHECKING:
-    from tinyzero_astar.loggers.console import Terminal
     from tinyzero_astar.resources.machine import Speed
     from tinyzero_astar.resources.prediction import PlannedRun
 
@@ -143,64 +142,66 @@ def _time(run: PlannedRun, speed: Speed) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from tinyzero_astar.loggers.console import Terminal, safe
+    from tinyzero_astar.loggers.console import Terminal, broken, safe
 
-    console = Terminal(highlight=False)
+    console = Terminal(highlight=False, soft_wrap=True)
+
+    def say(text: str, style: str = "default") -> None:
+        console.print(f"[{style}]{safe(broken(text, console.width, '  '))}[/]")
+
     memory, disk = found["memory"], found["disk"]
-    _show_phases(console, found)
+    where = f"{found['processes']} × {found['device']}" if found["processes"] > 1 else found["device"]
+    unit, in_bytes = ("GB", 1e9) if memory["needed"] >= 1e9 else ("MB", 1e6)
+    say(f"{found['model']}, {found['parameters']:,} parameters, on {where}: peak memory, {unit}\n")
+    for line in _phase_lines(memory["phases"], memory["peak_phase"], in_bytes):
+        console.print(line)
     guess = " (estimated: its tokenizer is not on this machine)" if found["prompt_length_is_estimated"] else ""
-    console.print(f"longest prompt: {found['prompt_length']} tokens{guess}")
+    say(f"\nlongest prompt: {counted(found['prompt_length'], 'token')}{guess}")
     for name, one in (("memory", memory), ("disk", disk)):
         verdict = "[green]fits[/]" if one["needed"] <= one["available"] else "[bold red]does not fit[/]"
         console.print(f"{name}: {readable_bytes(one['needed'])} of {readable_bytes(one['available'])} free: {verdict}")
-    console.print(f"  {disk['num_checkpoints']} checkpoint(s) of {readable_bytes(disk['checkpoint'])}")
-    _show_time(console, found["time"])
+    say(f"  {counted(disk['num_checkpoints'], 'checkpoint')} of {readable_bytes(disk['checkpoint'])}")
+    for line in _time_lines(found["time"]):
+        say(line)
     for one in (memory, disk):
         if one["advice"] is not None:
-            console.print(f"[bold]{safe(one['advice'])}[/]", soft_wrap=True)
+            say(one["advice"], "bold")
 
 
-def _show_phases(console: Terminal, found: dict[str, Any]) -> None:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    from tinyzero_astar.loggers.console import safe
-
-    memory = found["memory"]
-    unit, in_bytes = ("GB", 1e9) if memory["needed"] >= 1e9 else ("MB", 1e6)
+def _phase_lines(phases: dict[str, dict[str, int]], peak_phase: str, in_bytes: float) -> Iterator[str]:
+    """The table of memory as markup: a row for each part, a column for each phase, its name one word a line."""
 
     def cell(size: int) -> str:
-        if 0 < size < 0.005 * in_bytes:
-            return "<0.01"
-        return f"{size / in_bytes:.2f}" if size else ""
+        return f"{size / in_bytes:.2f}" if size >= 0.005 * in_bytes else "<0.01" if size else ""
 
-    where = f"{found['processes']} × {found['device']}" if found["processes"] > 1 else found["device"]
-    table = Table(
-        title=f"{safe(found['model'])}, {found['parameters']:,} parameters, on {where}: peak memory, {unit}",
-        box=SIMPLE,
-        padding=0,
-    )
-    table.add_column("part", no_wrap=True)
-    names = list(memory["phases"])
-    for name in names:
-        table.add_column(name, justify="right", style="bold" if name == memory["peak_phase"] else None)
-    for part in dict.fromkeys(part for parts in memory["phases"].values() for part in parts):
-        table.add_row(part, *(cell(memory["phases"][name].get(part, 0)) for name in names))
-    table.add_section()
-    table.add_row("all", *(cell(sum(memory["phases"][name].values())) for name in names))
-    console.print(table)
+    parts = list(dict.fromkeys(part for parts in phases.values() for part in parts))
+    columns = {name: [cell(sizes.get(part, 0)) for part in parts] for name, sizes in phases.items()}
+    for name, sizes in phases.items():
+        columns[name].append(cell(sum(sizes.values())))
+    height = max(len(name.split()) for name in phases)
+    for name, column in columns.items():
+        words = name.split()
+        column[:0] = [""] * (height - len(words)) + words
+    names = [*[""] * (height - 1), "part", *parts, "all"]
+    width = max(map(len, names))
+    for i, part in enumerate(names):
+        line = f"{part:{width}s}"
+        for name, column in columns.items():
+            text = column[i].rjust(max(map(len, column)))
+            line += f" [bold]{text}[/]" if name == peak_phase and text.strip() else f" {text}"
+        yield line.rstrip()
 
 
-def _show_time(console: Terminal, time: dict[str, Any]) -> None:
-    parts = time["seconds_per_iteration"]
+def _time_lines(time: dict[str, Any]) -> Iterator[str]:
+    parts, num_evaluations = time["seconds_per_iteration"], time["num_evaluations"]
     evaluation, between = (readable_seconds(time[f"seconds_per_evaluation{x}"]) for x in ("", "_between"))
+    yield f"time: about {readable_seconds(time['seconds'])}, an estimate with every completion at full length"
+    told = ", ".join(f"{name} {readable_seconds(value)}" for name, value in parts.items())
+    yield (f"  {counted(time['num_iterations'], 'iteration')} of {readable_seconds(sum(parts.values()))}: {told}")
+    others = f", {between} between the first and the last" if num_evaluations > 2 else ""
     left_out = " (without A* and beam search at test time)" if time["is_test_time_search_left_out"] else ""
-    console.print(
-        f"time, an estimate: {readable_seconds(time['seconds'])} = {counted(time['num_iterations'], 'iteration')} of"
-        f" {readable_seconds(sum(parts.values()))} ("
-        + ", ".join(f"{name} {readable_seconds(value)}" for name, value in parts.items())
-        + f") and {counted(time['num_evaluations'], 'evaluation')} of {evaluation} ({between} between the first and the"
-        f" last){left_out}, with every completion at full length, from {readable_bytes(time['copied_bytes_per_s'])}/s"
-        f" and {time['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s measured just now",
-        soft_wrap=True,
+    yield f"  {counted(num_evaluations, 'evaluation')} of {evaluation}{others}{left_out}"
+    yield (
+        f"  from {readable_bytes(time['copied_bytes_per_s'])}/s and {time['matmul_flops_per_s'] / 1e12:.3g} TFLOP/s"
+        " measured just now"
     )
