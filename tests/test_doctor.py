@@ -145,8 +145,11 @@ def test_what_a_person_reads_has_units(three_b, has, capsys):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("memory", [1000, 30])
-def test_what_a_person_reads_has_at_most_80_columns_and_whole_names(algorithm, memory, three_b, has, capsys):
+def test_what_a_person_reads_has_at_most_80_columns_and_whole_names(
+    algorithm, memory, three_b, has, capsys, monkeypatch
+):
     has(memory, memory)
+    monkeypatch.setenv("COLUMNS", "80")
     argv = ["--config", "training", "--model.model-name", str(three_b), "--train.algorithm", algorithm]
     argv += [] if algorithm in ("astar_po", "optimal_advantage") else ["--search.mode", "sample"]
     assert doctor_main(argv) == (0 if memory > 30 else 1)

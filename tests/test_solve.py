@@ -69,7 +69,8 @@ def test_evaluation_takes_a_run_folder_too(run, capsys):
     assert f"saved to {newest / 'evaluation.json'}" in capsys.readouterr().out
 
 
-def test_the_base_says_that_its_value_model_is_untrained_and_tokens_are_quoted(capsys):
+def test_the_base_says_that_its_value_model_is_untrained_and_tokens_are_quoted(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert solve_main(["3*4", "--max-nodes", "200"]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
