@@ -380,8 +380,8 @@ def test_a_hostile_model_name_and_completion_reach_it_harmless(run, tmp_path, ho
 @pytest.mark.parametrize(
     ("measured", "text"),
     [
-        (0.25, "accuracy  25 %  found 100 % of 8  guide on (.25)"),
-        (None, "accuracy   –    found 100 % of 8  guide on (–)  "),
+        (0.25, "accuracy  25 %  found 100 % of 256  guide on (.25)"),
+        (None, "accuracy   –    found 100 % of 256  guide on (–)  "),
     ],
 )
 def test_what_could_not_be_measured_is_a_dash(measured, text, capsys):

@@ -85,7 +85,8 @@ def has_guidance(config: Mapping[str, Any]) -> bool:
 
 def leaves_of(config: Mapping[str, Any]) -> int:
     """Completions of an iteration, by the sections of its configuration."""
-    return round(config["search"]["num_rollouts_per_problem"] * config["train"]["problems_per_iteration"])
+    num: float = config["search"]["num_rollouts_per_problem"] * config["train"]["problems_per_iteration"]
+    return round(num)
 
 
 def _legend(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,8 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     session.console.fact(
         "search",
         f"{search.mode}, {search.num_rollouts_per_problem:g} completions for each of"
-        f" {counted(train.problems_per_iteration, 'problem')}",
+        f" {counted(train.problems_per_iteration, 'problem')}"
+        + (f", {search.problems_per_search} problems sharing a search" if search.problems_per_search > 1 else ""),
     )
     session.console.fact("training", f"{train.algorithm}, {counted(train.num_iterations, 'iteration')}")
     session.console.fact("folder", f"{folder}, all settings in its {CONFIG}")
