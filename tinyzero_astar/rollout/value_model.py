@@ -69,8 +69,7 @@ class ValueModel(nn.Module):
             accuracy: [N].
             logp: [N, V] log pi(a|s).
         """
-        child = logp.to(features.dtype).clamp(min=_LEAST)
-        torch.addcmul(accuracy[:, None], child, features[:, -1:], out=child)
+        child = logp.to(features.dtype).clamp(min=_LEAST).mul_(features[:, -1:]).add_(accuracy[:, None])
         return child.addmm_(features[:, :-1], self.up.weight.T)
 
     def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor, logp: Tensor) -> Tensor:
