@@ -51,7 +51,7 @@ class Tape:
 _WAITING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
-ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32
+ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32; a shaken value model adds to it
 
 
 def shake_value_model(policy):
@@ -92,10 +92,10 @@ def assert_equals_full_forward(policy, output, prefixes):
         wanted = (full.logits, full.value_logit, children, full.baseline)
         for name, got, want in zip(output._fields[:4], every, wanted, strict=True):
             torch.testing.assert_close(
-                got[row], want[0], atol=ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
+                got[row], want[0], atol=3 * ATOL, rtol=1e-4, msg=lambda m, what=f"{name} of {prefix}": f"{what}: {m}"
             )
         token = len(prefixes) - 1 - row
-        torch.testing.assert_close(taken[token], children[0, token], atol=ATOL, rtol=1e-4)
+        torch.testing.assert_close(taken[token], children[0, token], atol=3 * ATOL, rtol=1e-4)
 
 
 def step(policy, decoder, content, rows, prompt_of):

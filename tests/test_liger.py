@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.model import model as policies
+from tinyzero_astar.model import policy_loading as policies
 from tinyzero_astar.model.liger import apply_liger, import_liger
 from tinyzero_astar.model.loading import load_language_model
 
