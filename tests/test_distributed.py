@@ -349,6 +349,18 @@ def test_four_processes_train_as_one_and_continue_what_two_saved(one, two, tiny_
 
 
 @pytest.mark.slow
+def test_four_processes_with_shared_searches_train_as_one(tiny_base, tmp_path):
+    shared = (*SHARED, "--train.problems-per-iteration", "8")
+    with planted(True):
+        assert main(command(tiny_base, tmp_path / "one", *shared)) == 0
+    job = {"is_double": True, "commands": [command(tiny_base, tmp_path / "four", *shared)]}
+    status, output = launch(4, job, tmp_path)
+    assert status == 0, output
+    assert any(record["search/unsearched_fraction"] > 0 for record in records(tmp_path / "one")[1:])
+    assert_same(tmp_path / "four", tmp_path / "one")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_processes", "is_double", "weights", "metrics", "outliers"),
     # in float32 one process with other micro-batches differs from itself as much: rounding, carried on by Adam, most
