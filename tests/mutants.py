@@ -430,8 +430,8 @@ GUMBEL = (
         "searched-forgotten",
         "only this iteration's problems count as searched",
         "run/loop.py",
-        "session.searched[problem.id] = session.searched.get(problem.id, 0) + is_searched",
-        "session.searched[problem.id] = int(is_searched)",
+        "    counts = session.searched.values()",
+        "    counts = [session.searched[problem.id] for problem in rewarded.problems]",
         ("test_end_to_end.py::test_how_many_problems_were_never_searched_is_told",),
     ),
     Mutant(
