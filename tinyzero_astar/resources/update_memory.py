@@ -77,7 +77,7 @@ def gradients(shapes: Shapes, work: Work) -> Memory:
     # the embedding's gradient is added to the head's, and their sum to what earlier micro-batches left
     held.append({"gradients": own, "temporary": (2 if others or work.dtype_bytes == FLOAT else 1) * head})
     if work.is_sharded and work.dtype_bytes < FLOAT:  # the sum is sent in float32
-        held.append({"gradients": own, "temporary": head + 2 * head * FLOAT // work.dtype_bytes})
+        held.append({"gradients": own, "temporary": head + head * FLOAT // work.dtype_bytes})
     for other in set(others):
         kept = _kept(shapes, work, work.step_rows * work.depth - other.scored)
         held += [parts | {"gradients": own, "step's states": kept} for parts in _held_during(other, shapes, work, head)]
@@ -107,6 +107,8 @@ def value_training(shapes: Shapes, work: Work) -> Memory:
         trunk = trees.scored * (work.value_hidden_size + CHILD_RANK) * FLOAT
         seen = trees.scored * (shapes.hidden_size + PATH_SIZE) * FLOAT
         held.append({"activations": 4 * trunk + 2 * trees.scored * (CHILD_RANK + 1) * FLOAT + seen})
+    if work.is_sharded:  # its gradients, whole, and the copy that is sent
+        held.append({"temporary": 2 * whole * FLOAT})
     parts["value model"] += own * FLOAT  # gradients
     gathered_weights = {"gathered weights": whole * FLOAT} if work.is_sharded else {}
     return parts | gathered_weights | _waiting(shapes, work) | largest(held)
