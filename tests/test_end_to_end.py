@@ -90,6 +90,7 @@ BASE = {
     "search": {
         "num_rollouts_per_problem": 3,
         "problems_per_search": 1,
+        "root_tilt": 0.0,
         "beam_width": 4,
         "max_search_depth": 9,
         "max_inverse_beta": 1.0,

@@ -282,7 +282,7 @@ def test_a_tokenizer_that_loses_a_letter_of_the_prompts_is_refused_before_the_ru
     data["model"]["vocab"] = {"Ω" if k == "W" else k: v for k, v in data["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(data))
     argv = ["--model.model-name", str(folder), "--run.num-threads", "1", "--data.template", "conversation"]
-    argv += ["--model.max-seq-length", "600", "--data.num-problems", "40", "--eval.num-problems", "5"]
+    argv += ["--model.max-seq-length", "600", "--data.num-problems", "64", "--eval.num-problems", "5"]
     change_json(folder / "config.json", max_position_embeddings=600)
     assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 2
     err = capsys.readouterr().err

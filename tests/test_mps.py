@@ -138,7 +138,10 @@ def test_what_is_not_supported_there_is_refused_in_one_sentence(config, monkeypa
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("mps").type == "mps" and choose_device("auto").type != "mps"
     for options, sentence in (
-        ("--train.algorithm rloo --search.mode sample", "algorithm rloo is not supported on device mps, which has no"),
+        (
+            "--train.algorithm rloo --search.mode sample --search.num-rollouts-per-problem 2",
+            "algorithm rloo is not supported on device mps, which has no",
+        ),
         ("--model.cuda-graphs", "model.cuda_graphs is for CUDA devices, and the model would run on mps"),
     ):
         argv = ["--model.model-name", config.model.model_name, "--model.device", "mps", *options.split()]
