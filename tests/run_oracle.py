@@ -586,7 +586,7 @@ class Oracle:
         search, (is_open, is_root_open) = self.config["search"], self.gates()
         seeds = [problem_seed(self.config["run"]["seed"], iteration, a * 10**6 + b) for a, b in pairs]
         prompts = [self.prompt_of(pair) for pair in pairs]
-        share = search["root_tilt"] if is_root_open else 0.0
+        share = search["root_tilt"] if is_root_open and len(pairs) > 1 else 0.0
         tilts = self.log_tilts(prompts, search["weight_cap"] ** share) if share else [0.0] * len(pairs)
         starts = []
         for prompt, seed, tilt in zip(prompts, seeds, tilts, strict=True):
