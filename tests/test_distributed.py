@@ -48,7 +48,11 @@ REGRESSED = ("--train.algorithm", "optimal_advantage", "--train.regression-beta"
 SHARED = ("--search.problems-per-search", "2", "--train.batch-size", "2", "--search.root-tilt", "0.5")
 ADAPTED = ("--model.lora-rank", "3", "--train.gradient-checkpointing", *SHARED)
 
-EMBEDDED = "--train.num-iterations 5 --eval.num-problems 8 --eval.num-samples 1 --eval.eval-frequency 5"
+ALONE = (  # a search for each problem, which any number of processes can share out
+    "--search.problems-per-search 1 --search.num-rollouts-per-problem 8 --train.problems-per-iteration 32"
+    " --train.batch-size 16 --eval.num-problems 8 --eval.num-samples 1"
+)
+EMBEDDED = f"--train.num-iterations 5 --eval.eval-frequency 5 {ALONE}"
 
 
 def launch(num_processes, job, folder):
@@ -244,7 +248,7 @@ def test_bytes_of_weights_and_optimizer_fall_as_one_over_two(two):
 @pytest.mark.parametrize("num_processes", [2, 4])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bytes_of_weights_and_optimizer_fall_as_one_over_n_and_as_predicted(num_processes, dtype, tmp_path):
-    few = "--train.num-iterations 1 --eval.num-problems 8 --eval.num-samples 1 --search.max-search-depth 10"
+    few = f"--train.num-iterations 1 --search.max-search-depth 10 {ALONE}"
     argv = [*few.split(), "--model.dtype", dtype, "--output-dir", str(tmp_path / "r")]
     job = {"is_double": False, "commands": [argv], "seen": str(tmp_path / "seen")}
     status, output = launch(num_processes, job, tmp_path)
