@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 
-from tinyzero_astar.config import PRESETS, Config, check
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_checks import check
 from tinyzero_astar.data.tasks import make_problems
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Problem
 from tinyzero_astar.loggers.console import ConsoleLogger
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.report import compare as report
 from tinyzero_astar.report.intervals import mean_of
 from tinyzero_astar.rollout.generator import Generator

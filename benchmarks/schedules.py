@@ -23,12 +23,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.dive import dive_rollouts
-from tinyzero_astar.config import PRESETS, DataConfig
+from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Rollouts, StepOutput
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.policy_loading import load_policy
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.run.checkpoint import load_trainer, read_state
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tinyzero_astar.config import PRESETS
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.rollout.records import RewardedRollouts
 from tinyzero_astar.rollout.thinning import thin_weights
 from tinyzero_astar.run.build import Session

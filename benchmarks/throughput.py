@@ -23,11 +23,12 @@ from typing import NamedTuple
 import torch
 import transformers
 
-from tinyzero_astar.config import PRESETS, DataConfig, RewardConfig, SearchConfig, TrainConfig, ValueConfig
+from tinyzero_astar.config import DataConfig, RewardConfig, SearchConfig, TrainConfig, ValueConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.resources.allocator import keep_freed_memory
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.training.astar_po import AStarPO

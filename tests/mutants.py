@@ -3184,7 +3184,7 @@ TASKS = (
     Mutant(
         "another-task",
         "a run on a task of the package may go on with another",
-        "config.py",
+        "config_json.py",
         "if names and not config.data.task_sha256:",
         "if names and config.data.task_sha256 is None:",
         ("test_questions.py::test_only_files_of_a_task_can_have_moved",),

@@ -17,8 +17,8 @@ from tests.test_run import OPTIONS, judge
 from tinyzero_astar import api
 from tinyzero_astar.cli.options import config_of, parse
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS
 from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.report.tree import outline
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,7 +12,8 @@ import torch
 
 from tinyzero_astar.cli.options import parse
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS, to_json
+from tinyzero_astar.config_json import to_json
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run.folder import CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,8 @@ from tests.test_run import OPTIONS
 from tinyzero_astar import __main__, __version__
 from tinyzero_astar.cli import commands
 from tinyzero_astar.cli.options import parse, parse_evaluate, parse_train
-from tinyzero_astar.config import PRESETS, Config
+from tinyzero_astar.config import Config
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run.checkpoint_folders import model_of_run
 
 ROOT = Path(__file__).resolve().parents[1]

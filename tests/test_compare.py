@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tinyzero_astar.cli.compare import compare_main
-from tinyzero_astar.config import Config, to_json
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_json import to_json
 from tinyzero_astar.report.compare import accuracy_at, compare_runs
 from tinyzero_astar.report.intervals import mean_of, student_inside, student_quantile
 

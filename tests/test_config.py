@@ -9,19 +9,10 @@ import typing
 
 import pytest
 
-from tinyzero_astar.config import (
-    PRESETS,
-    Config,
-    _check_ranges,
-    check,
-    check_processes,
-    from_dict,
-    from_json,
-    ranges,
-    root_tilt_of,
-    search_size,
-    to_json,
-)
+from tinyzero_astar.config import Config, root_tilt_of, search_size
+from tinyzero_astar.config_checks import check, check_processes, check_ranges, ranges
+from tinyzero_astar.config_json import from_dict, from_json, to_json
+from tinyzero_astar.presets import PRESETS
 
 TINY = PRESETS["tiny"]
 RANGES = ranges()
@@ -109,7 +100,7 @@ def test_values_beyond_either_end_and_nan_are_refused_by_name(name):
         sentence = refusal(changed(**{key: value}))
         assert sentence.startswith(f"{name} {value} is out of range: it must lie between ")
     for value in (low, high):
-        _check_ranges(changed(**{key: value}))
+        check_ranges(changed(**{key: value}))
 
 
 @pytest.mark.parametrize(

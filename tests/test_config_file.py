@@ -10,8 +10,8 @@ import pytest
 
 from tinyzero_astar.cli.options import parse
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS
 from tinyzero_astar.config_file import named_config, read_config_file, stem_of
+from tinyzero_astar.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)

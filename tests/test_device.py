@@ -17,7 +17,8 @@ from tests.test_run import OPTIONS
 from tinyzero_astar.cli.options import parse
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import Config, to_json
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_json import to_json
 from tinyzero_astar.eval import decoding as test_time
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.metrics.heuristic import weighted_auc

@@ -15,7 +15,7 @@ import tinyzero_astar as tz
 from tests.test_run import OPTIONS
 from tinyzero_astar.cli.options import config_of, parse
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run.model_card import model_card, options_of
 
 

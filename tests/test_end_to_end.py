@@ -23,6 +23,8 @@ from tests import run_oracle
 from tests.run_oracle import Oracle, training_pairs
 from tinyzero_astar import config as configuration
 from tinyzero_astar.cli.train import main
+from tinyzero_astar.config_checks import check
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run.start import start_run
 
@@ -139,11 +141,11 @@ def make_config(base, changes):
     for name, value in changes.items():
         section, key = name.split(".")
         sections[section][key] = value
-    tiny = configuration.PRESETS["tiny"]
+    tiny = PRESETS["tiny"]
     found = configuration.Config(
         **{name: dataclasses.replace(getattr(tiny, name), **section) for name, section in sections.items()}
     )
-    configuration.check(found)
+    check(found)
     return found
 
 
@@ -342,7 +344,7 @@ def test_the_command_line_trains_as_the_documents_say(base, tmp_path):
 
 
 def options_of(config):
-    default = dataclasses.asdict(configuration.PRESETS["tiny"])
+    default = dataclasses.asdict(PRESETS["tiny"])
     changed = [
         (f"--{section}.{key.replace('_', '-')}", str(value))
         for section, fields in dataclasses.asdict(config).items()

@@ -10,10 +10,10 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 from tests.trees import trees_of_rows
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS
 from tinyzero_astar.model.decoder_layers import decoder_layers
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.policy_loading import check_decoding
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 NUM_LAYERS = 4

@@ -18,10 +18,11 @@ from tests.test_end_tokens import edited
 from tests.test_loading import copy_tokenizer, make_config, refusal, save_checkpoint
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS, ModelConfig
+from tinyzero_astar.config import ModelConfig
 from tinyzero_astar.model import damage
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.policy_loading import load_policy
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.run import checkpoint
 

@@ -17,12 +17,13 @@ import pytest
 from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS, DataConfig
+from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data import own as own_module
 from tinyzero_astar.data import table as table_module
 from tinyzero_astar.data.questions import is_held_out, overlap
 from tinyzero_astar.data.tasks import make_problems, make_task, pinned
 from tinyzero_astar.interfaces import END_OF_EXAMPLE
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.terminal import FailedError, run_command
 
 SUMS = [{"prompt": f"{a}+{b}=?", "answer": a + b} for a in range(1, 11) for b in range(1, 11)]

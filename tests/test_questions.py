@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tinyzero_astar.config import Config, DataConfig, with_files_moved
+from tinyzero_astar.config import Config, DataConfig
+from tinyzero_astar.config_json import with_files_moved
 from tinyzero_astar.data import questions as questions_module
 from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.order import batch_indices

@@ -22,7 +22,8 @@ from tinyzero_astar.cli import commands
 from tinyzero_astar.cli.doctor import Doctor
 from tinyzero_astar.cli.options import parse, parse_as, parse_train
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS, DataConfig, EvalConfig, ModelConfig, SearchConfig, ValueConfig
+from tinyzero_astar.config import DataConfig, EvalConfig, ModelConfig, SearchConfig, ValueConfig
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.resources import machine
 from tinyzero_astar.resources.machine import Speed
 from tinyzero_astar.run.folder import CONFIG

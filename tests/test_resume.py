@@ -23,9 +23,9 @@ from tests import test_run as runs
 from tests.test_run import assert_same_run, checkpoint, contents, read, records, timeless
 from tinyzero_astar import files
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import PRESETS
 from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl
 from tinyzero_astar.loggers import jsonl
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run import checkpoint as checkpoints
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run import start as session

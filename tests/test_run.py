@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from tinyzero_astar.cli import commands
 from tinyzero_astar.cli.options import parse
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.config import Config, from_json
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_json import from_json
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.run import loop as trainer

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tinyzero_astar.config import Config, from_dict
+from tinyzero_astar.config import Config
 from tinyzero_astar.config_file import named_config
+from tinyzero_astar.config_json import from_dict
 from tinyzero_astar.data.tasks import make_problems, make_task, pinned
 from tinyzero_astar.data.text import continued, prompt_tokens, room_after, text_fault
 from tinyzero_astar.data.trl_reward import multiplication_reward as multiplication_reward

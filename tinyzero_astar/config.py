@@ -1,28 +1,22 @@
-"""Typed configuration and its presets; the one place where values and their ranges are stated.
+"""Typed configuration: every setting with its default, and its range beside it.
 
-A preset is a complete run. `python train.py --config local --search.beam-width 12` starts from preset `local` and
-changes one field. Checks that concern more than one field stand in `check`.
+Presets are in `presets`, the checks in `config_checks`; `config_json` saves and loads.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import types
-import typing
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from tinyzero_astar.files import read_text
 from tinyzero_astar.modes import SearchMode
 
 _MAX_PROBLEMS = 50_000  # of one set; from 3 digits on, 80,000 pairs and more exist on either side
 DECODING_INVERSE_BETA = 3.0  # 1/beta of best_first at test time: it prefers success, whatever the prompt's value says
+# what predictions must know of algorithms before PyTorch is imported; the algorithms themselves say why
+WITH_CRITIC, WITH_REFERENCE = ("astar_po",), ("optimal_advantage",)
 
 
 class Range(NamedTuple):
@@ -244,113 +238,6 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-_TINY = Config(
-    search=SearchConfig(num_rollouts_per_problem=1, problems_per_search=32, root_tilt=0.5),
-    train=TrainConfig(num_iterations=50, problems_per_iteration=64, batch_size=64, learning_rate=2e-4),
-    eval=EvalConfig(eval_frequency=10),
-    run=RunConfig(checkpoint_frequency=25, sample_frequency=10),
-)
-
-_LOCAL = Config(
-    model=ModelConfig(model_name="Qwen/Qwen2.5-1.5B", max_seq_length=512, dtype="bfloat16"),
-    data=DataConfig(min_digits=2, max_digits=2, num_problems=100, template="conversation"),
-    search=SearchConfig(num_rollouts_per_problem=4, problems_per_search=4, beam_width=8, max_search_depth=200),
-    value=ValueConfig(hidden_size=512, learning_rate=1e-4, update_frequency=1),
-    train=TrainConfig(
-        num_iterations=20,
-        problems_per_iteration=16,
-        batch_size=4,
-        learning_rate=1e-5,
-        warmup_iterations=2,
-        micro_batch_tokens=16384,
-        gradient_checkpointing=True,
-        ratio_tolerance=0.1,
-    ),
-    eval=EvalConfig(eval_frequency=5, num_problems=100, num_samples=4, max_rows=128),
-    run=RunConfig(checkpoint_frequency=10, num_threads=0),
-)
-
-_TRAINING = Config(
-    model=ModelConfig(model_name="Qwen/Qwen2.5-3B", max_seq_length=512, dtype="bfloat16"),
-    data=DataConfig(min_digits=2, max_digits=3, num_problems=1000, template="conversation"),
-    search=SearchConfig(num_rollouts_per_problem=4, problems_per_search=4, beam_width=8, max_search_depth=200),
-    value=ValueConfig(hidden_size=512, learning_rate=1e-4, update_frequency=5),
-    train=TrainConfig(
-        num_iterations=100,
-        problems_per_iteration=32,
-        batch_size=4,
-        learning_rate=1e-5,
-        warmup_iterations=5,
-        micro_batch_tokens=16384,
-        gradient_checkpointing=True,
-        ratio_tolerance=0.1,
-    ),
-    eval=EvalConfig(eval_frequency=10, num_problems=500, num_samples=4, max_rows=256),
-    run=RunConfig(checkpoint_frequency=20, num_threads=0),
-)
-
-# may change when a run is continued: machine, pace of saving and showing
-FREE_ON_RESUME = (
-    "model.device",
-    "model.cuda_graphs",
-    "model.liger",
-    "run.num_threads",
-    "run.checkpoint_frequency",
-    "run.sample_frequency",
-    "run.collective_timeout_s",
-)
-
-# may differ from a run's when one of its checkpoints is evaluated: this machine need not be the one that trained it
-FREE_IN_EVALUATION = ("model.device", "model.cuda_graphs", "run.num_threads", "run.collective_timeout_s")
-
-TASK_FILES = ("data.task", "data.reward_function")
-"""Where the files of a task lie: may be told anew when a run is continued or evaluated."""
-
-# what predictions must know of algorithms before PyTorch is imported; the algorithms themselves say why
-WITH_CRITIC, WITH_REFERENCE = ("astar_po",), ("optimal_advantage",)
-
-PRESETS = {"tiny": _TINY, "local": _LOCAL, "training": _TRAINING}
-
-
-def check(config: Config) -> None:
-    """Refuse values outside their range, one clear sentence for the first.
-
-    Raises:
-        ValueError: names the field, its value and the remedy.
-    """
-    _check_ranges(config)
-    search, train = config.search, config.train
-    if search.mode == "gumbel" and search.beam_width < search.num_rollouts_per_problem + 1:
-        raise ValueError(
-            f"beam_width {search.beam_width} must be at least num_rollouts_per_problem + 1 ="
-            f" {search.num_rollouts_per_problem + 1}: the best prefix left out is the threshold of the weights"
-        )
-    if config.data.min_digits > config.data.max_digits:
-        raise ValueError(f"min_digits {config.data.min_digits} must not exceed max_digits {config.data.max_digits}")
-    if train.batch_size > train.problems_per_iteration:
-        raise ValueError(
-            f"batch_size {train.batch_size} must not exceed problems_per_iteration"
-            f" {train.problems_per_iteration}: an optimizer step uses problems of one iteration"
-        )
-    _check_forest(config)
-    if train.problems_per_iteration > config.data.num_problems:
-        raise ValueError(
-            f"problems_per_iteration {train.problems_per_iteration} must not exceed num_problems"
-            f" {config.data.num_problems}: no problem twice in an iteration"
-        )
-    if train.num_iterations and train.warmup_iterations > train.num_iterations:
-        raise ValueError(
-            f"warmup_iterations {train.warmup_iterations} must not exceed num_iterations {train.num_iterations}: the"
-            " learning rate would never be reached"
-        )
-    if search.mode == "best_first" and search.inverse_beta != "balanced" and search.inverse_beta < 0:
-        raise ValueError(
-            f"inverse_beta {search.inverse_beta} must not be negative with mode best_first: it would look for"
-            " the most probable failures"
-        )
-    _check_evaluation(config.eval)
-
-
 def search_size(config: Config) -> int:
     """M: the most problems, up to `search.problems_per_search`, that divide those of a step and of an iteration.
 
@@ -366,191 +253,3 @@ def search_size(config: Config) -> int:
 def root_tilt_of(config: Config) -> float:
     """The root's tilt: only mode gumbel, where problems share a search, can choose between them and undo it."""
     return config.search.root_tilt if config.search.mode == "gumbel" and search_size(config) > 1 else 0.0
-
-
-def _check_forest(config: Config) -> None:
-    search, size = config.search, search_size(config)
-    leaves = search.num_rollouts_per_problem * size
-    if not float(leaves).is_integer() or leaves < 1:
-        raise ValueError(
-            f"num_rollouts_per_problem {search.num_rollouts_per_problem:g} times the {size} problems sharing a search"
-            " must be a whole number of leaves, at least 1: see search.problems_per_search and train.batch_size"
-        )
-    if root_tilt_of(config) > 0 and search.weight_cap is None:
-        raise ValueError(
-            f"root_tilt {search.root_tilt:g} is a share of the weight_cap, and there is none: set one, or no tilt"
-        )
-
-
-def check_processes(config: Config, count: int) -> None:
-    """Refuse a number of processes that cannot search equally many problems, or would share a search.
-
-    Raises:
-        ValueError: names both numbers and the remedy.
-    """
-    problems, size = config.train.problems_per_iteration, search_size(config)
-    if problems % (count * size) == 0:
-        return
-    unit = "" if size == 1 else f", {size} in each search"
-    most = -(-problems // (count * size)) * count * size
-    raise ValueError(
-        f"{count} processes do not divide problems_per_iteration {problems}: all search the same number of problems"
-        f"{unit}; use --train.problems-per-iteration {most}, or another number of processes"
-    )
-
-
-def _check_evaluation(evaluation: EvalConfig) -> None:
-    together = {"num_samples": evaluation.num_samples}
-    if evaluation.search == "best_first":
-        together["beam_width"] = evaluation.beam_width
-    for name, count in together.items():
-        if evaluation.max_rows < count:
-            raise ValueError(
-                f"eval.max_rows {evaluation.max_rows} must be at least eval.{name} {count}: those of a problem are"
-                " decoded at once"
-            )
-
-
-def ranges() -> dict[str, Range]:
-    """What the numbers of a configuration may be, by section and name."""
-    sections = typing.get_type_hints(Config).items()
-    return {f"{section}.{name}": allowed for section, kind in sections for name, allowed in _ranges_of(kind)}
-
-
-def _ranges_of(section: type) -> Iterator[tuple[str, Range]]:
-    for name, hint in typing.get_type_hints(section, include_extras=True).items():
-        yield from ((name, note) for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range))
-
-
-def _check_ranges(config: Config) -> None:
-    for section in dataclasses.fields(config):
-        check_section(section.name, getattr(config, section.name))
-
-
-def check_section(name: str, section: object) -> None:
-    """Refuse a number of one section outside its range; `check` does this for all.
-
-    Raises:
-        ValueError: names the field, its value and its range.
-    """
-    for key, (low, high) in _ranges_of(type(section)):
-        value = getattr(section, key)
-        if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(f"{name}.{key} {value} is out of range: it must lie between {_end(low)} and {_end(high)}")
-
-
-def _end(x: float) -> str:
-    return str(x) if isinstance(x, int) else f"{x:.10g}"
-
-
-def to_json(config: Config) -> str:
-    """The resolved configuration as indented JSON."""
-    return json.dumps(dataclasses.asdict(config), indent=2)
-
-
-def with_fields_of(config: Config, other: Config, names: Iterable[str]) -> Config:
-    """A configuration in which the named fields, such as eval.num_problems, have another one's values."""
-    for name in names:
-        section, key = name.split(".")
-        changed = replace(getattr(config, section), **{key: getattr(getattr(other, section), key)})
-        config = replace(config, **{section: changed})
-    return config
-
-
-def with_files_moved(config: Config, other: Config, given: Iterable[str]) -> Config:
-    """A run's configuration in which those of `TASK_FILES` that are `given` are another's.
-
-    Whether they are the same files is for `data.tasks.pinned` to say.
-
-    Raises:
-        ValueError: the run's task comes from no file.
-    """
-    names = [name for name in TASK_FILES if name in given]
-    if names and not config.data.task_sha256:
-        raise ValueError(
-            f"{' and '.join(names)} cannot be given: the run's task {config.data.task!r} comes from no file that could"
-            " have moved; leave it out, or start a new run"
-        )
-    return with_fields_of(config, other, names)
-
-
-def differences(a: Config, b: Config) -> list[str]:
-    """Names of the fields, with their sections, in which two configurations differ."""
-    ours, theirs = dataclasses.asdict(a), dataclasses.asdict(b)
-    return [
-        f"{section}.{key}"
-        for section, values in ours.items()
-        for key, value in values.items()
-        if value != theirs[section][key]
-    ]
-
-
-def from_json(path: Path) -> Config:
-    """A configuration saved by `to_json`.
-
-    Raises:
-        ValueError: the file is missing, is no JSON, or holds unknown or wrong fields.
-    """
-    try:
-        data = json.loads(read_text(path))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: it should hold the configuration of a run") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits, nested deeply
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it from a checkpoint") from None
-    return from_dict(data, str(path))
-
-
-def from_dict(data: Any, source: str) -> Config:
-    """A configuration from nested dictionaries; `source` names where they came from.
-
-    Raises:
-        ValueError: a field is unknown, of the wrong type, or out of range.
-    """
-    config: Config = _build(Config, data, source)
-    try:
-        check(config)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
-    return config
-
-
-def _build(kind: type, data: Any, source: str) -> Any:
-    known = typing.get_type_hints(kind)
-    if not isinstance(data, dict) or set(data) - set(known):
-        unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else data
-        raise ValueError(f"{source}: {unknown} is not a field of {kind.__name__}; this version knows {sorted(known)}")
-    values = {}
-    for key, value in data.items():
-        wanted = known[key]
-        if dataclasses.is_dataclass(wanted):
-            values[key] = _build(typing.cast(type, wanted), value, source)
-        elif _fits(value, wanted):
-            values[key] = value
-        else:
-            raise ValueError(f"{source}: {key} is {value!r}, which is not {_type_name(wanted)}")
-    return kind(**values)
-
-
-def _type_name(wanted: Any) -> str:
-    """A type in words, such as "of type int", or "one of grpo, rloo"."""
-    choices = typing.get_args(wanted)
-    if typing.get_origin(wanted) is Literal:
-        return f"one of {', '.join(choices)}"
-    if choices:
-        return " or ".join(map(_type_name, choices))
-    return "None" if wanted is types.NoneType else f"of type {wanted.__name__}"
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is Literal:
-        return value in choices
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in choices)
-    if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, wanted)

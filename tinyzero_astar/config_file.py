@@ -20,8 +20,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from tinyzero_astar.config import PRESETS, Config, from_dict
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_json import from_dict
 from tinyzero_astar.files import read_text
+from tinyzero_astar.presets import PRESETS
 
 SUFFIX = ".toml"
 

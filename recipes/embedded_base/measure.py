@@ -8,12 +8,13 @@ from functools import partial
 
 import torch
 
-from tinyzero_astar.config import PRESETS, DataConfig, RewardConfig
+from tinyzero_astar.config import DataConfig, RewardConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.training.reward import WeightedReward
 

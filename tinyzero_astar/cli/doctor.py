@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from tinyzero_astar.cli.options import Options, config_of, parse_as
-from tinyzero_astar.config import check, check_processes
+from tinyzero_astar.config_checks import check, check_processes
 from tinyzero_astar.run.checkpoint_folders import model_of_run
 from tinyzero_astar.terminal import complain, counted, printable, readable_bytes, readable_seconds
 

@@ -10,8 +10,11 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from tinyzero_astar.config import FREE_IN_EVALUATION, FREE_ON_RESUME, PRESETS, TASK_FILES, Config, check
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_checks import check
 from tinyzero_astar.config_file import SUFFIX, named_config
+from tinyzero_astar.config_json import FREE_IN_EVALUATION, FREE_ON_RESUME, TASK_FILES
+from tinyzero_astar.presets import PRESETS
 
 _DEFAULT = "tiny"
 

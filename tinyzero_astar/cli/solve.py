@@ -18,15 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tinyzero_astar.config import (
-    DECODING_INVERSE_BETA,
-    PRESETS,
-    WITH_CRITIC,
-    Config,
-    EvalConfig,
-    from_dict,
-    with_files_moved,
-)
+from tinyzero_astar.config import DECODING_INVERSE_BETA, WITH_CRITIC, Config, EvalConfig
+from tinyzero_astar.config_json import from_dict, with_files_moved
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, counted, printable
 

@@ -14,8 +14,10 @@ from io import StringIO
 from pathlib import Path
 
 from tinyzero_astar.cli.options import Command, config_of, given_fields, parse, parse_evaluate, parse_train
-from tinyzero_astar.config import FREE_ON_RESUME, Config, check_processes, from_json, with_fields_of, with_files_moved
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_checks import check_processes
 from tinyzero_astar.config_file import stem_of
+from tinyzero_astar.config_json import FREE_ON_RESUME, from_json, with_fields_of, with_files_moved
 from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.run.checkpoint_folders import model_of_run, resolve_checkpoint, run_and_checkpoints
 from tinyzero_astar.run.folder import CONFIG

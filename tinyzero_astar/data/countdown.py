@@ -25,7 +25,8 @@ from enum import StrEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from tinyzero_astar.config import DataConfig, check_section
+from tinyzero_astar.config import DataConfig
+from tinyzero_astar.config_checks import check_section
 from tinyzero_astar.data.answers import Reason, refused
 from tinyzero_astar.data.expression import Fault, read_expression
 from tinyzero_astar.data.questions import Question, QuestionTask

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tinyzero_astar.config import Config, differences, from_json
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_json import differences, from_json
 from tinyzero_astar.files import METRICS
 from tinyzero_astar.loggers.console import TOKENS
 from tinyzero_astar.report.intervals import Mean, mean_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from tinyzero_astar.config import check, search_size
+from tinyzero_astar.config import search_size
+from tinyzero_astar.config_checks import check
 from tinyzero_astar.resources.prediction import Outlook, PlannedRun
 from tinyzero_astar.terminal import counted, readable_bytes
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_astar import __version__
-from tinyzero_astar.config import FREE_ON_RESUME, PRESETS, Config, differences
+from tinyzero_astar.config import Config
+from tinyzero_astar.config_json import FREE_ON_RESUME, differences
 from tinyzero_astar.data.tasks import TASKS
 from tinyzero_astar.model.model_folder import EMBEDDED
+from tinyzero_astar.presets import PRESETS
 
 CARD = "README.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import (
+from tinyzero_astar.config import WITH_REFERENCE, Config
+from tinyzero_astar.config_checks import check
+from tinyzero_astar.config_json import (
     FREE_IN_EVALUATION,
     FREE_ON_RESUME,
     TASK_FILES,
-    WITH_REFERENCE,
-    Config,
-    check,
     differences,
     from_dict,
     to_json,
