@@ -22,7 +22,8 @@ from tests.test_layers import ROOT, floor_faults, module_name, package_modules
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 _BLOCK = re.compile(r"^( +)```(\w+)\n(.*?)^ +```$", re.DOTALL | re.MULTILINE)
-_COPIED = ("tinyzero_astar", "train.py", "README.md", "pyproject.toml")
+LAYOUT = "docs/layout.md"
+_COPIED = ("tinyzero_astar", "train.py", "README.md", LAYOUT, "pyproject.toml")
 
 
 class Step(NamedTuple):
@@ -59,12 +60,13 @@ def changed(source: str, change: str) -> str:
 
 @pytest.fixture
 def copy(tmp_path):
-    """The package, its README and its launcher, to be changed."""
+    """The package, its layout and its launcher, to be changed."""
     for name in _COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
-            shutil.copy(ROOT / name, tmp_path)
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
@@ -93,12 +95,12 @@ def test_the_page_shows_how_to_add_one_of_each():
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_what_is_added_fits_the_package_and_its_readme(name, copy):
+def test_what_is_added_fits_the_package_and_its_layout(name, copy):
     touched = make_changes(SECTIONS[name], copy)
     modules = {".".join(p.relative_to(copy / "tinyzero_astar").with_suffix("").parts): p for p in touched[:-1]}
     known = {*package_modules(), *modules}
     assert [fault for m, p in modules.items() for fault in floor_faults(p.read_text("utf-8"), m, known)] == []
-    assert touched[-1].name == "README.md"
+    assert touched[-1] == copy / LAYOUT
     [new] = [path for path in touched if not (ROOT / path.relative_to(copy)).exists()]
     assert f"\n  {new.relative_to(copy / 'tinyzero_astar')} " in touched[-1].read_text("utf-8")
     assert module_name(ROOT / new.relative_to(copy)) in modules
