@@ -1,9 +1,9 @@
-"""The state of a search in lock step: G groups of K rows, a prefix in each, all at the same depth.
+"""The state of a search in lock step: G groups of K rows, with a prefix in each row, all at the same depth.
 
-A group is what shares one budget of K leaves and, in mode "gumbel", one threshold kappa: one problem or several. Which
-problem's tree a row stands in is its `origin`; a row may change to another tree, as it may to another prefix.
+A group shares one budget of K leaves and, in mode "gumbel", one threshold kappa. It holds one problem or several. The
+`origin` of a row is the problem in whose tree it stands. A row may change to another tree, as it may to another prefix.
 
-Rows are numbered across groups: row k of group g has *place* g K + k. A slot of the decoder has the number of the row
+Rows are numbered across groups. Row k of group g has *place* g K + k. A slot of the decoder has the number of the row
 whose prefix it holds.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tinyzero_astar.search.gumbel import prefix_hashes
 
-NO_TOKEN = -1  # a row that adds nothing at this step: a finished leaf, or no leaf at all
+NO_TOKEN = -1  # a row that adds nothing at this step, because its leaf is finished or it has none
 
 
 class Grid(NamedTuple):
@@ -39,9 +39,9 @@ class Grid(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The next K rows of every group; [G, K] each."""
+    """The next K rows of every group. Each tensor is [G, K]."""
 
-    parent: Tensor | None  # place of what each new row extends or carries on; None: each its own
+    parent: Tensor | None  # place of what each new row extends or carries on, None means its own
     token: Tensor  # that it adds, or NO_TOKEN
     priority: Tensor
     logp: Tensor
@@ -49,7 +49,7 @@ class Choice(NamedTuple):
 
 
 class TokenTable(NamedTuple):
-    """What each token does to a prefix; [V + 1], the last of them for NO_TOKEN."""
+    """What each token does to a prefix. Each tensor is [V + 1], and the last entry is for NO_TOKEN."""
 
     bits: Tensor  # int64, see `gumbel.token_bits`
     goes_on: Tensor  # True where a prefix can be extended after that token
@@ -57,29 +57,29 @@ class TokenTable(NamedTuple):
 
 @dataclass(frozen=True)
 class Beam:
-    """The rows of every group; [G, K] each unless said."""
+    """The rows of every group. Each tensor is [G, K] unless its comment says otherwise."""
 
     grid: Grid
-    priority: Tensor  # float64; -inf where there is no prefix
+    priority: Tensor  # float64, -inf where there is no prefix
     log_q: Tensor  # float64, phi of the prefix
     log_pi: Tensor  # float64, g of the prefix
-    last: Tensor  # float64, log pi of the prefix's last token; 0 at a prompt, and where a row added nothing
-    least: Tensor  # float64, the least log pi of its tokens; 0 at a prompt
-    hashes: Tensor  # [3, G, K] int64: the prefix's state, and the bits of the two numbers that are drawn at it
-    row: Tensor  # int64, of an open row: which row of the StepOutput is of its prefix
+    last: Tensor  # float64, log pi of the prefix's last token, 0 at a prompt and where a row added nothing
+    least: Tensor  # float64, the least log pi of its tokens, 0 at a prompt
+    hashes: Tensor  # [3, G, K] int64, the prefix's state and the bits of the two numbers drawn at it
+    row: Tensor  # int64, which row of the StepOutput belongs to the prefix of an open row
     is_open: Tensor  # True where the prefix can be extended
     origin: Tensor  # int64, which of the chosen problems (`roots.Roots`) the prefix belongs to
-    places: Tensor  # [N] of the open rows; the decoder is asked for them in this order
-    group: Tensor  # [N] of the open rows: with whom they compete
+    places: Tensor  # [N] of the open rows, in the order in which the decoder is asked for them
+    group: Tensor  # [N] of the open rows, the group in which they compete
 
     @property
     def problem(self) -> Tensor:
-        """[N] of the open rows: which of the chosen problems their prefix belongs to."""
+        """The problem that the prefix of each open row belongs to, as its number among the chosen problems, [N]."""
         return self.at_open(self.origin)
 
     @property
     def path(self) -> Tensor:
-        """[N, 3] of the open rows; see `interfaces.Decoder.step`."""
+        """The path of each open row, [N, 3], as `interfaces.Decoder.step` takes it."""
         return torch.stack([self.at_open(x) for x in (self.last, self.log_pi, self.least)], -1)
 
     def at_open(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class Beam:
         return every.index_copy_(0, self.places, values).view_as(self.row)
 
     def after(self, choice: Choice, tokens: TokenTable) -> Beam:
-        """The beam once each row took its token; rows whose token does not go on are leaves."""
+        """The beam once each row took its token. Rows whose token ends the prefix are leaves."""
         is_open = torch.take(tokens.goes_on, choice.token)
         places = is_open.flatten().nonzero()[:, 0]
         state = carried(self.hashes[0], choice.parent)
@@ -119,5 +119,5 @@ class Beam:
 
 
 def carried(x: Tensor, parent: Tensor | None) -> Tensor:
-    """What each row's parent has; [G, K]."""
+    """What each row's parent has, [G, K]."""
     return x if parent is None else torch.take(x, parent)

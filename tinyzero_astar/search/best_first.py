@@ -1,13 +1,13 @@
-"""The literal A*: an open list per group of problems, the largest f = g + h first ("best_first").
+"""The literal A*, mode "best_first": an open list per group of problems, with the largest f = g + h first.
 
-Children are scored by their parent's evaluation and cost nothing until they are popped, so a pop is one decoder
-row. The open list holds `width` prefixes, each backed by a slot; the worst are dropped (and counted) when
-it overflows, and no more than `width` prefixes of one depth are popped, which bounds the search (Meister
-et al. 2020). It ends when K leaves are at least as good as everything open: ending at the first K *finished*
-leaves would return short junk.
+Children are scored by their parent's evaluation and cost nothing until they are popped, so a pop is one decoder row.
+The open list holds `width` prefixes, each backed by a slot. When it overflows, the worst are dropped and counted. No
+more than `width` prefixes of one depth are popped, which bounds the search (Meister et al. 2020). The search ends when
+K leaves are at least as good as everything open. Ending at the first K *finished* leaves would return short and bad
+completions.
 
-Groups are popped together, one prefix each per step. Problems of a group compete for its open list and its leaves, a
-problem alone with itself. Returns modes, not samples: for decoding, not gradients.
+Groups are popped together, one prefix each per step. Problems of a group compete for its open list and its leaves. The
+search returns modes, not samples, so it is for decoding and not for gradients.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tinyzero_astar.search.leaves import Leaves
 
 @dataclass
 class _Entries:
-    """Up to C scored prefixes per group, [G, C] each; f is -inf where there is none."""
+    """Up to C scored prefixes per group. Each tensor is [G, C], and f is -inf where there is none."""
 
     f: Tensor
     g: Tensor
@@ -76,7 +76,7 @@ class _Entries:
 
 @dataclass
 class _Tree:
-    """Expanded prefixes; node n of a group was popped in step n, after its prompts. [G] tensors."""
+    """Expanded prefixes. Node n of a group was popped in step n, after its prompts. Each tensor is [G]."""
 
     parent: list[Tensor] = field(default_factory=list)
     token: list[Tensor] = field(default_factory=list)
@@ -91,7 +91,7 @@ class _Tree:
 
 
 class _Search:
-    """The state of one call; `expand` and `pop` alternate."""
+    """The state of one call. `expand` and `pop` alternate."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class _Search:
         """The wanted slot if no open prefix stands on it, else the first slot without one."""
         is_live = torch.isfinite(self.open.f[group])
         is_taken = torch.zeros_like(is_live, dtype=torch.int64).scatter_add(1, self.open.slot[group], is_live.long())
-        # `width` slots and at most `width - 1` open prefixes after a pop: one is always free
+        # There are `width` slots and at most `width - 1` open prefixes after a pop, so one is always free.
         first_free = is_taken.argmin(1)
         return torch.where(is_taken.gather(1, wanted[:, None])[:, 0] > 0, first_free, wanted)
 
@@ -214,7 +214,7 @@ def best_first(
     group_size: int = 1,
     trace: list[TraceNode] | None = None,
 ) -> Rollouts:
-    """See `astar_search.astar_rollouts`; leaves and width are those of a group."""
+    """See `astar_search.astar_rollouts`. Leaves and width are those of a group."""
     groups = len(prompts) // group_size
     group, row = torch.arange(groups, device="cpu")[:, None], torch.arange(width, device="cpu")[None]
     home = group * group_size + row % group_size
@@ -305,7 +305,7 @@ def _read_leaves(search: _Search) -> Rollouts:
 
 
 def _trace(search: _Search) -> list[TraceNode]:
-    """Expanded prefixes in the order in which they were popped, then leaves and what stayed open; by problem."""
+    """The nodes of each problem: expanded prefixes in the order of their pops, then leaves and what stayed open."""
     tree = search.tree
     trees: list[list[TraceNode]] = [[] for _ in range(search.num_problems)]
     for group in range(search.num_groups):

@@ -1,7 +1,8 @@
-"""The children of a beam's prefixes, drawn from the top down: the best of each, and further ones where they matter.
+"""The children of a beam's prefixes, drawn from the top down.
 
-A prefix's G is that of its best child, so which child that is needs one uniform number; the others come later, at
-exponential times. Equation numbers are those of docs/algorithm.md.
+The best child of each prefix is drawn first, and further ones only where they matter. A prefix's G is that of its best
+child, so one uniform number decides which child that is. The others arrive later, at exponential times. Equation
+numbers are those of docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ class Children(NamedTuple):
     """What is known of the children of the open rows once the best of each is drawn."""
 
     logp: Tensor  # [N, V]
-    twist: Proposal | None  # None: q is the policy. Its mass is `others` by now
+    twist: Proposal | None  # None means that q is the policy. Its mass is `others` by now
     best: Tensor  # [N, 1] the token with the largest G
-    others: Tensor  # [N, V] q(a|s) up to a factor of the prefix; 0 at the best child
+    others: Tensor  # [N, V] q(a|s) up to a factor of the prefix, 0 at the best child
     log_rate: Tensor  # [N] phi of the prefix, less the log of that factor
     second: Tensor  # [N] the largest G of the others
 
     @staticmethod
     def drawn(beam: Beam, logp: Tensor, twist: Proposal | None) -> Children:
-        """The best child and the G of the next one; eq. 8."""
+        """The best child and the G of the next one (eq. 8)."""
         log_rate = beam.at_open(beam.log_q)
         if twist is None:
             mass = logp.exp()
@@ -60,12 +61,12 @@ class Children(NamedTuple):
 class Further(NamedTuple):
     """Children of rows beyond the best, the first C to arrive of each, as one pool per group."""
 
-    priority: Tensor  # [G, K C] their G, C by C in the order of the rows; -inf where there is none
+    priority: Tensor  # [G, K C] their G, C by C in the order of the rows, -inf where there is none
     token: Tensor  # [G K, C]
 
     @staticmethod
     def drawn(beam: Beam, children: Children, close: Tensor, counters: Tensor) -> Further:
-        """Those of some open rows, `close` [M] of the N; `counters` [V] are `gumbel.token_counters`."""
+        """The further children of some open rows, `close` [M] of the N. `counters` [V] are `gumbel.token_counters`."""
         places, others, log_rate, bound = (
             x.index_select(0, close) for x in (beam.places, children.others, children.log_rate, children.second)
         )

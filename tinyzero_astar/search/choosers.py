@@ -1,7 +1,7 @@
-"""Which K rows per group the next step of a lock-step search keeps: those of "sample" and those of "gumbel".
+"""Which K rows per group the next step of a lock-step search keeps, in the modes "sample" and "gumbel".
 
-In "gumbel" every prefix carries G, the maximum of the Gumbel-perturbed log q over its leaves, so the K best prefixes of
-each depth are all that the K best leaves need (Kool et al. 2019), and a prefix once left out never comes back: the
+In "gumbel" every prefix carries G, the maximum of the Gumbel-perturbed log q over its leaves. So the K best prefixes of
+each depth are all that the K best leaves need (Kool et al. 2019), and a prefix that was left out never comes back. The
 largest such G is kappa, the threshold of the weights. Equation numbers are those of docs/algorithm.md.
 """
 
@@ -34,7 +34,7 @@ class Chooser(Protocol):
         ...
 
     def count_capped(self) -> Tensor:
-        """Of each chosen problem: see `SearchStats.num_capped`."""
+        """The counts of each chosen problem, see `SearchStats.num_capped`."""
         ...
 
 
@@ -53,13 +53,13 @@ class Sampling:
 
     noise: bool
     per_problem: float  # rows of a problem, on average
-    num_capped: Tensor  # zeros: nothing guides
+    num_capped: Tensor  # zeros, because nothing is guided
 
     @staticmethod
     def begin(
         root: StepOutput, roots: Roots, per_problem: float, guidance: Guidance, *, noise: bool = True
     ) -> Sampling:
-        """All rows start at a prompt, each with a stream of its own; see `LockStep`. Nothing guides them."""
+        """Start all rows at a prompt, each with a stream of its own and without guidance. See `LockStep`."""
         return Sampling(noise, per_problem, torch.zeros_like(roots.chosen))
 
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
@@ -94,7 +94,7 @@ class _Guide:
 
     strength_and_tilt: Tensor  # [4, P, 1], to be looked up at once
     cap: float | None
-    capped: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of steps: [N] problems; [N, 1] held back there?
+    capped: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # [N] problems, [N, 1] if held back
 
     @staticmethod
     def of(guidance: Guidance, root: StepOutput) -> _Guide | None:
@@ -126,17 +126,17 @@ class _Guide:
 
 @dataclass
 class WithoutReplacement:
-    """The K prefixes of each group with the largest Gumbel-perturbed f; remembers the best one left out, kappa."""
+    """The K prefixes of each group with the largest Gumbel-perturbed f. It remembers kappa, the best one left out."""
 
-    guide: _Guide | None  # None: q is the policy
+    guide: _Guide | None  # None means that q is the policy
     counters: Tensor  # [V] see `gumbel.token_counters`
     none_capped: Tensor  # zeros, of each chosen problem
-    worst: Tensor  # [G] the least G of the beam's rows; changes only when rows are replaced
-    left_out: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # of steps: groups, and a G that each left out
+    worst: Tensor  # [G] the least G of the beam's rows, which changes only when rows are replaced
+    left_out: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # per step, groups and a G that each left out
 
     @staticmethod
     def begin(root: StepOutput, roots: Roots, per_problem: float, guidance: Guidance) -> WithoutReplacement:
-        """Only rows with a prompt of their own are open; see `LockStep`."""
+        """Open only the rows with a prompt of their own. See `LockStep`."""
         return WithoutReplacement(
             guide=_Guide.of(guidance, root),
             counters=token_counters(root.logits.shape[1], root.logits.device),
@@ -148,8 +148,8 @@ class WithoutReplacement:
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
         """The best child of a prefix has its G and takes its row, unless others' further children push it out.
 
-        They rarely do: where the policy hardly doubts they are far behind. So the further children of a prefix are
-        drawn as one at first, and one by one only where their best is better than the worst of the K rows.
+        This is rare. Where the policy is nearly certain, further children are far behind. So the further children of a
+        prefix are first drawn as one, and one by one only where their best is better than the worst of the K rows.
         """
         twist = None if self.guide is None else self.guide.propose(beam, output, logp)
         children = Children.drawn(beam, logp, twist)
@@ -163,9 +163,9 @@ class WithoutReplacement:
         return self._replace_worst(choice, beam, children, Further.drawn(beam, children, close, self.counters))
 
     def _replace_worst(self, choice: Choice, beam: Beam, children: Children, further: Further) -> Choice:
-        """The best of the further children for the worst of the rows, and so on.
+        """Replace the worst of the rows by the best of the further children, and so on.
 
-        K of them are enough: a child is never better than the row of its prefix, so that not all rows are replaced.
+        K of them are enough. A child is never better than the row of its prefix, so not all rows are replaced.
         """
         num_rows = beam.row.shape[1]
         best, entry = further.priority.topk(num_rows)
@@ -190,7 +190,7 @@ class WithoutReplacement:
         )
 
     def weight(self, beam: Beam) -> tuple[Tensor, Tensor]:
-        """See `Chooser.weight`; eq. 6."""
+        """See `Chooser.weight` (eq. 6)."""
         group, left_out = (torch.cat(x) for x in zip(*self.left_out, strict=True))
         nothing = torch.full_like(self.worst, -torch.inf)
         kappa = nothing.scatter_reduce_(0, group, left_out, "amax")

@@ -1,10 +1,10 @@
 """Stateless noise and Gumbel arithmetic for sampling without replacement.
 
-Pure functions on tensors. Noise is a hash (splitmix64) of a seed and a prefix, so a problem's rollouts depend on its
-seed alone: not on the batch, the rank, or any generator's state.
+Pure functions on tensors. Noise is a hash (splitmix64) of a seed and a prefix. So a problem's rollouts depend on its
+seed alone, and not on the batch, the rank, or any generator's state.
 
-Sources: Steele et al. 2014 (splitmix64); Maddison et al. 2014, "A* sampling" (children from the top down); Kool et al.
-2019, "Stochastic Beams and Where to Find Them" (inclusion probabilities from a threshold).
+Sources are Steele et al. 2014 (splitmix64), Maddison et al. 2014, "A* sampling" (children from the top down), and Kool
+et al. 2019, "Stochastic Beams and Where to Find Them" (inclusion probabilities from a threshold).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64; tensor arithmetic wraps modulo 2**64
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64, since tensor arithmetic wraps modulo 2**64
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 _FOLD = 0x632BE59BD9B4E019
@@ -23,44 +23,44 @@ MANY_TOKENS = 1 << 14  # from here on that is faster, on a CPU, and running sums
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # logical: int64's own shift drags the sign along
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # a logical shift, since int64's own shift copies the sign
 
 
 def hash_number(x: Tensor) -> Tensor:
-    """Splitmix64 of int64 numbers: a bijection whose output bits look independent."""
+    """Splitmix64 of int64 numbers, a bijection whose output bits look independent."""
     return _finalise(x + _GOLDEN)
 
 
 def _finalise(x: Tensor) -> Tensor:
-    """In place: x is a whole vocabulary at times."""
+    """Works in place, because x can be a whole vocabulary."""
     x.bitwise_xor_(_shift_right(x, 30)).mul_(_MULTIPLY_1)
     x.bitwise_xor_(_shift_right(x, 27)).mul_(_MULTIPLY_2)
     return x.bitwise_xor_(_shift_right(x, 31))
 
 
 def hash_with(state: Tensor, number: Tensor) -> Tensor:
-    """Hash of a state and one more number: a prefix and a token, a seed and an iteration; int64, shapes broadcast."""
+    """Hash of a state and one more number, such as a prefix and a token. int64, shapes broadcast."""
     return hash_number(state ^ token_bits(number))
 
 
 def token_bits(token: Tensor) -> Tensor:
-    """What a token brings into `hash_with`; a search looks it up in a table."""
+    """What a token brings into `hash_with`. A search looks it up in a table."""
     return hash_number(token + _FOLD)
 
 
 def to_uniform(bits: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1), both ends excluded, of hashed int64 bits; float64."""
-    # as a signed number first: the sum with one half and half a step is exact, and never rounds to an end
+    """Uniform numbers in (0, 1), both ends excluded, of hashed int64 bits, as float64."""
+    # As a signed number first. Then the sum with one half and half a step is exact and never rounds to an end.
     return (bits >> 12).double().mul_(2.0**-52).add_(0.5 + 2.0**-53)
 
 
 def prefix_hashes(x: Tensor) -> Tensor:
-    """Three independent hashes of each number, [3, ...]: a prefix's state, and the bits of its two draws."""
+    """Three independent hashes of each number, [3, ...]. They are a prefix's state and the bits of its two draws."""
     return hash_number(torch.stack((x, x ^ _WHICH, x ^ _WHEN)))
 
 
 def inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:
-    """A token for each prefix, drawn in proportion to its mass, [N, 1]; never one without mass.
+    """A token for each prefix, [N, 1], drawn in proportion to its mass. A token without mass is never drawn.
 
     Args:
         mass: [N, V], >= 0 and somewhere above.
@@ -76,7 +76,7 @@ def _drawn(mass: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _drawn_by_block(mass: Tensor, uniform: Tensor) -> Tensor:
-    """The same but for roundings of float64: first a block of tokens, then a token in it.
+    """The same up to roundings of float64. It draws a block of tokens first, then a token in it.
 
     A vocabulary of 151,936 is read once and never copied to float64 as a whole.
     """
@@ -92,10 +92,10 @@ def _drawn_by_block(mass: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _block_sums(mass: Tensor) -> Tensor:
-    """[N, B] float64 sums of the masses of _BLOCK tokens each; the last block may be shorter."""
+    """[N, B] float64 sums of the masses of _BLOCK tokens each. The last block may be shorter."""
     num_whole = mass.shape[1] // _BLOCK
     blocks = mass[:, : num_whole * _BLOCK].unflatten(1, (num_whole, _BLOCK))
-    if mass.device.type == "cpu":  # where `sum` makes a float64 copy of its argument: of one row it stays in the cache
+    if mass.device.type == "cpu":  # `sum` makes a float64 copy of its argument, and that of one row stays in the cache
         whole = torch.cat([row.sum(-1, dtype=torch.float64) for row in blocks.split(1)])
     else:
         whole = blocks.sum(-1, dtype=torch.float64)
@@ -112,12 +112,12 @@ def likeliest_if_impossible(mass: Tensor, token: Tensor) -> Tensor:
 
 
 def root_gumbel(state: Tensor) -> Tensor:
-    """One Gumbel(0) number for each hash state, float64; independent of all else that is drawn at it."""
+    """One Gumbel(0) number for each hash state, float64, independent of everything else that is drawn at it."""
     return -torch.log(-torch.log(to_uniform(hash_number(state ^ _FOLD))))
 
 
 def token_counters(num: int, device: torch.device) -> Tensor:
-    """What `token_waiting_times` adds to a state for each token, [num] int64: splitmix64's steps."""
+    """What `token_waiting_times` adds to a state for each token, [num] int64. These are the steps of splitmix64."""
     return torch.arange(1, num + 1, device=device) * _GOLDEN
 
 
@@ -127,18 +127,20 @@ def token_waiting_times(state: Tensor, counter: Tensor) -> Tensor:
 
 
 def waiting_time(bits: Tensor) -> Tensor:
-    """Exponential numbers of rate 1, > 0, of hashed int64 bits; float64. When what has rate 1 arrives."""
+    """Arrival times of events of rate 1, from hashed int64 bits. Exponential numbers > 0, float64."""
     return to_uniform(bits).log_().neg_()
 
 
 def gumbel_after(bound: Tensor, wait: Tensor, log_rate: Tensor) -> Tensor:
-    """G of what arrives `wait` after a prefix does; docs/algorithm.md eq. 8.
+    """G of what arrives `wait` after a prefix does (docs/algorithm.md eq. 8).
 
-    -log(e^-bound + wait e^-log_rate): arrival times are e^-G, and a prefix's own unit of time is e^-log_rate.
+        G = -log(e^-bound + wait e^-log_rate)
+
+    Arrival times are e^-G, and a prefix's own unit of time is e^-log_rate.
 
     Args:
         bound: G of the prefix.
-        wait: >= 0, in that unit; inf: never, and G is -inf.
+        wait: >= 0, in that unit. At inf it never arrives, and G is -inf.
         log_rate: phi, log-probability of the prefix under the proposal.
     """
     return torch.logaddexp(torch.log(wait).sub_(log_rate), -bound).neg_()
@@ -147,13 +149,15 @@ def gumbel_after(bound: Tensor, wait: Tensor, log_rate: Tensor) -> Tensor:
 def log_inclusion(log_q: Tensor, kappa: Tensor) -> Tensor:
     """Natural log of the probability that a leaf is among the K best, given the threshold.
 
-    log q_kappa(y) = log(1 - exp(-e^(phi(y) - kappa))); 0 where kappa = -inf (every leaf was found).
-    Source: Kool et al. 2019; Duffield et al. 2007 (priority sampling); docs/algorithm.md eq. 6.
+        log q_kappa(y) = log(1 - exp(-e^(phi(y) - kappa)))
+
+    It is 0 where kappa = -inf, which means that every leaf was found. Source: docs/algorithm.md eq. 6 (Kool et al.
+    2019, and Duffield et al. 2007 on priority sampling).
 
     Args:
         log_q: phi(y), log-probability of the leaf under the proposal.
         kappa: the (K+1)-th largest perturbed log-mass, broadcastable.
     """
     gap = log_q - kappa
-    # below -40 the first term of the series is exact; below -745, hundreds of tokens of a diffuse policy, exp is 0
+    # Below -40 the first term of the series is exact. Below -745, hundreds of tokens of a diffuse policy, exp is 0.
     return torch.where(gap < -40.0, gap, torch.log(-torch.expm1(-torch.exp(gap))))

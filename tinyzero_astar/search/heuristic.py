@@ -1,7 +1,7 @@
 """The score of a prefix, f = g + h, and the proposal that it induces.
 
-Pure functions on tensors; equation numbers are those of docs/algorithm.md. p(s) is the probability that a
-completion of prefix s by the policy is correct, and h puts it on the scale of log-probabilities.
+Pure functions on tensors. Equation numbers are those of docs/algorithm.md. p(s) is the probability that a completion of
+prefix s by the policy is correct. h puts it on the scale of log-probabilities.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from tinyzero_astar.interfaces import StepOutput
 
 _MAX_INVERSE_BETA = 50.0  # e^h is a float32
 _LOG2_E = math.log2(math.e)
-_TINY = 1e-30  # in place of 0 in a quotient; a float32
+_TINY = 1e-30  # in place of 0 in a quotient, representable in float32
 
 
 @dataclass(frozen=True)
 class Guidance:
-    """How the value model bends the search; q = pi when `strength` is 0."""
+    """How the value model guides the search. With `strength` 0, q = pi."""
 
     inverse_beta: float | Literal["balanced"] = "balanced"  # 1/beta in nats per unit of success
     max_inverse_beta: float = 3.0  # bound on |1/beta| when balanced
-    cap: float | None = 2.0  # bound on pi/q over every leaf, > 1; None: no bound
-    strength: float | Tensor = 1.0  # upper end of tau, in [0, 1]; one number or one per problem [P]
+    cap: float | None = 2.0  # bound on pi/q over every leaf, > 1, None means no bound
+    strength: float | Tensor = 1.0  # upper end of tau, in [0, 1], one number or one per problem [P]
 
     def __post_init__(self) -> None:
         """Refuse values outside the stated ranges."""
@@ -48,7 +48,7 @@ class Guidance:
 
 
 class Tilt(NamedTuple):
-    """What eq. 3 needs of 1/beta; tensors of its shape."""
+    """What eq. 3 needs of 1/beta. The tensors have its shape."""
 
     sign: Tensor
     gain: Tensor  # expm1(|1/beta|)
@@ -61,44 +61,49 @@ def tilt_of(inverse_beta: Tensor) -> Tilt:
 
 
 def soft_value(success_logit: Tensor, tilt: Tilt) -> Tensor:
-    """h(s) = log E[e^(R/beta)] = log1p(p expm1(1/beta)) for R in {0, 1}; eq. 3."""
+    """h(s) = log E[e^(R/beta)] = log1p(p expm1(1/beta)) for R in {0, 1} (eq. 3)."""
     return rise(success_logit, tilt).add_(tilt.floor)
 
 
 def rise(success_logit: Tensor, tilt: Tilt) -> Tensor:
-    """h(s) above its floor, >= 0: log1p(p expm1(1/beta)), or log1p((1 - p) expm1(-1/beta)) for 1/beta < 0.
+    """h(s) above its floor, >= 0.
 
-    Computed from the logit of p, of which 1 - p is the sigmoid of the negative: nothing cancels.
+        log1p(p expm1(1/beta))              for 1/beta >= 0
+        log1p((1 - p) expm1(-1/beta))       for 1/beta < 0
+
+    It is computed from the logit of p, and 1 - p is the sigmoid of the negative logit. So nothing cancels.
     """
     return torch.mul(success_logit, tilt.sign).sigmoid_().mul_(tilt.gain).log1p_()
 
 
 def f_score(g: Tensor, h: Tensor, strength: Tensor | float = 1.0) -> Tensor:
-    """f = g + strength * h; eq. 4. The one place where a prefix gets its score: larger is better."""
+    """f = g + strength * h (eq. 4). Every prefix gets its score here, and larger is better."""
     return torch.addcmul(g, h, strength) if isinstance(strength, Tensor) else g + strength * h
 
 
 def balanced_inverse_beta(root_logit: Tensor, bound: float) -> Tensor:
-    """1/beta = clip(log((1 - p) / p), +-bound) = clip(-logit(p)): q then succeeds half the time; eq. 7."""
+    """1/beta = clip(log((1 - p) / p), +-bound) = clip(-logit(p)), with which q succeeds half the time (eq. 7)."""
     return (-root_logit).clamp(-bound, bound)
 
 
 def inverse_beta_of(guidance: Guidance, root_logit: Tensor) -> Tensor:
-    """1/beta of every problem, [P]: the given number, or balanced by the root's value (eq. 7)."""
+    """1/beta of every problem, [P]. It is the given number, or balanced by the root's value (eq. 7)."""
     if guidance.inverse_beta == "balanced":
         return balanced_inverse_beta(root_logit, guidance.max_inverse_beta)
     return torch.full_like(root_logit, guidance.inverse_beta)
 
 
 def log_root_tilt(root_logit: Tensor, bound: float) -> Tensor:
-    """log(M q(x)) of the M problems of every search, float64; eq. 22.
+    """log(M q(x)) of the M problems of every search, float64 (eq. 22).
 
-    M q(x) = 1/c + (1 - 1/c) u(x) / mean u with u(x) = p(x) (1 - p(x)): a mixture with the uniform choice, so that no
-    problem is M q(x) < 1/c times as likely as it was, whatever the value model says.
+        M q(x) = 1/c + (1 - 1/c) u(x) / mean u,     u(x) = p(x) (1 - p(x))
+
+    This is a mixture with the uniform choice. So no problem is less than 1/c times as likely as it was, whatever the
+    value model says.
 
     Args:
         root_logit: [G, M] logit of the success probability p of each prompt.
-        bound: c >= 1, the most that 1 / (M q) may be; 1 is exactly uniform.
+        bound: c >= 1, the most that 1 / (M q) may be. At 1 the choice is exactly uniform.
     """
     logit = root_logit.double()
     u = torch.sigmoid(logit) * torch.sigmoid(-logit)
@@ -108,12 +113,12 @@ def log_root_tilt(root_logit: Tensor, bound: float) -> Tensor:
 
 
 class Proposal(NamedTuple):
-    """q at N prefixes, up to a factor that each has: nobody needs all of its logarithms."""
+    """q at N prefixes, up to a factor for each of them, because most of its logarithms are never needed."""
 
     score: Tensor  # [N, V] log q(a|s) + log_norm(s)
-    mass: Tensor  # [N, V] its exponential; the search's to overwrite
+    mass: Tensor  # [N, V] its exponential, which the search may overwrite
     log_norm: Tensor  # [N, 1]
-    is_held_back: Tensor | None = None  # [N, 1] True where the budget lowered the strength; None: nowhere
+    is_held_back: Tensor | None = None  # [N, 1] True where the budget lowered the strength, None means nowhere
 
     @property
     def logq(self) -> Tensor:
@@ -122,14 +127,14 @@ class Proposal(NamedTuple):
 
 
 def propose(logp: Tensor, child_rise: Tensor, log_weight: Tensor, strength: Tensor, cap: float | None) -> Proposal:
-    """The policy twisted by the heuristic, q(a|s) ~ exp f(sa); eqs. 5 and 9.
+    """The policy twisted by the heuristic, q(a|s) ~ exp f(sa) (eqs. 5 and 9).
 
     With a cap c, tau is a share of the strength with which no token pushes the running weight pi/q above c. It depends
     on the prefix alone, so the weights of eq. 6 stay exact.
 
     Args:
         logp: [N, V] log pi(a|s).
-        child_rise: [N, V] h(sa) above its floor; a constant per prefix cancels in q.
+        child_rise: [N, V] h(sa) above its floor. A constant per prefix cancels in q.
         log_weight: [N, 1] log of the running weight pi/q of the prefix.
         strength: [N, 1] upper end of tau.
         cap: c > 1 or None.
@@ -157,7 +162,7 @@ def _twisted(logp: Tensor, child_rise: Tensor, tau: Tensor) -> Proposal:
 
 
 def baseline_of(output: StepOutput) -> Tensor:
-    """b(s) [N] in units of reward; 0 where the decoder has none."""
+    """b(s) [N] in units of reward. It is 0 where the decoder has none."""
     if output.baseline is None:
         return torch.zeros_like(output.value_logit)
     return output.baseline

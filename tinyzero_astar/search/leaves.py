@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class Leaves(NamedTuple):
-    """Which row is which leaf, best priority first; [P, K'] each, K' the most leaves of a problem."""
+    """Which row is which leaf, best priority first. Each tensor is [P, K'], with K' the most leaves of a problem."""
 
-    place: Tensor  # of the row; 0 where there is no such leaf
+    place: Tensor  # of the row, 0 where there is no such leaf
     is_leaf: Tensor
 
     @staticmethod
@@ -20,9 +20,9 @@ class Leaves(NamedTuple):
 
         Args:
             problem: [G, K] of each row.
-            priority: [G, K]; -inf where there is no leaf.
+            priority: [G, K], -inf where there is no leaf.
             num_problems: P.
-            num_leaves: K'; None: as many as there are.
+            num_leaves: K', or None for as many as there are.
         """
         flat = priority.flatten()
         order = flat.argsort(descending=True, stable=True)

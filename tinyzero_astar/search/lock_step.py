@@ -1,6 +1,6 @@
-"""Search in lock step: K rows per group of problems, all at the same depth (every mode but "best_first").
+"""Search in lock step: K rows per group of problems, all at the same depth, for every mode but "best_first".
 
-These modes share the loop, the slots and the way leaves are read off; they differ only in which K rows the next step
+These modes share the loop, the slots and the way leaves are read off. They differ only in which K rows the next step
 keeps (`search.choosers`).
 """
 
@@ -31,7 +31,7 @@ from tinyzero_astar.search.roots import Roots
 
 
 class _Step(NamedTuple):
-    """What one step added; [G, K] each. Enough to read every leaf off backwards."""
+    """What one step added. Each tensor is [G, K]. The steps together suffice to read off every leaf backwards."""
 
     parent: Tensor | None
     token: Tensor
@@ -52,7 +52,7 @@ def lock_step(
     guidance: Guidance,
     trace: list[TraceNode] | None = None,
 ) -> Rollouts:
-    """Run what `begin` starts at the roots to the end of every leaf; `guidance` only scores the nodes of `trace`."""
+    """Run what `begin` starts at the roots to the end of every leaf. `guidance` only scores the nodes of `trace`."""
     can_cross = len(roots.grid.group) < len(prompts)
     output = decoder.start([prompts[i] for i in roots.chosen.tolist()], roots.home.flatten(), can_cross=can_cross)
     roots = roots.to(output.logits.device)
@@ -62,7 +62,7 @@ def lock_step(
     tokens, final = _token_tables(output.logits.shape[-1], ends)
     history: list[_Step] = []
     beams: list[Beam] = []  # of prefixes that were decoded
-    moved: list[tuple[Tensor, Tensor]] = []  # of steps with forks: [N] chosen problems, and whether a prefix was copied
+    moved: list[tuple[Tensor, Tensor]] = []  # per step with forks, [N] chosen problems, and whether a prefix was copied
     for depth in range(1, max_search_depth + 1):
         every_logp = log_policy(output)
         choice = chooser.choose(beam, output, every_logp)
@@ -102,7 +102,7 @@ def lock_step(
 
 def _token_tables(vocab_size: int, ends: Tensor) -> tuple[TokenTable, TokenTable]:
     """What tokens do to a prefix, and what they do at the last depth, where none goes on."""
-    token_ids = torch.arange(vocab_size + 1, device=ends.device)  # the last: for NO_TOKEN
+    token_ids = torch.arange(vocab_size + 1, device=ends.device)  # the last one is for NO_TOKEN
     goes_on = ~torch.isin(token_ids, ends) & (token_ids != token_ids[NO_TOKEN])
     tokens = TokenTable(token_bits(token_ids), goes_on)
     return tokens, tokens._replace(goes_on=torch.zeros_like(goes_on))
@@ -116,7 +116,7 @@ def _statistics(
     chooser: Chooser,
     num_problems: int,
 ) -> SearchStats:
-    """Counts per problem; the largest number of open rows is that of its group."""
+    """Counts per problem. The largest number of open rows is that of its group."""
     none = torch.zeros(num_problems, dtype=torch.int64, device=roots.chosen.device)
 
     def count(chosen: Tensor, number: Tensor | None = None) -> Tensor:

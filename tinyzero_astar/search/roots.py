@@ -1,7 +1,7 @@
 """Where the rows of a search begin: which problems of a group are searched, and how often.
 
 A group is M problems that share one budget of leaves. Its virtual root has them as children, equally likely unless the
-root is tilted. All noise comes from the problems' own seeds, so that neither their order nor what else is in the batch
+root is tilted. All noise comes from the problems' own seeds, so neither their order nor what else is in the batch
 matters. Equation numbers are those of docs/algorithm.md.
 """
 
@@ -21,17 +21,17 @@ _CHOICE_STREAM = 0x600D  # keeps the choice of problems apart from all else that
 
 @dataclass(frozen=True)
 class Roots:
-    """The first rows of every group; [G, K] each unless said."""
+    """The first rows of every group. Each tensor is [G, K] unless its comment says otherwise."""
 
     grid: Grid
     chosen: Tensor  # [N] problems whose prompts are evaluated
     first: Tensor  # [N] place of the first row of each
-    home: Tensor  # which of the N a row's slot holds at first; any of its group where no prefix begins
+    home: Tensor  # which of the N a row's slot holds at first, any of its group where no prefix begins
     is_open: Tensor  # True where a prefix begins
     seed: Tensor  # int64, of the row's noise
-    priority: Tensor  # float64; -inf where no prefix begins
-    log_q: Tensor  # float64, log of M q(x): how much likelier than the others the problem was to be searched
-    left_out: Tensor | None  # [G] the largest G of a problem that has no row; None: all have one
+    priority: Tensor  # float64, -inf where no prefix begins
+    log_q: Tensor  # float64, log of M q(x), how much likelier than the others the problem was to be searched
+    left_out: Tensor | None  # [G] the largest G of a problem that has no row, None means that all have one
 
     def to(self, device: torch.device) -> Roots:
         """The same on a device."""
@@ -40,7 +40,7 @@ class Roots:
         return replace(self, grid=Grid(*(x.to(device) for x in self.grid)), **moved)
 
     def beam(self) -> Beam:
-        """The rows before the first step: they hold prompts only."""
+        """The rows before the first step, which hold prompts only."""
         places = self.is_open.flatten().nonzero()[:, 0]
         nothing = torch.zeros_like(self.log_q)
         return Beam(
@@ -60,16 +60,16 @@ class Roots:
 
 
 def searched_roots(seeds: Tensor, group_size: int, num_rows: int, log_tilt: Tensor | None = None) -> Roots:
-    """The problems with the largest Gumbel-perturbed log q(x), a row each; eq. 21.
+    """The problems with the largest Gumbel-perturbed log q(x), a row each (eq. 21).
 
-    The rates of problems are M q(x), not q(x): a constant on all of them moves kappa along and no weight, so that the
-    weights of eq. 21 come out as those of a problem, which sum to 1 on average.
+    The rates of problems are M q(x), not q(x). A constant factor on all of them moves kappa along and changes no
+    weight. So the weights of eq. 21 are those of a problem, which sum to 1 on average.
 
     Args:
         seeds: int64 [P], of G groups one after another.
-        group_size: M; P is a multiple of it.
+        group_size: M, of which P is a multiple.
         num_rows: K, of a group.
-        log_tilt: [P] float64 log of M q(x); None: all are equally likely.
+        log_tilt: [P] float64 log of M q(x). None means that all are equally likely.
     """
     device = seeds.device
     num_groups, count = len(seeds) // group_size, min(group_size, num_rows)
@@ -95,13 +95,15 @@ def searched_roots(seeds: Tensor, group_size: int, num_rows: int, log_tilt: Tens
 
 
 def sampled_roots(seeds: Tensor, group_size: int, num_rows: int, log_tilt: Tensor | None = None) -> Roots:
-    """As many rows for each problem of a group as can be; which ones get one more is drawn without replacement.
+    """Equally many rows for each problem of a group, as far as possible.
+
+    Which problems get one more row is drawn without replacement.
 
     Args:
         seeds: int64 [P], of G groups one after another.
-        group_size: M; P is a multiple of it.
-        num_rows: K, of a group; K / M rows of a problem on average.
-        log_tilt: must be None: samples have no weights that could undo it.
+        group_size: M, of which P is a multiple.
+        num_rows: K, of a group. A problem has K / M rows on average.
+        log_tilt: must be None, because samples have no weights that could undo it.
 
     Raises:
         ValueError: the root is tilted.
