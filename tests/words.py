@@ -66,7 +66,7 @@ def prose_of_docstring(text: str) -> str:
     """A docstring as Markdown; labels of sections and names of entries are taken out, and so are indented formulas."""
     head, *sections = re.split(r"^(?=(?:Args|Returns|Raises|Yields):)", text, flags=re.MULTILINE)
     head = re.sub(r"^(?: {2,}|\t).*$", "\n", head, flags=re.MULTILINE)
-    head = re.sub(r"\bSources?: ", "", head)  # a label
+    head = re.sub(r"\bSources?:\s+", "", head)  # a label
     rest = "\n".join(sections)
     rest = re.sub(r"^(?:Args|Returns|Raises|Yields):", "\n", rest, flags=re.MULTILINE)
     rest = re.sub(r"^ {4}[\w*`, .\[\]]+: ", "\n\n", rest, flags=re.MULTILINE)

@@ -1,16 +1,16 @@
-"""A* over token prefixes: several ways to spend decoder steps, behind one function.
+"""A* over token prefixes, with several ways to spend decoder steps behind one function.
 
-The search knows tokens, scores and slots; the network enters through a `Decoder`. Every mode scores a prefix
-by `f_score`, f = g + h with g the cumulative log-probability and h the learned value on the scale of
-log-probabilities:
+The search knows tokens, scores and slots. The network enters through a `Decoder`. Every mode scores a prefix by
+`f_score`, f = g + h. Here g is the cumulative log-probability, and h is the learned value on the scale of
+log-probabilities.
 
-- "sample": independent sampling from the policy; the baseline of every claim.
-- "gumbel": A* on the Gumbel-perturbed f, in lock step: an exact sample without replacement from the proposal
-  q, with its inclusion weights. The source of unbiased gradients.
-- "best_first": the literal A*: an open list, the largest f first. It returns modes: for decoding.
+- "sample" draws independent samples from the policy. It is the baseline of every claim.
+- "gumbel" is A* on the Gumbel-perturbed f, in lock step. It gives an exact sample without replacement from the proposal
+  q, with its inclusion weights. It is the source of unbiased gradients.
+- "best_first" is the literal A* with an open list, the largest f first. It returns modes and is for decoding.
 
-Left out on purpose: temperature, top-k and top-p (each would void the weights), length normalisation (so would
-it), and any knowledge of rewards. Equation numbers are those of docs/algorithm.md.
+Left out on purpose are temperature, top-k and top-p (each would void the weights), length normalisation (so would it),
+and any knowledge of rewards. Equation numbers are those of docs/algorithm.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tinyzero_astar.search.roots import Roots, sampled_roots, searched_roots
 __all__ = ["Forest", "Guidance", "astar_rollouts", "greedy_rollouts"]
 
 
-# The modes that search in lock step; a further one is one file, its name in modes.py, and one line here.
+# The modes that search in lock step. A new mode is one file, its name in modes.py, and one line here.
 LOCK_STEP: dict[SearchMode, LockStep] = {
     "sample": LockStep(sampled_roots, Sampling.begin),
     "gumbel": LockStep(searched_roots, WithoutReplacement.begin),
@@ -42,10 +42,10 @@ LOCK_STEP: dict[SearchMode, LockStep] = {
 
 @dataclass(frozen=True)
 class Forest:
-    """Which problems share a search: M at a time, in their order; docs/algorithm.md eq. 21."""
+    """Which problems share a search, M at a time in their order (docs/algorithm.md eq. 21)."""
 
     size: int = 1  # M
-    log_tilt: Tensor | None = None  # float64 [P], log of M q(x) where a group's problems are not equally likely; gumbel
+    log_tilt: Tensor | None = None  # [P] float64, log of M q(x), None if all are equally likely ("gumbel" only)
 
 
 def astar_rollouts(
@@ -64,14 +64,14 @@ def astar_rollouts(
     """Search `num_rollouts` completions for each prompt, or that many on average where prompts share a search.
 
     Args:
-        decoder: the network's slots; see `interfaces.Decoder`.
+        decoder: the network's slots, see `interfaces.Decoder`.
         prompts: P token lists, none empty.
-        seeds: int64 [P]; a problem's noise depends on its seed and nothing else in the batch.
-        num_rollouts: K leaves per problem, on average where problems share a search; fewer when the tree has fewer.
+        seeds: int64 [P]. A problem's noise depends on its seed and nothing else in the batch.
+        num_rollouts: K leaves per problem, on average where problems share a search. Fewer when the tree has fewer.
         beam_width: size of a problem's open list. `gumbel` needs K + 1 and is lossless from there on.
         max_search_depth: a prefix of this many tokens is a leaf, finished or not.
         mode: see the module's docstring.
-        guidance: how h enters; ignored by `sample`.
+        guidance: how h enters. `sample` ignores it.
         forest: which problems share one budget of leaves, one open list and one kappa.
         trace: receives the nodes of the search, parents before children, when given.
 

@@ -1,7 +1,7 @@
 """Search, decoder and task put together: problems in, rewarded rollouts out.
 
-A problem's search noise is a hash of the run's seed, the iteration and the problem's id; nothing here keeps a
-random state, so a resumed run continues exactly and the order or grouping of problems does not matter.
+A problem's search noise is a hash of the run's seed, the iteration and the problem's id. Nothing here keeps a random
+state. So a resumed run continues exactly, and the order or grouping of problems does not matter.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Generator:
     def generate(
         self, problems: Sequence[Problem], settings: SearchConfig, *, seed: int, iteration: int
     ) -> RewardedRollouts:
-        """Search every problem; the noise is that of (seed, iteration, problem id)."""
+        """Search every problem with the noise of (seed, iteration, problem id)."""
         seeds = problem_seeds(problems, seed, iteration)
         share = to_uniform(hash_with(seeds, torch.tensor(UNGUIDED_STREAM, device="cpu")))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance_strength)
@@ -86,7 +86,7 @@ class Generator:
         return prompts, room_after(max(len(p) for p in prompts), self._max_seq_length, max_search_depth)
 
     def _log_tilt(self, prompts: Sequence[Sequence[int]], settings: SearchConfig) -> Tensor:
-        """[P] log(M q(x)) of the problems, by what the value model says of their prompts; a search at a time."""
+        """[P] log(M q(x)) of the problems, from the value model's estimates at their prompts, one search at a time."""
         size, tilts = settings.problems_per_search, []
         assert settings.weight_cap is not None  # or `config.check` refuses
         for first in range(0, len(prompts), size):
@@ -151,6 +151,6 @@ def guidance_of(settings: SearchConfig) -> Guidance:
 
 
 def problem_seeds(problems: Sequence[Problem], seed: int, iteration: int) -> Tensor:
-    """int64 [P] on the CPU: a hash of the run's seed, the iteration and each problem's id."""
+    """A hash of the run's seed, the iteration and each problem's id, int64 [P] on the CPU."""
     state = hash_with(hash_number(torch.tensor(seed, device="cpu")), torch.tensor(iteration, device="cpu"))
     return hash_with(state, torch.tensor([p.id for p in problems], device="cpu"))

@@ -19,7 +19,7 @@ NO_LEAF = Verdict(accuracy=False, format=False, answer=None, reason="no such lea
 
 @dataclass(frozen=True)
 class RewardedRollouts:
-    """Rollouts with their texts and what the verifier said of them; [P][K] lists, [P, K] tensors."""
+    """Rollouts with their texts and the verifier's verdicts. Lists are [P][K], tensors [P, K]."""
 
     problems: list[Problem]
     prompts: list[list[int]]
@@ -27,11 +27,11 @@ class RewardedRollouts:
     texts: list[list[str]]
     verdicts: list[list[Verdict]]
     accuracy: Tensor
-    grade: Tensor  # accuracy, or what a task that grades said instead; what the value model predicts
+    grade: Tensor  # accuracy, or the grade of a task that grades, which the value model predicts
     format: Tensor
     reward: Tensor
     weight: Tensor  # the search's weights, uniform where it has none
-    update_weight: Tensor  # the same after thinning; rows of weight 0 are not trained on
+    update_weight: Tensor  # the same after thinning. Rows of weight 0 are not trained on
 
     def padded(self, num_leaves: int, width: int, pad_id: int) -> RewardedRollouts:
         """The same with room for so many leaves of a problem and tokens of a leaf, at least as many as now."""
@@ -55,7 +55,7 @@ class RewardedRollouts:
 
 
 def concatenate(parts: Sequence[RewardedRollouts], pad_id: int) -> RewardedRollouts:
-    """Rollouts of several groups of problems as if they had been searched together; the smaller ones are padded."""
+    """Rollouts of several groups of problems as if they had been searched together. The smaller ones are padded."""
     if len(parts) == 1:
         return parts[0]
     _, most, longest = (max(sizes) for sizes in zip(*(part.rollouts.tokens.shape for part in parts), strict=True))

@@ -1,14 +1,19 @@
-"""The learned heuristic: an MLP on the policy's last hidden state and on what the policy thinks of the prefix so far.
+"""The learned heuristic, an MLP on the policy's last hidden state and on the log-probabilities of the prefix so far.
 
-The success probability of a prefix, that of each of its children for the search, and a baseline for the update:
-child_logit(s, a) = value_logit(s) + W_up[a] . silu(W_down x(s)) + c(s) log pi(a|s). The child terms start at zero, so
-one forward scores every child and the proposal equals the policy until something was learned.
+It gives the success probability of a prefix, that of each of its children for the search, and a baseline for the
+update.
 
-x(s) is the hidden state and the *path*: log pi of the last token, of all tokens together, and of the least likely one.
-A slip is a token that the policy doubts itself, which its last hidden state does not say. All of this depends on the
-prefix alone, on neither noise nor reward, so q stays a fixed distribution and weights stay exact, as with any h.
+    child_logit(s, a) = value_logit(s) + W_up[a] . silu(W_down x(s)) + c(s) log pi(a|s)
 
-What it is given must be detached: the value loss shall not move the policy.
+The child terms start at zero. So one forward scores every child, and the proposal equals the policy until something was
+learned.
+
+x(s) is the hidden state and the *path*. The path is log pi of the last token, of all tokens together, and of the least
+likely one. The policy gives a wrong digit a low probability, which its last hidden state does not show. All of this
+depends on the prefix alone, on neither noise nor reward. So q stays a fixed distribution and weights stay exact, as
+with any h.
+
+The inputs must be detached, because the value loss must not move the policy.
 """
 
 from __future__ import annotations
@@ -21,8 +26,8 @@ from torch.nn.functional import pad, silu
 
 CHILD_RANK = 64
 PATH_SIZE = 3
-_PRIOR_LOGIT = -4.0  # a base model rarely succeeds: p = 0.02 rather than 0.5 until rollouts tell
-_LEAST = -30.0  # log pi, nats; what is less likely counts as this, forbidden tokens too
+_PRIOR_LOGIT = -4.0  # a base model rarely succeeds, so p starts at 0.02 rather than 0.5
+_LEAST = -30.0  # log pi in nats. Less likely tokens count as this, and so do forbidden ones
 
 
 class Values(NamedTuple):
@@ -30,7 +35,7 @@ class Values(NamedTuple):
 
     accuracy: Tensor  # [...] logit
     baseline: Tensor  # [...] b(s), in units of reward
-    features: Tensor  # [..., CHILD_RANK + 1] what `child_logits` needs to know of them: low rank, then c
+    features: Tensor  # [..., CHILD_RANK + 1] what `child_logits` needs of them, the low-rank term and then c
 
 
 class ValueModel(nn.Module):
@@ -55,7 +60,7 @@ class ValueModel(nn.Module):
     def forward(self, hidden: Tensor, path: Tensor) -> Values:
         """What is known of prefixes, for hidden states [..., D] and paths [..., 3]."""
         dtype = self.trunk.weight.dtype
-        # a logarithm's logarithm: sums of long completions and a single slip are numbers of one size
+        # A logarithm of a logarithm, so that sums over long completions and a single unlikely token have the same size.
         seen = torch.cat([hidden.to(dtype), torch.log1p(-path.to(dtype))], -1)
         trunk = silu(self.trunk(seen))
         accuracy, baseline, slope = self.output(trunk[..., :-CHILD_RANK]).unbind(-1)
@@ -73,7 +78,7 @@ class ValueModel(nn.Module):
         return child.addmm_(features[:, :-1], self.up.weight.T)
 
     def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor, logp: Tensor) -> Tensor:
-        """Accuracy logits of one child each, [...], without scoring the whole vocabulary; `logp` [...] is its own."""
+        """Accuracy logits of one child each, [...], without scoring the vocabulary. `logp` [...] is the child's own."""
         from_policy = features[..., -1] * logp.to(features.dtype).clamp(min=_LEAST)
         child: Tensor = accuracy + (features[..., :-1] * self.up(token)).sum(-1) + from_policy
         return child

@@ -1,4 +1,4 @@
-"""Advantages: how much better a token turned out than its prefix promised. Pure functions on tensors."""
+"""Advantages, which say how much better a token was than its prefix promised. Pure functions on tensors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ MEASURES = ("advantage/mean", "advantage/rms", "advantage/max", "advantage/min")
 
 
 def generalized_advantage(reward: Tensor, value: Tensor, is_token: Tensor, *, lam: float) -> Tensor:
-    """GAE with discount 1 for a reward at the last token; docs/algorithm.md eq. 11.
+    """GAE with discount 1 for a reward at the last token (docs/algorithm.md eq. 11).
 
-    A_t = sum_{l >= 0} lam^l delta_{t+l}, delta_t = r_t + V_{t+1} - V_t, V = 0 after the end.
+        A_t = sum_{l >= 0} lam^l delta_{t+l},   delta_t = r_t + V_{t+1} - V_t,   V = 0 after the end
+
     lam = 1 gives R - V_t, lam = 0 gives delta_t. Source: Schulman et al. 2016, eq. 16.
 
     Args:
@@ -44,7 +45,7 @@ def generalized_advantage(reward: Tensor, value: Tensor, is_token: Tensor, *, la
 
 
 def rms_of(advantage: Tensor, weight: Tensor, is_token: Tensor) -> Tensor:
-    """Root mean square over tokens, weighted: rms^2 = sum w A^2 / sum w; a scalar, 0 where nothing weighs.
+    """Root mean square over tokens, rms^2 = sum w A^2 / sum w. A scalar, 0 where nothing weighs.
 
     Args:
         advantage: [B, T].
@@ -56,9 +57,9 @@ def rms_of(advantage: Tensor, weight: Tensor, is_token: Tensor) -> Tensor:
 
 
 def scale_by_rms(advantage: Tensor, weight: Tensor, is_token: Tensor, *, floor: float) -> Tensor:
-    """Advantages divided by max(`rms_of` them, floor); docs/algorithm.md eq. 12.
+    """Advantages divided by max(`rms_of` them, floor) (docs/algorithm.md eq. 12).
 
-    One number for the whole batch, so directions are kept. The floor is what keeps a batch without a success from
+    There is one divisor for the whole batch, so directions are kept. The floor keeps a batch without a success from
     amplifying the noise of small rewards.
 
     Args:
@@ -80,7 +81,7 @@ def group_centred(reward: Tensor, group: Tensor) -> Tensor:
 
     Args:
         reward: [B].
-        group: [B] int64, equal for completions of one problem; in any order.
+        group: [B] int64, equal for completions of one problem, in any order.
 
     Raises:
         ValueError: a group has a single member.
@@ -89,14 +90,14 @@ def group_centred(reward: Tensor, group: Tensor) -> Tensor:
 
 
 def group_normalised(reward: Tensor, group: Tensor, *, floor: float = 1e-4) -> Tensor:
-    """(R - mean) / (std + floor) within each group, [B]; docs/algorithm.md eq. 15.
+    """(R - mean) / (std + floor) within each group, [B] (docs/algorithm.md eq. 15).
 
-    std^2 = sum (R - mean)^2 / (n - 1). Source: Shao et al. 2024 (GRPO), sec. 4.1.2; divisor and floor as in TRL.
+    std^2 = sum (R - mean)^2 / (n - 1). Source: Shao et al. 2024 (GRPO), sec. 4.1.2, with divisor and floor as in TRL.
 
     Args:
         reward: [B].
-        group: [B] int64, equal for completions of one problem; in any order.
-        floor: > 0, in units of reward; 0 / floor = 0 is the advantage in a group of equal rewards.
+        group: [B] int64, equal for completions of one problem, in any order.
+        floor: > 0, in units of reward. In a group of equal rewards the advantage is 0 / floor = 0.
 
     Raises:
         ValueError: a group has a single member.
@@ -107,13 +108,13 @@ def group_normalised(reward: Tensor, group: Tensor, *, floor: float = 1e-4) -> T
 
 
 def leave_one_out(reward: Tensor, group: Tensor) -> Tensor:
-    """R minus the mean reward of the others of its group, [B]; docs/algorithm.md eq. 17.
+    """R minus the mean reward of the others of its group, [B] (docs/algorithm.md eq. 17).
 
-    Equal to n / (n - 1) times R minus the mean of all n. Source: Kool et al. 2019, eq. 8; Ahmadian et al. 2024.
+    It equals n / (n - 1) times R minus the mean of all n. Source: Kool et al. 2019, eq. 8, and Ahmadian et al. 2024.
 
     Args:
         reward: [B].
-        group: [B] int64, equal for completions of one problem; in any order.
+        group: [B] int64, equal for completions of one problem, in any order.
 
     Raises:
         ValueError: a group has a single member.
@@ -136,9 +137,9 @@ def _of_groups(reward: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def optimal_value(reward: Tensor, beta: float) -> Tensor:
-    """V* = beta log mean_n e^(R_n / beta) over N rollouts of the reference per problem, [P]; docs/algorithm.md eq. 18.
+    """V* = beta log mean_n e^(R_n / beta) over N reference rollouts per problem, [P] (docs/algorithm.md eq. 18).
 
-    Between the mean reward (beta to infinity) and the best (beta to 0). Source: Brantley et al. 2025, sec. 3.
+    It lies between the mean reward (beta to infinity) and the best (beta to 0). Source: Brantley et al. 2025, sec. 3.
 
     Args:
         reward: [P, N].
@@ -153,15 +154,16 @@ def optimal_value(reward: Tensor, beta: float) -> Tensor:
 
 
 def best_shares(reward: Tensor, weight: Tensor, may_be_kept: Tensor, group: Tensor) -> Tensor:
-    """How much of its problem's one kept completion each is, [B]: 1 in all, or 0 where none may be kept.
+    """The share of each completion in the one that its problem keeps, [B]. Shares sum to 1 per problem, or are all 0.
 
-    The best by reward of those that may be kept share in proportion to their weights; docs/algorithm.md eq. 20.
+    Those with the best reward among the ones that may be kept share in proportion to their weights (docs/algorithm.md
+    eq. 20).
 
     Args:
         reward: [B].
         weight: [B] > 0, inclusion weights.
         may_be_kept: [B] bool.
-        group: [B] int64, equal for completions of one problem; in any order.
+        group: [B] int64, equal for completions of one problem, in any order.
     """
     _, index, count = group.unique(return_inverse=True, return_counts=True)
     worth = torch.where(may_be_kept, reward, -torch.inf)
@@ -172,7 +174,7 @@ def best_shares(reward: Tensor, weight: Tensor, may_be_kept: Tensor, group: Tens
 
 
 def describe(advantage: Tensor, weight: Tensor, is_token: Tensor) -> dict[str, float]:
-    """Mean and root mean square, weighted over tokens, largest and smallest; named as in `MEASURES`.
+    """Mean and root mean square, weighted over tokens, then the largest and the smallest, named as in `MEASURES`.
 
     Args:
         advantage: [B, T].

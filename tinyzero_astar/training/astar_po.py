@@ -1,7 +1,7 @@
-"""A*PO, the searching kind: PPO's clipped loss on searched rollouts with exact inclusion weights.
+"""A*PO by search: PPO's clipped loss on searched rollouts with exact inclusion weights.
 
-The behaviour policy enters through the weights alone; the ratio is between the trained policy and the policy
-before the update. The baseline is the value model's, not a group mean: leaves drawn without replacement are not
+The behaviour policy enters through the weights alone. The ratio is between the trained policy and the policy before the
+update. The baseline is the value model's and not a group mean, because leaves drawn without replacement are not
 independent. Equations 10 to 12 of docs/algorithm.md.
 """
 
@@ -42,7 +42,10 @@ class AStarPO:
         return cls(train.clip_low, train.clip_high, train.gae_lambda, train.advantage_floor)
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """GAE on the baseline, scaled by one root mean square for the whole batch; measures are those before."""
+        """GAE on the baseline, scaled by one root mean square for the whole batch.
+
+        Measures are those before scaling.
+        """
         raw = generalized_advantage(batch.reward, batch.baseline, batch.is_token, lam=self.gae_lambda)
         advantage = scale_by_rms(raw, batch.weight, batch.is_token, floor=self.advantage_floor)
         return replace(batch, advantage=advantage), describe(raw, batch.weight, batch.is_token)
@@ -60,5 +63,5 @@ class AStarPO:
         )
 
     def count(self, batch: Batch, num_problems: int) -> float:
-        """Problems that were searched, those without a row included: weights sum to 1 per problem on average."""
+        """Problems that were searched, those without a row included. Weights sum to 1 per problem on average."""
         return float(num_problems)

@@ -10,7 +10,7 @@ from tinyzero_astar.rollout.records import RewardedRollouts
 
 
 def make_batch(rewarded: RewardedRollouts) -> Batch:
-    """The leaves that count as rows for the update; advantages are still zero."""
+    """The leaves that count as rows for the update. Advantages are still zero."""
     rollouts = rewarded.rollouts
     is_row = rewarded.update_weight.flatten() > 0
     num_problems, num_leaves = rollouts.length.shape

@@ -1,10 +1,12 @@
 """GRPO: PPO's clipped loss with the rewards of a problem's own rollouts as the baseline, and no critic.
 
-Three losses that differ in what is divided by. `grpo` (Shao et al. 2024, arXiv 2402.03300) takes the mean over the
-tokens of each completion, so that tokens of long ones count less. `dapo` (Yu et al. 2025, arXiv 2503.14476) takes the
-mean over all tokens of the step. `dr_grpo` (Liu et al. 2025, arXiv 2503.20783) divides by a constant, and leaves out
-the division of advantages by the standard deviation too: its first step is unbiased but for a factor. No divergence
-from a reference is added. Equations 15 and 16 of docs/algorithm.md; equal to TRL's GRPOTrainer with `beta=0`.
+There are three losses, which differ in the divisor. `grpo` (Shao et al. 2024, arXiv 2402.03300) takes the mean over the
+tokens of each completion, so tokens of long ones count less. `dapo` (Yu et al. 2025, arXiv 2503.14476) takes the mean
+over all tokens of the step. `dr_grpo` (Liu et al. 2025, arXiv 2503.20783) divides by a constant, and does not divide
+advantages by the standard deviation. Its first step is unbiased up to a factor. No divergence from a reference is
+added.
+
+Equations 15 and 16 of docs/algorithm.md. Equal to TRL's GRPOTrainer with `beta=0`.
 """
 
 from __future__ import annotations

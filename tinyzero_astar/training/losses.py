@@ -1,4 +1,4 @@
-"""Losses as sums over a micro-batch; the caller divides once, by one global count. Pure functions on tensors."""
+"""Losses as sums over a micro-batch. The caller divides once, by one global count. Pure functions on tensors."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from torch import Tensor
 
 
 def clipped_objective(log_ratio: Tensor, advantage: Tensor, *, clip_low: float, clip_high: float) -> Tensor:
-    """min(r A, clamp(r, 1 - low, 1 + high) A) element by element, r = e^log_ratio; Schulman et al. 2017, eq. 7.
+    """min(r A, clamp(r, 1 - low, 1 + high) A) element by element, with r = e^log_ratio.
+
+    Source: Schulman et al. 2017, eq. 7.
 
     Args:
-        log_ratio: of tokens or of whole completions; carries the gradient.
+        log_ratio: of tokens or of whole completions. Carries the gradient.
         advantage: constant, of the same shape.
         clip_low: in (0, 1).
         clip_high: > 0.
@@ -45,15 +47,16 @@ def clipped_surrogate(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """Negative PPO objective, weighted per completion, summed over tokens; docs/algorithm.md eq. 10.
+    """Negative PPO objective, weighted per completion, summed over tokens (docs/algorithm.md eq. 10).
 
-    -sum_i w_i sum_t min(r_t A_t, clamp(r_t, 1 - low, 1 + high) A_t), r_t = exp(logp_t - logp_old_t).
-    Source: Schulman et al. 2017, eq. 7; weights as in decoupled PPO (Hilton et al. 2022): the behaviour policy
-    enters through w alone, never through r.
+        -sum_i w_i sum_t min(r_t A_t, clamp(r_t, 1 - low, 1 + high) A_t),   r_t = exp(logp_t - logp_old_t)
+
+    The behaviour policy enters through w alone, never through r, as in decoupled PPO (Hilton et al. 2022). Source:
+    Schulman et al. 2017, eq. 7.
 
     Args:
         logp: [B, T] log-probabilities under the policy being trained.
-        logp_old: [B, T] under the policy before the update, temperature 1, as the search recorded it: at unchanged
+        logp_old: [B, T] under the policy before the update, temperature 1, as the search recorded it. At unchanged
             weights the ratio is 1 up to what `audit/ratio_error` measures. Carries no gradient.
         advantage: [B, T] constant.
         weight: [B] inclusion weights, constant.
@@ -70,7 +73,7 @@ def clipped_surrogate(
 
 
 def noise_weight(logp: Tensor) -> Tensor:
-    """(1 - pi(a|s))^2: how far a sampled token moves the logits of its prefix, up to a factor between 1 and 2.
+    """(1 - pi(a|s))^2, how far a sampled token moves the logits of its prefix, up to a factor between 1 and 2.
 
     The gradient of log pi(a|s) with respect to the logits is e_a - pi. Its squared norm is (1 - pi(a))^2 plus the sum
     of pi(b)^2 over the other tokens, which is at most (1 - pi(a))^2.
@@ -87,16 +90,18 @@ def weighted_square(x: Tensor, outcome: Tensor, weight: Tensor) -> Tensor:
     Args:
         x: [B, T] predictions at visited prefixes.
         outcome: [B] in units of x.
-        weight: [B, T] constant; 0 where a prefix does not count.
+        weight: [B, T] constant, 0 where a prefix does not count.
     """
     return torch.where(weight > 0, weight.detach() * (x - outcome[:, None]).square(), 0.0).sum()
 
 
 def weighted_brier(logit: Tensor, outcome: Tensor, weight: Tensor, is_token: Tensor) -> Tensor:
-    """Squared error of a predicted probability, weighted per completion, summed over tokens.
+    """Squared error of a predicted probability, weighted per completion, summed over tokens (docs/algorithm.md eq. 13).
 
-    sum_i w_i sum_t (sigmoid(x_it) - R_i)^2; docs/algorithm.md eq. 13. With inclusion weights its minimiser is
-    success under the policy; without them it would be success under the proposal.
+        sum_i w_i sum_t (sigmoid(x_it) - R_i)^2
+
+    With inclusion weights its minimiser is success under the policy. Without them it would be success under the
+    proposal.
 
     Args:
         logit: [B, T] predictions at visited prefixes.

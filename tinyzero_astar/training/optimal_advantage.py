@@ -1,9 +1,10 @@
-"""A*-PO, the regressing kind (Brantley, Gao et al. 2025, arXiv 2505.20686): no search, no critic, no clip.
+"""A*-PO by regression (Brantley, Gao et al. 2025, arXiv 2505.20686), with no search, no critic and no clip.
 
 V* of a problem is estimated once, from rollouts of the frozen first policy (`advantages.optimal_value`). Then the
 log-ratio of the policy to the frozen one is regressed on the optimal advantage r - V*. The minimum is the same on any
-rollouts that leave nothing out, so searched ones will do. Equations 18 and 19 of docs/algorithm.md; on independent
-rollouts equal to TRL's experimental A2POTrainer.
+rollouts that leave nothing out, so searched rollouts are allowed.
+
+Equations 18 and 19 of docs/algorithm.md. On independent rollouts equal to TRL's experimental A2POTrainer.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class OptimalAdvantage:
         return cls(config.train.regression_beta)
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """Optimal advantages, the same at every token of a completion; measures V* and log pi_old / pi_ref too."""
+        """Optimal advantages, the same at every token of a completion. V* and log pi_old / pi_ref are measured too."""
         reference = _reference(batch)
         advantage = torch.where(batch.is_token, (batch.reward - reference.value)[:, None], 0.0)
         measured = describe(advantage, batch.weight, batch.is_token)
@@ -56,7 +57,7 @@ class OptimalAdvantage:
         return (batch.weight * (self.beta * log_ratio - batch.advantage[:, 0]).square()).sum()
 
     def count(self, batch: Batch, num_problems: int) -> float:
-        """Problems that were searched, those without a row included: weights sum to 1 per problem on average."""
+        """Problems that were searched, those without a row included. Weights sum to 1 per problem on average."""
         return float(num_problems)
 
 

@@ -1,10 +1,11 @@
 """AdamW for the policy and the value model, with master weights where they are needed, and the learning rate.
 
-bfloat16 has 8 significant bits: a step of less than 1/512 of a weight, and nearly every step of a fine-tuning is,
-would be rounded away. So bfloat16 weights are rounded copies of float32 master weights, and it is those that AdamW
-steps. Gradients are added up in float32 too, and each bfloat16 one is freed as soon as it was added.
+bfloat16 has 8 significant bits. A step of less than 1/512 of a weight would be rounded away, and nearly every step of a
+fine-tuning is that small. So bfloat16 weights are rounded copies of float32 master weights, and AdamW steps the
+masters. Gradients are added up in float32 too, and each bfloat16 gradient is freed as soon as it was added.
 
-Bytes per parameter beside the weight itself (2): master 4, moments 8, gradient 4. With float32: moments 8, gradient 4.
+Bytes per parameter beside the weight itself (2) are 4 for the master, 8 for the moments and 4 for the gradient. With
+float32 they are 8 for the moments and 4 for the gradient.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _MASTER = "master"  # slot of a parameter's optimizer state
 
 
 class MasterAdamW:
-    """AdamW over the trainable parameters of a module; matrices decay, vectors do not.
+    """AdamW over the trainable parameters of a module. Matrices decay, vectors do not.
 
     float32 parameters are stepped in place, exactly as by `torch.optim.AdamW`.
 
     Args:
-        module: whose parameters; each stays where it is and what dtype it is.
+        module: whose parameters. Each keeps its place and its dtype.
         learning_rate: of all parameters.
         weight_decay: of matrices.
         dtype: that forwards use the weights in. Where it is bfloat16 and the parameters are float32, as shards are,
@@ -60,7 +61,7 @@ class MasterAdamW:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step of AdamW; bfloat16 weights then follow their masters."""
+        """One step of AdamW. bfloat16 weights then follow their masters."""
         for weight in self._weight_of.values():
             assert weight.grad is None, "a gradient did not reach its master weight: was the module copied or sharded?"
         self.adamw.step()
@@ -114,7 +115,7 @@ def _moves_gradient_to(master: Tensor) -> Callable[[Tensor], None]:
 
 
 def schedule(iteration: int, num_iterations: int, warmup_iterations: int) -> float:
-    """Factor on the learning rate: linear warm-up, then linear decay to 0 after the last iteration.
+    """Factor on the learning rate, with linear warm-up, then linear decay to 0 after the last iteration.
 
     Args:
         iteration: 0-based, of the iteration about to be trained.
@@ -127,7 +128,7 @@ def schedule(iteration: int, num_iterations: int, warmup_iterations: int) -> flo
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
-    """Scale gradients to a total norm of at most `max_norm`; returns the norm before."""
+    """Scale gradients to a total norm of at most `max_norm`, and return the norm before."""
     own = list(parameters)
     norm = whole(nn.utils.get_total_norm([p.grad for p in own if p.grad is not None]))  # of all shards
     nn.utils.clip_grads_with_norm_(own, max_norm, norm)

@@ -1,4 +1,4 @@
-"""The policy as it was before training: samples it for V*, and scores rollouts with it."""
+"""The policy as it was before training. It is sampled for V*, and it scores rollouts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _ITERATION = 1 << 42  # the noise of reference samples, apart from that of train
 class ReferencePolicy:
     """Says of each batch what `interfaces.Reference` holds.
 
-    A problem's V* is estimated when the problem first comes up, from independent completions of the reference, and
-    then known for good: `values` is all that a resumed run must be given.
+    A problem's V* is estimated when the problem first comes up, from independent completions of the reference. After
+    that it never changes. `values` is all that a resumed run must be given.
 
     Args:
         policy: a frozen copy of the first policy, or the trained one, whose adapters are then off.
         generator: decodes with this policy.
         config: of the run.
         depth: most tokens of a completion.
-        digest: `digest_of` the frozen copy; "" of adapters, whose base stands in every checkpoint.
+        digest: `digest_of` the frozen copy. It is "" for adapters, whose base stands in every checkpoint.
     """
 
     def __init__(self, policy: Policy, generator: Generator, config: Config, depth: int, digest: str) -> None:
@@ -43,7 +43,7 @@ class ReferencePolicy:
         self.values: dict[int, float] = {}  # V* by problem id
 
     def of(self, batch: Batch, problems: Sequence[Problem]) -> tuple[Reference, dict[str, float]]:
-        """What the reference says of a batch, and what that cost; named as in docs/metrics.md.
+        """What the reference says of a batch, and what that cost, named as in docs/metrics.md.
 
         Args:
             batch: the rows, the same on every rank.
@@ -63,7 +63,7 @@ class ReferencePolicy:
             yield
 
     def _estimate(self, problems: Sequence[Problem]) -> int:
-        """Fill in V* of new problems, each rank its share of them; returns the tokens decoded for it by all."""
+        """Fill in V* of new problems, each rank its share of them. Returns the tokens that all ranks decoded for it."""
         total = 0
         for values, num_tokens in gather(agree(lambda: self._sampled(share_of(problems)))):
             self.values |= values
@@ -82,7 +82,7 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def _logp(self, batch: Batch) -> Tensor:
-        """[B, T] log pi_ref of every token, 0 at padding; each rank scores its share of the trees."""
+        """[B, T] log pi_ref of every token, 0 at padding. Each rank scores its share of the trees."""
         limit, device = self._config.train.micro_batch_tokens, batch.tokens.device
         trees = grow_trees(batch, range(len(batch.tokens)), limit, self._policy.linear_cost)
         own = []
@@ -106,7 +106,7 @@ def sampling(config: Config, depth: int) -> SearchConfig:
 
 
 def digest_of(policy: Policy) -> str:
-    """SHA-256 of the language model's weights, by name; equal for equal weights, whatever device they are on."""
+    """SHA-256 of the language model's weights, by name, equal for equal weights on any device."""
     digest = hashlib.sha256()
     for name, weight in sorted(policy.language_model.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

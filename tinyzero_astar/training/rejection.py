@@ -1,10 +1,12 @@
-"""Rejection sampling: of a problem's rollouts keep the best if it is right, and make it more likely.
+"""Rejection sampling: keep the best of a problem's rollouts if it is right, and make it more likely.
 
-Best is the highest reward, right an accuracy reward above 0; a problem without a right rollout teaches nothing. Of
-several equally good ones each counts its share: what picking one at random gives on average. The loss is that of
-supervised fine-tuning, the mean negative log-likelihood of the kept tokens. There is no baseline, no ratio and no
-clip, so failures teach nothing either. Sources: RAFT, Dong et al. 2023, arXiv 2304.06767; STaR, Zelikman et al. 2022,
-arXiv 2203.14465. Equation 20 of docs/algorithm.md.
+The best has the highest reward, and right means an accuracy reward above 0. A problem without a right rollout teaches
+nothing. Several equally good rollouts share the weight, which is the average of picking one at random. The loss is that
+of supervised fine-tuning, the mean negative log-likelihood of the kept tokens. There is no baseline, no ratio and no
+clip, so failures teach nothing either.
+
+Equation 20 of docs/algorithm.md. Sources are RAFT, Dong et al. 2023, arXiv 2304.06767, and STaR, Zelikman et al. 2022,
+arXiv 2203.14465.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Rejection:
         return cls()
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """Shares of the kept completions as advantages; the share of problems with one is measured."""
+        """Shares of the kept completions as advantages. The share of problems with one is measured."""
         share = best_shares(batch.reward, batch.weight, batch.accuracy > 0, batch.problem)
         advantage = torch.where(batch.is_token, share[:, None], 0.0)
         kept = float(share.sum()) / len(batch.prompts)

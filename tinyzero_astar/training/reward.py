@@ -15,5 +15,5 @@ class WeightedReward:
     weights: RewardConfig
 
     def __call__(self, verdict: Verdict) -> float:
-        """The accuracy's weight times the grade, and the format's where that is right: their sum at most."""
+        """The accuracy's weight times the grade, plus the format's weight where the format is right."""
         return self.weights.accuracy * verdict.grade + self.weights.format * verdict.format

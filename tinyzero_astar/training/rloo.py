@@ -1,8 +1,10 @@
 """RLOO: REINFORCE with the mean reward of a problem's other rollouts as the baseline, and no critic.
 
-A completion is one action: one ratio of its whole probability, clipped as in PPO, and no division by its length. The
-first step of an iteration is unbiased. Sources: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!";
-Ahmadian et al. 2024, arXiv 2402.14740. Equation 17 of docs/algorithm.md; equal to TRL's RLOOTrainer with `beta=0`.
+A completion is one action. It has one ratio of its whole probability, clipped as in PPO, and no division by its length.
+The first step of an iteration is unbiased.
+
+Equation 17 of docs/algorithm.md. Equal to TRL's RLOOTrainer with `beta=0`. Sources are Kool et al. 2019, "Buy 4
+REINFORCE samples, get a baseline for free!", and Ahmadian et al. 2024, arXiv 2402.14740.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Completions as trees of prefixes, so that a forward sees each prefix once; and how they are cut into micro-batches.
+"""Completions as trees of prefixes, so that a forward sees each prefix once, and how they are cut into micro-batches.
 
 The completions of a problem share its prompt, and often much of what follows. A tree holds the prompt and then every
-token that some completion continues; a mask lets each position see its own prefix alone. A completion's last token is
-scored but stands nowhere: nothing follows it.
+token that some completion continues. A mask lets each position see its own prefix alone. A completion's last token is
+scored but has no position, since nothing follows it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tinyzero_astar.resources.workload import is_worth_joining
 
 @dataclass
 class Tree:
-    """Completions of one prompt; positions and scored tokens are numbered in the order in which they come."""
+    """Completions of one prompt. Positions and scored tokens are numbered in the order in which they come."""
 
-    ids: list[int]  # one per position; at first those of the prompt
+    ids: list[int]  # one per position, at first those of the prompt
     depth: list[int] = field(default_factory=list)  # number of tokens before each in its own sequence
     chains: list[tuple[int, int]] = field(default_factory=list)  # first position of each run, and the one it follows
     numbers: dict[tuple[int, int], int] = field(default_factory=dict)  # position and the token after it -> scored token
-    scored: list[list[int]] = field(default_factory=list)  # by completion: the numbers of its tokens
-    rows: list[int] = field(default_factory=list)  # by completion: its row in the batch
+    scored: list[list[int]] = field(default_factory=list)  # by completion, the numbers of its tokens
+    rows: list[int] = field(default_factory=list)  # by completion, its row in the batch
     _position: dict[int, int] = field(default_factory=dict)  # of a scored token that something follows
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Tree:
 def grow_trees(
     batch: Batch, rows: Sequence[int], max_tokens: int, linear_cost: float, max_completions: int | None = None
 ) -> list[Tree]:
-    """The given rows of a batch as trees, a problem's together; the smallest first.
+    """The given rows of a batch as trees, a problem's together, the smallest first.
 
     A problem gets several trees where one would have more than `max_tokens` positions, though a single completion may,
     or where attention between all of its positions costs more than what is shared saves.
@@ -79,7 +79,7 @@ def grow_trees(
         rows: to be trained on.
         max_tokens: see above.
         linear_cost: see `resources.workload.is_worth_joining`.
-        max_completions: of one tree; None: any number.
+        max_completions: of one tree, or None for any number.
     """
     trees: list[Tree] = []
     length = batch.is_token.sum(1).tolist()
@@ -109,7 +109,7 @@ def micro_batches(trees: Sequence[Tree], max_tokens: int, share: int = 0, num_sh
     Args:
         trees: the smallest first.
         max_tokens: see above.
-        share: which of the shares; trees are dealt out in order, so that shares cost the same.
+        share: which of the shares. Trees are dealt out in order, so that shares cost the same.
         num_shares: the last ones may be empty.
     """
     group: list[Tree] = []
@@ -123,7 +123,7 @@ def micro_batches(trees: Sequence[Tree], max_tokens: int, share: int = 0, num_sh
 
 
 def stack(trees: Sequence[Tree], device: torch.device) -> tuple[Tensor, PrefixTrees]:
-    """The rows of the trees' completions, and the trees as tensors; completions stand in the order of these rows.
+    """The rows of the trees' completions, and the trees as tensors, whose completions are in the order of these rows.
 
     Args:
         trees: at least one.
@@ -155,7 +155,7 @@ def stack(trees: Sequence[Tree], device: torch.device) -> tuple[Tensor, PrefixTr
 
 
 def _see_prefixes(is_seen: Tensor, tree: Tree) -> None:
-    """Fill in [L, L]: a chain sees what the position before it sees, and its own positions up to each."""
+    """Fill in the mask [L, L]. A chain sees what the position before it sees, and its own positions up to each."""
     ends = [first for first, _ in tree.chains[1:]] + [len(tree.ids)]
     for (first, before), last in zip(tree.chains, ends, strict=True):
         if before >= 0:

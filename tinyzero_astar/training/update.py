@@ -1,13 +1,13 @@
 """One iteration's update: advantages, then gradient steps over micro-batches.
 
 Log-probabilities and values before the update are those that the search recorded. The first optimizer step, whose
-forwards run at unchanged weights, compares them with its own: that is the audit of sampler against trainer.
+forwards run at unchanged weights, compares them with its own. That is the audit of sampler against trainer.
 
-Losses are sums; each optimizer step divides them once by one count over its whole batch, so the gradient does not
-depend on how rows are cut into micro-batches. The value model is trained apart, on what these forwards visited
-(`training.value_update`).
+Losses are sums. Each optimizer step divides them once by one count over its whole batch, so the gradient does not
+depend on how rows are cut into micro-batches. The value model is trained apart, on the prefixes that these forwards
+visited (`training.value_update`).
 
-Several processes: each holds the whole batch (a few MB), and trains on its share of every step's rows.
+With several processes, each holds the whole batch (a few MB), and trains on its share of every step's rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MEANS = ("train/policy_loss", "train/ratio_deviation", "train/grad_norm", "poli
 
 
 class Updater:
-    """Owns the optimizers; everything else comes in through `update`.
+    """Owns the optimizers. Everything else comes in through `update`.
 
     Args:
         policy: what is trained, and its value model.
@@ -51,22 +51,22 @@ class Updater:
         self.num_updates = 0  # optimizer steps of the policy so far
 
     def update(self, batch: Batch, num_problems: int, iteration: int) -> dict[str, float]:
-        """Train on one iteration's rollouts; returns metrics named as in docs/metrics.md.
+        """Train on one iteration's rollouts, and return metrics named as in docs/metrics.md.
 
         Args:
-            batch: the rows, the same on every rank; a problem whose leaves were all thinned out has none.
-            num_problems: problems searched; `batch.problem` counts through them.
+            batch: the rows, the same on every rank. A problem whose leaves were all thinned out has none.
+            num_problems: problems searched, which `batch.problem` counts through.
             iteration: 0-based.
 
         Raises:
-            FloatingPointError: a loss or gradient is not finite, on whichever rank; nothing has been changed by that
+            FloatingPointError: a loss or gradient is not finite, on whichever rank. Nothing has been changed by that
                 step.
         """
         size = {"train/num_rows": float(len(batch.tokens)), "train/num_tokens": float(_num_tokens(batch))}
         rate = self.settings.learning_rate * schedule(
             iteration, self.settings.num_iterations, self.settings.warmup_iterations
         )
-        if len(batch.tokens) == 0:  # every leaf was thinned out: nothing to learn from, and no step
+        if len(batch.tokens) == 0:  # every leaf was thinned out, so there is nothing to learn from and no step
             names = [*_MEANS, "train/value_loss", *self.algorithm.measures, "audit/ratio_error"]
             names += ["policy/kl_to_base"] if self.policy.has_adapters else []
             known = {"train/learning_rate": rate, "train/num_updates": float(self.num_updates)}
@@ -107,7 +107,7 @@ class Updater:
         count = max(self.algorithm.count(whole, num_problems), 1.0)
         num_tokens = max(float(_mass(whole).sum()), 1e-6)
         sums, error = [0.0, 0.0, 0.0], 0.0
-        most = max(1, len(rows) // world_size())  # completions in a tree: no process shall have nothing to do
+        most = max(1, len(rows) // world_size())  # completions in a tree, so that no process is without work
         trees = grow_trees(
             batch, rows.tolist(), self.settings.micro_batch_tokens, self.policy.linear_cost, max_completions=most
         )
@@ -135,8 +135,8 @@ class Updater:
         """Forward and backward of one micro-batch, in which every row counts `factor`, for a loss divided by `count`.
 
         Returns:
-            Sums over its tokens: policy loss, |ratio - 1|, weighted entropy; and the largest error of a ratio, as if
-            weights were unchanged.
+            Sums over its tokens of policy loss, |ratio - 1| and weighted entropy, and the largest error of a ratio, as
+            if weights were unchanged.
         """
         rows, stacked = stack(trees, batch.tokens.device)
         part = batch.rows(rows)
@@ -152,7 +152,7 @@ class Updater:
         return [factor * x for x in found], error
 
     def _own_micro_batches(self, trees: list[Tree]) -> Iterator[tuple[list[Tree], float]]:
-        """This rank's trees, and 1; then a tree that counts 0, until it has had as many turns as any other rank.
+        """This rank's trees with factor 1, then a tree with factor 0 until it has had as many turns as any other rank.
 
         Every forward and backward of a sharded policy is a collective, so all ranks must run equally many.
         """
@@ -174,7 +174,7 @@ def _mass(batch: Batch) -> Tensor:
 
 
 def _problem_groups(problem: Tensor, num_problems: int, size: int) -> Iterator[tuple[Tensor, int]]:
-    """Row indices of `size` problems each, in order, and how many problems; groups without rows are left out."""
+    """Row indices of `size` problems each, in order, and how many problems. Groups without rows are left out."""
     for first in range(0, num_problems, size):
         last = min(first + size, num_problems)
         rows = ((problem >= first) & (problem < last)).nonzero()[:, 0]
