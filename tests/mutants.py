@@ -1865,6 +1865,7 @@ RUNS = (
     ),
 )
 
+OTHER = ("test_resume.py::test_a_checkpoint_that_is_not_this_runs_falls_back_to_the_one_before",)
 FAULTS = (
     Mutant(
         "stop-evaluates",
@@ -1910,9 +1911,9 @@ FAULTS = (
         "newest-only",
         "a damaged newest checkpoint ends the run",
         "run/start.py",
-        "            failures.append(str(error))\n            continue",
+        "            failures.append(error)\n            continue",
         "            raise",
-        ("test_resume.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before",),
+        ("test_resume.py::test_a_damaged_newest_checkpoint_is_set_aside",),
     ),
     Mutant(
         "moved-once",
@@ -1926,9 +1927,91 @@ FAULTS = (
         "memory-unseen",
         "a newest checkpoint without its history ends the run",
         "run/start.py",
-        "    remembered_by(checkpoint, state)\n    known_counts",
-        "    known_counts",
-        ("test_resume.py::test_a_damaged_newest_checkpoint_falls_back_to_the_one_before",),
+        "    history, _ = remembered_by(checkpoint, state)\n    known_counts",
+        '    history = state.get("history", [])\n    known_counts',
+        OTHER,
+    ),
+    Mutant(
+        "other-run",
+        "a checkpoint of another run with the same settings is gone on from",
+        "run/start.py",
+        "        check_same_history(records, history)",
+        "        pass",
+        OTHER,
+    ),
+    Mutant(
+        "other-seed-ends",
+        "a newest checkpoint of another seed ends the run, though an older one is its own",
+        "run/start.py",
+        "            _check_same(config, _saved_config(checkpoint), folder, checkpoint)\n",
+        "",
+        OTHER,
+    ),
+    Mutant(
+        "renamed-unseen",
+        "a checkpoint whose folder was renamed counts as the iteration that its name says",
+        "run/start.py",
+        'state["iteration"] != iteration_of(checkpoint)',
+        'state["iteration"] < 0',
+        OTHER,
+    ),
+    Mutant(
+        "bits-unseen",
+        "a file with as many bytes as it should have counts as whole",
+        "manifest.py",
+        "    if found != sha256:",
+        "    if not found:",
+        ("test_manifest.py::test_every_flipped_bit_is_found",),
+    ),
+    Mutant(
+        "links-followed",
+        "a link in a checkpoint is followed",
+        "manifest.py",
+        "        if path.is_symlink():",
+        "        if False:",
+        ("test_manifest.py::test_every_other_change_is_named",),
+    ),
+    Mutant(
+        "strays-loaded",
+        "a file that was not saved with a checkpoint may be loaded with it",
+        "manifest.py",
+        "name not in files and name != MANIFEST",
+        "False",
+        ("test_manifest.py::test_every_other_change_is_named",),
+    ),
+    Mutant(
+        "unlisted",
+        "a checkpoint has its name before its files are listed",
+        "run/checkpoint.py",
+        "    write_manifest(partial)\n",
+        "",
+        ("test_checkpoint.py::test_a_checkpoint_holds_text_and_safetensors_only",),
+    ),
+    *(
+        Mutant(
+            f"{name}-unchecked",
+            f"{what} loads a checkpoint without comparing its files",
+            file,
+            old,
+            "pass",
+            ("test_resume.py::test_nobody_loads_a_checkpoint_with_a_flipped_bit",),
+        )
+        for name, what, file, old in (
+            ("solve", "tinyzero solve", "cli/solve.py", "check_files(folder)"),
+            ("python", "tz.load", "api.py", "check_files(checkpoint)"),
+            (
+                "base",
+                "a new run",
+                "run/start.py",
+                "agree(lambda: check_source(config.model.model_name) if is_main() else None)",
+            ),
+            (
+                "evaluated",
+                "an evaluation",
+                "run/start.py",
+                "agree(lambda: check_source(str(checkpoint or config.model.model_name)) if is_main() else None)",
+            ),
+        )
     ),
     Mutant(
         "names-dropped",

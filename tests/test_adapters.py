@@ -20,6 +20,7 @@ from tests.test_training import make_policy, make_rows, make_updater
 from tests.trees import trees_of, trees_of_rows
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.engine.fast_decode import is_supported
+from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.model.adapters import add_adapters, merged
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.policy_loading import load_policy
@@ -286,6 +287,7 @@ def test_a_checkpoint_without_its_adapters_is_refused(change, finished, tmp_path
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+    write_manifest(path.parent)
     assert main(["--resume", str(folder / "checkpoints" / "checkpoint_iter_4")]) == 2
     err = capsys.readouterr().err
     assert "does not hold what resuming needs (the adapters of 21 matrices)" in err and err.count("\n") == 1

@@ -16,6 +16,7 @@ from tests.test_run import assert_same_run, checkpoint, records
 from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import WITH_CRITIC, WITH_REFERENCE, Config, TrainConfig
+from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.metrics.heuristic import MEASURES
 from tinyzero_astar.resources.advice import mend_memory
 from tinyzero_astar.resources.duration import iteration_seconds
@@ -197,6 +198,7 @@ def test_a_checkpoint_without_its_reference_is_refused(stopped, capsys):
     state = json.loads(path.read_text())
     for wrong in ({}, {"digest": "", "values": {"x": 0.5}}, {"digest": 1, "values": {}}):
         path.write_text(json.dumps({**state, "reference": wrong}))
+        write_manifest(path.parent)
         assert "trainer.json lacks what is known of the reference" in refused(["--resume", stopped / "run"], capsys)
 
 

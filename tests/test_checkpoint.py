@@ -145,6 +145,7 @@ def test_a_checkpoint_holds_text_and_safetensors_only(saved):
         "model.safetensors",
         "trainer.safetensors",
         "trainer.json",
+        "manifest.json",
         "config.json",
         "tokenizer.json",
     } <= names

@@ -19,6 +19,8 @@ from tests.test_loading import copy_tokenizer, make_config, refusal, save_checkp
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import ModelConfig
+
+from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.model import damage
 from tinyzero_astar.model.adapters import unadapted
 from tinyzero_astar.model.policy_loading import load_policy
@@ -248,6 +250,8 @@ def test_train_doctor_and_solve_end_with_status_2_and_that_sentence(sound, tmp_p
     folder = shutil.copytree(sound, tmp_path / "m")
     change_json(folder / "config.json", hidden_act="gleu")
     (folder / "trainer.json").write_text('{"iteration": 1, "num_updates": 1, "config": {}}')
+    shutil.copy(folder / "model.safetensors", folder / "trainer.safetensors")
+    write_manifest(folder)
     argv = ["--model.model-name", str(folder), "--run.num-threads", "1"]
     commands = (
         lambda: main([*argv, "--output-dir", str(tmp_path / "r")]),

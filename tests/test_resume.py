@@ -19,13 +19,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tinyzero_astar as tz
 from tests import test_run as runs
 from tests.test_run import assert_same_run, checkpoint, contents, read, records, timeless
 from tinyzero_astar import files
+from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl
 from tinyzero_astar.loggers import jsonl
 from tinyzero_astar.presets import PRESETS
+from tinyzero_astar.saved_config import from_json
+from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl
+from tinyzero_astar.loggers import jsonl
+from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.run import checkpoint as checkpoints
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run import start as session
@@ -33,9 +39,13 @@ from tinyzero_astar.run import stopping
 from tinyzero_astar.run.checkpoint_folders import go_back_to, latest_checkpoint, run_and_checkpoints
 from tinyzero_astar.run.folder import CONFIG, iteration_of
 from tinyzero_astar.run.records import check_complete
+from tinyzero_astar.terminal import complain
 
 finished, options = runs.session, runs.options
 judged_by_a_hash_and_guided_early = runs.judged_by_a_hash_and_guided_early
+
+
+FEW = ["--eval-only", "--eval.num-problems", "4", "--eval.num-samples", "1", "--run.num-threads", "1", "--checkpoint"]
 
 
 @pytest.fixture(autouse=True)
@@ -206,23 +216,33 @@ def cut(folder):
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def signed(damage):
+    """The damage, by somebody who makes the list of files anew."""
+
+    def change(folder):
+        damage(folder)
+        write_manifest(folder)
+
+    return change
+
+
 def renumber(folder):
     state = read(folder / "trainer.json")
     (folder / "trainer.json").write_text(json.dumps({**state, "iteration": 3}))
 
 
-def pipe(folder):
-    (folder / "trainer.json").unlink()
-    os.mkfifo(folder / "trainer.json")
+def other_weights(folder):
+    shutil.copy(checkpoint(folder.parents[1], 2) / "model.safetensors", folder)
 
 
-def no_tensors(folder):
-    (folder / "trainer.safetensors").unlink()
+def other_seed(folder):
+    config = read(folder / "trainer.json")["config"]
+    change_state(folder, "config", {**config, "run": {**config["run"], "seed": 7}})
 
 
-def no_weight_map(folder):
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text("{}")
+def other_history(folder):
+    first, *later = read(folder / "trainer.json")["history"]
+    change_state(folder, "history", [first | {"weight/sum": first["weight/sum"] + 0.1}, *later])
 
 
 def no_history(folder):
@@ -245,32 +265,62 @@ def nest(folder):
 
 
 @pytest.mark.parametrize(
-    ("damage", "name"),
+    ("damage", "sentence"),
     [
-        (empty, "trainer.json"),
-        (cut, "model.safetensors"),
-        (renumber, "trainer.json says iteration 3"),
-        (pipe, "trainer.json"),
-        (no_tensors, "trainer.safetensors is missing"),
-        (nest, "config.json"),
-        (no_weight_map, "model.safetensors.index.json lacks its weight_map"),
+        (empty, ": trainer.json is not what was saved: it has 0 bytes instead of "),
+        (cut, ": model.safetensors is not what was saved: it has "),
+        (renumber, ": trainer.json is not what was saved: it has "),
+        (other_weights, ": model.safetensors is not what was saved: its SHA-256 is another"),
+        (signed(renumber), ": trainer.json says iteration 3"),
+        (signed(no_history), ": trainer.json lacks the metrics"),
+        (signed(unknown_option), ": ['gone'] is not a field of Config"),
+        (signed(other_history), " is not of this run: iteration 1 has other metrics in metrics.jsonl"),
+        (signed(other_seed), ": run.seed differs (run.seed: 0 and 7)"),
     ],
 )
-def test_damage_is_found_without_loading_and_names_the_file(damage, name, copy):
-    checkpoints.check_files(held := checkpoint(copy, 4))
-    damage(held)
-    with pytest.raises(ValueError) as found:
-        checkpoints.check_files(held)
-    assert str(found.value).startswith(f"checkpoint {held}: {name}") and "\n" not in str(found.value)
-
-
-@pytest.mark.parametrize("damage", [empty, cut, no_history, unknown_option])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, finished, copy, capsys):
+def test_a_checkpoint_that_is_not_this_runs_falls_back_to_the_one_before(damage, sentence, copy, capsys, monkeypatch):
+    monkeypatch.setattr(session, "_continued", lambda config, problems, folder, chosen, console: chosen)
     damage(checkpoint(copy, 4))
+    config = from_json(copy / CONFIG)
+    assert session.open_run(config, copy, run_and_checkpoints(copy)[1]) == checkpoint(copy, 2)
+    out, err = capsys.readouterr()
+    assert err.startswith("warning: ") and f"{checkpoint(copy, 4)}{sentence}" in err and err.count("\n") == 1
+    assert f"going back to {checkpoint(copy, 2)}\n" in out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        lambda held: main([*FEW, str(held)]),
+        lambda held: main(["--eval-only", "--model.model-name", str(held)]),
+        lambda held: main(["--model.model-name", str(held), "--output-dir", str(held.parents[2] / "new")]),
+        lambda held: main(["--model.model-name", str(held.parents[1]), "--output-dir", str(held.parents[2] / "new")]),
+        lambda held: solve_main(["12*34", "--checkpoint", str(held)]),
+        lambda held: tz.load(held.parents[1]),
+    ],
+    ids=["eval", "eval as base", "base", "run as base", "solve", "python"],
+)
+def test_nobody_loads_a_checkpoint_with_a_flipped_bit(command, copy, capsys):
+    held = checkpoint(copy, 4)
+    content = bytearray((held / "model.safetensors").read_bytes())
+    content[-5] ^= 4  # of a weight
+    (held / "model.safetensors").write_bytes(content)
+    try:
+        status = command(held)
+    except ValueError as error:
+        status = complain(error)
+    assert status == 2
+    sentence = f"checkpoint {held}: model.safetensors is not what was saved: its SHA-256 is another; put it back as it"
+    assert capsys.readouterr().err == f"error: {sentence} was, or use another one\n"
+    assert not (copy.parent / "new").exists()
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside(finished, copy, capsys):
+    cut(checkpoint(copy, 4))
     assert main(["--resume", str(copy)]) == 0
     out, err = capsys.readouterr()
     assert err.startswith(f"warning: checkpoint {checkpoint(copy, 4)}: ") and err.count("\n") == 1
-    assert f"going back to {checkpoint(copy, 2)}\n" in out and f"continuing {copy} after iteration 2\n" in out
+    assert f"continuing {copy} after iteration 2\n" in out
     assert_same_run(copy, finished.folder)
     assert names(copy) == ["checkpoint_iter_2", "checkpoint_iter_4", "checkpoint_iter_4.set_aside"]
 
@@ -297,7 +347,7 @@ def lists_for_numbers(held):
 
 @pytest.mark.parametrize("damage", [no_tokenizer, other_vocabulary, other_names, lists_for_numbers])
 def test_damage_that_loading_finds_falls_back_too(damage, finished, copy, capsys):
-    damage(checkpoint(copy, 4))
+    signed(damage)(checkpoint(copy, 4))
     assert main(["--resume", str(copy)]) == 0
     printed = capsys.readouterr()
     assert (
@@ -305,11 +355,6 @@ def test_damage_that_loading_finds_falls_back_too(damage, finished, copy, capsys
         and f"continuing {copy} after iteration 2\n" in printed.out
     )
     assert_same_run(copy, finished.folder)
-
-
-def test_a_pipe_in_a_checkpoint_is_not_waited_for(copy):
-    os.mkfifo(checkpoint(copy, 4) / "extra.safetensors")
-    checkpoints.check_files(checkpoint(copy, 4))
 
 
 def test_without_a_good_checkpoint_one_sentence(copy, capsys):
@@ -338,7 +383,11 @@ def test_only_plain_numbers_name_a_checkpoint(name, copy):
 
 
 def test_what_an_interrupted_write_left_is_removed(copy):
-    for path in (copy / "checkpoints" / "checkpoint_iter_6.partial" / "x", copy / "metrics.jsonl.partial"):
+    for path in (
+        copy / "checkpoints" / "checkpoint_iter_6.partial" / "x",
+        copy / "metrics.jsonl.partial",
+        checkpoint(copy, 4) / "README.md.partial",
+    ):
         path.parent.mkdir(exist_ok=True)
         path.write_text("half")
     before = contents(copy)
@@ -376,11 +425,13 @@ def test_a_checkpoint_of_an_older_version_is_one_sentence(copy, capsys):
     path = checkpoint(copy, 4) / "trainer.json"
     state = read(path)
     for lacking in ("history", "record"):
-        path.write_text(json.dumps({k: v for k, v in state.items() if k != lacking}))
+        signed(
+            lambda _, lacking=lacking: path.write_text(json.dumps({k: v for k, v in state.items() if k != lacking}))
+        )(path.parent)
         sentence = refused(["--resume", str(checkpoint(copy, 4))], capsys)
         assert "trainer.json lacks the metrics of its 4 iterations" in sentence
     for damaged in (state["history"][:-1], [*state["history"][:-1], {"weight/sum": "1"}]):
-        path.write_text(json.dumps({**state, "history": damaged}))
+        signed(lambda _, damaged=damaged: path.write_text(json.dumps({**state, "history": damaged})))(path.parent)
         assert "lacks the metrics" in refused(["--resume", str(checkpoint(copy, 4))], capsys)
 
 
@@ -608,9 +659,6 @@ def test_a_limit_that_hits_a_checkpoint_is_one_sentence(options, tmp_path, capsy
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
-
-
-FEW = ["--eval-only", "--eval.num-problems", "4", "--eval.num-samples", "1", "--run.num-threads", "1", "--checkpoint"]
 
 
 def test_an_evaluation_overwrites_no_other(copy):

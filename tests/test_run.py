@@ -27,6 +27,7 @@ from tinyzero_astar.config import Config
 from tinyzero_astar.config_json import from_json
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.interfaces import Verdict
+from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.run.start import start_run
@@ -311,6 +312,7 @@ def test_a_model_that_yields_nan_is_a_sentence_even_in_an_evaluation(session, tm
     weights = load_file(held / "model.safetensors")
     weights["model.norm.weight"].fill_(math.nan)
     save_file(weights, held / "model.safetensors", metadata={"format": "pt"})
+    write_manifest(held)
     assert main(["--eval-only", "--checkpoint", str(held), *EVAL.split()]) == 1
     assert capsys.readouterr().err.startswith("error: the decoder returned NaN logits")
 

@@ -16,6 +16,7 @@ from tests.test_run import OPTIONS
 from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
+from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.report.tree import drawn_tree
 
 NOTE = "the value model is untrained"
@@ -44,6 +45,7 @@ def damaged(run, folder, file, key):
     tensors = load_file(folder / file)
     tensors[key] = torch.full_like(tensors[key], float("nan"))
     save_file(tensors, folder / file, metadata={"format": "pt"})
+    write_manifest(folder)
     return str(folder)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tinyzero_astar.data.tasks import make_problems, make_task
 from tinyzero_astar.data.text import prompt_tokens, text_fault
 from tinyzero_astar.interfaces import END_OF_EXAMPLE, Verdict
 from tinyzero_astar.presets import PRESETS
+from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.run.measure import in_json
 from tinyzero_astar.training.reward import RewardConfig, WeightedReward
@@ -94,6 +96,7 @@ def test_a_task_that_this_version_does_not_know_is_refused_by_name(tiny_base, ca
             text = file.read()
         with open(path, "w") as file:
             file.write(text.replace('"multiplication"', '"sums"'))
+    write_manifest(Path("r/checkpoints/checkpoint_iter_1"))
     for command, argv in ways_on("r"):
         assert "data.task 'sums' is unknown" in refusal(command, argv, capsys)
 
@@ -120,6 +123,7 @@ def test_a_run_that_goes_on_saves_where_the_file_lies_now(tiny_base, of_table, e
     newest = of_table / "checkpoints" / "checkpoint_iter_1" / "trainer.json"
     path.write_text(path.read_text().replace('"num_iterations": 1', '"num_iterations": 3'))
     newest.write_text(newest.read_text().replace('"num_iterations": 1', '"num_iterations": 3'))
+    write_manifest(newest.parent)
     moved = ["--data.task", "elsewhere.jsonl"]
     assert main(["--resume", str(of_table), *moved, "--run.checkpoint-frequency", "1"]) == 0
     saved = json.loads((of_table / "checkpoints" / "checkpoint_iter_3" / "trainer.json").read_text())["config"]

@@ -39,7 +39,7 @@ from tinyzero_astar.report.tree import Node, described, outline
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.rollout.generator import guidance_of
 from tinyzero_astar.run.build import Loaded, Session, build, first_policy, load_model, optimizers
-from tinyzero_astar.run.checkpoint import load_trainer, read_state, remembered_by, save_checkpoint
+from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by, save_checkpoint
 from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at
 from tinyzero_astar.run.loop import iterate, state_of
 from tinyzero_astar.run.measure import finite, measure, sample_records
@@ -265,6 +265,8 @@ def load(
         ValueError: one of them cannot be used; one sentence says why.
     """
     checkpoint = None if model is None else checkpoint_at(str(model))
+    if checkpoint is not None:
+        check_files(checkpoint)
     state = {} if checkpoint is None else read_state(checkpoint)
     if config is None and checkpoint is not None:
         own = from_dict(state["config"], f"checkpoint {checkpoint}")

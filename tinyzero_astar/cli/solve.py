@@ -116,7 +116,7 @@ def _solve(options: Solve, config: Config, folder: Path | None) -> tuple[dict[st
 
 def _config(options: Solve, folder: Path | None) -> Config:
     """That of the checkpoint, or of the preset that the base belongs to."""
-    from tinyzero_astar.run.checkpoint import read_state
+    from tinyzero_astar.run.checkpoint import check_files, read_state
 
     given = {name: getattr(options, name) for name in ("task", "reward_function")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -124,6 +124,7 @@ def _config(options: Solve, folder: Path | None) -> Config:
     told = replace(base, data=replace(base.data, **given))
     if folder is None:
         return told
+    check_files(folder)
     saved = from_dict(read_state(folder)["config"], f"checkpoint {folder}")
     return with_files_moved(saved, told, [f"data.{name}" for name in given])
 

@@ -10,7 +10,8 @@ With adapters model.safetensors holds the merged weights, so that it is a model 
 from, A, B and the frozen weights, stands in trainer.safetensors too: a sum in floating point cannot be undone, and a
 run goes on exactly, without asking for its base again. Evaluation reads the merged weights alone.
 
-No pickle anywhere. A checkpoint appears under its name only when it is complete and on the disk itself.
+No pickle anywhere. A checkpoint appears under its name only when it is complete and on the disk itself. manifest.json
+lists its files with size and SHA-256, and nothing is loaded from a checkpoint whose files are others.
 
 The files are the same for any number of processes: rank 0 puts the shards together and writes, and in loading each
 rank cuts out its own. So a run may be continued, or evaluated, with another number.
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -35,12 +36,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.distributed import is_main
 from tinyzero_astar.files import PARTIAL, read_text, sync
+from tinyzero_astar.manifest import check_manifest, write_manifest
 from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import like, whole
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.model.model_folder import INDEX, weight_files
-from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE
-from tinyzero_astar.run.folder import iteration_of
+from tinyzero_astar.model.model_folder import weight_files
+from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", TRAINER_STATE
@@ -84,6 +85,7 @@ def save_checkpoint(
     mode = (partial / _STATE).stat().st_mode  # by the umask; safetensors' own files are for their owner alone
     for path in partial.glob("*.safetensors"):
         path.chmod(mode)
+    write_manifest(partial)
     for path in (*partial.rglob("*"), partial):  # on the disk before it has its name, should the power fail
         sync(path)
     if folder.exists():
@@ -175,31 +177,28 @@ def _load_adapters(policy: Policy, saved: Mapping[str, Tensor]) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Whether the files of a checkpoint are there and whole, as far as can be seen without loading them.
+    """Whether the files of a checkpoint are those that were saved, all of them.
 
     Raises:
         ValueError: names the first that is not.
     """
-    iteration = read_state(folder)["iteration"]
-    if iteration != iteration_of(folder):
-        raise ValueError(f"checkpoint {folder}: {_STATE} says iteration {iteration}; use another one")
-    weights = weight_files(folder)
-    if not weights:
-        raise ValueError(f"checkpoint {folder}: {INDEX} lacks its weight_map; use another one")
-    for name in (_TENSORS, "config.json", *weights):
-        if not (folder / name).is_file():
-            raise ValueError(f"checkpoint {folder}: {name} is missing; use another one")
-    for path in sorted(folder.iterdir()):
-        if not path.is_file():  # opening a pipe would wait for ever
-            continue
-        try:
-            if path.suffix == ".safetensors":
-                with path.open("rb"), safe_open(path, "pt"):  # it compares the header with the file's size
-                    pass
-            elif path.suffix == ".json":
-                json.loads(read_text(path))
-        except (OSError, ValueError, RecursionError, SafetensorError) as error:
-            raise ValueError(f"checkpoint {folder}: {path.name} cannot be read ({error}); use another one") from None
+    try:
+        listed = check_manifest(folder)
+        needed = (_STATE, _TENSORS, "config.json", *weight_files(folder))
+        if missing := [name for name in needed if name not in listed]:
+            raise ValueError(f"{missing[0]} is missing")
+    except ValueError as error:
+        raise ValueError(f"checkpoint {folder}: {error}; put it back as it was, or use another one") from None
+
+
+def check_source(model_source: str) -> None:
+    """`check_files` of a checkpoint that a model is loaded from; other models have no list of their files.
+
+    Raises:
+        ValueError: names the first file that is not what was saved.
+    """
+    if (checkpoint := checkpoint_at(model_source)) is not None:
+        check_files(checkpoint)
 
 
 def _read_json(folder: Path, name: str) -> Any:

@@ -115,7 +115,8 @@ def start_over(run: Path) -> None:
 
 def remove_partial(run: Path) -> None:
     """Remove what an interrupted write left behind."""
-    for path in [*run.glob(f"*{PARTIAL}"), *(run / CHECKPOINTS).glob(f"*{PARTIAL}")]:
+    patterns = (f"{CHECKPOINTS}/*/*{PARTIAL}", f"{CHECKPOINTS}/*{PARTIAL}", f"*{PARTIAL}")
+    for path in [path for pattern in patterns for path in run.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

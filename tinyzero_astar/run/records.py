@@ -6,11 +6,13 @@ Files are replaced or appended to, never rewritten in place: a crash at any mome
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tinyzero_astar.files import METRICS, SAMPLES, replace_text
+from tinyzero_astar.metrics.alarms import remembered
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -39,6 +41,26 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
         reason = str(error)
     raise ValueError(f"{path}, line {number} is damaged ({reason}); restore the file, or move it away")
+
+
+def check_same_history(records: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]]) -> None:
+    """Whether what a checkpoint remembers of each iteration is what the run recorded of it.
+
+    Equal settings and seeds do not make two runs equal: another machine, or another number of threads, rounds
+    otherwise. A checkpoint of the other run would go unnoticed until here.
+
+    Args:
+        records: of the run; those that are missing are not compared.
+        history: of the checkpoint, from iteration 1 on.
+
+    Raises:
+        ValueError: names an iteration that differs.
+    """
+    for record in records:
+        if 1 <= record["iteration"] <= len(history):
+            known, found = history[record["iteration"] - 1], remembered(record)
+            if any(found[name] != known[name] for name in found.keys() & known.keys()):
+                raise ValueError(f"iteration {record['iteration']} has other metrics in {METRICS}")
 
 
 def keep_iterations(path: Path, last: int) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
@@ -32,15 +33,16 @@ from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run.build import Session, build, first_policy, optimizers
 from tinyzero_astar.run.checkpoint import (
     check_files,
+    check_source,
     known_counts,
     known_reference,
     load_trainer,
     read_state,
     remembered_by,
 )
-from tinyzero_astar.run.checkpoint_folders import go_back_to, start_over
-from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, new_run_folder, prepare
-from tinyzero_astar.run.records import check_complete
+from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, go_back_to, start_over
+from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, iteration_of, new_run_folder, prepare
+from tinyzero_astar.run.records import check_complete, check_same_history, read_jsonl
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.algorithms import make_algorithm
@@ -90,6 +92,7 @@ def _begin_run(config: Config, folder: Path) -> Session:
     make_algorithm(config)  # first: it may refuse
     problems = _problems(config)
     _prepare(folder)
+    agree(lambda: check_source(config.model.model_name) if is_main() else None)
     _check_fit(config, problems, config.model.model_name, folder, console)
     return build(config, problems, folder, config.model.model_name, console, 0, first_policy(config, console))
 
@@ -110,8 +113,7 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
     console, config = _console(), _pinned(config)
-    checkpoint = _made_by_main(lambda: _first_whole(checkpoints, console))
-    _check_same(config, _saved_config(checkpoint), folder, checkpoint)
+    checkpoint = _made_by_main(lambda: _first_whole(config, folder, checkpoints, console))
     problems = _problems(config)
     try:
         return _continued(config, problems, folder, checkpoint, console)
@@ -169,37 +171,52 @@ def _go_back_to(folder: Path, iteration: int, console: ConsoleLogger) -> None:
         console.say(f"a newer checkpoint was set aside: {path}")
 
 
-def _first_whole(checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
-    failures: list[str] = []
+def _first_whole(config: Config, folder: Path, checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
+    failures: list[ValueError] = []
+    records = read_jsonl(folder / METRICS)
     for checkpoint in checkpoints:
         try:
-            _check_usable(checkpoint)
+            _check_usable(checkpoint, records)
+            _check_same(config, _saved_config(checkpoint), folder, checkpoint)
         except ValueError as error:
-            failures.append(str(error))
+            failures.append(error)
             continue
         for failure in failures:
-            console.warn(failure)
+            console.warn(str(failure))
         if failures:
             console.say(f"going back to {checkpoint}")
         return checkpoint
-    if len(failures) == 1:
-        raise ValueError(failures[0])
+    if len(failures) == 1 or all(isinstance(failure, _OtherConfigError) for failure in failures):
+        raise failures[0]
     raise ValueError(f"none of {len(failures)} checkpoints can be used; the newest: {failures[0]}")
 
 
-def _check_usable(checkpoint: Path) -> None:
-    """Whether a run can go on from a checkpoint, as far as can be seen without loading its tensors.
+def _check_usable(checkpoint: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Whether a run with these records can go on from a checkpoint, as far as can be seen without loading its tensors.
 
     Raises:
-        ValueError: says what is missing or damaged.
+        ValueError: says what is missing, damaged, or of another run.
     """
     check_files(checkpoint)
     state = read_state(checkpoint)
-    remembered_by(checkpoint, state)
+    if state["iteration"] != iteration_of(checkpoint):
+        raise ValueError(
+            f"checkpoint {checkpoint}: {TRAINER_STATE} says iteration {state['iteration']}; give the folder its name"
+            " back, or use another one"
+        )
+    history, _ = remembered_by(checkpoint, state)
     known_counts(checkpoint, state)
     config = from_dict(state["config"], f"checkpoint {checkpoint}")
     if config.train.algorithm in WITH_REFERENCE:
         known_reference(checkpoint, state)
+    try:
+        check_same_history(records, history)
+    except ValueError as error:
+        raise ValueError(f"checkpoint {checkpoint} is not of this run: {error}; use another one") from None
+
+
+class _OtherConfigError(ValueError):
+    """A checkpoint was trained with another configuration than its run's."""
 
 
 def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:
@@ -215,7 +232,7 @@ def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -
     if changed := [name for name in differences(config, saved) if name not in may_change]:
         section, key = changed[0].split(".")
         own, other = (getattr(getattr(c, section), key) for c in (config, saved))
-        raise ValueError(
+        raise _OtherConfigError(
             f"{folder / CONFIG} is not the configuration of {checkpoint}: {', '.join(changed)}"
             f" differ{'s' if len(changed) == 1 else ''} ({changed[0]}: {own!r} and {other!r}); undo the change, or"
             " start a new run"
@@ -233,6 +250,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
             given.
     """
     console = _console()
+    agree(lambda: check_source(str(checkpoint or config.model.model_name)) if is_main() else None)
     if checkpoint is None:
         # first: it may refuse
         session = build(config, _problems(config), Path(), config.model.model_name, console, 0)

@@ -1,0 +1,92 @@
+"""The list of a checkpoint's files, with the size and the SHA-256 of each: what was saved is known again.
+
+Written when all files are, and compared before anything is loaded. A file that is cut short, changed by a single bit,
+missing, edited, taken from another checkpoint, or a link that leads elsewhere is named in one sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tinyzero_astar.files import PARTIAL, read_text
+
+MANIFEST = "manifest.json"
+# what comes to a checkpoint that has its name already, and what a crash while writing that leaves
+_LATER = re.compile(rf"README\.md|evaluation(-\d+)?\.json|\..*|.*{re.escape(PARTIAL)}")
+
+
+def write_manifest(folder: Path) -> None:
+    """List all files that a folder holds now."""
+    listed = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in listed}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
+
+
+def check_manifest(folder: Path) -> set[str]:
+    """The names that the list of a folder has; their files are what was listed, and no other file is there.
+
+    Model cards, evaluations and hidden files may come and go: nothing is loaded from them.
+
+    Raises:
+        ValueError: names the first file that is not as it should be.
+    """
+    files = _read(folder)
+    there = {path.name: path for path in sorted(folder.iterdir())}
+    for name, path in there.items():
+        if path.is_symlink():
+            raise ValueError(f"{name} is a link, and what it leads to may change")
+    for name, entry in files.items():  # sizes first: they cost nothing
+        _check_size(folder / name, entry["size"])
+    for name, entry in files.items():
+        _check_contents(folder / name, entry["sha256"])
+    for name in there:
+        if name not in files and name != MANIFEST and _LATER.fullmatch(name) is None:
+            raise ValueError(f"{name} was not saved with it")
+    return set(files)
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.exists():
+        raise ValueError(f"{path.name} is missing")
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError(f"{path.name} is no regular file")
+    if (found := path.stat().st_size) != size:
+        raise ValueError(f"{path.name} is not what was saved: it has {found:,} bytes instead of {size:,}")
+
+
+def _check_contents(path: Path, sha256: str) -> None:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read ({error.strerror or error})") from None
+    if found != sha256:
+        raise ValueError(f"{path.name} is not what was saved: its SHA-256 is another")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(folder: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(read_text(folder / MANIFEST))
+    except FileNotFoundError:
+        raise ValueError(f"{MANIFEST} is missing, so that its files cannot be checked") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST} cannot be read ({error})") from None
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or not all(_is_entry(name, entry) for name, entry in files.items()):
+        raise ValueError(f"{MANIFEST} is not as it was saved: it lacks a size or a SHA-256")
+    return files
+
+
+def _is_entry(name: str, entry: object) -> bool:
+    """Whether a name stays in its folder, and its size and SHA-256 are known."""
+    is_plain = name not in ("", ".", "..") and not {"/", "\\", "\0"}.intersection(name)
+    kinds = {key: type(value) for key, value in entry.items()} if isinstance(entry, dict) else {}
+    return is_plain and kinds == {"size": int, "sha256": str}
