@@ -3749,8 +3749,9 @@ def judge(return_code: int, output: str) -> Outcome:
 
 def run_tests(copy: Path, tests: Sequence[str], *options: str, time_limit_s: float) -> tuple[int, str]:
     """Exit status and output of pytest in the copied tree."""
-    # no .pyc files: a mistake of the same length, planted within a second, would not be noticed
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "1000"}
+    # no .pyc files: a mistake of the same length, planted within a second, would not be noticed; on CI pytest does not cut
+    # its summary to the width of a terminal
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *options]
     result = subprocess.run(
         [*command, *(f"tests/{test}" for test in tests)],

@@ -38,6 +38,7 @@ from tinyzero_astar.run import start as session
 from tinyzero_astar.run import stopping
 from tinyzero_astar.run.checkpoint_folders import go_back_to, latest_checkpoint, run_and_checkpoints
 from tinyzero_astar.run.folder import CONFIG, iteration_of
+from tinyzero_astar.run.lock import LOCK, locked
 from tinyzero_astar.run.records import check_complete
 from tinyzero_astar.terminal import complain
 
@@ -202,6 +203,34 @@ def test_a_finished_run_says_so(copy, capsys):
     out = capsys.readouterr().out
     assert "nothing to train: this run has finished its 4 iterations\n" in out
     assert f"\nevaluate  tinyzero eval {copy}\n" in out
+
+
+def test_a_run_is_locked_until_it_ends_and_a_second_process_is_refused(options, copy, capsys, monkeypatch):
+    iterate, seen = trainer.iterate, []
+
+    def meanwhile(session, i):
+        with pytest.raises(ValueError) as refused, locked(session.folder):
+            pass
+        seen.append(str(refused.value))
+        return iterate(session, i)
+
+    monkeypatch.setattr(trainer, "iterate", meanwhile)
+    without_end(copy)
+    (copy / LOCK).write_text("4194305\nhere\n")  # no system has that process
+    assert main(["--resume", str(copy)]) == 0
+    assert (
+        f"process 4194305 on here was killed while it worked on {copy}: its lock is free\n" in capsys.readouterr().out
+    )
+    shutil.rmtree(copy)
+    assert main([*options, "--train.num-iterations", "1", "--output-dir", str(copy)]) == 0
+    shutil.rmtree(copy / "checkpoints")
+    assert main(["--resume", str(copy)]) == 0
+    assert len(seen) == 4 and all(s.startswith(f"{copy} is in use by process {os.getpid()} on ") for s in seen)
+    assert not (copy / LOCK).exists()
+    with locked(copy):
+        before = contents(copy)
+        assert refused(["--resume", str(copy)], capsys).startswith(f"{copy} is in use by process {os.getpid()} on ")
+        assert contents(copy) == before
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

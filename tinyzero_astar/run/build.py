@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ class Session:
     history: list[dict[str, Any]]  # what gate and alarms remember of the iterations trained so far
     searched: dict[int, int]  # by the id of each problem that came up: iterations in which it had a leaf
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
+    held: ExitStack = field(default_factory=ExitStack)  # given back when the run ends: the lock on its folder
 
 
 class Loaded(NamedTuple):

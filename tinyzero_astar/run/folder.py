@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinyzero_astar.files import METRICS, PARTIAL, SAMPLES
+from tinyzero_astar.run.lock import cannot_hold
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 _CHECKPOINT = re.compile(r"checkpoint_iter_(0|[1-9][0-9]*)")
@@ -98,10 +99,7 @@ def prepare(run: Path, num_bytes: int = 4096) -> None:
         for folder in (run, run / CHECKPOINTS):
             _try_to_write(folder / f"probe{PARTIAL}", num_bytes)
     except OSError as error:
-        raise ValueError(
-            f"{run} cannot hold a run: no file of {num_bytes:,} bytes can be written there ({error.strerror}); use"
-            " another folder, make room or raise the limit"
-        ) from None
+        raise cannot_hold(run, error, num_bytes) from None
 
 
 def _try_to_write(probe: Path, num_bytes: int) -> None:

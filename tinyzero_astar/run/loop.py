@@ -41,7 +41,8 @@ def train(session: Session) -> int:
         The exit status: 0 done, 1 failed, 128 plus the number of a signal that asked to stop.
     """
     try:
-        return _train(session)
+        with session.held:
+            return _train(session)
     except WriteFailedError as error:
         session.console.fail(
             f"{error}; what was saved before is kept: make room or raise the limit, then continue with: python"

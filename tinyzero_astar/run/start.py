@@ -42,6 +42,7 @@ from tinyzero_astar.run.checkpoint import (
 )
 from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, go_back_to, start_over
 from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, iteration_of, new_run_folder, prepare
+from tinyzero_astar.run.lock import locked
 from tinyzero_astar.run.records import check_complete, check_same_history, read_jsonl
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import counted, readable_bytes
@@ -56,12 +57,14 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
     config = _pinned(config)
-    with ExitStack() as stack:
-        folder = _made_by_main(lambda: stack.enter_context(fresh_run_folder(preset, output_dir)))
+    with ExitStack() as made, ExitStack() as held:
+        folder = _made_by_main(lambda: made.enter_context(fresh_run_folder(preset, output_dir)))
+        _lock(folder, held)
         session = _begin_run(config, folder)
         write_for_all(
             folder / CONFIG, lambda: replace_text(folder / CONFIG, to_json(config) + "\n") if is_main() else None
         )
+        session = replace(session, held=held.pop_all())
     search, train = config.search, config.train
     session.console.fact(
         "search",
@@ -81,10 +84,23 @@ def restart_run(config: Config, folder: Path) -> Session:
         ValueError: the model or the problems cannot be had.
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
-    session = _begin_run(_pinned(config), folder)
-    write_for_all(folder, lambda: start_over(folder) if is_main() else None)
-    session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
-    return session
+    with ExitStack() as held:
+        _lock(folder, held)
+        session = _begin_run(_pinned(config), folder)
+        write_for_all(folder, lambda: start_over(folder) if is_main() else None)
+        session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
+        return replace(session, held=held.pop_all())
+
+
+def _lock(folder: Path, held: ExitStack) -> None:
+    """Keep other processes off the run for as long as `held` lasts.
+
+    Raises:
+        ValueError: one works on it already, or the folder cannot be written to.
+    """
+    killed = agree(lambda: held.enter_context(locked(folder)) if is_main() else None)
+    if killed is not None:
+        _console().say(f"{killed} was killed while it worked on {folder}: its lock is free")
 
 
 def _begin_run(config: Config, folder: Path) -> Session:
@@ -112,7 +128,13 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
         ValueError: none can, or it or the records of the run do not fit.
         WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
     """
-    console, config = _console(), _pinned(config)
+    with ExitStack() as held:
+        _lock(folder, held)
+        session = _opened(_pinned(config), folder, checkpoints, _console())
+        return replace(session, held=held.pop_all())
+
+
+def _opened(config: Config, folder: Path, checkpoints: Sequence[Path], console: ConsoleLogger) -> Session:
     checkpoint = _made_by_main(lambda: _first_whole(config, folder, checkpoints, console))
     problems = _problems(config)
     try:
@@ -122,7 +144,7 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
         if not others:
             raise
         console.warn(str(error))
-        return open_run(config, folder, others)
+        return _opened(config, folder, others, console)
 
 
 class _DamagedError(ValueError):
