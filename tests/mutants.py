@@ -1987,6 +1987,38 @@ FAULTS = (
         "",
         ("test_checkpoint.py::test_a_checkpoint_holds_text_and_safetensors_only",),
     ),
+    Mutant(
+        "unlocked",
+        "a second process is let into a run",
+        "run/lock.py",
+        "        lock.acquire()",
+        "        pass",
+        ("test_lock.py::test_a_second_process_is_refused_and_the_first_is_named",),
+    ),
+    Mutant(
+        "lock-kept",
+        "a run that ended well leaves its lock behind",
+        "run/lock.py",
+        "                path.unlink()",
+        "                pass",
+        ("test_lock.py::test_the_lock_of_a_killed_process_is_free_and_the_process_is_named",),
+    ),
+    Mutant(
+        "resumed-unlocked",
+        "a run is continued without its lock",
+        "run/start.py",
+        "        _lock(folder, held)\n        session = _opened(",
+        "        session = _opened(",
+        ("test_resume.py::test_a_run_is_locked_until_it_ends_and_a_second_process_is_refused",),
+    ),
+    Mutant(
+        "lock-lost",
+        "the lock is given back before the first iteration",
+        "run/start.py",
+        "        return replace(session, held=held.pop_all())\n\n\ndef _opened(",
+        "        return session\n\n\ndef _opened(",
+        ("test_resume.py::test_a_run_is_locked_until_it_ends_and_a_second_process_is_refused",),
+    ),
     *(
         Mutant(
             f"{name}-unchecked",
@@ -2086,8 +2118,8 @@ PROCESSES = (
         "restarted-alone",
         "rank 0 alone knows that a run could not be started again",
         "run/start.py",
-        "    write_for_all(folder, lambda: start_over(folder) if is_main() else None)",
-        "    if is_main():\n        start_over(folder)",
+        "write_for_all(folder, lambda: start_over(folder) if is_main() else None)",
+        "_ = start_over(folder) if is_main() else None",
         UNWRITTEN,
     ),
     Mutant(
@@ -3749,8 +3781,8 @@ def judge(return_code: int, output: str) -> Outcome:
 
 def run_tests(copy: Path, tests: Sequence[str], *options: str, time_limit_s: float) -> tuple[int, str]:
     """Exit status and output of pytest in the copied tree."""
-    # no .pyc files: a mistake of the same length, planted within a second, would not be noticed; on CI pytest does not cut
-    # its summary to the width of a terminal
+    # No .pyc files: a mistake of the same length, planted within a second, would not be noticed. On CI pytest does not
+    # cut its summary to the width of a terminal.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", "CI": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *options]
     result = subprocess.run(

@@ -19,7 +19,6 @@ from tests.test_loading import copy_tokenizer, make_config, refusal, save_checkp
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import ModelConfig
-
 from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.model import damage
 from tinyzero_astar.model.adapters import unadapted

@@ -25,13 +25,11 @@ from tests.test_run import assert_same_run, checkpoint, contents, read, records,
 from tinyzero_astar import files
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
-from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl
-from tinyzero_astar.loggers import jsonl
-from tinyzero_astar.presets import PRESETS
-from tinyzero_astar.saved_config import from_json
+from tinyzero_astar.config_json import from_json
 from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl
 from tinyzero_astar.loggers import jsonl
 from tinyzero_astar.manifest import write_manifest
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run import checkpoint as checkpoints
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run import start as session
@@ -218,9 +216,8 @@ def test_a_run_is_locked_until_it_ends_and_a_second_process_is_refused(options, 
     without_end(copy)
     (copy / LOCK).write_text("4194305\nhere\n")  # no system has that process
     assert main(["--resume", str(copy)]) == 0
-    assert (
-        f"process 4194305 on here was killed while it worked on {copy}: its lock is free\n" in capsys.readouterr().out
-    )
+    said = f"process 4194305 on here was killed while it worked on {copy}: its lock is free\n"
+    assert said in capsys.readouterr().out
     shutil.rmtree(copy)
     assert main([*options, "--train.num-iterations", "1", "--output-dir", str(copy)]) == 0
     shutil.rmtree(copy / "checkpoints")
@@ -307,11 +304,13 @@ def nest(folder):
         (signed(other_seed), ": run.seed differs (run.seed: 0 and 7)"),
     ],
 )
-def test_a_checkpoint_that_is_not_this_runs_falls_back_to_the_one_before(damage, sentence, copy, capsys, monkeypatch):
-    monkeypatch.setattr(session, "_continued", lambda config, problems, folder, chosen, console: chosen)
+def test_a_checkpoint_that_is_not_this_runs_falls_back_to_the_one_before(
+    damage, sentence, finished, copy, capsys, monkeypatch
+):
+    monkeypatch.setattr(session, "_continued", lambda *args: replace(finished, folder=args[3]))  # nothing is loaded
     damage(checkpoint(copy, 4))
     config = from_json(copy / CONFIG)
-    assert session.open_run(config, copy, run_and_checkpoints(copy)[1]) == checkpoint(copy, 2)
+    assert session.open_run(config, copy, run_and_checkpoints(copy)[1]).folder == checkpoint(copy, 2)
     out, err = capsys.readouterr()
     assert err.startswith("warning: ") and f"{checkpoint(copy, 4)}{sentence}" in err and err.count("\n") == 1
     assert f"going back to {checkpoint(copy, 2)}\n" in out

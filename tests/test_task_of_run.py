@@ -20,8 +20,8 @@ from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.data.tasks import make_problems, make_task
 from tinyzero_astar.data.text import prompt_tokens, text_fault
 from tinyzero_astar.interfaces import END_OF_EXAMPLE, Verdict
-from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.manifest import write_manifest
+from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.run.measure import in_json
 from tinyzero_astar.training.reward import RewardConfig, WeightedReward
