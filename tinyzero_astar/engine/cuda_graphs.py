@@ -1,8 +1,8 @@
-"""Work on fixed tensors, recorded once and replayed: CUDA graphs.
+"""Work on fixed tensors, recorded once and replayed as CUDA graphs.
 
-A decode step of a model of some thirty layers is a thousand kernels of a few microseconds each, and a GPU waits for
-Python between them. A graph starts them all at once, on the very memory that it was recorded on; so whoever records
-keeps the tensors it reads and reads its results before the next replay.
+A decode step of a model of about thirty layers is a thousand kernels of a few microseconds each, and a GPU waits for
+Python between them. A graph starts them all at once, on the very memory that it was recorded on. So whoever records
+keeps the tensors that the work reads, and reads its results before the next replay.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Protocol, TypeVar
 import torch
 
 T = TypeVar("T")
-BLOCK = 128  # columns of the cache: a recorded decode step attends to a whole number of blocks
+BLOCK = 128  # columns of the cache. A recorded decode step attends to a whole number of blocks
 
 
 class Recorder(Protocol):
     """What turns work into a replay of it."""
 
     def record(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Do `work` at least once and return what repeats it; it must neither allocate what it reads nor wait.
+        """Do `work` at least once and return what repeats it. The work must neither allocate what it reads nor wait.
 
         Args:
-            work: reads and writes tensors that live on; running it again must not change what it computes.
+            work: reads and writes tensors that live on. Running it again must not change what it computes.
         """
         ...
 
 
 class CudaGraphs:
-    """Records on the current GPU; all graphs share one memory pool."""
+    """Records on the current GPU. All graphs share one memory pool."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()

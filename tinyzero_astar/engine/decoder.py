@@ -1,11 +1,11 @@
 """The search's `Decoder` on a Hugging Face causal language model, over a slot cache.
 
-Prompts are padded on the left, so that generated token j of every slot stands in the same column; masks and
-position ids hide the padding. Slots are mapped to physical rows, and the rows that are extended are kept in front:
-finished prefixes cost nothing.
+Prompts are padded on the left, so that generated token j of every slot stands in the same column. Masks and position
+ids hide the padding. Slots are mapped to physical rows, and the rows that are extended are kept in front. So finished
+prefixes cost nothing.
 
 With a recorder (`engine.cuda_graphs`) all slots are stepped at every step instead, in shapes that change only from
-block to block of columns: on a GPU rows are cheap and starting kernels is not.
+block to block of columns. On a GPU more rows are cheap, and starting kernels is not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tinyzero_astar.interfaces import StepOutput
 HiddenFn = Callable[[Tensor, Tensor, Tensor | None, SlotCache], Tensor]
 """Last hidden states [N, Q, D] of ids [N, Q] at positions [N, Q], written to and read from a planned cache.
 
-The mask is boolean [N, 1, Q, L], True where a query sees a column; None, for Q = 1: every query sees all of them.
+The mask is boolean [N, 1, Q, L], True where a query sees a column. None, for Q = 1, means that every query sees all.
 """
 
 
@@ -40,9 +40,9 @@ class Scores(NamedTuple):
 class Network(Protocol):
     """What the decoder needs of a policy."""
 
-    eos_ids: tuple[int, ...]  # the tokens that end a completion; the first of them pads
+    eos_ids: tuple[int, ...]  # the tokens that end a completion, of which the first pads
     num_layers: int  # with keys and values
-    recorder: Recorder | None  # of decode steps; None: each is run anew
+    recorder: Recorder | None  # of decode steps, None means that each is run anew
 
     @property
     def device(self) -> torch.device:
@@ -50,7 +50,7 @@ class Network(Protocol):
         ...
 
     def decoding_fn(self, num_positions: int) -> HiddenFn:
-        """What one search runs, for prompts and tokens alike; valid while the weights stay as they are.
+        """What one search runs, for prompts and tokens alike. It is valid while the weights stay as they are.
 
         Args:
             num_positions: of its longest sequence.
@@ -58,7 +58,7 @@ class Network(Protocol):
         ...
 
     def score(self, hidden: Tensor, path: Tensor) -> Scores:
-        """Scores at hidden states [N, D] of prefixes with these paths [N, 3]; see `interfaces.Decoder.step`."""
+        """Scores at hidden states [N, D] of prefixes with these paths [N, 3], see `interfaces.Decoder.step`."""
         ...
 
     def score_children(self, scores: Scores, logp: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class Network(Protocol):
 
 
 class SlotDecoder:
-    """Implements `interfaces.Decoder`; one object serves any number of searches, one at a time.
+    """Implements `interfaces.Decoder`. One object serves any number of searches, one at a time.
 
     Args:
         network: the policy with its value model.
@@ -110,23 +110,23 @@ class SlotDecoder:
         self._padding = padding.index_select(0, home)  # by row
         self._can_cross = can_cross
         self._is_padded = any(len(p) < longest for p in prompts)
-        # one column more than needed: in recorded steps, rows that only keep others company write there
+        # One column more than needed. In recorded steps, the rows that are not extended write there.
         self._cache = SlotCache(self._network.num_layers, num_slots, num_columns + 1)
         self._cache.plan_prompts(first, longest)
 
         column = torch.arange(longest, device=device)
         is_seen = (column[None, :, None] >= column[None, None, :]) & (
             (column[None, None, :] >= padding[:, None, None]) | torch.eye(longest, dtype=torch.bool, device=device)
-        )  # padding sees itself: a row that sees nothing would be NaN
+        )  # Padding sees itself, since a row that sees nothing would be NaN.
         position = (column[None] - padding[:, None]).clamp(min=0)
         hidden = self._hidden_fn(ids.to(device), position, is_seen[:, None], self._cache)
-        # every slot has its prompt from the start: forks leave that out, unless they come from another prompt
+        # Every slot has its prompt from the start. Forks leave it out, unless they come from another prompt.
         self._cache.fork(first.index_select(0, home), torch.arange(num_slots, device=device), 0, longest)
         self._token = torch.full((num_slots, 1), self.eos_ids[0], dtype=torch.int64, device=device)  # by row
-        self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row; for recorded steps
+        self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row, for recorded steps
         self._recorded: dict[int, Callable[[], Scores]] = {}
         dtype = torch.promote_types(hidden.dtype, torch.float32)  # what values are read in
-        self._path = torch.zeros(num_slots, 3, dtype=dtype, device=device)  # by row; for recorded steps
+        self._path = torch.zeros(num_slots, 3, dtype=dtype, device=device)  # by row, for recorded steps
         return self._output(self._network.score(hidden[:, -1], self._path.new_zeros(len(prompts), 3)))
 
     @torch.no_grad()
@@ -138,7 +138,7 @@ class SlotDecoder:
             self._fork(source, target, row, longest)
         if self._network.recorder is not None:
             return self._recorded_step(self._network.recorder, tokens, length, target, path, longest)
-        self._num_filled.index_copy_(0, row, length + 1)  # before rows move: forks hold more than they did
+        self._num_filled.index_copy_(0, row, length + 1)  # before rows move, since forks hold more than they did
         row = self._bring_to_front(target, row)
         self._token.index_copy_(0, row, tokens[:, None])
         num_rows, num_columns = len(row), self._num_prompt_columns + longest + 1
@@ -152,7 +152,7 @@ class SlotDecoder:
     def _recorded_step(
         self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor, path: Tensor, longest: int
     ) -> StepOutput:
-        """All slots at once, each in the row of its number; a slot that is not extended writes behind what it holds."""
+        """All slots at once, each in the row of its number. A slot that is not extended writes behind what it holds."""
         self._token[target, 0] = tokens
         self._path[target] = path.to(self._path.dtype)
         self._num_filled[target] = length
@@ -162,7 +162,7 @@ class SlotDecoder:
         if num_columns not in self._recorded:
             self._cache.plan_tokens(len(self._column), self._column, num_columns)  # clears them, once
             self._recorded[num_columns] = recorder.record(partial(self._run_all, num_columns))
-        scores = Scores(*(x[target] for x in self._recorded[num_columns]()))  # copies: the next replay overwrites
+        scores = Scores(*(x[target] for x in self._recorded[num_columns]()))  # copies before the next replay
         self._num_filled[target] = length + 1
         return self._output(scores)
 
@@ -209,7 +209,7 @@ class SlotDecoder:
             self._padding[there] = self._padding[here]
 
     def _bring_to_front(self, slots: Tensor, row: Tensor) -> Tensor:
-        """The first rows, in the order of `slots`; those further back swap places with idle rows in front."""
+        """The first rows, in the order of `slots`. Those further back swap places with idle rows in front."""
         if int(row.max()) < len(row):
             return row
         is_idle = torch.ones(len(row), dtype=torch.bool, device=row.device)

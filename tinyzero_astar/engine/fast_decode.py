@@ -1,9 +1,9 @@
 """Decoding with small Llama-shaped models on a CPU, without the overhead of module calls.
 
-At these sizes half of a decode step is spent between operations: module calls, hooks, norms made of six small
-operations. This is the model's own arithmetic written on its weights, with everything folded into them that can be:
-the norms' gains and the attention's scale into the projections, and each head's halves interleaved, so that the
-rotation is one complex product. Used where it is known to be equal (float32, the classes below); everything else goes
+At these sizes half of a decode step is spent between operations, on module calls, hooks and norms made of six small
+operations. This is the model's own arithmetic written on its weights, with everything folded into them that can be. The
+norms' gains and the attention's scale go into the projections. Each head's halves are interleaved, so that the rotation
+is one complex product. It is used where it is known to be equal (float32, the classes below). Everything else goes
 through the model.
 """
 
@@ -28,8 +28,8 @@ _MAX_PARAMETERS = 1 << 27  # beyond, operations are long enough and a copy of th
 class FastDecode:
     """The weights of one model, laid out for decoding.
 
-    Made anew for each search: the copies are small beside a search, and stale weights are impossible. Keys lie in the
-    cache with their halves interleaved, so one search uses either this or the model, for prompts and tokens alike.
+    It is made anew for each search. The copies are small beside a search, and stale weights are impossible. Keys lie in
+    the cache with their halves interleaved, so one search uses either this or the model, for prompts and tokens alike.
 
     Args:
         model: `is_supported`.
@@ -47,7 +47,7 @@ class FastDecode:
         self._turn = torch.complex(cos[0, :, :half], sin[0, :, :half])
 
     def hidden(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
-        """Last hidden states [N, Q, D]; see `engine.decoder.Network.hidden`."""
+        """Last hidden states [N, Q, D], see `engine.decoder.Network.hidden`."""
         x = embedding(ids.flatten(), self._tokens)
         turn = self._turn[position_ids.flatten(), None, None]  # [N Q, 1, 1, head_dim / 2]
         for index, layer in enumerate(self._layers):
@@ -57,9 +57,9 @@ class FastDecode:
 
 
 class _Layer:
-    """One decoder layer; its matrices are transposed and take rows of length 1 (`_to_unit`).
+    """One decoder layer. Its matrices are transposed and take rows of length 1 (`_to_unit`).
 
-    One product makes all heads, grouped by key: the queries that share it, the key, the value.
+    One product computes all heads, grouped by key. A group has the queries that share the key, the key, and the value.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -68,7 +68,7 @@ class _Layer:
         self.num_keys = attention.k_proj.weight.shape[0] // width
         self.num_shared = attention.q_proj.weight.shape[0] // width // self.num_keys  # queries per key
         self.floor = _floor(layer.input_layernorm), _floor(layer.post_attention_layernorm)
-        # within a head: element i beside element i + width / 2, the pair that the rotation turns
+        # Within a head, element i stands beside element i + width / 2, the pair that the rotation turns.
         pairs = torch.arange(width, device=layer.input_layernorm.weight.device).view(2, -1).T.flatten()
         gain = _gain(layer.input_layernorm)
         query, key, value = (_affine(x, gain) for x in (attention.q_proj, attention.k_proj, attention.v_proj))
@@ -115,7 +115,7 @@ class _Layer:
         _add(self.output, attended.reshape(len(x), -1), x)
 
     def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, is_seen: Tensor | None) -> Tensor:
-        """One query per row and head: two batched products are faster than the fused kernel's blocks."""
+        """One query per row and head. Two batched products are faster than the fused kernel's blocks."""
         by_key = (len(keys) * self.num_keys, -1, self.width)
         score = torch.bmm(query.view(by_key), keys.view(by_key).mT)
         if is_seen is not None:
@@ -131,7 +131,7 @@ class _Layer:
 def is_supported(model: PreTrainedModel) -> bool:
     """Whether `FastDecode` equals the model's own forward, and is worth it."""
     if type(model) not in _CLASSES or model.dtype != torch.float32 or model.num_parameters() > _MAX_PARAMETERS:
-        return False  # exact classes only: a wrapped model is another one
+        return False  # exact classes only, because a wrapped model is another one
     if model.config.hidden_act != "silu" or model.config.rope_parameters["rope_type"] not in _FIXED_ROPE:
         return False
     layers: Any = model.base_model.layers
@@ -145,7 +145,7 @@ def _gain(norm: Any) -> Tensor:
 
 
 def _floor(norm: Any) -> Tensor:
-    """Of `_to_unit`: x / sqrt(mean x^2 + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps))."""
+    """The floor of `_to_unit`, from x / sqrt(mean x^2 + eps) = sqrt(D) x / hypot(|x|, sqrt(D eps))."""
     return torch.tensor(math.sqrt(len(norm.weight) * norm.variance_epsilon), device=norm.weight.device)
 
 

@@ -1,4 +1,4 @@
-"""The search on the CPU, its network elsewhere: for devices that have no float64, such as Apple's GPUs (MPS).
+"""The search on the CPU and its network elsewhere, for devices without float64, such as Apple's GPUs (MPS).
 
 A search keeps its scores in float64. Logits and values leave the device once a step, and the search's tensors stay on
 the CPU.
@@ -19,7 +19,7 @@ WITHOUT_FLOAT64 = frozenset({"mps"})  # types of devices
 
 
 def make_decoder(network: Network, max_new_tokens: int) -> Decoder:
-    """The slots of a network, see `SlotDecoder`; with the search on the CPU where it must be."""
+    """The slots of a network, see `SlotDecoder`. The search is on the CPU where it must be."""
     decoder = SlotDecoder(network, max_new_tokens)
     return HostDecoder(decoder, network.device) if network.device.type in WITHOUT_FLOAT64 else decoder
 

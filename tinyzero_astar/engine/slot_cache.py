@@ -1,6 +1,6 @@
-"""A key/value cache of slots: fixed rows that hold prefixes, extended in place or forked by one copy.
+"""A key/value cache of slots, which are fixed rows that hold prefixes, extended in place or forked by one copy.
 
-One buffer [layers, keys and values, rows, heads, columns, head_dim] holds everything, and a row of it is one prefix; a
+One buffer [layers, keys and values, rows, heads, columns, head_dim] holds everything. A row of it is one prefix, and a
 fork copies a range of columns, in all layers at once. At the lengths this project works with (hundreds of tokens) that
 is well under 1 % of decoding, so there is no paging. Hugging Face decoders write through `update`, whose target is
 planned before each forward.
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-CLEARED_AT_ONCE = 16  # columns: memory is touched as far as a search gets, which is rarely to the depth limit
+CLEARED_AT_ONCE = 16  # columns. Memory is touched only as far as a search gets, which is rarely the depth limit
 
 
 class SlotCache(Cache):
-    """Rows of keys and values; the buffer is allocated at the first write, in its dtype.
+    """Rows of keys and values. The buffer is allocated at the first write, in its dtype.
 
     Args:
         num_layers: that write, all in the same shape.
@@ -32,12 +32,12 @@ class SlotCache(Cache):
         self._buffer = torch.empty(0)
         self._rows = self._columns = torch.empty(0)
         self._written: Sequence[Tensor] = ()  # of each layer, [2, N, H, D] where keys and values of tokens go
-        self._seen: Sequence[Tensor] = ()  # keys of the first layer, its values, and so on: [N, H, L, D] each
+        self._seen: Sequence[Tensor] = ()  # keys of the first layer, its values, and so on, [N, H, L, D] each
         self._length = self._visible = self._num_cleared = 0
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the buffer: rows x columns x layers x heads x head_dim x 2 x bytes of a number."""
+        """Memory of the buffer in bytes: rows x columns x layers x heads x head_dim x 2 x bytes of a number."""
         return self._buffer.numel() * self._buffer.element_size()
 
     def plan_prompts(self, rows: Tensor, length: int) -> None:
@@ -61,7 +61,7 @@ class SlotCache(Cache):
             self._rows = torch.arange(num_rows, device=columns.device)
 
     def _clear(self, num_columns: int) -> None:
-        """Zeros up to there: a masked column counts 0 times what it holds, and that must not be NaN."""
+        """Write zeros up to there. A masked column counts 0 times what it holds, and that must not be NaN."""
         if num_columns > self._num_cleared:
             first, self._num_cleared = self._num_cleared, min(num_columns + CLEARED_AT_ONCE, self.num_columns)
             if self._buffer.numel() > 0:
@@ -70,7 +70,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values [N, H, Q, D] as planned; returns what its queries may see."""
+        """Write one layer's new keys and values [N, H, Q, D] as planned, and return what its queries may see."""
         if self._visible > 0:
             return self.add_tokens(torch.stack((key_states[:, :, 0], value_states[:, :, 0])), layer_idx)
         if self._buffer.numel() == 0:
@@ -82,7 +82,7 @@ class SlotCache(Cache):
         return key_states, value_states
 
     def add_tokens(self, states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """`update` with one token per row: keys and values [2, N, H, D]."""
+        """`update` with one token per row, whose keys and values are [2, N, H, D]."""
         if self._written:
             self._written[layer].copy_(states)
         else:
@@ -94,6 +94,6 @@ class SlotCache(Cache):
         return self._visible
 
     def fork(self, source: Tensor, target: Tensor, first: int, last: int) -> None:
-        """Copy columns [first, last) of rows `source` to rows `target`; all reads precede all writes."""
+        """Copy columns [first, last) of rows `source` to rows `target`. All reads precede all writes."""
         columns = self._buffer[..., first:last, :]
         columns.index_copy_(2, target, columns.index_select(2, source))

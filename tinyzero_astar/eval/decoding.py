@@ -1,8 +1,8 @@
-"""A* at test time against what else could be done with the same number of decoded tokens.
+"""A* at test time against other ways of decoding with the same number of decoded tokens.
 
-Arms: greedy; best_first, the literal A* with the value model; best of N samples, chosen by value; beam search as
-Hugging Face implements it. N and the number of beams are chosen so that their decoded tokens come closest to
-those of best_first, and the tokens that each arm really used are reported beside its accuracy.
+The arms are greedy decoding, best_first (the literal A* with the value model), best of N samples chosen by value, and
+beam search as Hugging Face implements it. N and the number of beams are chosen so that their decoded tokens come
+closest to those of best_first. The tokens that each arm really used are reported beside its accuracy.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Arm:
     title: str  # for people
     accuracy: Estimate
     tokens: float  # decoded per problem
-    expanded: float  # prefixes whose children were scored, per problem; nan where not counted
-    forks: float  # per problem; nan where not counted
+    expanded: float  # prefixes whose children were scored, per problem, nan where not counted
+    forks: float  # per problem, nan where not counted
 
     def metrics(self) -> dict[str, float]:
         """Numbers by their names in metrics.jsonl."""
@@ -134,7 +134,7 @@ def _sample(
 
 
 def best_by_value(sampled: RewardedRollouts) -> torch.Tensor:
-    """Whether the sample whose last prefix has the highest value is right, [P]; unfinished ones come last."""
+    """Whether the sample whose last prefix has the highest value is right, [P]. Unfinished ones come last."""
     rollouts = sampled.rollouts
     last = (rollouts.length - 1).clamp(min=0)[..., None]
     value = rollouts.value.gather(-1, last)[..., 0] + rollouts.is_finished.double()
@@ -169,7 +169,7 @@ def beam_search(
 
 
 def best_beams(policy: Policy, prompts: Sequence[Sequence[int]], depth: int, num_beams: int) -> list[list[int]]:
-    """The completion of the largest log-probability that beam search finds for each prompt; what follows its end pads.
+    """The completion of the largest log-probability that beam search finds for each prompt, padded after its end.
 
     Args:
         policy: whose language model decodes.

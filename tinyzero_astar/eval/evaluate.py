@@ -1,4 +1,4 @@
-"""Evaluation on held-out problems: greedy accuracy, sampled pass@k, format, each with a 95 % interval."""
+"""Evaluation on held-out problems by greedy accuracy, sampled pass@k and format, each with a 95 % interval."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Estimate:
 def wilson(value: float, count: int) -> Estimate:
     """Wilson's score interval at 95 % for a share of `count` independent problems.
 
-    For an average of per-problem shares it is conservative: a variable in [0, 1] of mean p has at most the
+    For an average of per-problem shares it is conservative, since a variable in [0, 1] of mean p has at most the
     variance p (1 - p) of a coin. Source: Wilson 1927.
     """
     z2 = _Z95**2
@@ -45,7 +45,7 @@ def wilson(value: float, count: int) -> Estimate:
 
 
 def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
-    """Unbiased probability that one of k samples is correct: 1 - C(n - c, k) / C(n, k), per problem.
+    """Unbiased probability that one of k samples is correct, 1 - C(n - c, k) / C(n, k), per problem.
 
     Source: Chen et al. 2021, eq. 1.
 
@@ -60,10 +60,10 @@ def pass_at_k(num_correct: Tensor, num_samples: int, k: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; `estimates` by the names of docs/metrics.md."""
+    """What was measured. `estimates` has the names of docs/metrics.md."""
 
     estimates: dict[str, Estimate]
-    mean_length: float | None  # of sampled completions; None: there were none
+    mean_length: float | None  # of sampled completions, None if there were none
     num_problems: int
     greedy: list[RewardedRollouts]
 
@@ -85,13 +85,14 @@ def evaluate(
     num_samples: int,
     max_rows: int,
 ) -> Evaluation:
-    """Greedy and sampled completions of every problem, judged; each rank decodes its share of them.
+    """Greedy and sampled completions of every problem, judged. Each rank decodes its share of them.
 
     Args:
         generator: of the policy to evaluate, unsharded.
         problems: held out.
-        settings: for the depth limit; sampling is always independent, whatever the training mode.
-        num_samples: sampled completions per problem; 0: only the greedy ones, and nothing is said of samples.
+        settings: for the depth limit. Sampling is always independent, whatever the training mode.
+        num_samples: sampled completions per problem. With 0 only the greedy ones are decoded, and sampled measures are
+            left out.
         max_rows: sequences decoded at once.
     """
     sampling = settings.one_by_one("sample", num_samples)

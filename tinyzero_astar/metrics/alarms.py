@@ -1,7 +1,9 @@
-"""What dies silently, said in plain words: pure functions of a run's metrics. Rules in docs/metrics.md.
+"""Alarms about silent failures, and the gate of the guidance. Pure functions of a run's metrics.
 
-Both the alarms and the gate of the guidance look at what `remembered` keeps of each iteration and at nothing else.
-A checkpoint holds just that, so a resumed run decides as an uninterrupted one.
+Rules in docs/metrics.md.
+
+Both the alarms and the gate look at what `remembered` keeps of each iteration and at nothing else. A checkpoint holds
+just that, so a resumed run decides as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def sibling_ranking(history: History) -> float | None:
-    """The share of siblings ranked right that the gate of the guidance goes by; None before enough was measured."""
+    """The share of siblings ranked right that the guidance gate uses. None before enough was measured."""
     values = _recent(history, "value/sibling_accuracy_later", GATE_WINDOW)
     return _mean(values) if len(values) == GATE_WINDOW else None
 
@@ -58,10 +60,10 @@ def sibling_ranking(history: History) -> float | None:
 def guidance_gate(history: History) -> tuple[bool, str]:
     """Whether the value model ranks well enough to guide the search, and why.
 
-    Open when, averaged over the last 3 iterations that measured it, both the AUC of the value over visited
+    It is open when, averaged over the last 3 iterations that measured it, both the AUC of the value over visited
     prefixes (mean of the four depth quartiles) and the sibling-ranking accuracy exceed their bounds. Siblings are
-    ranked by what bends the search, at forks after the first token: those at the first are ranked right by almost any
-    value model, and soon there are none.
+    ranked by the values that guide the search, at forks after the first token. Siblings at the first token are ranked
+    right by almost any value model, and soon there are none.
     """
     quartiles = [_recent(history, f"value/auc_depth_{q}", GATE_WINDOW) for q in (1, 2, 3, 4)]
     sibling = sibling_ranking(history)

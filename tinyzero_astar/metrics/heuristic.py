@@ -25,9 +25,9 @@ _EPS = 1e-6  # of the logit of a recorded probability
 
 
 def weighted_auc(score: Tensor, outcome: Tensor, weight: Tensor) -> float:
-    """P(score of a success > score of a failure), ties count half; nan without both kinds.
+    """P(score of a success > score of a failure), where ties count half. nan without both kinds.
 
-    Equal as float32 is a tie: leaves of one problem share their root's value but for the last digit of a double.
+    Equal as float32 is a tie, since leaves of one problem share their root's value but for the last digit of a double.
 
     Args:
         score: [N] any real numbers.
@@ -43,7 +43,7 @@ def weighted_auc(score: Tensor, outcome: Tensor, weight: Tensor) -> float:
 
 
 def explained_variance(value: Tensor, outcome: Tensor, weight: Tensor) -> float:
-    """1 - Var(R - V) / Var(R), weighted; 0 for a constant V, 1 when V knows the outcome, nan if all R agree."""
+    """1 - Var(R - V) / Var(R), weighted. It is 0 for a constant V, 1 when V equals the outcome, nan if all R agree."""
     mass = weight / weight.sum()
 
     def variance(x: Tensor) -> float:
@@ -72,11 +72,12 @@ def calibration(value: Tensor, outcome: Tensor, weight: Tensor) -> tuple[float, 
 
 
 def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> dict[str, float]:
-    """How often what bends the search prefers the successful side of a fork, and of how many pairs; ties count half.
+    """How often the values that guide the search prefer the successful side of a fork, and over how many pairs.
 
-    A pair is a successful and a failed leaf of one problem. Their fork is where they part, and the values of the two
-    children there, as their prefix foresees them, are compared: also where a child ends its leaf. Chance is 0.5; nan
-    without a pair. Forks at the first token, which are easy, and later ones stand apart too.
+    A pair is a successful and a failed leaf of one problem. Their fork is where they part. The values of the two
+    children there, as their prefix predicts them, are compared, also where a child ends its leaf. Ties count half.
+    Chance level is 0.5, and without a pair it is nan. Forks at the first token, which are easy, and later ones are also
+    measured apart.
 
     Args:
         rollouts: P problems, K leaves each.
@@ -101,9 +102,9 @@ def sibling_ranking(rollouts: Rollouts, accuracy: Tensor) -> dict[str, float]:
 def admissibility(rollouts: Rollouts, accuracy: Tensor, weight: Tensor, inverse_beta: Tensor) -> tuple[float, float]:
     """Share of visited prefixes with h below a completion that was found, and the mean overestimate in nats.
 
-    h(s) must not be less than log pi(y|s) + R(y)/beta of any completion y (P2 of docs/algorithm.md). The found
-    leaf bounds the unknown maximum from below: the share misses some violations, the overestimate is at most as
-    large as stated.
+    h(s) must not be less than log pi(y|s) + R(y)/beta of any completion y (P2 of docs/algorithm.md). The found leaf
+    bounds the unknown maximum from below. So the share misses some violations, and the overestimate is at most as large
+    as stated.
 
     Args:
         rollouts: P problems, K leaves each.
@@ -128,8 +129,8 @@ def heuristic_quality(
 
     Args:
         rollouts: P problems, K leaves each, with the values that the search recorded.
-        accuracy: [P, K] what the value predicts; in [0, 1] where a task grades.
-        weight: [P, K] inclusion weights: they make every average one over the policy's own completions.
+        accuracy: [P, K] what the value predicts, in [0, 1] where a task grades.
+        weight: [P, K] inclusion weights. They make every average one over the policy's own completions.
         inverse_beta: [P] 1/beta of each problem.
     """
     is_token = rollouts.is_token

@@ -1,4 +1,4 @@
-"""What a batch of rollouts looks like from outside: diversity, weights, cost. Pure functions on `Rollouts`."""
+"""What a batch of rollouts looks like from outside, in diversity, weights and cost. Pure functions on `Rollouts`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_PAIRS = 1 << 22  # pairs of tokens that are compared at once
 
 
 def unique_fraction(rollouts: Rollouts) -> float:
-    """Distinct leaves over leaves, averaged over problems with a leaf; 1 for sampling without replacement."""
+    """Distinct leaves over leaves, averaged over problems with a leaf. It is 1 for sampling without replacement."""
     tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
     shares = []
     for row, length in zip(tokens, rollouts.length, strict=True):
@@ -29,7 +29,7 @@ def common_prefixes(rollouts: Rollouts) -> Tensor:
     tokens = torch.where(rollouts.is_token, rollouts.tokens, -1)
     num_pairs = max(1, tokens.shape[1] * tokens.shape[1] * tokens.shape[2])
     found = []
-    # in a shared search one problem may have nearly all leaves: few problems at a time bound the memory
+    # In a shared search one problem may have nearly all leaves. Few problems at a time bound the memory.
     for own, is_token in zip(
         *(x.split(max(1, _MOST_PAIRS // num_pairs)) for x in (tokens, rollouts.is_token)), strict=True
     ):
@@ -49,7 +49,7 @@ def shared_prefix_fraction(rollouts: Rollouts) -> float:
 
 
 def effective_sample_size(weight: Tensor, group_size: int = 1) -> Tensor:
-    """(sum w)^2 / sum w^2 of every search, between 1 and the number of its leaves; [P / M]. Source: Kish 1965.
+    """(sum w)^2 / sum w^2 of every search, between 1 and the number of its leaves, [P / M]. Source: Kish 1965.
 
     Args:
         weight: [P, K], 0 where there is no leaf.
@@ -60,20 +60,20 @@ def effective_sample_size(weight: Tensor, group_size: int = 1) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor) -> float:
-    """Pearson's correlation; nan when either is constant."""
+    """Pearson's correlation, nan when either is constant."""
     x, y = x - x.mean(), y - y.mean()
     scale = float(x.norm() * y.norm())
     return float((x * y).sum()) / scale if scale > 1e-12 else float("nan")
 
 
 def variance_ratio(rollouts: Rollouts, weight: Tensor, grade: Tensor, group_size: int = 1) -> float:
-    """Variance of sum w (R - p) over searches / over as many independent samples; p is the value of the prompt.
+    """Variance of sum w (R - p) over searches / the variance over as many independent samples.
 
-    docs/algorithm.md eq. 23, each of the two summed over all searches. Of a search the first is the sum over its leaves
-    of w^2 (1 - q_kappa) (R - p)^2 = w (w - pi) (R - p)^2. The second is the sum over its problems of
-    (sum w) (sum w R^2) - (sum w R)^2, divided by its leaves per problem. Both are unbiased from two leaves of a search
-    on, and their own variances are finite from four on. With one leaf a search the variance is infinite, and this nan.
-    So it is where no problem has leaves of unlike grade.
+    p is the value of the prompt. This is docs/algorithm.md eq. 23, each of the two summed over all searches. For one
+    search the first is the sum over its leaves of w^2 (1 - q_kappa) (R - p)^2 = w (w - pi) (R - p)^2. The second is the
+    sum over its problems of (sum w) (sum w R^2) - (sum w R)^2, divided by its leaves per problem. Both are unbiased
+    from two leaves of a search on, and their own variances are finite from four on. With one leaf a search the variance
+    is infinite, and the result is nan. It is also nan where no problem has leaves of different grades.
 
     Args:
         rollouts: of P problems, sampled without replacement.
@@ -104,15 +104,15 @@ def rollout_metrics(
     mode: SearchMode = "gumbel",
     group_size: int = 1,
 ) -> dict[str, float]:
-    """Everything that is logged of a search; names as in docs/metrics.md.
+    """Everything that is logged of a search, named as in docs/metrics.md.
 
     Args:
         rollouts: of P problems.
         weight: [P, K] the search's weights, uniform where it has none.
         accuracy: [P, K] 1 where the leaf is correct.
-        grade: [P, K] what the value model predicts: accuracy, or the grade of a task that grades.
+        grade: [P, K] what the value model predicts, which is accuracy, or the grade of a task that grades.
         reward: [P, K] in units of reward.
-        mode: of the search. Nothing is known of the policy's accuracy in "best_first", and that is nan.
+        mode: of the search. In "best_first" nothing is known of the policy's accuracy, so it is nan.
         group_size: M problems, one after another, that share a search.
     """
     is_weighted = mode != "best_first"
