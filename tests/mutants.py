@@ -586,7 +586,7 @@ NETWORK = (
         "fork-forgotten",
         "a fork that moves to the front is taken for as long as what its row held before",
         "engine/decoder.py",
-        "        self._num_filled.index_copy_(0, row, length + 1)  # before rows move, since forks hold more than they did\n"
+        "        self._num_filled.index_copy_(0, row, length + 1)  # before rows move, as forks hold more now\n"
         "        row = self._bring_to_front(target, row)\n",
         "        row = self._bring_to_front(target, row)\n        self._num_filled.index_copy_(0, row, length + 1)\n",
         ("test_decoder.py::test_a_fork_to_a_row_at_the_back_keeps_all_its_tokens",),

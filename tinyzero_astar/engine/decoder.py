@@ -138,7 +138,7 @@ class SlotDecoder:
             self._fork(source, target, row, longest)
         if self._network.recorder is not None:
             return self._recorded_step(self._network.recorder, tokens, length, target, path, longest)
-        self._num_filled.index_copy_(0, row, length + 1)  # before rows move, since forks hold more than they did
+        self._num_filled.index_copy_(0, row, length + 1)  # before rows move, as forks hold more now
         row = self._bring_to_front(target, row)
         self._token.index_copy_(0, row, tokens[:, None])
         num_rows, num_columns = len(row), self._num_prompt_columns + longest + 1
