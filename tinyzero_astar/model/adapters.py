@@ -1,11 +1,14 @@
-"""LoRA through peft: small trained matrices beside the frozen projections of the decoder layers.
+"""LoRA through peft, small trained matrices beside the frozen projections of the decoder layers.
 
-A projection W becomes W + (32 / rank) B A with A [rank, in] and B [out, rank] (Hu et al. 2021, arXiv 2106.09685,
-eq. 3). B begins as 0, so that the policy begins as its base, to the bit. The factor is fixed, as in Schulman et al.
-2025, "LoRA Without Regret": the learning rate that suits it hardly depends on the rank.
+    W becomes W + (32 / rank) B A,   A [rank, in],   B [out, rank]
 
-Adapters are injected into the model: its class and the names of its modules stay, and a projection's own weight moves
-to `<name>.base_layer.weight`. They have the dtype of the model; the optimizer keeps float32 masters of bfloat16 ones.
+Source: Hu et al. 2021, arXiv 2106.09685, eq. 3. B begins as 0, so the policy begins as its base, to the bit. The factor
+is fixed, as in Schulman et al. 2025, "LoRA Without Regret". Then the learning rate that suits it hardly depends on the
+rank.
+
+Adapters are injected into the model. Its class and the names of its modules stay, and a projection's own weight moves
+to `<name>.base_layer.weight`. Adapters have the dtype of the model. The optimizer keeps float32 masters of bfloat16
+ones.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ def import_peft(rank: int) -> ModuleType:
 
 
 def add_adapters(model: PreTrainedModel, rank: int) -> None:
-    """Freeze the model and give every linear projection of its decoder layers an adapter; A is drawn by PyTorch's RNG.
+    """Freeze the model and give every linear projection of its decoder layers an adapter. PyTorch's RNG draws A.
 
-    The experts of a mixture are no linear projections but one tensor for all of them; see `without_adapter`.
+    The experts of a mixture are not linear projections but one tensor for all of them, see `without_adapter`.
 
     Args:
         model: changed in place.
@@ -67,7 +70,9 @@ def add_adapters(model: PreTrainedModel, rank: int) -> None:
 
 
 def unadapted(model: PreTrainedModel) -> str | None:
-    """One sentence on the matrices of the decoder layers that have no adapter and stay as they are; None: all have.
+    """One sentence on the matrices of the decoder layers that have no adapter and stay as they are.
+
+    None if all have one.
 
     Args:
         model: after `add_adapters`.
@@ -111,12 +116,12 @@ def _adapted_modules(model: PreTrainedModel) -> list[Any]:
 
 
 def adapters_and_their_bases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of a model's state `merged` loses: A and B, and the weights that they are added to."""
+    """The part of a model's state that `merged` loses, which is A, B, and the weights that they are added to."""
     return {k: v for k, v in weights.items() if _is_adapter(k) or k.endswith(_WEIGHT)}
 
 
 def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of the plain model that computes the same: W + (32 / rank) B A, rounded once, under W's own name."""
+    """The state of the plain model that computes the same, W + (32 / rank) B A, rounded once, under W's own name."""
     found = {}
     for key, weight in weights.items():
         if _is_adapter(key):

@@ -1,8 +1,8 @@
-"""Which Hugging Face architectures can be trained here; decided from config.json, before any weights are read.
+"""Which Hugging Face architectures can be trained here, decided from config.json before any weights are read.
 
-The slot cache forks a prefix by copying keys and values, and one mask serves all layers. So every layer must attend
-to all earlier tokens: a state that is not a list of keys and values cannot be forked, and a window shorter than the
-sequences would need masks of its own. What a config does not tell is found by `model.model.check_decoding`.
+The slot cache forks a prefix by copying keys and values, and one mask serves all layers. So every layer must attend to
+all earlier tokens. A state that is not a list of keys and values cannot be forked. A window shorter than the sequences
+would need masks of its own. What a config does not tell is found by `model.model.check_decoding`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def check_architecture(config: PreTrainedConfig, max_length: int | None) -> None
 
     Args:
         config: of the checkpoint.
-        max_length: tokens of the longest sequence; a sliding window of at least that many hides nothing and is
-            allowed. None: not known, so that no window is.
+        max_length: tokens of the longest sequence. A sliding window of at least that many hides nothing and is allowed.
+            None means that it is not known, and then no window is allowed.
 
     Raises:
         ValueError: names the architecture, the property and the remedy.
@@ -37,10 +37,10 @@ def check_architecture(config: PreTrainedConfig, max_length: int | None) -> None
 
 
 def check_causal(model: PreTrainedModel) -> None:
-    """Refuse attention to later tokens; what `is_decoder` in a config says of it, some architectures do not read.
+    """Refuse attention to later tokens. Some architectures do not read what a config says of it in `is_decoder`.
 
     Args:
-        model: of the architecture, if need be without storage.
+        model: of the architecture, possibly without storage.
 
     Raises:
         ValueError: names the architecture and the remedy.
@@ -55,7 +55,7 @@ def architecture_name(config: PreTrainedConfig) -> str:
 
 
 def _classes(config: PreTrainedConfig) -> tuple[Any, ...]:
-    """The model classes of a causal language model's config; nearly always one."""
+    """The model classes of a causal language model's config, nearly always one."""
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return found if isinstance(found, tuple) else (found,)
 

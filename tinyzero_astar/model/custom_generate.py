@@ -1,10 +1,10 @@
-"""A* as a decoding method of transformers: `model.generate(..., custom_generate=astar_generate)`.
+"""A* as a decoding method of transformers, `model.generate(..., custom_generate=astar_generate)`.
 
     model.generate(**tokenizer(prompt, return_tensors="pt"), custom_generate=astar_generate, max_new_tokens=80,
                    num_leaves=4, beam_width=16)
 
-For any causal language model that `docs/tasks.md` and `model/architecture.py` allow. The completions of the largest f
-come back, the best first. Without a policy f is the log-probability of a prefix: h is 0.
+It works with any causal language model that `docs/tasks.md` and `model/architecture.py` allow. It returns the
+completions with the largest f, the best first. Without a policy h is 0, and f is the log-probability of a prefix.
 """
 
 from __future__ import annotations
@@ -44,17 +44,18 @@ def astar_generate(
     Args:
         model: whose `generate` was called.
         input_ids: [B, L] prompts, padded on the left.
-        logits_processor: must be empty: the search needs the model's own probabilities.
+        logits_processor: must be empty, because the search needs the model's own probabilities.
         stopping_criteria: nothing but end tokens and the largest length.
         generation_config: max_length, end and padding tokens.
         num_leaves: K, completions of each prompt. `num_return_sequences` would ask for sampling.
         beam_width: size of the open list.
-        policy: with `model` inside, such as `tz.load(...).policy`; its value model is the heuristic. None: h = 0.
-        inverse_beta: 1/beta, nats per unit of success: how much that value counts.
+        policy: with `model` inside, such as `tz.load(...).policy`. Its value model is the heuristic. None means h = 0.
+        inverse_beta: 1/beta, nats per unit of success. It says how much that value counts.
         others: what else `generate` gives, of which the attention mask counts.
 
     Returns:
-        [B * K, L + T] prompts with their completions, padded on the right; a prompt alone where there are fewer than K.
+        [B * K, L + T] prompts with their completions, padded on the right. A prompt stands alone where there are fewer
+        than K.
 
     Raises:
         ValueError: something is asked for that a search cannot do, or the model cannot be searched.

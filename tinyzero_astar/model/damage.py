@@ -1,4 +1,4 @@
-"""What damaged files of a model, and models too large, raise in other libraries: one sentence that names the model."""
+"""Errors that damaged or too large models raise in other libraries, turned into one sentence that names the model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch
 class DamageInOneSentence:
     """Turns what a damaged file makes another library raise into a ValueError that names the model.
 
-    It stands around calls of that library alone, so that a mistake of this package comes through as itself.
+    It surrounds calls of that library alone, so a mistake of this package comes through unchanged.
 
     Args:
         name: of the model.
         folder: that holds its files, or the one file.
-        known: what the library raises for damaged files. tokenizers, which is written in Rust, raises plain
-            Exception, that very class, for all it does not know; that is always among them.
+        known: what the library raises for damaged files. The Rust library tokenizers raises plain Exception, that very
+            class, for all it does not know. That class is always included.
     """
 
     def __init__(self, name: str, folder: Path, *known: type[Exception]) -> None:

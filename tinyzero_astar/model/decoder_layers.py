@@ -1,4 +1,4 @@
-"""The decoder layers of a Hugging Face model: where they are, and how they give up their activations."""
+"""The decoder layers of a Hugging Face model, where they are and how they give up their activations."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 @contextmanager
 def recomputed(layers: nn.ModuleList) -> Iterator[None]:
-    """Inside, a layer's forward keeps its inputs alone; its activations are made again in the backward.
+    """Inside, a layer's forward keeps its inputs alone, and the backward computes its activations again.
 
-    Transformers' own switch works only on layers in training mode, in which some architectures drop out. And it is
-    `forward` that is replaced, not the call: hooks, FSDP's among them, stay outside of what runs again.
+    Transformers' own switch works only on layers in training mode, in which some architectures drop out. `forward` is
+    replaced and not the call, so that hooks, FSDP's among them, stay outside of what runs again.
     """
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -31,4 +31,4 @@ def recomputed(layers: nn.ModuleList) -> Iterator[None]:
         yield
     finally:
         for layer in layers:
-            del layer.forward  # the instance's; the class's is back
+            del layer.forward  # that of the instance, so the method of the class is back

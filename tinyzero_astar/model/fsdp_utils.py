@@ -1,4 +1,4 @@
-"""Weights split over processes by FSDP2, and put together again; docs/scaling.md tells what is sharded when."""
+"""Weights split over processes by FSDP2, and put together again. docs/scaling.md tells what is sharded when."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def shard(
     dtype: torch.dtype,
     sharding: Sharding,
 ) -> None:
-    """Split all parameters over the ranks; each keeps 1/N of every tensor, the gradients and optimizer state too.
+    """Split all parameters over the ranks. Each keeps 1/N of every tensor, and of its gradient and optimizer state.
 
-    Parameters are expected in float32 where `dtype` is bfloat16: the shards are the master weights. They are gathered,
-    part by part, in `dtype`; gradients are averaged in float32.
+    Parameters are expected in float32 where `dtype` is bfloat16, since the shards are the master weights. They are
+    gathered, part by part, in `dtype`. Gradients are averaged in float32.
 
     Args:
-        root: whose forward the training calls; what no part holds is gathered there, once per forward.
-        parts: gathered for their own forward and again for their backward, then freed: the decoder layers.
+        root: whose forward the training calls. What no part holds is gathered there, once per forward.
+        parts: the decoder layers. They are gathered for their own forward and again for their backward, then freed.
         kept: gathered as they are at their first forward and kept until the backward is over.
         dtype: of weights and activations of root and parts.
-        sharding: full: over all ranks; hybrid: over those of one machine, with copies on every machine.
+        sharding: full is over all ranks, hybrid over those of one machine, with copies on every machine.
     """
     # our modules return views, and nothing changes them in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -64,7 +64,7 @@ def _mesh(device_type: str, sharding: Sharding) -> DeviceMesh:
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    """Inside, every rank holds all weights, and forwards issue no collective; for work without gradients.
+    """Inside, every rank holds all weights, and forwards issue no collective. For work without gradients.
 
     Ranks may run different numbers of forwards. FSDP's hooks are taken off, so that a forward is the plain module's.
     """
@@ -82,12 +82,12 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 
 def whole(x: Tensor) -> Tensor:
-    """A tensor put together from its shards on every rank; others as they are. All ranks must call it."""
+    """A tensor put together from its shards on every rank. Other tensors stay as they are. All ranks must call it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def like(x: Tensor, full: Tensor) -> Tensor:
-    """`full`, sharded as `x` is; every rank cuts its own part, nothing is sent."""
+    """`full`, sharded as `x` is. Every rank cuts its own part, and nothing is sent."""
     if not isinstance(x, DTensor):
         return full
     full = full.to(x.device)

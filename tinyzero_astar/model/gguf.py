@@ -1,7 +1,7 @@
-"""A model in one .gguf file, as llama.cpp has them: read into an ordinary model, its weights no longer quantized.
+"""A model in one .gguf file, as llama.cpp has them, read into an ordinary model without quantization.
 
-transformers reads these files with the packages `gguf` and `accelerate`. What it makes of them counts as quantized and
-could not be saved, so the weights are copied into a fresh model of the same config.
+transformers reads these files with the packages `gguf` and `accelerate`. Its result counts as quantized and could not
+be saved, so the weights are copied into a fresh model of the same config.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def gguf_config(name: str, path: Path, max_length: int | None) -> PreTrainedConf
 
 
 def gguf_tokenizer(name: str, path: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer in a file, tried out; see `check_tokenizer`.
+    """The tokenizer in a file, tried out, see `check_tokenizer`.
 
     Raises:
         ValueError: the file is damaged, or its tokenizer cannot be used.
@@ -83,7 +83,9 @@ def gguf_tokenizer(name: str, path: Path, config: PreTrainedConfig) -> PreTraine
 
 
 def gguf_ends(name: str, path: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What ends a text: the tokenizer's end token, then what the file says ends a text, a turn and a message.
+    """The tokens that end a text, a turn or a message.
+
+    The tokenizer's end token is first, then those that the file names.
 
     Raises:
         ValueError: one of them is no token.
@@ -103,7 +105,7 @@ def gguf_ends(name: str, path: Path, tokenizer: PreTrainedTokenizerBase) -> tupl
 def gguf_weights(
     name: str, path: Path, config: PreTrainedConfig, dtype: torch.dtype, generation: GenerationConfig
 ) -> PreTrainedModel:
-    """The model of a file; `generation`: how it samples by itself.
+    """The model of a file. `generation` says how it samples by itself.
 
     Raises:
         ValueError: a weight is missing or damaged, or there is not enough memory.

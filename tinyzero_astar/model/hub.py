@@ -1,4 +1,7 @@
-"""A model from the hub: config.json first, the rest only if that one can be used, and nothing without saying so."""
+"""A model from the hub.
+
+config.json comes first, the rest only if the config can be used, and every download is announced.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from tinyzero_astar.terminal import readable_bytes
 
 Say = Callable[[str], None]
 
-_PATIENCE_S = 10.0  # for the hub's first answer, tried once: without a network a run says so soon
-_OTHERS = re.compile(  # of a repository; besides weights and config.json
+_PATIENCE_S = 10.0  # for the hub's first answer, tried once, so that a run without a network says so soon
+_OTHERS = re.compile(  # of a repository, besides weights and config.json
     r"(tokenizer.*|special_tokens_map|added_tokens|vocab|generation_config)\.json|vocab\.txt|merges\.txt"
     r"|(tokenizer|spiece)\.model|chat_template\.jinja"
 )
@@ -37,7 +40,7 @@ def download(name: str, max_length: int | None, say: Say) -> Path:
 
 
 def fetch_config(name: str, say: Say) -> tuple[Path, dict[str, int | None]]:
-    """Fetch config.json; returns its folder, and what else there is to fetch with the sizes."""
+    """Fetch config.json, and return its folder, and what else there is to fetch with the sizes."""
     cache, hub = constants.HF_HUB_CACHE, constants.ENDPOINT
     try:
         info = HfApi().model_info(name, files_metadata=True, timeout=_PATIENCE_S)
@@ -58,7 +61,10 @@ def fetch_config(name: str, say: Say) -> tuple[Path, dict[str, int | None]]:
 
 
 def _wanted(size: Mapping[str, int | None]) -> list[str]:
-    """The files of a repository that loading reads; a sharded copy of the weights only where there is no whole one."""
+    """The files of a repository that loading reads.
+
+    A sharded copy of the weights counts only where there is no whole one.
+    """
     if WEIGHTS in size:
         weights = [WEIGHTS]
     else:

@@ -1,8 +1,8 @@
-"""Liger's Triton kernels in place of a model's own rotary embedding, RMS norms and SwiGLU; for GPUs, optional.
+"""Liger's Triton kernels in place of a model's own rotary embedding, RMS norms and SwiGLU, optional and for GPUs.
 
-Its fused cross entropy is left out: our losses need log-probabilities of single tokens, which `model.model` computes
-in chunks. Liger swaps methods of the norms and MLPs of this one model, but the rotary function of the architecture's
-module in transformers, and so of every model of that architecture in this process.
+Its fused cross entropy is left out, since our losses need log-probabilities of single tokens, which `model.model`
+computes in chunks. Liger swaps methods of the norms and MLPs of this one model. It also swaps the rotary function of
+the architecture's module in transformers, and so of every model of that architecture in this process.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def apply_liger(model: PreTrainedModel, device: torch.device) -> None:
         device: where it will be.
 
     Raises:
-        ValueError: see `import_liger`; or there are no kernels for the architecture.
+        ValueError: see `import_liger`, or there are no kernels for the architecture.
     """
     liger = import_liger(device)
     kind = model.config.model_type

@@ -1,8 +1,9 @@
-"""From a name to a language model and its tokenizer: the package, a folder, a .gguf file, the local cache, or the hub.
+"""From a name to a language model and its tokenizer.
 
-Safetensors and .gguf only, and never code from a checkpoint. What cannot be used is refused in one sentence, as early
-as it is known: the architecture before weights are downloaded or read. Files that lie in the local cache are used
-without asking the hub; nothing is downloaded without saying what and how much.
+The name means the package's base, a folder, a .gguf file, or a model on the hub. Only safetensors and .gguf files are
+read, and never code from a checkpoint. What cannot be used is refused in one sentence, as early as it is known. The
+architecture is checked before weights are downloaded or read. Files in the local cache are used without asking the hub.
+Nothing is downloaded without saying what and how much.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def load_language_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
-    How its generation_config.json wants it to be sampled does not count: that file is read for end tokens alone.
+    How its generation_config.json wants it to be sampled does not count. That file is read for end tokens alone.
 
     Args:
         name: "embedded", a folder, a .gguf file, or a name on the hub.
@@ -38,7 +39,7 @@ def load_language_model(
         say: told of every download before it begins, and of what in the files contradicts itself.
 
     Raises:
-        ValueError: nothing usable under that name; one sentence says what was looked for, where, and the remedy.
+        ValueError: nothing usable has that name. One sentence says what was looked for, where, and the remedy.
     """
     files = _files(name, max_length, say)
     tokenizer, ends = files.tokenizer, files.ends
@@ -69,7 +70,7 @@ def read_config(
         say: told of the download before it begins.
 
     Raises:
-        ValueError: nothing usable under that name; one sentence says why.
+        ValueError: nothing usable has that name. One sentence says why.
     """
     if (path := gguf_file(name)) is not None:
         config = gguf_config(name, path, max_length)
@@ -85,7 +86,7 @@ def read_config(
 
 
 def end_tokens(model: PreTrainedModel) -> tuple[int, ...]:
-    """The ids that end a completion of a model from `load_language_model`; the first is its tokenizer's."""
+    """The ids that end a completion of a model from `load_language_model`. The first is its tokenizer's."""
     ends: int | list[int] = model.generation_config.eos_token_id
     return (ends,) if isinstance(ends, int) else tuple(ends)
 
@@ -123,7 +124,7 @@ def _find(name: str, max_length: int | None, say: Say) -> Path:
 
 
 def _generation_config(tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> GenerationConfig:
-    """Plain sampling, which is what is trained: not the temperature or the penalties of the base."""
+    """Plain sampling, which is what is trained, without the temperature or the penalties of the base."""
     pad = tokenizer.pad_token_id
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

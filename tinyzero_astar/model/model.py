@@ -1,6 +1,6 @@
-"""The policy: a Hugging Face causal language model with a value model on its last hidden state.
+"""The policy, a Hugging Face causal language model with a value model on its last hidden state.
 
-Completions are scored as trees of prefixes: what completions of a problem share goes through the model once.
+Completions are scored as trees of prefixes. A prefix that completions of a problem share goes through the model once.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from tinyzero_astar.search.heuristic import f_score, soft_value, tilt_of
 
 
 class Visited(NamedTuple):
-    """What the value model needs to know of E prefixes and of a token after each; nothing in it has a gradient."""
+    """What the value model needs to know of E prefixes and of a token after each. Nothing in it has a gradient."""
 
     hidden: Tensor  # [E, D] the policy's last hidden state
     path: Tensor  # [E, 3] see `interfaces.Decoder.step`
     token: Tensor  # [E] that follows
     logp: Tensor  # [E] log pi of that token
-    scored: Tensor  # [B, T] which of the E each token of a completion is; see `interfaces.PrefixTrees`
+    scored: Tensor  # [B, T] which of the E each token of a completion is, see `interfaces.PrefixTrees`
 
 
 class TokenScores(NamedTuple):
-    """Per generated token, [B, T] each; see the alignment rule in `interfaces`."""
+    """Per generated token, [B, T] each. See the alignment rule in `interfaces`."""
 
     logp: Tensor  # natural log-probability of the token
-    entropy: Tensor  # nats, of the distribution that the token was drawn from; no gradient
+    entropy: Tensor  # nats, of the distribution that the token was drawn from, no gradient
     visited: Visited  # the prefixes before the tokens
 
 
@@ -54,13 +54,13 @@ class ValueScores(NamedTuple):
 
 
 class Policy(nn.Module):
-    """pi and its value model; implements `engine.decoder.Network`.
+    """pi and its value model. Implements `engine.decoder.Network`.
 
     Args:
         language_model: any Hugging Face causal language model with full attention.
-        eos_ids: the tokens that end a completion; the first of them pads.
+        eos_ids: the tokens that end a completion. The first of them pads.
         value_hidden_size: width of the value model's MLP.
-        textless: ids that stand for no text, such as rows that pad an embedding; they are never generated.
+        textless: ids that stand for no text, such as rows that pad an embedding. They are never generated.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class Policy(nn.Module):
         super().__init__()
         self.language_model = language_model
         self.eos_ids = eos_ids
-        self.dtype = language_model.dtype  # of weights and activations; shards hold float32
+        self.dtype = language_model.dtype  # of weights and activations, shards hold float32
         self.recorder: Recorder | None = None  # of decode steps
-        # transformers 5.24 renamed the argument: the old name warns there, the new one is unknown to older versions
+        # transformers 5.24 renamed the argument. The old name warns there, and older versions do not know the new one.
         is_renamed = "cache" in signature(language_model.base_model.forward).parameters
         self._cache_argument = "cache" if is_renamed else "past_key_values"
         self.gradient_checkpointing = False  # whether `token_scores` with gradients recomputes the decoder layers
@@ -109,7 +109,7 @@ class Policy(nn.Module):
         return weight.device
 
     def hidden(self, ids: Tensor, position_ids: Tensor, attention_mask: Tensor | None, cache: Any) -> Tensor:
-        """Last hidden states [N, Q, D]; the mask is [N, 1, Q, L], boolean or added to scores, None means causal."""
+        """Last hidden states [N, Q, D]. The mask is [N, 1, Q, L], boolean or added to scores. None means causal."""
         output = self.language_model.base_model(
             input_ids=ids,
             position_ids=position_ids,
@@ -121,7 +121,7 @@ class Policy(nn.Module):
         return hidden
 
     def decoding_fn(self, num_positions: int) -> HiddenFn:
-        """See `engine.decoder.Network.decoding_fn`: the fast path where it is known to be equal."""
+        """See `engine.decoder.Network.decoding_fn`. It is the fast path where that is known to be equal."""
         model = self.language_model
         return FastDecode(model, num_positions).hidden if is_supported(model) else self._decoded
 
@@ -131,24 +131,24 @@ class Policy(nn.Module):
         return self.hidden(ids, position_ids, is_seen, cache)
 
     def score(self, hidden: Tensor, path: Tensor) -> Scores:
-        """Next-token logits and values, at least float32; see `engine.decoder.Network.score`."""
+        """Next-token logits and values, at least float32, see `engine.decoder.Network.score`."""
         value = self.value_model(hidden, path)
         accuracy, baseline = _at_least_float32(value.accuracy), _at_least_float32(value.baseline)
         return Scores(next_logits(hidden, self._head), accuracy, baseline, value.features)
 
     def score_children(self, scores: Scores, logp: Tensor) -> Tensor:
-        """Value logits of all children, [N, V], at least float32; see `engine.decoder.Network.score_children`."""
+        """Value logits of all children, [N, V], at least float32, see `engine.decoder.Network.score_children`."""
         value_logit = scores.value_logit.to(scores.features.dtype)
         return _at_least_float32(self.value_model.child_logits(scores.features, value_logit, logp))
 
     def score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
-        """See `engine.decoder.Network.score_child`; at least float32."""
+        """See `engine.decoder.Network.score_child`. At least float32."""
         features = scores.features[row]
         value_logit = torch.take(scores.value_logit, row).to(features.dtype)
         return _at_least_float32(self.value_model.child_logit_of(features, value_logit, token, logp))
 
     def forward(self, trees: PrefixTrees) -> TokenScores:
-        """`token_scores` for training: what sharding gathers its weights for."""
+        """`token_scores` for training. Sharding gathers its weights for `forward`."""
         return self.token_scores(trees)
 
     @property
@@ -158,7 +158,7 @@ class Policy(nn.Module):
 
     @contextmanager
     def base(self) -> Iterator[None]:
-        """Inside, the policy is the reference: its base without adapters. Only where there are adapters."""
+        """Inside, the policy is the reference, which is its base without adapters. Only where there are adapters."""
         assert self.has_adapters
         with without_adapters(self.language_model):
             yield
@@ -180,7 +180,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def begin_value_at(self, logit: float) -> None:
-        """Have the value model say this of success wherever it has learned nothing; all ranks call it."""
+        """Make the value model predict this success wherever it has learned nothing. All ranks call it."""
         bias = self.value_model.output.bias
         start = whole(bias).clone()
         start[0] = logit
@@ -188,9 +188,11 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def kl_to_base(self, trees: PrefixTrees) -> Tensor:
-        """sum_a pi(a|s) (log pi(a|s) - log base(a|s)) at the prefix s before each generated token, [B, T]; nats.
+        """The divergence from the base at the prefix s before each generated token, [B, T], nats.
 
-        Exact: a sum over the whole vocabulary. Costs a forward of either.
+            sum_a pi(a|s) (log pi(a|s) - log base(a|s))
+
+        It is exact, a sum over the whole vocabulary. It costs a forward of each model.
         """
         own = self._visited(trees)
         with self.base():
@@ -202,9 +204,11 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def bellman_residual(self, ids: Tensor, prompt_length: int, length: int, inverse_beta: Tensor) -> Tensor:
-        """delta_t = log sum_a pi(a|s_t) e^h(s_t a) - h(s_t) at every prefix of one completion, [length]; nats.
+        """Residual of the Bellman equation at every prefix of one completion, [length], nats.
 
-        Zero everywhere for an exact h (P3 of docs/algorithm.md); their sum is what a weight drifts by.
+            delta_t = log sum_a pi(a|s_t) e^h(s_t a) - h(s_t)
+
+        It is zero everywhere for an exact h (P3 of docs/algorithm.md). The logarithm of a weight drifts by its sum.
 
         Args:
             ids: [1, L] prompt and completion.
@@ -223,10 +227,10 @@ class Policy(nn.Module):
         return flow - soft_value(scores.value_logit, tilt)
 
     def shard(self, sharding: Sharding) -> None:
-        """Split all weights over the process group, decoder layer by decoder layer; do it before optimizers exist."""
+        """Split all weights over the process group, decoder layer by decoder layer. Call it before optimizers exist."""
         if self.dtype == torch.bfloat16:
             for p in self.language_model.parameters():
-                if p.requires_grad:  # these shards are masters; frozen ones stay as small as they are
+                if p.requires_grad:  # these shards are masters, and frozen ones stay as small as they are
                     p.data = p.data.float()
         layers = decoder_layers(self.language_model)
         shard(self, layers, [self.value_model], dtype=self.dtype, sharding=sharding)
@@ -234,8 +238,8 @@ class Policy(nn.Module):
     def _visited(self, trees: PrefixTrees) -> Tensor:
         """Hidden states [E, D] at the prefix before each scored token, by one forward."""
         is_recomputed = self.gradient_checkpointing and torch.is_grad_enabled()
-        # the attention adds its mask to scores: a boolean one would be converted, and kept, in every layer
-        # in the dtype of scores: with another one PyTorch's attention on a CPU may give nonsense, and no error
+        # The attention adds its mask to scores, so a boolean one would be converted, and kept, in every layer.
+        # It has the dtype of scores. With another one PyTorch's attention on a CPU may give nonsense without an error.
         dtype = self.language_model.get_input_embeddings().weight.dtype
         mask = torch.zeros(trees.is_seen.shape, dtype=dtype, device=trees.ids.device)
         mask.masked_fill_(~trees.is_seen, -torch.inf)
@@ -255,6 +259,6 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 
 def _kl_divergence(logits: Tensor, base_logits: Tensor) -> Tensor:
-    """Of softmax distributions [N, V]; [N]."""
+    """Of softmax distributions [N, V]. The result is [N]."""
     logp, base = (torch.log_softmax(x, -1).clamp(min=-1e4) for x in (logits, base_logits))  # not -inf - -inf
     return (logp.exp() * (logp - base)).sum(-1)

@@ -1,4 +1,4 @@
-"""A model's config.json: read, and refused by itself or by a model of it without storage."""
+"""A model's config.json, read and checked by itself and by building a model of it without storage."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tinyzero_astar.model.architecture import architecture_name, check_architect
 from tinyzero_astar.model.damage import DamageInOneSentence, first_line, read_object
 from tinyzero_astar.model.model_folder import ADAPTERS, CONFIG
 
-# What transformers raises for a config.json that it cannot read: StrictDataclassError (a field of another kind, or one
-# that contradicts another), AttributeError (a dtype that PyTorch lacks), TypeError and ValueError (values of another
-# kind where it does not check them)
+# What transformers raises for a config.json that it cannot read. StrictDataclassError stands for a field of another
+# kind, or one that contradicts another. AttributeError stands for a dtype that PyTorch lacks, TypeError and ValueError
+# for values of another kind where it does not check them.
 _MISREAD = (OSError, ValueError, TypeError, AttributeError, StrictDataclassError)
-# ... and for a model of sizes or names that do not exist: KeyError (an activation, a kind of positions),
-# AssertionError (PyTorch, of an embedding), RuntimeError (PyTorch, of a size), TypeError and ZeroDivisionError (of the
-# positions' base and shares), ValueError and ImportError (an attention or a package that an architecture needs)
+# What it raises for a model of sizes or names that do not exist. KeyError stands for an activation or a kind of
+# positions, AssertionError for PyTorch's refusal of an embedding, RuntimeError for its refusal of a size, TypeError and
+# ZeroDivisionError for the positions' base and shares, ValueError and ImportError for an attention or a package that an
+# architecture needs.
 _UNBUILT = (KeyError, AssertionError, RuntimeError, TypeError, ZeroDivisionError, ValueError, ImportError)
 
 

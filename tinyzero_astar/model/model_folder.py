@@ -1,4 +1,4 @@
-"""The files of a model's folder: which there are, and which are missing."""
+"""The files of a model's folder, which there are and which are missing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def lacking(name: str, folder: Path) -> str | None:
-    """What of weights and tokenizer a folder lacks, in words; None when it is complete."""
+    """What of weights and tokenizer a folder lacks, in words. None when it is complete."""
     if not (folder / WEIGHTS).is_file():
         if not (folder / INDEX).is_file():
             is_pickled = any(folder.glob("pytorch_model*.bin"))
@@ -64,7 +64,10 @@ def lacking(name: str, folder: Path) -> str | None:
 
 
 def weight_files(folder: Path) -> list[str]:
-    """Names of the files with a model's weights; none if the index of several is damaged, which loading will say."""
+    """Names of the files with a model's weights.
+
+    There are none if the index of several is damaged, which loading reports.
+    """
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return [WEIGHTS]
     try:

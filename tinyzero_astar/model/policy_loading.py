@@ -1,4 +1,4 @@
-"""A policy from a name: the language model, a fresh value model, and a test that it decodes right."""
+"""A policy from a name, with the language model, a fresh value model, and a test that it decodes right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.tokenizer import textless_ids
 
-# of the logits' standard deviation: what rounding explains; mistakes are off by several
+# In units of the logits' standard deviation. Rounding explains as much, and mistakes are off by several.
 _DECODING_TOLERANCE = {torch.float64: 0.01, torch.float32: 0.01, torch.bfloat16: 0.5}
 
 
@@ -31,20 +31,20 @@ def load_policy(
     liger: bool = False,
     say: Say = print,
 ) -> tuple[Policy, PreTrainedTokenizerBase]:
-    """A policy with a fresh value model, on a device, tested to decode right; and its tokenizer.
+    """A policy with a fresh value model, on a device, tested to decode right, and its tokenizer.
 
     Args:
         name: "embedded", a folder, or a name on the hub.
-        dtype: of the language model; the value model is float32.
+        dtype: of the language model. The value model is float32.
         device: see `choose_device`.
         value_hidden_size: width of the value model's MLP.
         max_length: tokens of the longest sequence.
-        lora_rank: of adapters that are to be trained instead of the language model; 0: none.
+        lora_rank: of adapters that are to be trained instead of the language model. 0 means none.
         liger: whether to use Liger's kernels.
         say: told of every download before it begins.
 
     Raises:
-        ValueError: an optional dependency is missing; or nothing usable under that name; one sentence says why.
+        ValueError: an optional dependency is missing, or nothing usable has that name. One sentence says why.
     """
     language_model, tokenizer = load_language_model(name, dtype, max_length=max_length, say=say)
     if liger:
@@ -66,7 +66,7 @@ def load_policy(
 def check_decoding(policy: Policy) -> None:
     """Compare a few forks through the slot cache with the language model's own full forward and head.
 
-    Catches what no config tells: positions read off the mask, attention to later tokens, scaled logits.
+    It catches what no config tells, such as positions read off the mask, attention to later tokens, and scaled logits.
 
     Raises:
         ValueError: they differ, or the slot cache cannot be used at all.
@@ -74,7 +74,7 @@ def check_decoding(policy: Policy) -> None:
     name = type(policy.language_model).__name__
     ids = [n % policy.vocab_size for n in range(2, 10)]
     one, two, (a, b, c) = ids[:3], ids[3:5], ids[5:]
-    rows = [  # two steps; token, source slot, generated tokens kept, target slot
+    rows = [  # two steps with token, source slot, generated tokens kept, target slot
         [(a, 0, 0, 1), (b, 2, 0, 2)],
         [(c, 1, 1, 1), (c, 2, 0, 3)],
     ]
@@ -91,7 +91,7 @@ def check_decoding(policy: Policy) -> None:
     is_text = ~torch.isneginf(decoded[0])
     full = full[:, : len(is_text)][:, is_text]
     gap = float(((decoded[:, is_text] - full).abs().amax(-1) / full.std(-1)).max())
-    if gap > _DECODING_TOLERANCE[policy.language_model.dtype]:  # a NaN passes: the search will say where it is
+    if gap > _DECODING_TOLERANCE[policy.language_model.dtype]:  # a NaN passes, and the search will say where it is
         raise ValueError(
             f"{name} scores tokens differently through the slot cache than in its own forward (logits are off by"
             f" {gap:.1g} of their standard deviation); {SUPPORTED}"

@@ -1,11 +1,11 @@
 """Log-probabilities of given tokens from hidden states, without a [positions, vocabulary] tensor.
 
-The vocabulary is visited in blocks. The forward keeps a running log-sum-exp per position. The backward makes each
+The vocabulary is visited in blocks. The forward keeps a running log-sum-exp per position. The backward computes each
 block of logits again, so that memory is bounded and a block stays in a CPU's cache. Every matrix product sums over all
-positions, or all of a block, at once and in float32: nothing is added up in bfloat16.
+positions, or all of a block, at once and in float32. Nothing is added up in bfloat16.
 
-log p(t) = l_t - log sum_v e^(l_v),  d log p(t) / d l_v = [v = t] - p(v), with l = cap tanh((W h + b) / cap) where the
-model has a cap.
+    log p(t) = l_t - log sum_v e^(l_v),   d log p(t) / d l_v = [v = t] - p(v)
+    l = W h + b,   or cap tanh((W h + b) / cap) where the model has a cap
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# of a block of logits: a CPU's cache, a GPU's kernels
+# Elements of a block of logits, sized for a CPU's cache and for a GPU's kernels.
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26, "mps": 1 << 26}
 MIN_BLOCK = 256  # tokens
 CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
-_NEVER = -1e30  # logit of an id that is no token; finite, as 0 times infinity is no number
+_NEVER = -1e30  # logit of an id that is no token, finite because 0 times infinity is no number
 
 
 class Head(NamedTuple):
-    """What turns hidden states into logits; only the first `num_tokens` ids can be generated."""
+    """What turns hidden states into logits. Only the first `num_tokens` ids can be generated."""
 
     weight: Tensor  # [V, D]
     bias: Tensor | None  # [V]
@@ -34,7 +34,7 @@ class Head(NamedTuple):
 
 
 def next_logits(hidden: Tensor, head: Head) -> Tensor:
-    """Logits [N, num_tokens] at hidden states [N, D], at least float32; -inf for an id without text.
+    """Logits [N, num_tokens] at hidden states [N, D], at least float32, with -inf for an id without text.
 
     Args:
         hidden: [N, D] in the dtype of the weight.
@@ -42,7 +42,7 @@ def next_logits(hidden: Tensor, head: Head) -> Tensor:
     """
     if hidden.device.type == "cuda" or hidden.dtype == _wide(hidden):
         return _logits(hidden, head, 0, head.num_tokens, -torch.inf)
-    # a CPU has no product of bfloat16 numbers with a float32 result: one block after another is converted
+    # A CPU has no product of bfloat16 numbers with a float32 result, so one block after another is converted.
     logits = torch.empty(len(hidden), head.num_tokens, dtype=_wide(hidden), device=hidden.device)
     for first, last in _blocks(hidden, head):
         logits[:, first:last] = _logits(hidden, head, first, last, -torch.inf)
@@ -50,7 +50,7 @@ def next_logits(hidden: Tensor, head: Head) -> Tensor:
 
 
 def token_logp(hidden: Tensor, head: Head, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """log p of one token at each position, and the entropy of its distribution (no gradient); [N] each, nats.
+    """log p of one token at each position, and the entropy of its distribution (no gradient), [N] each, nats.
 
     Args:
         hidden: [N, D] in the dtype of the weight.
@@ -69,7 +69,7 @@ class _TokenLogp(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: Head
     ) -> tuple[Tensor, Tensor]:
         most = hidden.new_full((len(hidden), 1), _NEVER, dtype=_wide(hidden))
-        total, weighted = torch.zeros_like(most), torch.zeros_like(most)  # of e^l, of l e^l; l less than `most` by >= 0
+        total, weighted = torch.zeros_like(most), torch.zeros_like(most)  # sums of e^l and l e^l, l less `most`
         picked = torch.zeros_like(most)
         for first, last in _blocks(hidden, head):
             logits = _logits(hidden, head, first, last, _NEVER)
@@ -135,7 +135,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blocks(hidden: Tensor, head: Head) -> Iterator[tuple[int, int]]:
-    """Ranges of ids that are scored together; neither their logits nor their part of the head is large."""
+    """Ranges of ids that are scored together. Neither their logits nor their part of the head is large."""
     size = max(MIN_BLOCK, BLOCK_ELEMENTS[hidden.device.type] // max(hidden.shape))
     for first in range(0, head.num_tokens, size):
         yield first, min(first + size, head.num_tokens)

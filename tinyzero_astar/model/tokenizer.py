@@ -1,4 +1,4 @@
-"""The tokenizer of a model: read, tried out, and the tokens that end a text."""
+"""The tokenizer of a model, read and tried out, and the tokens that end a text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from tinyzero_astar.model.damage import DamageInOneSentence, read_object
 from tinyzero_astar.model.model_folder import CONFIG, GENERATION
 
 _PROBE = "12*3=?\n<think>4</think> <answer>0123456789</answer>"  # letters of problems, tags and answers
-# What transformers and tokenizers raise for damage. Of tokenizer.json: ValueError, TypeError (an entry of another
-# kind), RecursionError; of tokenizer_config.json: TypeError and AttributeError (a field of another kind), KeyError (an
-# unknown name, a missing entry), ImportError (a package that an old tokenizer needs)
+# What transformers and tokenizers raise for damage. For tokenizer.json it is ValueError, TypeError (an entry of another
+# kind) and RecursionError. For tokenizer_config.json it is TypeError and AttributeError (a field of another kind),
+# KeyError (an unknown name, a missing entry), and ImportError (a package that an old tokenizer needs).
 _KNOWN = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RecursionError)
 
 
@@ -68,7 +68,7 @@ def declared_ends(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase) -
 
 
 def textless_ids(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> set[int]:
-    """Ids of an embedding of `num_rows` rows that the tokenizer has no token for; they would be decoded to nothing.
+    """Ids of an embedding of `num_rows` rows for which the tokenizer has no token. They would be decoded to nothing.
 
     Embeddings are often padded to a round number of rows. A verifier cannot see what such an id adds to a completion.
     """

@@ -1,4 +1,4 @@
-"""The weights of a model: safetensors in floating point, all of them."""
+"""The weights of a model. They must be safetensors in floating point, and none may be missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KNOWN = (OSError, SafetensorError, RuntimeError, KeyError)
 def read_weights(
     name: str, folder: Path, config: PreTrainedConfig, dtype: torch.dtype, generation: GenerationConfig
 ) -> PreTrainedModel:
-    """The model of a folder; `generation`: how it samples by itself, instead of what the folder says.
+    """The model of a folder. `generation` says how it samples by itself, instead of what the folder says.
 
     Raises:
         ValueError: a weight is missing, damaged or no floating-point number, or there is not enough memory.
@@ -29,7 +29,7 @@ def read_weights(
     if not (files := weight_files(folder)):
         raise damaged(name, folder, f"{INDEX} lacks its weight_map")
     foreign = [weight for file in files for weight in _not_floating(name, folder, file)]
-    # quiet: its table of missing weights; ours is a sentence
+    # Quiet, since it would print its own table of missing weights and ours is a sentence.
     with DamageInOneSentence(name, folder, *_KNOWN), quiet_transformers():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -38,7 +38,7 @@ def read_weights(
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            attn_implementation="sdpa",  # the decoder's masks are boolean; eager attention would add them
+            attn_implementation="sdpa",  # the decoder's masks are boolean, and eager attention would add them
             generation_config=generation,
             output_loading_info=True,
         )
@@ -53,7 +53,7 @@ def read_weights(
 
 
 def _not_floating(name: str, folder: Path, file: str) -> list[str]:
-    """Matrices of integers or of 8 bits; masks and the like, which old checkpoints hold, are none."""
+    """Matrices of integers or of 8 bits. Masks and the like, which old checkpoints hold, do not count."""
     with DamageInOneSentence(name, folder, *_KNOWN), safe_open(folder / file, framework="pt") as tensors:
         kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key.endswith("weight")}  # noqa: SIM118
     return [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING]
