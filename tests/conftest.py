@@ -4,12 +4,19 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.pop("COLUMNS", None)  # a pipe's lines are not broken; the tests' own processes may be told a width
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+COLUMNS = os.environ.pop("COLUMNS", None)  # a pipe's lines are not broken; the tests' own processes may be told a width
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """What COLUMNS says is for the lines of pytest itself: tests/mutants.py reads them whole."""
+    if COLUMNS is not None:
+        config.get_terminal_writer().fullwidth = int(COLUMNS)
 
 
 @pytest.fixture(scope="session")

@@ -978,6 +978,7 @@ STATISTICS = ("test_statistics.py::test_rollout_metrics_equal_their_definitions"
 QUALITY = ("test_statistics.py::test_heuristic_quality_equals_its_definitions",)
 GATE = ("test_alarms.py::test_gate_looks_at_the_mean_of_the_last_three_iterations",)
 TRACE = ("test_trace.py::test_every_node_has_the_scores_of_its_prefix",)
+REPLAYED = "test_trace.py::test_after_each_step_of_the_searched_tree_the_best_of_all_prefixes_so_deep_are_on_the_list"
 FORMULA = ("test_algorithms.py::test_the_gradient_is_that_of_the_formula",)
 ALGORITHMS = (
     Mutant(
@@ -1372,34 +1373,66 @@ MEASURES = (
     Mutant(
         "traced-q",
         "the g of a trace sums log q",
-        "search/lock_step.py",
-        "node.g + float(step.logp.flatten()[place])",
-        "node.g + float(step.logq.flatten()[place])",
+        "search/tracing.py",
+        "(step.token, step.logp, step.child_logit",
+        "(step.token, step.logq, step.child_logit",
         TRACE,
     ),
     Mutant(
         "traced-priority",
         "a trace of the searched tree has f where G belongs",
-        "search/lock_step.py",
-        "priority = float(step.priority.flatten()[place])",
-        "priority = f",
+        "search/tracing.py",
+        "columns = (token, g, h, f_score(g, h), priority,",
+        "columns = (token, g, h, f_score(g, h), f_score(g, h),",
         ("test_trace.py::test_the_priority_of_a_searched_prefix_is_that_of_its_best_leaf",),
     ),
     Mutant(
         "traced-parent",
         "a trace hangs children at the prefix that stood in their row before",
-        "search/lock_step.py",
-        "before, token = at_row[parent], tokens[place]",
-        "before, token = at_row[place], tokens[place]",
+        "search/tracing.py",
+        "parent.tolist(), [x.tolist()",
+        "every.tolist(), [x.tolist()",
         TRACE,
     ),
     Mutant(
         "traced-open",
         "a trace takes leaves of best_first for open prefixes",
-        "search/best_first.py",
+        "search/tracing.py",
         '"leaf" if is_leaf else "open"',
         '"open"',
         TRACE,
+    ),
+    Mutant(
+        "traced-end",
+        "a trace keeps on the list what better prefixes have pushed out",
+        "search/tracing.py",
+        "for gone in {*self.rows} - {*rows}:",
+        "for gone in {*self.rows} & {None}:",
+        (REPLAYED,),
+    ),
+    Mutant(
+        "traced-success",
+        "a trace says how likely success is by the prefix that stood in that row before",
+        "search/tracing.py",
+        "x.flatten()[:num_rows] for x in (step.token, step.logp, step.child_logit, step.priority)",
+        "x.flatten()[:num_rows] for x in (step.token, step.logp, step.value_logit, step.priority)",
+        TRACE,
+    ),
+    Mutant(
+        "traced-dropped",
+        "a trace of best_first loses what was pushed out when a prefix was popped",
+        "search/best_first.py",
+        "spent = Entries(torch.where(is_spent, self.open.f, -torch.inf)",
+        "spent = Entries(torch.where(is_spent, -torch.inf, -torch.inf)",
+        ("test_trace.py::test_the_list_of_best_first_can_be_replayed",),
+    ),
+    Mutant(
+        "traced-leaves",
+        "a record has the weights of another problem's leaves",
+        "run/traces.py",
+        "(n.problem, paths[own]) in leaves:",
+        "(0, paths[own]) in leaves:",
+        ("test_traces.py::test_a_record_has_the_trees_of_the_first_problems_and_says_what_became_of_their_leaves",),
     ),
     Mutant(
         "siblings-inverted",
@@ -3698,19 +3731,11 @@ COMMANDS = (
         ("test_mps.py::test_the_search_is_kept_off_the_device",),
     ),
     Mutant(
-        "success-as-h",
-        "solve shows the value's term of f as if it were a probability",
-        "report/tree.py",
-        "math.expm1(h) / math.expm1(inverse_beta)",
-        "h / inverse_beta",
-        ("test_solve.py::test_a_tree_has_a_line_for_each_stretch_with_success_and_the_path_to_the_answer",),
-    ),
-    Mutant(
         "success-of-the-first",
         "solve shows the success of a stretch's first prefix for that of its last",
         "report/tree.py",
-        "success(scored[-1]['h']",
-        "success(scored[0]['h']",
+        "scored[-1]['success']",
+        "scored[0]['success']",
         ("test_solve.py::test_a_tree_has_a_line_for_each_stretch_with_success_and_the_path_to_the_answer",),
     ),
     Mutant(

@@ -68,8 +68,9 @@ def test_files_are_those_of_every_due_iteration_and_of_the_last(three_b):
     outlook = planned(three_b).outlook
     assert outlook.num_checkpoints == 3  # 4, 8 and 10
     depth = shapes_and_work(three_b)[1].depth
-    # 11 lines of metrics; samples of 48 leaves in iterations 3, 6, 9 and 10
-    assert outlook.records == 11 * 3_000 + 4 * 48 * (250 + 6 * depth)
+    # 11 lines of metrics; samples of 48 leaves and trees with 16 in iterations 1, 3, 6, 9 and 10
+    shown = 48 * (250 + 6 * depth) + 75 * min(5_000, 16 * depth)
+    assert outlook.records == 11 * 3_000 + 5 * shown
     assert outlook.disk == 3 * outlook.checkpoint + outlook.records
     nothing = planned([*three_b, "--train.num-iterations", "0"]).outlook
     assert nothing.num_checkpoints == 0

@@ -338,7 +338,7 @@ def test_a_run_says_that_it_fits_and_its_files_are_as_large_as_predicted(dtype, 
     assert len(folders) == outlook.num_checkpoints
     tensors = sum(file.stat().st_size for file in folders[0].glob("*.safetensors"))
     assert tensors == pytest.approx(outlook.checkpoint, rel=0.15)  # headers weigh, in so small a model
-    records = sum((tmp_path / "r" / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl"))
+    records = sum((tmp_path / "r" / name).stat().st_size for name in ("metrics.jsonl", "samples.jsonl", "trace.jsonl"))
     assert 0.5 * records < outlook.records < 2 * records
 
 

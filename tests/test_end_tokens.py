@@ -15,6 +15,7 @@ from tinyzero_astar.config import DataConfig, RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.eval.decoding import best_beams
+from tinyzero_astar.interfaces import Trace
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model_folder import resolve_model
 from tinyzero_astar.model.policy_loading import load_policy
@@ -52,11 +53,11 @@ def load(folder, said=None):
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
 def test_a_leaf_ends_at_every_end_token_and_at_nothing_else(mode):
     table = Table(4, 3, seed=3, peak=0.5, ends=ENDS)
-    nodes = []
+    trace = Trace(1)
     count = 200 if mode == "sample" else len(table.reward)
     options = {"num_rollouts": count, "beam_width": count + 1, "max_search_depth": 3, "mode": mode}
     found = astar_rollouts(
-        TableDecoder([table]), [[0]], seeds=torch.zeros(1, dtype=torch.int64), trace=nodes, **options
+        TableDecoder([table]), [[0]], seeds=torch.zeros(1, dtype=torch.int64), trace=trace, **options
     )
     leaves = set()
     rows = (x[0].tolist() for x in (found.tokens, found.length, found.is_finished))
@@ -69,8 +70,8 @@ def test_a_leaf_ends_at_every_end_token_and_at_nothing_else(mode):
     assert {leaf[-1] for leaf in leaves} == {0, 1, 2, 3}
     if mode != "sample":
         assert leaves == set(table.reward)
-    for node in nodes[1:]:
-        assert (node.status == "leaf") == (node.token in ENDS or node.depth == 3), node
+    for node in trace.nodes[1:]:
+        assert (node.status in ("leaf", "dropped")) == (node.token in ENDS or node.depth == 3), node
 
 
 def test_greedy_decoding_ends_at_the_second_end_token():

@@ -57,6 +57,7 @@ def tell_everything(logger, folder):
     logger.record(0, {"eval/x": 0.5})
     logger.alarm(1, "something")
     logger.samples(1, [[SAMPLE, SAMPLE], []])
+    logger.trace(1, {"version": 2, "nodes": {}})
     logger.record(1, {"train/x": None})
     logger.end()
 
@@ -73,6 +74,7 @@ def test_json_lines_hold_each_record_once_and_each_sample_with_its_iteration(tmp
     tell_everything(LOGGERS["jsonl"](ConsoleLogger()), tmp_path)
     assert records(tmp_path) == [{"iteration": 0, "eval/x": 0.5}, {"iteration": 1, "train/x": None}]
     assert records(tmp_path, "samples.jsonl") == [{"iteration": 1} | SAMPLE] * 2
+    assert records(tmp_path, "trace.jsonl") == [{"iteration": 1, "version": 2, "nodes": {}}]
 
 
 def test_the_console_shows_the_best_completion_of_the_first_problems_that_have_one():
@@ -94,10 +96,10 @@ def test_all_loggers_are_told_everything_in_their_order(monkeypatch, tmp_path):
     tell_everything(AllLoggers(ConsoleLogger()), tmp_path)
     expected = []
     tell_everything(Spy(expected), tmp_path)
-    assert len(expected) == 7 and {event for _, event, *_ in expected} == {*EVENTS} - {"iteration"}
+    assert len(expected) == 8 and {event for _, event, *_ in expected} == {*EVENTS} - {"iteration"}
     for name in names:
         assert [("spy", *rest) for who, *rest in told if who == name] == expected
-    assert [who for who, event, *_ in told if event != "end"] == ["first", "second"] * 6
+    assert [who for who, event, *_ in told if event != "end"] == ["first", "second"] * 7
 
 
 def test_a_rank_other_than_0_tells_nobody_and_learns_what_rank_0_could_not_write(monkeypatch, told, tmp_path):
@@ -135,10 +137,10 @@ def numbered(told):
 def test_a_run_tells_what_has_happened_and_a_resumed_one_goes_on(told, options, tmp_path, monkeypatch):
     iterate, folder = loop.iterate, tmp_path / "r"
 
-    def stopping(session, i):
+    def stopping(session, i, *trace):
         if i == 2:
             signal.raise_signal(signal.SIGTERM)
-        return iterate(session, i)
+        return iterate(session, i, *trace)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "iterate", stopping)
@@ -146,13 +148,13 @@ def test_a_run_tells_what_has_happened_and_a_resumed_one_goes_on(told, options, 
     (_, _, config, where, done, known), *_ = told
     assert known == [] and (config["train"]["num_iterations"], where, done) == (4, folder, 0)
     first = [("begin",), ("evaluation", 0), ("record", 0)]
-    trained = [[(event, i) for event in ("iteration", "samples", "record")] for i in (1, 2, 3, 4)]
+    trained = [[(event, i) for event in ("iteration", "samples", "trace", "record")] for i in (1, 2, 3, 4)]
     assert [x for x in numbered(told) if x[0] != "alarm"] == [*first, *trained[0], *trained[1], *trained[2], ("end",)]
     told.clear()
     assert main(["--resume", str(folder)]) == 0
     (_, _, _, _, done, known), *_ = told
     assert known == records(folder)[:4]
-    wanted = [("begin",), *trained[3][:2], ("evaluation", 4), ("record", 4), ("end",)]
+    wanted = [("begin",), *trained[3][:3], ("evaluation", 4), ("record", 4), ("end",)]
     assert done == 3 and [x for x in numbered(told) if x[0] != "alarm"] == wanted
     _, _, number, metrics = told[-2]
     assert json.loads(json.dumps({"iteration": number} | metrics)) == records(folder)[-1]

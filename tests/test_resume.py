@@ -66,10 +66,10 @@ def send(monkeypatch, number, iteration, times=1):
     """A signal while the given iteration, counted from 0, is searching."""
     original = trainer.iterate
 
-    def interrupted(session, i):
+    def interrupted(session, i, *trace):
         for _ in range(times if i == iteration else 0):
             os.kill(os.getpid(), number)
-        return original(session, i)
+        return original(session, i, *trace)
 
     monkeypatch.setattr(trainer, "iterate", interrupted)
 
@@ -731,7 +731,9 @@ def test_an_iteration_that_drops_every_leaf_says_so_and_may_be_resumed(options, 
         return make_batch(replace(rewarded, update_weight=weight))
 
     monkeypatch.setattr(trainer, "make_batch", dropping)
-    monkeypatch.setattr(trainer, "iterate", lambda session, i: (numbers.append(i), iterate(session, i))[1])
+    monkeypatch.setattr(
+        trainer, "iterate", lambda session, i, *trace: (numbers.append(i), iterate(session, i, *trace))[1]
+    )
     assert main([*options, "--output-dir", str(tmp_path / "whole")]) == 0
     out, err = capsys.readouterr()
     _, *written = records(tmp_path / "whole")

@@ -123,10 +123,10 @@ def press_ctrl_c(monkeypatch, iteration, times=1):
     """SIGINT while the given iteration, counted from 0, is searching."""
     original = trainer.iterate
 
-    def interrupted(session, i):
+    def interrupted(session, i, *trace):
         for _ in range(times if i == iteration else 0):
             os.kill(os.getpid(), signal.SIGINT)
-        return original(session, i)
+        return original(session, i, *trace)
 
     monkeypatch.setattr(trainer, "iterate", interrupted)
 
@@ -244,9 +244,9 @@ def test_after_a_crash_the_run_goes_on_from_its_last_checkpoint(session, tmp_pat
         file.write('{"iteration": 5, "train/')
     iterate, seen = trainer.iterate, []
 
-    def watched(session, iteration):
+    def watched(session, iteration, *trace):
         seen.append([r["iteration"] for r in records(folder)])
-        return iterate(session, iteration)
+        return iterate(session, iteration, *trace)
 
     monkeypatch.setattr(trainer, "iterate", watched)
     assert main(["--resume", str(folder)]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -97,7 +96,9 @@ def traced():
         (7, -0.7, 0.4, "expanded"),
     ]
     names = ("parent", "f", "h", "status")
-    return [{"node": i, "token": i, "text": "?", **dict(zip(names, row, strict=True))} for i, row in enumerate(told)]
+    nodes = [{"node": i, "token": i, "text": "?", **dict(zip(names, row, strict=True))} for i, row in enumerate(told)]
+    dropped = nodes[5] | {"node": 9, "status": "dropped", "f": 0.0}  # whatever its f, it is not drawn
+    return [*(n | {"success": n["h"] / 10} for n in nodes), dropped]
 
 
 def drawn(*args, nodes=None):
@@ -106,16 +107,14 @@ def drawn(*args, nodes=None):
 
 
 def test_a_tree_has_a_line_for_each_stretch_with_success_and_the_path_to_the_answer():
-    """1/beta is log 5, so that p = (e^h - 1) / 4."""
-    p = [100 * math.expm1(h) / 4 for h in (0.4, 1.0, 2.0, 0.1)]
-    lines, num_drawn, is_answer = drawn(60, math.log(5), 80)
+    lines, num_drawn, is_answer = drawn(60, 3.0, 80)
     assert lines == [
-        f'├─ "fgh"  success {p[0]:.0f} %  f -0.70  given up',
-        f'└━ "ab"  success {p[1]:.0f} %  f -1.50',
-        '   ├━ "cd"  success 100 %  f -2.50  the answer',  # p[2] is beyond 1 by the rounding of h
-        f'   └─ "e"  success {p[3]:.1f} %  f -9.00  not extended',
+        '├─ "fgh"  success 4.0 %  f -0.70  given up',
+        '└━ "ab"  success 10 %  f -1.50',
+        '   ├━ "cd"  success 20 %  f -2.50  the answer',
+        '   └─ "e"  success 1.0 %  f -9.00  not extended',
     ]
-    assert p[2] > 100 and num_drawn == 9 and is_answer == [False, True, True, False]
+    assert num_drawn == 9 and is_answer == [False, True, True, False]
 
 
 def test_without_a_value_in_f_nothing_is_said_of_success():

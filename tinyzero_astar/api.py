@@ -29,13 +29,13 @@ from tinyzero_astar.data.text import continued, prompt_tokens, room_after, text_
 from tinyzero_astar.data.trl_reward import multiplication_reward as multiplication_reward
 from tinyzero_astar.engine.host_decoder import make_decoder
 from tinyzero_astar.files import replace_text, writing
-from tinyzero_astar.interfaces import Problem, Rollouts, Task, TraceNode, Verdict
+from tinyzero_astar.interfaces import Problem, Rollouts, Task, Trace, Verdict
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.metrics.alarms import guidance_gate, remembered
 from tinyzero_astar.model.custom_generate import astar_generate as astar_generate
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.modes import SearchMode
-from tinyzero_astar.report.tree import Node, described, outline
+from tinyzero_astar.report.tree import Node, outline
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 from tinyzero_astar.rollout.generator import guidance_of
 from tinyzero_astar.run.build import Loaded, Session, build, first_policy, load_model, optimizers
@@ -44,6 +44,7 @@ from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at
 from tinyzero_astar.run.loop import iterate, state_of
 from tinyzero_astar.run.measure import finite, measure, sample_records
 from tinyzero_astar.run.model_card import CARD, model_card
+from tinyzero_astar.run.traces import described
 from tinyzero_astar.training.algorithms import make_algorithm
 
 
@@ -149,7 +150,7 @@ class Model:
         depth = room_after(len(ids[0]), self.config.model.max_seq_length, settings.max_search_depth)
         if is_guided is None:
             is_guided = guidance_gate(self.history)[0]
-        nodes: list[TraceNode] = []
+        trace = Trace(1)
         rollouts = astar_rollouts(
             make_decoder(self.policy, depth),
             ids,
@@ -159,14 +160,14 @@ class Model:
             max_search_depth=depth,
             mode=settings.mode,
             guidance=guidance_of(settings if is_guided else replace(settings, guidance_strength=0.0)),
-            trace=nodes,
+            trace=trace,
         )
         shown = continued(self.tokenizer, text)
         return Tree(
             prompt=shown,
             mode=settings.mode,
             leaves=[self._leaf(rollouts, k, problem) for k in range(num_leaves) if rollouts.length[0, k] > 0],
-            nodes=described(nodes, shown, self.tokenizer),
+            nodes=described(trace.nodes, shown, self.tokenizer),
             stats={f.name: int(getattr(rollouts.stats, f.name)[0]) for f in dataclasses.fields(rollouts.stats)},
             tokenizer=self.tokenizer,
         )

@@ -12,7 +12,10 @@ from typing import Any
 from safetensors import SafetensorError
 
 PARTIAL = ".partial"  # ends the name of what is not yet written to its end
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # of a run: loggers/jsonl.py writes them, run/folder.py reads them
+METRICS, SAMPLES, TRACE = "metrics.jsonl", "samples.jsonl", "trace.jsonl"  # of a run: loggers/jsonl.py writes them
+TRACED_PROBLEMS, TRACED_NODES = 4, 5_000  # of a line of trace.jsonl: at most, or the problems of one search
+PROCESSES = "processes.jsonl"  # and this one run/processes.py
+RECORDS = (METRICS, SAMPLES, TRACE, PROCESSES)  # each with a line per iteration or several; run/records.py reads them
 
 
 class WriteFailedError(Exception):

@@ -11,7 +11,7 @@ D hidden width, N rows of one decoder call.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -198,7 +198,11 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class TraceNode:
-    """One prefix of one problem's search tree, as scored when it was generated."""
+    """One prefix of one problem's search tree, as scored when it was generated.
+
+    Steps count decoder calls: the prompts are evaluated in step 0. Several prompts of one group of mode best_first are
+    expanded one after another, in steps 0 to M - 1.
+    """
 
     problem: int  # index into the prompts
     node: int  # unique within the problem; 0 is the prompt
@@ -209,7 +213,18 @@ class TraceNode:
     h: float  # heuristic on the scale of log-probabilities
     f: float  # g + h
     priority: float  # what the search ordered by: G (gumbel), f (best_first), g (sample)
-    status: Literal["expanded", "leaf", "open"]
+    success: float  # p(s) as the prefix before it foresees it, in [0, 1]
+    step: int  # when it was generated
+    end: int  # when it was extended, or when better ones pushed it out; -1: never
+    status: Literal["expanded", "leaf", "open", "dropped"]
+
+
+@dataclass
+class Trace:
+    """Receives the nodes of a search's first groups of problems, problem by problem, parents before children."""
+
+    num_groups: int  # that are recorded
+    nodes: list[TraceNode] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -369,6 +384,9 @@ class Logger:
 
     def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         """Completions of iteration `number`, problem by problem, the best first; what JSON can hold, by field."""
+
+    def trace(self, number: int, record: Mapping[str, Any]) -> None:
+        """Search trees of iteration `number`, as docs/trace.md has them."""
 
     def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
         """The model after iteration `number` (0: the base model) has been evaluated; `tables` say it to people."""

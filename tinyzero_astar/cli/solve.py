@@ -27,7 +27,7 @@ from tinyzero_astar.terminal import FAILED, complain, counted, printable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tinyzero_astar.interfaces import Problem, Rollouts, Task, TraceNode
+    from tinyzero_astar.interfaces import Problem, Rollouts, Task, Trace
     from tinyzero_astar.model.model import Policy
 
 
@@ -101,17 +101,18 @@ def _solve(options: Solve, config: Config, folder: Path | None) -> tuple[dict[st
     import torch
 
     from tinyzero_astar.data.tasks import make_task, pinned
-    from tinyzero_astar.report.tree import described
+    from tinyzero_astar.interfaces import Trace
+    from tinyzero_astar.run.traces import described
 
     torch.set_num_threads(1)  # one problem: threads would only wait for each other
     task = make_task(replace(pinned(config.data), num_problems=1), config.run.seed)  # none are trained on
     problem = task.ask(options.problem)
     policy, tokenizer = _load(config, folder, options.device)
     prompt, depth = _encode(config, folder, problem, tokenizer)
-    nodes: list[TraceNode] = []
-    rollouts = _search(options, policy, prompt, depth, nodes)
+    searched = Trace(1)
+    rollouts = _search(options, policy, prompt, depth, searched)
     trace = _trace(options, problem, task, tokenizer, rollouts)
-    return trace | {"nodes": described(nodes, trace["prompt"], tokenizer)}, tokenizer
+    return trace | {"nodes": described(searched.nodes, trace["prompt"], tokenizer)}, tokenizer
 
 
 def _config(options: Solve, folder: Path | None) -> Config:
@@ -167,7 +168,7 @@ def _encode(
         raise ValueError(f"{source}: {error}") from None
 
 
-def _search(options: Solve, policy: Policy, prompt: list[int], depth: int, nodes: list[TraceNode]) -> Rollouts:
+def _search(options: Solve, policy: Policy, prompt: list[int], depth: int, trace: Trace) -> Rollouts:
     import torch
 
     from tinyzero_astar.engine.host_decoder import make_decoder
@@ -183,7 +184,7 @@ def _search(options: Solve, policy: Policy, prompt: list[int], depth: int, nodes
         max_search_depth=depth,
         mode="best_first",
         guidance=Guidance(inverse_beta=options.inverse_beta, cap=None),
-        trace=nodes,
+        trace=trace,
     )
 
 
@@ -191,13 +192,14 @@ def _trace(
     options: Solve, problem: Problem, task: Task, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts
 ) -> dict[str, Any]:
     from tinyzero_astar.data.text import continued
+    from tinyzero_astar.run.traces import VERSION
 
     is_finished = bool(rollouts.is_finished[0, 0])
     length = int(rollouts.length[0, 0]) - int(is_finished)
     completion = tokenizer.decode(rollouts.tokens[0, 0, :length])
     verdict = task.verify(problem, completion, is_finished)
     return {
-        "version": 1,
+        "version": VERSION,
         "problem": problem.text,
         "prompt": continued(tokenizer, problem.prompt),
         "mode": "best_first",
@@ -234,7 +236,7 @@ def _show(trace: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_nodes: 
     for line in lines:
         text = f"[bold {colour}]{safe(line.text)}[/]" if line.is_answer else safe(line.text)
         console.print(f"{line.indent}{text}  [dim]{safe(line.note)}[/]")
-    stats, hidden = trace["stats"], len(trace["nodes"]) - num_drawn
+    stats, hidden = trace["stats"], sum(n["status"] != "dropped" for n in trace["nodes"]) - num_drawn
     say(
         f"{stats['num_expanded']:,} prefixes extended,"
         f" {counted(stats['num_decoded_tokens'], 'token')} decoded, {stats['num_pruned']:,} more prefixes dropped"

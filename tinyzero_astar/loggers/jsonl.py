@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyzero_astar.files import METRICS, SAMPLES, append_jsonl, writing
+from tinyzero_astar.files import METRICS, SAMPLES, TRACE, append_jsonl, writing
 from tinyzero_astar.interfaces import Logger
 
 
 class JsonlLogger(Logger):
-    """Appends an object per iteration to metrics.jsonl, and one per completion shown to samples.jsonl."""
+    """Appends what happens to metrics.jsonl, samples.jsonl and trace.jsonl."""
 
     def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
         """Remember the folder; what it holds of iterations after `done` has been dropped."""
@@ -21,6 +21,10 @@ class JsonlLogger(Logger):
     def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
         """A line per completion."""
         self._append(SAMPLES, *({"iteration": number} | dict(r) for r in itertools.chain.from_iterable(records)))
+
+    def trace(self, number: int, record: Mapping[str, Any]) -> None:
+        """A line per recorded iteration."""
+        self._append(TRACE, {"iteration": number} | dict(record))
 
     def record(self, number: int, metrics: Mapping[str, Any]) -> None:
         """A line per iteration."""

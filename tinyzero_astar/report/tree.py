@@ -5,18 +5,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from tinyzero_astar.interfaces import TraceNode
 from tinyzero_astar.loggers.console import percent
 from tinyzero_astar.terminal import printable
-
-if TYPE_CHECKING:  # seconds
-    from transformers import PreTrainedTokenizerBase
 
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
 
@@ -26,17 +20,6 @@ _STATUS = {"open": "not extended", "expanded": "given up", "leaf": "finished"}  
 _LEAST_TEXT = 16  # characters of a stretch, however deep it stands
 
 Node = dict[str, Any]  # of docs/trace.md
-
-
-def described(nodes: Sequence[TraceNode], prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[Node]:
-    """The nodes of one search with their texts, as docs/trace.md has them."""
-    return [
-        {
-            **{f.name: getattr(n, f.name) for f in dataclasses.fields(n) if f.name != "problem"},
-            "text": prompt if n.token < 0 else tokenizer.decode([n.token]),
-        }
-        for n in nodes
-    ]
 
 
 class Line(NamedTuple):
@@ -83,7 +66,7 @@ def outline(nodes: Sequence[Node], decode: Callable[[list[int]], str], note: Cal
         decode: the text of tokens.
         note: what is said of a leaf, by its tokens.
     """
-    lines = [_visible(nodes[0]["text"])]
+    nodes, lines = _without_dropped(nodes), [_visible(nodes[0]["text"])]
     for line in _lines(nodes, lambda n: n["g"]):
         said, last, tokens = "", line.nodes[-1], [n["token"] for n in line.nodes]
         if line.is_end:
@@ -111,12 +94,13 @@ def drawn_tree(
         nodes: of one search of mode best_first.
         decode: the text of tokens.
         max_nodes: most that are drawn, but for the path to the answer and those that lead to a drawn one.
-        inverse_beta: of the search, from which success follows.
+        inverse_beta: of the search; with 0 nothing is said of success, which played no part.
         width: columns of a line.
 
     Returns:
         The lines below the prompt, and how many nodes stand in them, the prompt included.
     """
+    nodes = _without_dropped(nodes)
     by_number = {n["node"]: n for n in nodes}
     path = _path_to_answer(by_number)
     chosen = _chosen(by_number, path, max_nodes)
@@ -137,7 +121,7 @@ def _notes(line: Line, is_answer: bool, is_cut: bool, inverse_beta: float) -> It
     last = line.nodes[-1]
     scored = [n for n in line.nodes if n["status"] != "leaf"]  # nothing is foreseen of a finished text
     if scored and inverse_beta:
-        yield f"success {percent(success(scored[-1]['h'], inverse_beta)).strip()}"
+        yield f"success {percent(scored[-1]['success']).strip()}"
     yield f"f {last['f']:.2f}"
     if is_cut:
         yield "…"
@@ -145,14 +129,14 @@ def _notes(line: Line, is_answer: bool, is_cut: bool, inverse_beta: float) -> It
         yield "the answer" if is_answer else _STATUS[last["status"]]
 
 
+def _without_dropped(nodes: Sequence[Node]) -> list[Node]:
+    """What the search still had at its end, and what it extended: the rest would bury it."""
+    return [n for n in nodes if n["status"] != "dropped"]
+
+
 def _shortened(text: str, room: int) -> str:
     """The beginning sets it apart from its siblings, the end from what follows."""
     return text if len(text) <= room else f"{text[: room - room // 3 - 1]}…{text[len(text) - room // 3 :]}"
-
-
-def success(h: float, inverse_beta: float) -> float:
-    """p of h = log(1 + p (e^(1/beta) - 1)), docs/algorithm.md eq. 3, of a positive 1/beta."""
-    return min(1.0, max(0.0, math.expm1(h) / math.expm1(inverse_beta)))
 
 
 def _quoted(text: str) -> str:

@@ -9,7 +9,8 @@ import math
 import os
 from dataclasses import dataclass, replace
 
-from tinyzero_astar.config import WITH_CRITIC, WITH_REFERENCE, Config
+from tinyzero_astar.config import WITH_CRITIC, WITH_REFERENCE, Config, search_size
+from tinyzero_astar.files import TRACED_NODES, TRACED_PROBLEMS
 from tinyzero_astar.resources.memory import peak, phases
 from tinyzero_astar.resources.model import Model
 from tinyzero_astar.resources.standing import Memory, checkpoint_bytes
@@ -19,6 +20,7 @@ _METRICS, _SAMPLE = 3_000, 250  # bytes of a line of metrics.jsonl and, without 
 _PROGRAM = "Python and libraries"
 _PROGRAM_BYTES = 380_000_000  # resident after the imports and a small model, with PyTorch for CPUs
 _PER_TOKEN = 6  # bytes of a token in samples.jsonl
+_PER_NODE = 75  # bytes of a prefix in trace.jsonl
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,18 @@ class PlannedRun:
         """Memory of each process, and the disk of the run."""
         work, shapes, last = self.work, self.model.shapes, self.config.train.num_iterations
         saved = _due(self.config.run.checkpoint_frequency, last)
-        shown = _due(self.config.run.sample_frequency, last)
-        leaves = math.ceil(self.config.train.problems_per_iteration * self.config.search.num_rollouts_per_problem)
+        shown = _due(self.config.run.sample_frequency, last) | {1, last}
+        search, per_iteration = self.config.search, self.config.train.problems_per_iteration
+        leaves = math.ceil(per_iteration * search.num_rollouts_per_problem)
+        traced = min(per_iteration, max(TRACED_PROBLEMS, search_size(self.config))) * search.num_rollouts_per_problem
+        nodes = min(TRACED_NODES, math.ceil(traced * work.depth))
+        shown_bytes = leaves * (_SAMPLE + _PER_TOKEN * work.depth) + nodes * _PER_NODE
         program = {_PROGRAM: _PROGRAM_BYTES} if work.is_host else {}
         return Outlook(
             phases={name: parts | program for name, parts in phases(shapes, work).items()},
             checkpoint=checkpoint_bytes(shapes, work),
             num_checkpoints=len(saved | ({last} if last else set())),
-            records=(last + 1) * _METRICS + len(shown | {last}) * leaves * (_SAMPLE + _PER_TOKEN * work.depth),
+            records=(last + 1) * _METRICS + len(shown) * shown_bytes * (last > 0),
         )
 
     @property

@@ -22,7 +22,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Decoder, Rollouts, StepOutput, TraceNode
+from tinyzero_astar.interfaces import Decoder, Rollouts, StepOutput, Trace
 from tinyzero_astar.modes import MODES, SearchMode
 from tinyzero_astar.search.best_first import best_first
 from tinyzero_astar.search.choosers import Chooser, LockStep, Sampling, WithoutReplacement
@@ -59,7 +59,7 @@ def astar_rollouts(
     mode: SearchMode = "gumbel",
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
     forest: Forest = Forest(),
-    trace: list[TraceNode] | None = None,
+    trace: Trace | None = None,
 ) -> Rollouts:
     """Search `num_rollouts` completions for each prompt, or that many on average where prompts share a search.
 
@@ -73,7 +73,7 @@ def astar_rollouts(
         mode: see the module's docstring.
         guidance: how h enters. `sample` ignores it.
         forest: which problems share one budget of leaves, one open list and one kappa.
-        trace: receives the nodes of the search, parents before children, when given.
+        trace: receives the nodes of the first searches when given.
 
     Raises:
         ValueError: an argument is out of range.

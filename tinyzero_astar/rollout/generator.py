@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.data.text import prompt_tokens, room_after
-from tinyzero_astar.interfaces import Decoder, Problem, Reward, Rollouts, Task
+from tinyzero_astar.interfaces import Decoder, Problem, Reward, Rollouts, Task, Trace
 from tinyzero_astar.rollout.astar_search import Forest, astar_rollouts, greedy_rollouts
 from tinyzero_astar.rollout.records import NO_LEAF, RewardedRollouts
 from tinyzero_astar.rollout.thinning import thin_weights
@@ -49,9 +49,15 @@ class Generator:
         self._reward, self._max_seq_length = reward, max_seq_length
 
     def generate(
-        self, problems: Sequence[Problem], settings: SearchConfig, *, seed: int, iteration: int
+        self,
+        problems: Sequence[Problem],
+        settings: SearchConfig,
+        *,
+        seed: int,
+        iteration: int,
+        trace: Trace | None = None,
     ) -> RewardedRollouts:
-        """Search every problem with the noise of (seed, iteration, problem id)."""
+        """Search every problem with the noise of (seed, iteration, problem id). `trace` receives nodes."""
         seeds = problem_seeds(problems, seed, iteration)
         share = to_uniform(hash_with(seeds, torch.tensor(UNGUIDED_STREAM, device="cpu")))
         strength = torch.where(share < settings.unguided_fraction, 0.0, settings.guidance_strength)
@@ -67,6 +73,7 @@ class Generator:
             mode=settings.mode,
             guidance=replace(guidance_of(settings), strength=strength),
             forest=Forest(settings.problems_per_search, log_tilt),
+            trace=trace,
         )
         return self._judge(problems, prompts, rollouts, seeds, settings.min_weight)
 

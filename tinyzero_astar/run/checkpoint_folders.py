@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinyzero_astar.config import Config
-from tinyzero_astar.files import METRICS, PARTIAL, SAMPLES
+from tinyzero_astar.files import PARTIAL, RECORDS
 from tinyzero_astar.run.folder import CHECKPOINTS, CONFIG, iteration_of, numbered_checkpoints, numbered_runs
 from tinyzero_astar.run.records import keep_iterations
 
@@ -101,7 +101,7 @@ def go_back_to(run: Path, iteration: int) -> list[Path]:
     remove_partial(run)
     newer = [folder for number, folder in sorted(numbered_checkpoints(run).items()) if number > iteration]
     aside = [_set_aside(folder) for folder in newer]
-    for name in (METRICS, SAMPLES):
+    for name in RECORDS:
         keep_iterations(run / name, iteration)
     return aside
 
@@ -109,7 +109,7 @@ def go_back_to(run: Path, iteration: int) -> list[Path]:
 def start_over(run: Path) -> None:
     """Leave nothing of a run without checkpoints but its configuration."""
     remove_partial(run)
-    for name in (METRICS, SAMPLES):
+    for name in RECORDS:
         (run / name).unlink(missing_ok=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tinyzero_astar.files import METRICS, PARTIAL, SAMPLES
+from tinyzero_astar.files import PARTIAL, RECORDS
 from tinyzero_astar.run.lock import cannot_hold
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
@@ -61,7 +61,7 @@ def _check_is_free(output_dir: Path) -> None:
             f"--output-dir {output_dir} already holds a run; name another folder, or continue it with"
             f" --resume {output_dir}{since}"
         )
-    left = [name for name in (METRICS, SAMPLES) if (output_dir / name).exists()]
+    left = [name for name in RECORDS if (output_dir / name).exists()]
     if left or numbered_checkpoints(output_dir):
         raise ValueError(
             f"--output-dir {output_dir} holds {left[0] if left else CHECKPOINTS} of a run without its {CONFIG};"

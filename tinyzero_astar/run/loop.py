@@ -16,7 +16,7 @@ from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.data.text import continued
 from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
 from tinyzero_astar.files import METRICS, WriteFailedError, replace_text
-from tinyzero_astar.interfaces import Batch, Problem
+from tinyzero_astar.interfaces import Batch, Problem, Trace
 from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered, root_gate, sibling_ranking
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
@@ -26,11 +26,13 @@ from tinyzero_astar.run.checkpoint_folders import remove_partial
 from tinyzero_astar.run.folder import CHECKPOINTS
 from tinyzero_astar.run.measure import bellman_residual, finite, measure, reward_metrics, sample_records, search_metrics
 from tinyzero_astar.run.model_card import CARD, model_card
+from tinyzero_astar.run.processes import note_process
 from tinyzero_astar.run.records import read_jsonl
 from tinyzero_astar.run.stopping import agreed, stop_requests
-from tinyzero_astar.run.summary import commands, summary
+from tinyzero_astar.run.summary import say_goodbye
+from tinyzero_astar.run.traces import iteration_record, new_trace
 from tinyzero_astar.run.writing import write_for_all
-from tinyzero_astar.terminal import FAILED, counted, readable_seconds, status_of
+from tinyzero_astar.terminal import FAILED, status_of
 from tinyzero_astar.training.batch import make_batch
 
 
@@ -54,6 +56,8 @@ def train(session: Session) -> int:
 def _train(session: Session) -> int:
     first, last, began = session.first_iteration, session.config.train.num_iterations, time.perf_counter()
     with _reported(session):
+        if first == 0 or first < last:  # else there is nothing left to do
+            note_process(session)
         _begin(session)
         with stop_requests() as received:
             for number in range(first + 1, last + 1):
@@ -65,7 +69,7 @@ def _train(session: Session) -> int:
                 stopped_by = _save_and_evaluate(session, number, metrics, received)
                 if stopped_by:
                     return status_of(stopped_by)
-    _say_goodbye(session, time.perf_counter() - began)
+    say_goodbye(session, _records(session), time.perf_counter() - began, _checkpoint(session, last) / CARD)
     return 0
 
 
@@ -99,25 +103,31 @@ def _begin(session: Session) -> None:
 def _train_once(session: Session, number: int) -> dict[str, Any]:
     """Iteration `number`, counted from 1, and what is told of it at once; what there is to record."""
     ranking = sibling_ranking(session.history)
-    metrics, rewarded = iterate(session, number - 1)
+    is_shown = number == 1 or _is_due(number, session.config.run.sample_frequency, session.config.train.num_iterations)
+    trace = new_trace(session.search) if is_shown else None
+    metrics, rewarded = iterate(session, number - 1, trace)
     alarms = active_alarms([*session.history, remembered(metrics)], session.config.train.ratio_tolerance)
     metrics["alarms"] = sorted(alarms)
     session.log.iteration(number, metrics, ranking)
     for text in [*_nothing_learned(session, number, metrics), *_new(session, alarms)]:
         session.log.alarm(number, text)
     session.history.append(remembered(metrics))
-    if _is_due(number, session.config.run.sample_frequency, session.config.train.num_iterations):
+    if trace is not None:
         session.log.samples(number, sample_records(rewarded))
+        session.log.trace(number, iteration_record(trace, rewarded, session.search, session.tokenizer))
     return metrics
 
 
-def iterate(session: Session, iteration: int) -> tuple[dict[str, Any], RewardedRollouts]:
-    """One iteration, counted from 0: problems, rollouts, rewards, batch, update; metrics are the same on every rank."""
+def iterate(session: Session, iteration: int, trace: Trace | None = None) -> tuple[dict[str, Any], RewardedRollouts]:
+    """One iteration, counted from 0: problems, rollouts, rewards, batch, update; metrics are the same on every rank.
+
+    `trace` receives nodes of the searches of this rank.
+    """
     began = time.perf_counter()
     search, gates = _guided(session)
     problems = session.task.train_problems(iteration, session.config.train.problems_per_iteration)
     with unsharded(session.policy):
-        rewarded = _search(session, problems, search, iteration)
+        rewarded = _search(session, problems, search, iteration, trace)
         searched = time.perf_counter()
         residual = bellman_residual(session, rewarded)  # before the update, like all measures of h
     batch, cost = _referred(session, make_batch(rewarded).to(session.policy.device), problems)
@@ -178,10 +188,14 @@ def _referred(session: Session, batch: Batch, problems: list[Problem]) -> tuple[
     return replace(batch, reference=reference), cost
 
 
-def _search(session: Session, problems: list[Problem], search: SearchConfig, iteration: int) -> RewardedRollouts:
+def _search(
+    session: Session, problems: list[Problem], search: SearchConfig, iteration: int, trace: Trace | None
+) -> RewardedRollouts:
     """Rewarded rollouts of all problems; each rank searches its share of them."""
     seed, policy = session.config.run.seed, session.policy
-    own = agree(lambda: session.generator.generate(share_of(problems), search, seed=seed, iteration=iteration))
+    own = agree(
+        lambda: session.generator.generate(share_of(problems), search, seed=seed, iteration=iteration, trace=trace)
+    )
     if world_size() == 1:
         return own
     parts = gather(on_device(own, torch.device("cpu")))
@@ -281,18 +295,3 @@ def _write_card(session: Session, iteration: int) -> None:
 
 def _is_due(done: int, frequency: int, last: int) -> bool:
     return done % frequency == 0 or done == last
-
-
-def _say_goodbye(session: Session, seconds: float) -> None:
-    last, say = session.config.train.num_iterations, session.console
-    trained = last - session.first_iteration
-    if trained > 0:
-        say.say(f"\n{counted(trained, 'iteration')} in {readable_seconds(seconds)}, evaluations included")
-    else:
-        say.say(f"nothing to train: this run has finished its {counted(last, 'iteration')}")
-    for name, text in summary(session.config, _records(session)):
-        say.fact(name, text)
-    if last > 0:
-        for name, command in commands(session.folder, session.held_out[0].text):
-            say.command(name, command)
-        say.command("report", str(_checkpoint(session, last) / CARD))

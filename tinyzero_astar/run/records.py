@@ -1,4 +1,4 @@
-"""The records of a run, metrics.jsonl and samples.jsonl: read, checked, and cut back to an iteration.
+"""The records of a run, metrics.jsonl and others: read, checked, and cut back to an iteration.
 
 Files are replaced or appended to, never rewritten in place: a crash at any moment leaves what was there.
 """
@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tinyzero_astar.files import METRICS, SAMPLES, replace_text
+from tinyzero_astar.files import METRICS, RECORDS, replace_text
 from tinyzero_astar.metrics.alarms import remembered
 
 
@@ -89,7 +89,8 @@ def check_complete(run: Path, last: int) -> bool:
         ValueError: names the line where one is missing or comes twice, or that is damaged.
     """
     path = run / METRICS
-    read_jsonl(run / SAMPLES)
+    for name in RECORDS:
+        read_jsonl(run / name)
     iterations = [r["iteration"] for r in read_jsonl(path)]
     if not path.exists():  # moved away
         return False

@@ -47,6 +47,10 @@ class AllLoggers(Logger):
         """See `Logger`."""
         self._tell(lambda logger: logger.samples(number, records))
 
+    def trace(self, number: int, record: Mapping[str, Any]) -> None:
+        """See `Logger`."""
+        self._tell(lambda logger: logger.trace(number, record))
+
     def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
         """See `Logger`."""
         self._tell(lambda logger: logger.evaluation(number, metrics, tables))

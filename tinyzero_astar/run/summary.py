@@ -9,7 +9,8 @@ from typing import Any
 
 from tinyzero_astar.config import Config
 from tinyzero_astar.loggers.console import TOKENS, num_tokens
-from tinyzero_astar.terminal import counted
+from tinyzero_astar.run.build import Session
+from tinyzero_astar.terminal import counted, readable_seconds
 
 _ACCURACY = "eval/greedy_accuracy"
 _LONGEST_QUESTION = 40  # characters that still read well in a command
@@ -69,3 +70,26 @@ def commands(folder: Path, question: str) -> Iterator[tuple[str, str]]:
     yield "curve", f"tinyzero report {run} -o curve.png"
     yield "tree", f"tinyzero solve {asked} --checkpoint {run}"
     yield "evaluate", f"tinyzero eval {run}"
+
+
+def say_goodbye(session: Session, records: Sequence[Mapping[str, Any]], seconds: float, card: Path) -> None:
+    """The last words of a run.
+
+    Args:
+        session: of the run.
+        records: of its iterations.
+        seconds: that this process took.
+        card: the newest checkpoint's model card.
+    """
+    last, say = session.config.train.num_iterations, session.console
+    trained = last - session.first_iteration
+    if trained > 0:
+        say.say(f"\n{counted(trained, 'iteration')} in {readable_seconds(seconds)}, evaluations included")
+    else:
+        say.say(f"nothing to train: this run has finished its {counted(last, 'iteration')}")
+    for name, text in summary(session.config, records):
+        say.fact(name, text)
+    if last > 0:
+        for name, command in commands(session.folder, session.held_out[0].text):
+            say.command(name, command)
+        say.command("report", str(card))

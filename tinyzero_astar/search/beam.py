@@ -48,6 +48,19 @@ class Choice(NamedTuple):
     logq: Tensor
 
 
+class Step(NamedTuple):
+    """What one step added; [G, K] each. Enough to read every leaf off backwards."""
+
+    parent: Tensor | None
+    token: Tensor
+    logp: Tensor
+    logq: Tensor
+    value_logit: Tensor
+    baseline: Tensor
+    child_logit: Tensor  # of the new prefix
+    priority: Tensor
+
+
 class TokenTable(NamedTuple):
     """What each token does to a prefix. Each tensor is [V + 1], and the last entry is for NO_TOKEN."""
 

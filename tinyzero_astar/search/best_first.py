@@ -13,13 +13,11 @@ search returns modes, not samples, so it is for decoding and not for gradients.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
+from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, Trace
 from tinyzero_astar.search.heuristic import (
     Guidance,
     Tilt,
@@ -31,63 +29,8 @@ from tinyzero_astar.search.heuristic import (
     tilt_of,
 )
 from tinyzero_astar.search.leaves import Leaves
-
-
-@dataclass
-class _Entries:
-    """Up to C scored prefixes per group. Each tensor is [G, C], and f is -inf where there is none."""
-
-    f: Tensor
-    g: Tensor
-    logp: Tensor  # of the last token
-    least: Tensor  # the least of any token
-    child_logit: Tensor  # of the prefix, as the one before it foresees it
-    token: Tensor  # the last token
-    depth: Tensor  # generated tokens, the last included
-    node: Tensor  # node that it is a child of
-    slot: Tensor  # slot of the group where that node's prefix stands
-    problem: Tensor  # whose prefix it is
-
-    @staticmethod
-    def empty(groups: int, capacity: int, like: Tensor) -> _Entries:
-        real = torch.zeros((5, groups, capacity), dtype=torch.float64, device=like.device)
-        index = torch.zeros((5, groups, capacity), dtype=torch.int64, device=like.device)
-        return _Entries(real[0] - torch.inf, *real[1:], *index)
-
-    def fields(self) -> list[Tensor]:
-        return [getattr(self, field.name) for field in fields(self)]
-
-    def at(self, group: Tensor, column: Tensor) -> _Entries:
-        return _Entries(*(x[group, column] for x in self.fields()))
-
-    def count(self, num_problems: int) -> Tensor:
-        """[P] prefixes of each problem."""
-        none = torch.zeros(num_problems, dtype=torch.int64, device=self.f.device)
-        return none.index_add(0, self.problem.flatten(), torch.isfinite(self.f).flatten().long())
-
-    def merge(self, group: Tensor, new: _Entries) -> None:
-        """Keep the best C of these and `new` [N, C'] for the given groups."""
-        capacity = self.f.shape[1]
-        joined = [torch.cat([old[group], x], 1) for old, x in zip(self.fields(), new.fields(), strict=True)]
-        order = joined[0].argsort(dim=1, descending=True, stable=True)[:, :capacity]
-        for old, x in zip(self.fields(), joined, strict=True):
-            old[group] = x.gather(1, order)
-
-
-@dataclass
-class _Tree:
-    """Expanded prefixes. Node n of a group was popped in step n, after its prompts. Each tensor is [G]."""
-
-    parent: list[Tensor] = field(default_factory=list)
-    token: list[Tensor] = field(default_factory=list)
-    logp: list[Tensor] = field(default_factory=list)
-    child_logit: list[Tensor] = field(default_factory=list)
-    value: list[Tensor] = field(default_factory=list)
-    baseline: list[Tensor] = field(default_factory=list)
-    g: list[Tensor] = field(default_factory=list)
-    f: list[Tensor] = field(default_factory=list)
-    depth: list[Tensor] = field(default_factory=list)
-    problem: list[Tensor] = field(default_factory=list)  # -1 where the group popped nothing
+from tinyzero_astar.search.open_list import Dropped, Entries, Popped
+from tinyzero_astar.search.tracing import trace_pops
 
 
 class _Search:
@@ -100,6 +43,7 @@ class _Search:
         shape: tuple[int, int, int],
         max_depth: int,
         guidance: Guidance,
+        dropped: Dropped | None,
     ) -> None:
         """`shape` is the number of groups, leaves of a group and prefixes of its open list."""
         (groups, leaves, self.width), like = shape, root.logits
@@ -109,25 +53,25 @@ class _Search:
         self.tilt = tilt_of(inverse_beta_of(guidance, root.value_logit.double()))
         strength = torch.as_tensor(guidance.strength, dtype=torch.float64, device=like.device)
         self.strength = strength.expand(problems)
-        self.open = _Entries.empty(groups, self.width, like)
-        self.leaves = _Entries.empty(groups, leaves, like)
+        self.open = Entries.empty(groups, self.width, like)
+        self.leaves = Entries.empty(groups, leaves, like)
         self.num_popped = torch.zeros((groups, max_depth + 1), dtype=torch.int64, device=like.device)
         self.num_groups, self.num_problems = groups, problems
         zero = torch.zeros(problems, dtype=torch.int64, device=like.device)
         self.expanded, self.forks, self.pruned = zero, zero, zero
         self.max_open = torch.zeros(groups, dtype=torch.int64, device=like.device)
-        self.tree = _Tree()
+        self.tree, self.dropped = Popped(), dropped
 
-    def root(self, output: StepOutput, problem: Tensor) -> _Entries:
+    def root(self, output: StepOutput, problem: Tensor) -> Entries:
         """The prompts of some problems [N], as if they had been popped."""
-        entries = _Entries.empty(len(problem), 1, output.logits)
+        entries = Entries.empty(len(problem), 1, output.logits)
         root = entries.at(torch.arange(len(problem), device=problem.device), torch.zeros_like(problem))
         h = soft_value(output.value_logit.double(), self.tilt)
         root.f = f_score(root.g, h[problem], self.strength[problem])
         root.node, root.problem = root.node - 1, problem
         return root
 
-    def expand(self, group: Tensor, output: StepOutput, popped: _Entries, slot: Tensor) -> None:
+    def expand(self, group: Tensor, output: StepOutput, popped: Entries, slot: Tensor) -> None:
         """Score the children of the popped prefixes ([N] each) and put them where they belong."""
         node = len(self.tree.parent)
         self._record(group, output, popped)
@@ -147,23 +91,29 @@ class _Search:
         slots, nodes = slot[:, None].expand_as(token), torch.full_like(token, node)
         problems = popped.problem[:, None].expand_as(token)
 
-        def best(mask: Tensor, count: int) -> _Entries:
+        def best(mask: Tensor, count: int) -> Entries:
             score, index = torch.where(mask, f, -torch.inf).topk(min(count, f.shape[1]))
             last = logp.gather(1, index)
             least = torch.minimum(popped.least[:, None], last)
             rest = (x.gather(1, index) for x in (child_logit, token, depth, nodes, slots, problems))
-            return _Entries(score, g.gather(1, index), last, least, *rest)
+            return Entries(score, g.gather(1, index), last, least, *rest)
 
-        self.leaves.merge(group, best(is_leaf, self.leaves.f.shape[1]))
+        self._merge(self.leaves, group, best(is_leaf, self.leaves.f.shape[1]))
         num_children = torch.isfinite(torch.where(is_leaf, -torch.inf, f)).sum(1)
         num_before = self.open.count(self.num_problems)
-        self.open.merge(group, best(~is_leaf, self.width))
+        self._merge(self.open, group, best(~is_leaf, self.width))
         num_lost = num_before - self.open.count(self.num_problems)
         self.pruned = (self.pruned + num_lost).index_add(0, popped.problem, num_children)
         self.expanded = self.expanded.index_add(0, popped.problem, torch.ones_like(group))
         self.max_open = torch.maximum(self.max_open, torch.isfinite(self.open.f).sum(1))
 
-    def _record(self, group: Tensor, output: StepOutput, popped: _Entries) -> None:
+    def _merge(self, into: Entries, group: Tensor, new: Entries) -> None:
+        joined, lost = into.merge(group, new)
+        if self.dropped is not None:
+            entries = Entries(*(x.gather(1, lost) for x in joined))
+            self.dropped.note(len(self.tree.parent) - 1, group, entries)
+
+    def _record(self, group: Tensor, output: StepOutput, popped: Entries) -> None:
         def column(values: Tensor, elsewhere: int = 0) -> Tensor:
             return values.new_full((self.num_groups,), elsewhere).index_copy(0, group, values)
 
@@ -177,10 +127,13 @@ class _Search:
             into.append(column(values))
         tree.problem.append(column(popped.problem, -1))
 
-    def pop(self) -> tuple[Tensor, _Entries, Tensor]:
+    def pop(self) -> tuple[Tensor, Entries, Tensor]:
         """The best open prefix of every unfinished group, and a slot that nobody else needs."""
         is_spent = self.num_popped.gather(1, self.open.depth) >= self.width
         num_before = self.open.count(self.num_problems)
+        if self.dropped is not None:
+            spent = Entries(torch.where(is_spent, self.open.f, -torch.inf), *self.open.fields()[1:])
+            self.dropped.note(len(self.tree.parent), torch.arange(len(is_spent)), spent)
         self.open.f = torch.where(is_spent, -torch.inf, self.open.f)
         self.pruned = self.pruned + num_before - self.open.count(self.num_problems)
         best, column = self.open.f.max(1)
@@ -212,7 +165,7 @@ def best_first(
     max_search_depth: int,
     guidance: Guidance,
     group_size: int = 1,
-    trace: list[TraceNode] | None = None,
+    trace: Trace | None = None,
 ) -> Rollouts:
     """See `astar_search.astar_rollouts`. Leaves and width are those of a group."""
     groups = len(prompts) // group_size
@@ -220,7 +173,8 @@ def best_first(
     home = group * group_size + row % group_size
     output = decoder.start(prompts, home.flatten(), can_cross=group_size > 1)
     ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
-    search = _Search(output, ends, (groups, num_leaves, width), max_search_depth, guidance)
+    dropped = None if trace is None else Dropped(trace.num_groups)
+    search = _Search(output, ends, (groups, num_leaves, width), max_search_depth, guidance, dropped)
     group = torch.arange(groups, device=output.logits.device)
     for member in range(group_size):  # the prompts of a group are expanded one after another
         problem = group * group_size + member
@@ -238,8 +192,8 @@ def best_first(
             path=torch.stack([popped.logp, popped.g, popped.least], -1),
         )
         search.expand(group, output, popped, slot)
-    if trace is not None:
-        trace.extend(_trace(search))
+    if trace is not None and dropped is not None:
+        trace.nodes += trace_pops(search.tree, search.leaves, search.open, dropped)
     return _read_leaves(search)
 
 
@@ -302,30 +256,3 @@ def _read_leaves(search: _Search) -> Rollouts:
         weight=torch.where(leaves.is_leaf, torch.nan, 0.0).double(),
         stats=stats,
     )
-
-
-def _trace(search: _Search) -> list[TraceNode]:
-    """The nodes of each problem: expanded prefixes in the order of their pops, then leaves and what stayed open."""
-    tree = search.tree
-    trees: list[list[TraceNode]] = [[] for _ in range(search.num_problems)]
-    for group in range(search.num_groups):
-        number_in_tree: list[int] = []  # of the group's nodes
-        for node, popped in enumerate(tree.problem):
-            problem = int(popped[group])
-            number_in_tree.append(len(trees[problem]))
-            if problem < 0:
-                continue
-            parent = int(tree.parent[node][group])
-            g, f = float(tree.g[node][group]), float(tree.f[node][group])
-            token, depth = int(tree.token[node][group]) if parent >= 0 else -1, int(tree.depth[node][group])
-            own, above = number_in_tree[node], number_in_tree[parent] if parent >= 0 else -1
-            trees[problem].append(TraceNode(problem, own, above, token, depth, g, f - g, f, f, "expanded"))
-        for entries, is_leaf in ((search.leaves, True), (search.open, False)):
-            for column in torch.isfinite(entries.f[group]).nonzero()[:, 0].tolist():
-                problem = int(entries.problem[group, column])
-                g, f = float(entries.g[group, column]), float(entries.f[group, column])
-                above, token = number_in_tree[int(entries.node[group, column])], int(entries.token[group, column])
-                depth, own = int(entries.depth[group, column]), len(trees[problem])
-                status: Literal["leaf", "open"] = "leaf" if is_leaf else "open"
-                trees[problem].append(TraceNode(problem, own, above, token, depth, g, f - g, f, f, status))
-    return [node for own in trees for node in own]

@@ -7,40 +7,18 @@ keeps (`search.choosers`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, TraceNode
-from tinyzero_astar.search.beam import NO_TOKEN, Beam, TokenTable, carried
+from tinyzero_astar.interfaces import Decoder, Rollouts, SearchStats, StepOutput, Trace
+from tinyzero_astar.search.beam import NO_TOKEN, Beam, Step, TokenTable, carried
 from tinyzero_astar.search.choosers import Chooser
 from tinyzero_astar.search.gumbel import token_bits
-from tinyzero_astar.search.heuristic import (
-    Guidance,
-    Tilt,
-    baseline_of,
-    f_score,
-    inverse_beta_of,
-    log_policy,
-    soft_value,
-    tilt_of,
-)
+from tinyzero_astar.search.heuristic import Guidance, baseline_of, log_policy
 from tinyzero_astar.search.leaves import Leaves
 from tinyzero_astar.search.roots import Roots
-
-
-class _Step(NamedTuple):
-    """What one step added. Each tensor is [G, K]. The steps together suffice to read off every leaf backwards."""
-
-    parent: Tensor | None
-    token: Tensor
-    logp: Tensor
-    logq: Tensor
-    value_logit: Tensor
-    baseline: Tensor
-    child_logit: Tensor  # of the new prefix
-    priority: Tensor
+from tinyzero_astar.search.tracing import trace_rows
 
 
 def lock_step(
@@ -50,7 +28,7 @@ def lock_step(
     prompts: Sequence[Sequence[int]],
     max_search_depth: int,
     guidance: Guidance,
-    trace: list[TraceNode] | None = None,
+    trace: Trace | None = None,
 ) -> Rollouts:
     """Run what `begin` starts at the roots to the end of every leaf. `guidance` only scores the nodes of `trace`."""
     can_cross = len(roots.grid.group) < len(prompts)
@@ -60,7 +38,7 @@ def lock_step(
     root_logit = output.value_logit
     ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
     tokens, final = _token_tables(output.logits.shape[-1], ends)
-    history: list[_Step] = []
+    history: list[Step] = []
     beams: list[Beam] = []  # of prefixes that were decoded
     moved: list[tuple[Tensor, Tensor]] = []  # per step with forks, [N] chosen problems, and whether a prefix was copied
     for depth in range(1, max_search_depth + 1):
@@ -68,7 +46,7 @@ def lock_step(
         choice = chooser.choose(beam, output, every_logp)
         row = carried(beam.row, choice.parent)
         history.append(
-            _Step(
+            Step(
                 choice.parent,
                 choice.token,
                 choice.logp,
@@ -95,7 +73,7 @@ def lock_step(
         output = decoder.step(torch.take(choice.token, places), source, length, places, beam.path)
         beams.append(beam)
     if trace is not None:
-        trace.extend(_trace(history, roots, root_logit, guidance, decoder.eos_ids))
+        trace.nodes += trace_rows(history, roots, root_logit, guidance, decoder.eos_ids, trace.num_groups)
     stats = _statistics(beams, moved, roots, beam, chooser, len(prompts))
     return _read_leaves(history, roots, beam, chooser, ends, stats)
 
@@ -142,7 +120,7 @@ def _statistics(
 
 
 def _read_leaves(
-    history: list[_Step], roots: Roots, beam: Beam, chooser: Chooser, ends: Tensor, stats: SearchStats
+    history: list[Step], roots: Roots, beam: Beam, chooser: Chooser, ends: Tensor, stats: SearchStats
 ) -> Rollouts:
     """Every leaf's tokens, read backwards along the parents."""
     num_problems, num_groups = len(stats.num_forks), len(roots.grid.group)
@@ -177,41 +155,3 @@ def _read_leaves(
         weight=leaves.take(weight, 0.0),
         stats=stats,
     )
-
-
-def _trace(
-    history: list[_Step], roots: Roots, root_logit: Tensor, guidance: Guidance, eos_ids: tuple[int, ...]
-) -> list[TraceNode]:
-    """The kept prefixes of every problem as nodes, problem by problem, parents before children."""
-    tilt = tilt_of(inverse_beta_of(guidance, root_logit))
-    root_h = soft_value(root_logit, tilt).tolist()
-    trees: list[list[TraceNode]] = []
-    at_row: list[tuple[int, TraceNode] | None] = [None] * roots.home.numel()  # chosen problem and node
-    for number, (problem, place) in enumerate(zip(roots.chosen.tolist(), roots.first.tolist(), strict=True)):
-        h, priority = root_h[number], float(roots.priority.flatten()[place])
-        trees.append([TraceNode(problem, 0, -1, NO_TOKEN, 0, 0.0, h, h, priority, "expanded")])
-    for place, (number, is_open) in enumerate(
-        zip(roots.home.flatten().tolist(), roots.is_open.flatten().tolist(), strict=True)
-    ):
-        at_row[place] = (number, trees[number][0]) if is_open else None
-    for depth, step in enumerate(history, start=1):
-        parents = range(len(at_row)) if step.parent is None else step.parent.flatten().tolist()
-        tokens = step.token.flatten().tolist()
-        next_row: list[tuple[int, TraceNode] | None] = []
-        for place, parent in enumerate(parents):
-            before, token = at_row[parent], tokens[place]
-            if before is None or token == NO_TOKEN:
-                next_row.append(before)
-                continue
-            number, node = before
-            own_tilt = Tilt(*(x[number] for x in tilt))
-            g = node.g + float(step.logp.flatten()[place])
-            h = float(soft_value(step.child_logit.flatten()[place], own_tilt))
-            f = float(f_score(torch.tensor(g, dtype=torch.float64), torch.tensor(h, dtype=torch.float64)))
-            status: Literal["leaf", "expanded"] = "leaf" if token in eos_ids or depth == len(history) else "expanded"
-            priority = float(step.priority.flatten()[place])
-            new = TraceNode(node.problem, len(trees[number]), node.node, token, depth, g, h, f, priority, status)
-            trees[number].append(new)
-            next_row.append((number, new))
-        at_row = next_row
-    return [node for tree in sorted(trees, key=lambda tree: tree[0].problem) for node in tree]
