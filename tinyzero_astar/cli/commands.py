@@ -1,4 +1,4 @@
-"""`tinyzero COMMAND …`: the commands by name.
+"""`tinyzero COMMAND …`, with the commands by name.
 
 A command's module is imported when it is called, so that the list and a mistake answer at once.
 """
@@ -68,7 +68,7 @@ COMMANDS: dict[str, tuple[Callable[[], Command], str]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command that the first word names; returns the exit status."""
+    """Run the command that the first word names, and return the exit status."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print("usage: tinyzero COMMAND [OPTIONS]; tinyzero COMMAND --help tells its options\n")

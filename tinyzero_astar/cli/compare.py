@@ -1,4 +1,4 @@
-"""Runs side by side: `tinyzero compare runs/a-001 runs/a-002 runs/b-001 runs/b-002`."""
+"""Runs side by side, by `tinyzero compare runs/a-001 runs/a-002 runs/b-001 runs/b-002`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Compare:
 
 
 def compare_main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     options = tyro.cli(Compare, prog="tinyzero compare", args=list(argv))
     try:
         if not options.runs:

@@ -1,6 +1,6 @@
-"""Will a run fit this machine, and how long will it take: `tinyzero doctor --config training`.
+"""Whether a run fits this machine, and how long it takes, by `tinyzero doctor --config training`.
 
-Takes the options of a new run. Status 0: it fits; 1: it does not; 2: wrong use.
+It takes the options of a new run. Status 0 means that it fits, 1 that it does not, and 2 wrong use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Doctor(Options):
     """Predict memory, disk and time of a training run before it is started."""
 
     output_dir: Path | None = None
-    """Folder of the run, whose disk counts; default: runs/."""
+    """Folder of the run, whose disk counts. By default runs/."""
     processes: int = 1
     """Predict for that many processes (torchrun's --nproc_per_node), each with a device of its own."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -40,7 +40,7 @@ class Doctor(Options):
 
 
 def doctor_main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     try:
         options = parse_as(Doctor, "tinyzero doctor", argv)
         check(options)
@@ -169,7 +169,7 @@ def _show(found: dict[str, Any]) -> None:
 
 
 def _phase_lines(phases: dict[str, dict[str, int]], peak_phase: str, in_bytes: float) -> Iterator[str]:
-    """The table of memory as markup: a row for each part, a column for each phase, its name one word a line."""
+    """The table of memory as markup, with a row for each part and a column for each phase, its name one word a line."""
 
     def cell(size: int) -> str:
         return f"{size / in_bytes:.2f}" if size >= 0.005 * in_bytes else "<0.01" if size else ""

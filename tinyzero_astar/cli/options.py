@@ -1,4 +1,4 @@
-"""The options of commands that work with a whole configuration: understood, checked, and nothing done yet."""
+"""The options of commands that work with a whole configuration, understood and checked, with nothing done yet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Options(Config):
     """What all of them take."""
 
     config: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}|FILE{SUFFIX}")] = _DEFAULT
-    """What the other options change: a preset, or a file with a table for each section of the configuration."""
+    """What the other options change. A preset, or a file with a table for each section of the configuration."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Shared(Options):
 class Train(Shared):
     """Teach a base model verifiable arithmetic by reinforcement learning on searched rollouts.
 
-    Without options: preset tiny, the embedded base model, on a CPU, in a minute or two.
+    Without options it runs preset tiny, the embedded base model, on a CPU, in a minute or two.
     """
 
     output_dir: Path | None = None
-    """Folder of the run; default: runs/PRESET-NNN."""
+    """Folder of the run. By default runs/PRESET-NNN."""
     resume: Path | None = None
     """Folder of a run to continue, or one of its checkpoints, with the run's own configuration."""
 
@@ -52,7 +52,7 @@ class Train(Shared):
 class Command(Train):
     """Teach a base model verifiable arithmetic by reinforcement learning on searched rollouts.
 
-    Without options: preset tiny, the embedded base model, on a CPU, in a minute or two.
+    Without options it runs preset tiny, the embedded base model, on a CPU, in a minute or two.
     """
 
     eval_only: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -66,7 +66,10 @@ class Command(Train):
 
 @dataclass(frozen=True)
 class Evaluate(Shared):
-    """Evaluate a checkpoint as its run did, but for the --eval.* that are given; without one, the base model."""
+    """Evaluate a checkpoint as its run did, but for the --eval.* that are given.
+
+    Without one, evaluate the base model.
+    """
 
     checkpoint: tyro.conf.Positional[Path | None] = None
     """Checkpoint folder, or that of a run for its newest one."""
@@ -76,7 +79,7 @@ C = TypeVar("C", bound=Options)
 
 
 def parse(argv: Sequence[str]) -> Command:
-    """The command of train.py; see `parse_as`."""
+    """The command of train.py, see `parse_as`."""
     return _checked(parse_as(Command, "train.py", argv), given_fields(argv))
 
 

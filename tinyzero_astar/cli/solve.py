@@ -1,8 +1,7 @@
-"""Ask a trained model one question and see the search tree: `tinyzero solve "37*84"`.
+"""Ask a trained model one question and see the search tree, by `tinyzero solve "37*84"`.
 
-Any question of the task that the checkpoint was trained on.
-
-The search is the literal A* (best_first): the open prefix with the largest f = g + h is extended first.
+The question can be any of the task that the checkpoint was trained on. The search is the literal A* (best_first), which
+extends the open prefix with the largest f = g + h first.
 """
 
 from __future__ import annotations
@@ -36,27 +35,33 @@ class Solve:
     """Answer one question and show how it was found."""
 
     problem: tyro.conf.Positional[str]
-    """A question as the task writes it; for multiplication two positive integers of at most 6 digits, as in 37*84."""
+    """A question as the task writes it. For multiplication, two positive integers of at most 6 digits, as in 37*84."""
     checkpoint: Path | None = None
-    """Checkpoint folder, or that of a run for its newest one; default: the embedded base, its value model untrained."""
+    """Checkpoint folder, or that of a run for its newest one.
+
+    By default the embedded base, whose value model is untrained.
+    """
     task: Annotated[str | None, tyro.conf.arg(name="data.task")] = None
-    """What is asked, where there is no checkpoint; with one, where the file of its task lies if it has moved."""
+    """What is asked, where there is no checkpoint.
+
+    With a checkpoint, where the file of its task lies if it has moved.
+    """
     reward_function: Annotated[str | None, tyro.conf.arg(name="data.reward-function")] = None
     """The same for the function that judges a table."""
     beam_width: int = EvalConfig.beam_width
     """Size of the open list."""
     inverse_beta: float = DECODING_INVERSE_BETA
-    """1/beta, nats per unit of success: how much the value counts beside the log-probability."""
+    """1/beta, nats per unit of success. How much the value counts beside the log-probability."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a CUDA GPU if there is one; mps: an Apple GPU."""
+    """auto is a CUDA GPU if there is one, mps an Apple GPU."""
     max_nodes: int = 60
-    """Most prefixes drawn; the best by f are kept, with the path to the answer."""
+    """Most prefixes drawn. The best by f are kept, with the path to the answer."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole trace as JSON (docs/trace.md) instead."""
 
 
 def solve_main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     try:
         options = tyro.cli(Solve, prog="tinyzero solve", args=list(argv))
         _check(options)
@@ -69,14 +74,14 @@ def solve_main(argv: Sequence[str]) -> int:
     except FloatingPointError as error:
         return complain(f"{folder or 'embedded'}: {error}; its weights are damaged, use another checkpoint", FAILED)
     if options.json:
-        print(json.dumps(trace, indent=1))  # in ASCII: exact in any encoding of the output
+        print(json.dumps(trace, indent=1))  # in ASCII, which is exact in any encoding of the output
         return 0
     _show(trace, tokenizer, options.max_nodes, _note(options, config, folder))
     return 0
 
 
 def _note(options: Solve, config: Config, folder: Path | None) -> str | None:
-    """What is to be said of a value model that was never trained; nothing where it is not asked."""
+    """A note on a value model that was never trained, or nothing where it is not asked."""
     if options.inverse_beta == 0:
         return None
     if folder is None:
@@ -104,7 +109,7 @@ def _solve(options: Solve, config: Config, folder: Path | None) -> tuple[dict[st
     from tinyzero_astar.interfaces import Trace
     from tinyzero_astar.run.traces import described
 
-    torch.set_num_threads(1)  # one problem: threads would only wait for each other
+    torch.set_num_threads(1)  # one problem, where threads would only wait for each other
     task = make_task(replace(pinned(config.data), num_problems=1), config.run.seed)  # none are trained on
     problem = task.ask(options.problem)
     policy, tokenizer = _load(config, folder, options.device)

@@ -1,4 +1,4 @@
-"""The command line: options in, one of training, resuming or evaluating out.
+"""The command line. Options go in, and one of training, resuming or evaluating comes out.
 
 PyTorch is imported only after the options were understood, so that `--help` and mistakes answer at once.
 """
@@ -24,7 +24,7 @@ from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.terminal import FAILED, USAGE_ERROR, FailedError, complain
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PATIENCE_S = 10.0  # torchrun ends everyone at the first failure: rank 0 must be the first, or it could not say why
+_PATIENCE_S = 10.0  # torchrun ends all processes at the first failure, so rank 0 must be first to say why
 
 
 def _check_processes(command: Command, config: Config) -> None:
@@ -61,7 +61,7 @@ def _is_main() -> bool:
 
 @contextmanager
 def _only_main_speaks() -> Iterator[None]:
-    """Every rank makes the same mistake; rank 0 prints it."""
+    """Every rank makes the same mistake, and rank 0 prints it."""
     if _is_main():
         yield
         return
@@ -78,19 +78,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of train.py.
 
     Returns:
-        The exit status: 0 done, 1 failed, 2 wrong use, 128 plus the number of the signal that stopped it (130 for
-        Ctrl-C, 143 for SIGTERM) after the current iteration; see also `run_command`.
+        The exit status. 0 means done, 1 failed, 2 wrong use, and 128 plus the number of a signal that it stopped the
+        run (130 for Ctrl-C, 143 for SIGTERM) after the current iteration. See also `run_command`.
     """
     return _run_or_fail(parse, sys.argv[1:] if argv is None else argv)
 
 
 def train_main(argv: Sequence[str]) -> int:
-    """`tinyzero train`; returns the exit status."""
+    """Run `tinyzero train`, and return the exit status."""
     return _run_or_fail(parse_train, argv)
 
 
 def eval_main(argv: Sequence[str]) -> int:
-    """`tinyzero eval`; returns the exit status."""
+    """Run `tinyzero eval`, and return the exit status."""
     return _run_or_fail(parse_evaluate, argv)
 
 
@@ -118,7 +118,7 @@ def _run(parser: Callable[[Sequence[str]], Command], argv: Sequence[str]) -> int
     except ValueError as error:
         return _refuse(error)
 
-    from tinyzero_astar.distributed import set_up  # PyTorch and transformers: seconds
+    from tinyzero_astar.distributed import set_up  # imports PyTorch and transformers, which takes seconds
     from tinyzero_astar.resources.machine import choose_device
     from tinyzero_astar.run import evaluation, loop, start
 

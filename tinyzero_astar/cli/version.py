@@ -1,4 +1,4 @@
-"""`tinyzero version`: what a report of a fault should say of this machine."""
+"""`tinyzero version`, which prints what a report of a fault should say of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tyro
 
 
 def version_main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     tyro.cli(_version, prog="tinyzero version", args=list(argv))
     return 0
 

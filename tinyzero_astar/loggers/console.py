@@ -1,7 +1,8 @@
-"""What a person sees: facts at the start, a legend, a line for each iteration, evaluations, samples, a progress bar.
+"""What a person sees.
 
-A line of an iteration fits into 80 columns. Other text is broken at words where the width is known. A pipe gets each
-sentence on one line, and commands stay whole everywhere.
+Facts and a legend at the start, then a line for each iteration, evaluations, samples and a progress bar. A line of an
+iteration fits into 80 columns. Other text is broken at words where the width is known. A pipe gets each sentence on one
+line, and commands stay whole everywhere.
 """
 
 from __future__ import annotations
@@ -38,16 +39,16 @@ class Terminal(Console):
         """Called by rich."""
         if threading.current_thread() is threading.main_thread():
             raise BrokenPipeError
-        raise SystemExit  # ends a progress bar's thread without a word; the main thread will notice by itself
+        raise SystemExit  # ends a progress bar's thread silently, and the main thread will notice by itself
 
 
 def safe(text: str) -> str:
-    """Text of foreign origin for rich: neither markup nor anything that a terminal would obey."""
+    """Text of foreign origin for rich, without markup and without anything that a terminal would obey."""
     return escape(printable(text))
 
 
 def broken(text: str, width: int, indent: str = "") -> str:
-    """Each line broken at its spaces, further ones with an indent; longer words stay whole."""
+    """Each line broken at its spaces, further ones with an indent. Longer words stay whole."""
     return "\n".join(
         textwrap.fill(line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
         for line in text.split("\n")
@@ -55,14 +56,14 @@ def broken(text: str, width: int, indent: str = "") -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in five characters, two digits of it; a dash where nothing could be measured."""
+    """A share in five characters, two digits of it, or a dash where nothing could be measured."""
     if value is None:
         return "  –  "
     return f"{100 * value:3.1f} %" if 100 * value < 9.95 else f"{100 * value:3.0f} %"
 
 
 def short_count(count: int) -> str:
-    """At most three digits, in thousands, millions or billions: 950, 61 k, 1.2 M."""
+    """At most three digits, in thousands, millions or billions, such as 950, 61 k, 1.2 M."""
     number, unit = float(count), ""
     for larger in (" k", " M", " G"):
         if number < 999.5:
@@ -112,11 +113,11 @@ def _legend(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 class ConsoleLogger(Logger):
-    """Writes to the terminal; plain lines when the output is no terminal. Warnings and errors go to standard error.
+    """Writes to the terminal, or plain lines when the output is no terminal. Warnings and errors go to standard error.
 
     Args:
-        console: for all else; default: standard output.
-        is_silent: write nothing: the processes of a run but one.
+        console: for all else. Standard output by default.
+        is_silent: write nothing, as all processes of a run but one do.
     """
 
     def __init__(self, console: Console | None = None, is_silent: bool = False) -> None:
@@ -129,7 +130,7 @@ class ConsoleLogger(Logger):
         self._spent: dict[int, int] = {}  # tokens by iteration
 
     def say(self, text: str) -> None:
-        """One line; brackets in it are not markup."""
+        """One line. Brackets in it are not markup."""
         self.console.print(safe(text))
 
     def fact(self, name: str, text: str) -> None:
@@ -227,7 +228,7 @@ class ConsoleLogger(Logger):
         self.console.print(f"[cyan]{safe(question)}[/]  [dim]({safe(verdict)})[/]\n{safe(text)}")
 
     def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
-        """The tables; of the few greedy completions between the first and the last evaluation, one line."""
+        """The tables. For the few greedy completions between the first and the last evaluation it is one line."""
         if f"{_HELD_OUT}_format" not in metrics or _SAMPLED in metrics or self._num_iterations is None:
             for table in tables:
                 self._table(table)

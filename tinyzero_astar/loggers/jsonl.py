@@ -1,4 +1,4 @@
-"""Records of a run as JSON lines: the source of truth, which `--resume` goes on from."""
+"""Records of a run as JSON lines. They are the source of truth from which `--resume` continues."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class JsonlLogger(Logger):
     """Appends what happens to metrics.jsonl, samples.jsonl and trace.jsonl."""
 
     def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Remember the folder; what it holds of iterations after `done` has been dropped."""
+        """Remember the folder. What it holds of iterations after `done` has been dropped."""
         self._folder = folder
 
     def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:

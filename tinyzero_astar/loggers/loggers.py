@@ -1,4 +1,4 @@
-"""The loggers by name; a run reports to all of them, in this order."""
+"""The loggers by name. A run reports to all of them, in this order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tinyzero_astar.interfaces import Logger
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.loggers.jsonl import JsonlLogger
 
-# How each is made; the console is there before the run, and others may say a word through it.
+# How each is made. The console is there before the run, and others may print through it.
 LOGGERS: dict[str, Callable[[ConsoleLogger], Logger]] = {
     "jsonl": lambda console: JsonlLogger(),
     "console": lambda console: console,

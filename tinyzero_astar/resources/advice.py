@@ -1,4 +1,4 @@
-"""What mends a run that does not fit a machine: options, each predicted anew, and the sentences that name them."""
+"""Options that make a run fit a machine, each predicted anew, and the sentences that name them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Remedy:
     """One option, and what becomes of the run with it."""
 
     option: str
-    value: str  # as it is typed; empty for a switch
+    value: str  # as it is typed, empty for a switch
     run: PlannedRun
 
 
@@ -33,7 +33,7 @@ class Plan:
 
 
 def memory_advice(run: PlannedRun, available: int) -> str | None:
-    """One sentence on the first phase that does not fit and the options that mend it; None when all fits."""
+    """One sentence on the first phase that does not fit and the options that mend it. None when all fits."""
     outlook = run.outlook
     if (phase := outlook.too_large(available)) is None:
         return None
@@ -52,7 +52,7 @@ def memory_advice(run: PlannedRun, available: int) -> str | None:
 
 
 def disk_advice(run: PlannedRun, available: int) -> str | None:
-    """One sentence when checkpoints and records do not fit the disk; None when they do."""
+    """One sentence when checkpoints and records do not fit the disk. None when they do."""
     outlook = run.outlook
     if outlook.disk <= available:
         return None
@@ -108,9 +108,9 @@ def mend_disk(run: PlannedRun, available: int) -> Plan:
 
 
 def _remedies(run: PlannedRun, phase: str) -> Iterator[Remedy]:
-    """Of each kind the mildest first.
+    """The options of each kind, the mildest first.
 
-    More processes help where each brings a device of its own; those on a CPU share its memory.
+    More processes help where each brings a device of its own. Those on a CPU share its memory.
     """
     search, train = run.config.search, run.config.train
     if phase == "search":

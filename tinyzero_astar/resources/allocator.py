@@ -1,6 +1,6 @@
 """Freed memory kept for the next tensor, where the C library is glibc.
 
-A tensor of a whole vocabulary is larger than what glibc keeps: each one would be fetched from the kernel and given
+A tensor of a whole vocabulary is larger than what glibc keeps. Each one would be fetched from the kernel and given
 back, page by page, which takes as long as the arithmetic on it.
 """
 
@@ -13,9 +13,9 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, from now on; False, and no change, without glibc.
+    """Let this process keep what it frees, from now on. Without glibc it changes nothing and returns False.
 
-    It then holds the most that it has ever used at once.
+    The process then holds the most that it has ever used at once.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -34,15 +34,15 @@ def iteration_seconds(run: PlannedRun, speed: Speed) -> dict[str, float]:
             else {}
         ),
         "update": run.config.train.num_epochs * per_token * n * tokens / speed.flops_per_s,
-        # of the policy from its base, which only adapters have: a forward of either
+        # divergence of the policy from its base, which only adapters have, a forward of each
         **({"divergence": 4 * n * tokens / speed.flops_per_s} if work.lora_rank else {}),
     }
 
 
 def evaluation_seconds(run: PlannedRun, speed: Speed, is_whole: bool) -> float:
-    """Estimated seconds of one evaluation: see `EvalConfig`.
+    """Estimated seconds of one evaluation, see `EvalConfig`.
 
-    What `eval.search` best_first adds is not counted: it depends on the policy.
+    What `eval.search` best_first adds is not counted, since it depends on the policy.
     """
     work, shapes, total = run.work, run.model.shapes, 0.0
     problems = work.eval_problems if is_whole else min(work.eval_problems, run.config.eval.num_problems_between)

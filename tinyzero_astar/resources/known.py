@@ -1,4 +1,4 @@
-"""Shapes of the presets' models, known without their config.json: a prediction then needs no network."""
+"""Shapes of the presets' models, known without their config.json. A prediction then needs no network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def known_shapes(name: str, max_length: int) -> Shapes | None:
 
     Args:
         name: of the model.
-        max_length: tokens of the longest sequence; None is returned for more than the model knows.
+        max_length: tokens of the longest sequence. None is returned for more than the model knows.
     """
     shapes, max_positions = _KNOWN.get(name, (None, 0))
     return shapes if max_length <= max_positions else None

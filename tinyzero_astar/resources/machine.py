@@ -1,4 +1,4 @@
-"""What a machine has: a GPU or none, free memory and disk, and by a short probe its bandwidth and arithmetic."""
+"""What a machine has, which is its device, free memory and disk, and by a short probe its bandwidth and arithmetic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 _WATCHED_S = 0.2  # 20 ticks of a core
 _SECONDS = 0.3  # per probe, at least two repetitions
-_COPIED = {"cpu": 1 << 27, "mps": 1 << 28, "cuda": 1 << 30}  # bytes: beyond any cache
+_COPIED = {"cpu": 1 << 27, "mps": 1 << 28, "cuda": 1 << 30}  # bytes, beyond any cache
 _WIDTH = {"cpu": 1024, "mps": 4096, "cuda": 8192}  # of the multiplied matrices
 
 
@@ -47,7 +47,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> Speed:
-    """The best of a few repetitions; takes about a second."""
+    """The best of a few repetitions. It takes about a second."""
     source = torch.ones(_COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copied = 2 * source.numel() / _fastest(lambda: target.copy_(source), device)
@@ -78,16 +78,16 @@ def _wait(device: torch.device) -> None:
 
 
 def num_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """CPU cores that this process may use: its affinity's, no more than its container's quota pays for."""
+    """CPU cores that this process may use, by its affinity and the quota of its container."""
     allowed = len(_allowed_cores())
     share, period = quota.read_text().split() if quota.exists() else ("max", "100000")
     return allowed if share == "max" else max(1, min(allowed, int(share) // int(period)))
 
 
 def idle_cores(stat: Path = Path("/proc/stat")) -> float:
-    """Of `num_cores`, those that nobody uses just now; takes a fifth of a second.
+    """Those of `num_cores` that nobody uses just now. It takes a fifth of a second.
 
-    Where the system does not tell, the load average stands for the cores in use: it still counts what has just ended.
+    Where the system does not tell, the load average stands for the cores in use. It still counts what has just ended.
     """
     if not stat.exists():
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
@@ -107,7 +107,7 @@ def _allowed_cores() -> set[int]:
 
 
 def _core_times(stat: Path) -> dict[int, tuple[int, int]]:
-    """Of every core: ticks that it was idle or waited for a disk, and all ticks (man 5 proc_stat)."""
+    """Of every core, ticks that it was idle or waited for a disk, and all ticks (man 5 proc_stat)."""
     times = {}
     for name, *fields in (line.split() for line in stat.read_text().splitlines()):
         if name.startswith("cpu") and name != "cpu":
@@ -117,7 +117,7 @@ def _core_times(stat: Path) -> dict[int, tuple[int, int]]:
 
 
 def free_memory(device: torch.device, num_processes: int = 1) -> int:
-    """Bytes that each process may take: of its GPU, or of the machine, whose memory all share, without swapping.
+    """Bytes that each process may take of its GPU, or of the machine, whose memory all share, without swapping.
 
     What this process has already is among them.
     """
@@ -127,12 +127,12 @@ def free_memory(device: torch.device, num_processes: int = 1) -> int:
 
 
 def own_ram(statm: Path = Path("/proc/self/statm")) -> int:
-    """Bytes of this process that are in memory; 0 where the system does not tell."""
+    """Bytes of this process that are in memory. It is 0 where the system does not tell."""
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def available_ram(meminfo: Path = Path("/proc/meminfo")) -> int:
-    """Bytes that programs may take without swapping; all of the machine's where the system does not tell."""
+    """Bytes that programs may take without swapping. It is all of the machine's where the system does not tell."""
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,8 +1,8 @@
-"""Memory of a run by part and phase, predicted from shapes alone: arithmetic, no tensors and no GPU.
+"""Memory of a run by part and phase, predicted from shapes alone by arithmetic, without tensors and without a GPU.
 
-The parts mirror what the code keeps alive; where a number is not obvious the comment names the tensors it counts.
-Phases follow each other, so that a run needs the largest of their sums. tests/test_memory.py holds every phase
-against the live tensor bytes of real runs; docs/scaling.md has the table.
+The parts mirror what the code keeps alive. Where a number is not obvious, the comment names the tensors it counts.
+Phases follow each other, so a run needs the largest of their sums. tests/test_memory.py compares every phase with the
+live tensor bytes of real runs, and docs/scaling.md has the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tinyzero_astar.resources.workload import Shapes, Work
 
 
 def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
-    """Bytes by part at the peak of each phase; the phases' names are those of the docs."""
+    """Bytes by part at the peak of each phase. The phases have the names of the docs."""
     found = {
         "search": resident(shapes, work) | gathered(shapes, work) | search(shapes, work),
         "evaluation": resident(shapes, work) | gathered(shapes, work) | evaluation(shapes, work),
@@ -40,7 +40,7 @@ def phases(shapes: Shapes, work: Work) -> dict[str, Memory]:
 
 
 def _reference(shapes: Shapes, work: Work) -> Memory:
-    """Of the first policy: samples, then what it says of the rollouts; whichever needs more."""
+    """The first policy's samples, or its scores of the rollouts, whichever needs more."""
     if not work.num_reference_samples:
         return {}
     either = reference_samples(shapes, work), reference_scores(shapes, work)

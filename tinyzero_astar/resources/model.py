@@ -1,6 +1,6 @@
 """What is known of a run's model before any weights are read, and whether this machine can do what is asked of it.
 
-transformers and the hub's client are imported only where a model has to be looked for: they take seconds.
+transformers and the hub's client are imported only where a model has to be looked for, because that takes seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tinyzero_astar.data.text import prompt_tokens, room_after
 from tinyzero_astar.resources.known import known_shapes
 from tinyzero_astar.resources.workload import Shapes
 
-_LETTERS_PER_TOKEN = 3  # of prompts, where there is no tokenizer to ask: fewer than in English, as digits stand alone
+_LETTERS_PER_TOKEN = 3  # of prompts without a tokenizer, fewer than in English, as digits stand alone
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def model_for(config: Config, prompts: Sequence[str], say: Callable[[str], None]
 
 
 def _known(model: ModelConfig) -> Shapes | None:
-    """The shapes of a preset's model, unless its files are on this machine: they tell more."""
+    """The shapes of a preset's model, unless its files are on this machine, since they tell more."""
     shapes = known_shapes(model.model_name, model.max_seq_length)
     if shapes is None or Path(model.model_name).exists():
         return None

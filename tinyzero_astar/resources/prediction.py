@@ -42,7 +42,7 @@ class Outlook:
         return sum(self.phases[phase].values())
 
     def too_large(self, available: int) -> str | None:
-        """The first phase that needs more than `available` bytes; None when all fit."""
+        """The first phase that needs more than `available` bytes. None when all fit."""
         return next((phase for phase in self.phases if self.needed(phase) > available), None)
 
     @property
@@ -53,12 +53,12 @@ class Outlook:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run before it starts: all that its memory, disk and time depend on."""
+    """A run before it starts, with all that its memory, disk and time depend on."""
 
     config: Config
     model: Model
     num_processes: int
-    device: str  # the type of each process's: "cpu" or "cuda"
+    device: str  # the type of each process's device, "cpu" or "cuda"
 
     def changed(self, section: str, name: str, value: object) -> PlannedRun:
         """The same run with another value of one field of its configuration."""
@@ -132,5 +132,5 @@ class PlannedRun:
 
 
 def _due(frequency: int, last: int) -> set[int]:
-    """Every iteration of a frequency; what happens at the last one in any case is added by who asks."""
+    """Every iteration of a frequency. The caller adds what happens at the last one in any case."""
     return {*range(frequency, last + 1, frequency)}

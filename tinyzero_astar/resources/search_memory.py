@@ -1,4 +1,4 @@
-"""Memory of work without gradients: a search, an evaluation, and the forward that both share."""
+"""Memory of work without gradients, in a search, an evaluation, and the forward that both share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from tinyzero_astar.resources.workload import Shapes, Work
 from tinyzero_astar.search.gumbel import MANY_TOKENS
 
 DOUBLE = 8  # bytes
-# bytes per row and token of the vocabulary while the next tokens are chosen: logits, their log-probabilities, q and
-# its running sums; values of children where they are read. Not counted: 28 for prefixes whose further children are
-# drawn one by one, which are few after the first steps
+# Bytes per row and token of the vocabulary while the next tokens are chosen. They hold logits, their log-probabilities,
+# q and its running sums, and values of children where they are read. 28 more are not counted for prefixes whose further
+# children are drawn one by one, which are few after the first steps.
 _PER_LOGIT = {"greedy": 10, "best_first": 68}
 _LOCK_STEP = 20  # the modes that draw all rows' next tokens at once
 _GUIDED = 4  # more
-_SUMMED = DOUBLE  # less from MANY_TOKENS on, where no running sums are made of all; in a guided search, where q and
-# what it is made of are the most, _GUIDED less
+# Less from MANY_TOKENS on, where no running sums are made of all. In a guided search, where q and its parts need the
+# most, it is _GUIDED less.
+_SUMMED = DOUBLE
 
 
 def search(shapes: Shapes, work: Work) -> Memory:
@@ -55,14 +56,14 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
         {"activations": forward(shapes, work, num_problems * work.prompt_length)},
         {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
         {"logits": vocab * (rows * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
-        {"activations": forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step; the last output
+        {"activations": forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step, and the last output
     ]
     if mode == "best_first":  # every pop may fork
         held.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * FLOAT})
     copies = shapes.num_layers * shapes.linear_parameters * FLOAT
     is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
     found = {"KV slots": slots, "decoding copies": copies * is_copied}
-    if work.cuda_graphs:  # one recording per block of columns, all slots in each; its outputs are kept
+    if work.cuda_graphs:  # one recording per block of columns, with all slots, keeps its outputs
         blocks = work.length // BLOCK - work.prompt_length // BLOCK + 1
         outputs = blocks * num_slots * vocab * FLOAT
         found["recorded steps"] = outputs + forward(shapes, work, num_slots)
@@ -81,8 +82,8 @@ def forward(shapes: Shapes, work: Work, num_tokens: int) -> int:
     s, d, q, kv, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.kv_size, shapes.intermediate_size
     outer = 2 * s * d  # the embeddings and the layer's input, which the callers hold
     norm = outer + s * d + 2 * FLOAT * d
-    attention = outer + s * (d + 4 * q + 2 * kv)  # input normed; q, q cos, turned, turned sin; k, v
-    # residual, normed; silu(gate), up, their product; and what the adapter of `up` adds
+    attention = outer + s * (d + 4 * q + 2 * kv)  # input normed, q, q cos, turned, turned sin, k, v
+    # Residual, normed, silu(gate), up, their product, and what the adapter of `up` adds.
     mlp = outer + s * (2 * d + (4 if work.lora_rank else 3) * i)
-    angles = 2 * s * shapes.head_dim + 2 * 8  # cos, sin; ids, positions
+    angles = 2 * s * shapes.head_dim + 2 * 8  # cos and sin, ids and positions
     return num_tokens * (max(norm, attention, mlp) + angles)

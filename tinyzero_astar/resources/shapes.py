@@ -12,7 +12,7 @@ from tinyzero_astar.resources.workload import Shapes
 
 
 def shapes_of(config: PreTrainedConfig) -> Shapes:
-    """What the memory of a run depends on; takes no memory itself.
+    """What the memory of a run depends on. It takes no memory itself.
 
     Args:
         config: of an architecture that `model.architecture` allows.

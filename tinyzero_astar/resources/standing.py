@@ -12,7 +12,7 @@ Memory = dict[str, int]  # bytes by part
 
 
 def largest(held: Iterable[Memory]) -> Memory:
-    """Of what is held at different times, what takes most; the earliest of equals."""
+    """Of what is held at different times, what takes most, and among equals the earliest."""
     return max(held, key=lambda parts: sum(parts.values()))
 
 
@@ -42,12 +42,12 @@ def _copy(shapes: Shapes, work: Work) -> int:
 
 
 def kv_bytes(shapes: Shapes, work: Work, num_slots: int) -> int:
-    """Of the slot cache: one column more than the longest sequence."""
+    """Bytes of the slot cache, which has one column more than the longest sequence."""
     return num_slots * (work.length + 1) * shapes.num_layers * 2 * shapes.kv_size * work.dtype_bytes
 
 
 def trainer_file_bytes(shapes: Shapes, work: Work) -> int:
-    """Of a checkpoint's trainer.safetensors: optimizer state, value model, and with adapters what merging loses."""
+    """Bytes of trainer.safetensors, with optimizer state, value model, and with adapters what merging loses."""
     own = trainable_parameters(shapes, work.lora_rank)
     state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT
     state += value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT
@@ -57,12 +57,12 @@ def trainer_file_bytes(shapes: Shapes, work: Work) -> int:
 
 
 def checkpoint_bytes(shapes: Shapes, work: Work) -> int:
-    """On disk: model.safetensors, with adapters merged, and trainer.safetensors."""
+    """Bytes on disk of model.safetensors, with adapters merged, and trainer.safetensors."""
     return shapes.num_parameters * work.dtype_bytes + trainer_file_bytes(shapes, work)
 
 
 def checkpoint_copies(shapes: Shapes, work: Work) -> int:
-    """Host memory while a checkpoint is written: what goes to trainer.safetensors, and weights put together."""
+    """Host memory while a checkpoint is written, for what goes to trainer.safetensors and for weights put together."""
     size = trainer_file_bytes(shapes, work)
     if work.lora_rank:
         size += shapes.num_layers * shapes.linear_parameters * work.dtype_bytes

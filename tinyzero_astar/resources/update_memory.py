@@ -1,4 +1,4 @@
-"""Memory of an update: divergence from the base, micro-batches, optimizer steps, the value model's training."""
+"""Memory of an update, in divergence from the base, micro-batches, optimizer steps, and the value model's training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Trees(NamedTuple):
 class _Held(NamedTuple):
     """Bytes by part at the times of a micro-batch when most may be held, in order of time."""
 
-    scoring: Memory  # forward: the log-probabilities of the tokens, block by block
+    scoring: Memory  # forward to the log-probabilities of the tokens, block by block
     logp_backward: Memory
     hidden_backward: Memory  # from the hidden states that are scored to those of all positions
     last_layer: Memory  # backward of the decoder's layers begins
@@ -40,7 +40,7 @@ class _Held(NamedTuple):
 
 
 def divergence(shapes: Shapes, work: Work) -> Memory:
-    """Of the policy from its base, which only adapters have: two forwards, then logits of both in chunks."""
+    """Divergence from the base, which only adapters have, in two forwards, then logits of both in chunks."""
     if not work.lora_rank:
         return {}
     hidden, held = work.dtype_bytes * shapes.hidden_size, list[Memory]()
@@ -56,7 +56,7 @@ def divergence(shapes: Shapes, work: Work) -> Memory:
 
 
 def reference_scores(shapes: Shapes, work: Work) -> Memory:
-    """The first policy's forward over an iteration's completions: hidden states, then logits in blocks."""
+    """The first policy's forward over an iteration's completions, with hidden states, then logits in blocks."""
     hidden = work.dtype_bytes * shapes.hidden_size
     held = list[Memory]()
     for trees in set(_micro_batches(shapes, work, work.num_rows)):
@@ -86,7 +86,7 @@ def gradients(shapes: Shapes, work: Work) -> Memory:
 
 
 def optimizer_step(shapes: Shapes, work: Work) -> Memory:
-    """The policy's step: the root of the second moments, all at once, or one tensor's and its quotient."""
+    """The policy's step, with the root of the second moments, all at once, or one tensor's and its quotient."""
     own = trainable_parameters(shapes, work.lora_rank) // work.num_shards
     widest = max(shapes.hidden_size, shapes.intermediate_size)
     matrix = max(shapes.embedding_parameters, shapes.hidden_size * widest)
@@ -120,14 +120,14 @@ def _waiting(shapes: Shapes, work: Work) -> Memory:
 
 
 def _kept(shapes: Shapes, work: Work, num_tokens: int) -> int:
-    """Bytes that wait for the value model: a hidden state, a path and a log-probability, a token and its number."""
+    """Bytes that wait for the value model, for a hidden state, a path, a log-probability, a token and its number."""
     each = work.dtype_bytes * shapes.hidden_size + (PATH_SIZE + 1) * FLOAT + 2 * 8 + 1  # and whether it is one
     return max(0, num_tokens) * each * (work.kept_updates > 0)
 
 
 def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
-    """Those of so many completions of full length that share nothing but their prompts; see `training.trees`."""
-    longer = max(1, work.depth - 1)  # positions that a completion adds: its last token has none
+    """Those of so many completions of full length that share nothing but their prompts, see `training.trees`."""
+    longer = max(1, work.depth - 1)  # positions that a completion adds, as its last token has none
     linear_cost = shapes.layer_parameters / (2 * shapes.hidden_size)
     leaves, prompt = 1, work.prompt_length
     while leaves < work.num_rollouts and prompt + (leaves + 1) * longer <= work.micro_batch_tokens:
@@ -147,7 +147,7 @@ def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
 
 
 def _held_during(trees: _Trees, shapes: Shapes, work: Work, head: int) -> _Held:
-    """What one micro-batch needs; `head`: bytes of the gradient of the head."""
+    """What one micro-batch needs. `head` is the bytes of the gradient of the head."""
     s, d = work.dtype_bytes, shapes.hidden_size
     layer = saved_by_layer(shapes, work)
     mask = trees.num_trees * trees.size**2 * (s + 1)  # and a boolean one that it is made of
@@ -178,13 +178,13 @@ def saved_by_layer(shapes: Shapes, work: Work) -> int:
     """Bytes per position that one decoder layer keeps for its backward."""
     s, d, q, i = work.dtype_bytes, shapes.hidden_size, shapes.query_size, shapes.intermediate_size
     norms = 2 * d * _saved_by_norm(work)
-    attention = s * 4 * q + FLOAT * shapes.num_heads  # q; k and v, repeated for each query; output; log-sum-exp
+    attention = s * 4 * q + FLOAT * shapes.num_heads  # q, k and v repeated for each query, output, log-sum-exp
     adapters = 7 * s * work.lora_rank
     return norms + attention + 4 * s * i + adapters  # gate, silu(gate), up, their product
 
 
 def _saved_by_norm(work: Work) -> int:
-    """Bytes per number: the input in float32, normed for the weight's gradient, and times the weight."""
+    """Bytes per number for the input in float32, normed for the weight's gradient, and times the weight."""
     return FLOAT + work.dtype_bytes * (1 if work.lora_rank else 2)
 
 

@@ -11,7 +11,7 @@ from tinyzero_astar.rollout.value_model import CHILD_RANK, PATH_SIZE
 
 @dataclass(frozen=True)
 class Shapes:
-    """What memory depends on of a decoder-only language model; counted by `resources.shapes`."""
+    """What memory depends on of a decoder-only language model, counted by `resources.shapes`."""
 
     num_parameters: int  # tied ones once
     layer_parameters: int  # of one decoder layer
@@ -23,9 +23,9 @@ class Shapes:
     intermediate_size: int  # I
     vocab_size: int  # V, rows of the embedding
     is_tied: bool  # embedding and head are one matrix
-    has_fast_decode: bool  # the search decodes float32 weights on copies: `engine.fast_decode`
-    linear_sizes: int  # of one layer: sum of inputs + outputs over its linear projections, which LoRA adapts
-    linear_parameters: int  # of one layer: those matrices themselves
+    has_fast_decode: bool  # the search decodes float32 weights on copies, see `engine.fast_decode`
+    linear_sizes: int  # of one layer, sum of inputs + outputs over its linear projections, which LoRA adapts
+    linear_parameters: int  # of one layer, those matrices themselves
 
     @property
     def query_size(self) -> int:
@@ -59,19 +59,19 @@ class Work:
     eval_problems: int  # of one process
     eval_samples: int
     eval_rows: int  # sequences decoded at once
-    eval_beam_width: int | None  # of A* at test time; None: greedy evaluation only
+    eval_beam_width: int | None  # of A* at test time, None means greedy evaluation only
     num_rows: int  # completions of an iteration that one process scores
     step_rows: int  # completions of an optimizer step that one process trains on
     micro_batch_tokens: int
     value_hidden_size: int
-    kept_updates: int  # updates of the policy whose hidden states wait for the value model; 0: none is trained
+    kept_updates: int  # updates of the policy whose hidden states wait for the value model, 0 without one
     num_shards: int = 1  # that weights are split over
     is_foreach: bool = False  # AdamW steps all parameters at once, as on GPUs
     is_host: bool = False  # the device's memory is the machine's
     gradient_checkpointing: bool = False
-    lora_rank: int = 0  # 0: full fine-tuning
+    lora_rank: int = 0  # 0 means full fine-tuning
     cuda_graphs: bool = False  # decode steps are recorded
-    num_reference_samples: int = 0  # per problem; 0: the algorithm needs no reference policy
+    num_reference_samples: int = 0  # per problem, 0 if the algorithm needs no reference policy
 
     @property
     def length(self) -> int:
@@ -80,7 +80,7 @@ class Work:
 
     @property
     def has_copy(self) -> bool:
-        """Whether the first policy is kept as a copy; adapters can be left off instead."""
+        """Whether the first policy is kept as a copy. Adapters can be left off instead."""
         return self.num_reference_samples > 0 and self.lora_rank == 0
 
     @property
@@ -97,7 +97,7 @@ def value_parameters(shapes: Shapes, hidden_size: int) -> int:
 
 
 def trainable_parameters(shapes: Shapes, lora_rank: int) -> int:
-    """Of the language model: all, or the adapters' two factors per matrix."""
+    """Parameters of the language model that are trained, all or the adapters' two factors per matrix."""
     if lora_rank == 0:
         return shapes.num_parameters
     return shapes.num_layers * shapes.linear_sizes * lora_rank
@@ -106,8 +106,8 @@ def trainable_parameters(shapes: Shapes, lora_rank: int) -> int:
 def is_worth_joining(growth: int, size: int, shared: int, linear_cost: float) -> bool:
     """Whether a completion is cheaper in a tree of prefixes than in one of its own.
 
-    In the tree its new positions attend to all others, masked or not: (size + growth)^2 - size^2 pairs more. On its own
-    it has (shared + growth)^2 pairs, and the shared positions go through the model's matrices once more.
+    In the tree its new positions attend to all others, masked or not. These are (size + growth)^2 - size^2 pairs more.
+    On its own it has (shared + growth)^2 pairs, and the shared positions go through the model's matrices once more.
 
     Args:
         growth: positions that it would add to the tree.
