@@ -1,4 +1,4 @@
-"""TinyZero A*PO from Python; docs/python.md. What is heavy is imported when it is first used."""
+"""TinyZero A*PO from Python, see docs/python.md. Heavy modules are imported when they are first used."""
 
 from typing import TYPE_CHECKING, Any
 

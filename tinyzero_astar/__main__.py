@@ -1,4 +1,4 @@
-"""`python -m tinyzero_astar` is `tinyzero`; without a command it is `python train.py`."""
+"""`python -m tinyzero_astar` is `tinyzero`. Without a command it is `python train.py`."""
 
 import sys
 

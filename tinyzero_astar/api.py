@@ -52,7 +52,7 @@ class Leaf(NamedTuple):
     """A completion that a search found."""
 
     text: str  # without its end token
-    weight: float | None  # inclusion weight: sums over leaves estimate means over the policy; None for best_first
+    weight: float | None  # inclusion weight, whose sums over leaves estimate means over the policy, None for best_first
     logp: float  # log-probability under the policy, nats
     success: float  # the value model's guess before the last token, in [0, 1]
     is_finished: bool  # by an end token, not by the depth limit
@@ -62,7 +62,7 @@ class Leaf(NamedTuple):
 
 @dataclass(frozen=True)
 class Tree:
-    """What a search found; `print` draws it."""
+    """What a search found. `print` draws it."""
 
     prompt: str
     mode: SearchMode
@@ -72,7 +72,7 @@ class Tree:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
 
     def __str__(self) -> str:
-        """A line for each stretch without a fork; what is known of a leaf follows its text."""
+        """A line for each stretch without a fork. What is known of a leaf follows its text."""
         leaves = {tuple(leaf.tokens): leaf for leaf in self.leaves}
         return outline(self.nodes, self.tokenizer.decode, lambda tokens: _note(leaves.get(tuple(tokens))))
 
@@ -86,7 +86,7 @@ def _note(leaf: Leaf | None) -> str:
 
 
 class Model:
-    """A policy with its value model, its task and its settings; made by `load`.
+    """A policy with its value model, its task and its settings, made by `load`.
 
     Attributes:
         config: all settings.
@@ -112,7 +112,7 @@ class Model:
         return f"Model({self.config.model.model_name!r}, trained for {self._num_trained} iterations here)"
 
     def ask(self, question: str) -> Problem:
-        """A problem of the task, as `search` takes it; "12*34" for multiplication.
+        """A problem of the task, as `search` takes it, such as "12*34" for multiplication.
 
         Raises:
             ValueError: says how to write one.
@@ -133,9 +133,9 @@ class Model:
         Args:
             prompt: any text, or a problem of the task, whose completions are then judged.
             num_leaves: K, completions to find.
-            mode: gumbel, sample or best_first; None: `search.mode`.
-            is_guided: whether the value model bends the search; None: as in training, if its rankings were good in the
-                last iterations.
+            mode: gumbel, sample or best_first. None means `search.mode`.
+            is_guided: whether the value model guides the search. None means as in training, if its rankings were good
+                in the last iterations.
             seed: of the search noise.
 
         Raises:
@@ -188,13 +188,13 @@ class Model:
         )
 
     def train(self, num_iterations: int = 1) -> list[dict[str, Any]]:
-        """Search, verify and update so many times; the metrics of each iteration, by the names of docs/metrics.md.
+        """Search, verify and update so many times, and return the metrics of each iteration (docs/metrics.md).
 
         The first call makes optimizers and problems. The learning rate follows the schedule of `train.num_iterations`.
 
         Raises:
             ValueError: the settings do not go together, or the schedule ends before.
-            FloatingPointError: a number is NaN or infinite; nothing was updated.
+            FloatingPointError: a number is NaN or infinite. Nothing was updated.
         """
         last = self.config.train.num_iterations
         if self._num_trained + num_iterations > last:
@@ -213,7 +213,7 @@ class Model:
         return records
 
     def evaluate(self) -> dict[str, Any]:
-        """Measure on the held-out problems, as a run does at its end; names of docs/metrics.md."""
+        """Measure on the held-out problems, as a run does at its end, by the names of docs/metrics.md."""
         return finite(measure(self._session, self._num_trained).metrics)
 
     def save(self, folder: str | Path) -> Path:
@@ -252,18 +252,18 @@ def load(
 ) -> Model:
     """A model ready to be searched and trained.
 
-    Like a run, it sets PyTorch's number of threads and its random state. A checkpoint gives policy and value model;
-    training then begins anew from them. To continue a run to the bit, use `tinyzero train --resume`.
+    Like a run, it sets PyTorch's number of threads and its random state. A checkpoint gives policy and value model.
+    Training then begins anew from them. To continue a run to the bit, use `tinyzero train --resume`.
 
     Args:
-        model: "embedded", a name on the hub, a folder, a .gguf file, a checkpoint, or a run for its newest one; None:
-            what `config` says.
-        config: a preset, a TOML file or a `Config`; None: that of the checkpoint, or preset "tiny".
+        model: "embedded", a name on the hub, a folder, a .gguf file, a checkpoint, or a run for its newest one. None
+            means what `config` says.
+        config: a preset, a TOML file or a `Config`. None means that of the checkpoint, or preset "tiny".
         options: single fields, as in {"search.beam_width": 12}.
         is_quiet: print nothing.
 
     Raises:
-        ValueError: one of them cannot be used; one sentence says why.
+        ValueError: one of them cannot be used. One sentence says why.
     """
     checkpoint = None if model is None else checkpoint_at(str(model))
     if checkpoint is not None:

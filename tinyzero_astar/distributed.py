@@ -1,7 +1,7 @@
-"""Several processes as one: the process group, and the few ways in which ranks talk to each other.
+"""Several processes as one, with the process group and the few ways in which ranks talk to each other.
 
-Without a process group everything here is the identity, so callers need no second path for one process. Which
-collective runs where is told in docs/scaling.md.
+Without a process group everything here is the identity, so callers need no second path for one process. docs/scaling.md
+says which collective runs where.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TOLD = (ValueError, FloatingPointError, FailedError)  # what `agree` tells the 
 
 
 def set_up(device: torch.device, timeout_s: float) -> None:
-    """Join the process group that torchrun's environment describes; gloo on CPUs, nccl too on GPUs.
+    """Join the process group that torchrun's environment describes, with gloo on CPUs, and nccl too on GPUs.
 
     Args:
-        device: of the models; a GPU becomes the one of this process's local rank.
+        device: of the models. A GPU becomes the one of this process's local rank.
         timeout_s: how long a collective waits for the slowest rank before it fails.
 
     Raises:
@@ -60,7 +60,7 @@ def tear_down() -> None:
 def _report_and_leave(
     timeout_s: float, kind: type[BaseException], error: BaseException, where: TracebackType | None
 ) -> None:
-    """Print a traceback under this rank's name and end the process at once; torchrun then ends the others.
+    """Print a traceback under this rank's name and end the process at once. torchrun then ends the others.
 
     An orderly end of the interpreter could wait for collectives that the other ranks are still in.
     """
@@ -95,13 +95,13 @@ def is_main() -> bool:
 
 
 def share_of(items: Sequence[T]) -> Sequence[T]:
-    """This rank's contiguous part; the parts of all ranks, in their order, are all items."""
+    """This rank's contiguous part. The parts of all ranks, in their order, are all items."""
     count = len(items)
     return items[count * rank() // world_size() : count * (rank() + 1) // world_size()]
 
 
 def gather(x: T) -> list[T]:
-    """What every rank has, in their order; tensors in it must lie on the CPU."""
+    """What every rank has, in their order. Tensors in it must lie on the CPU."""
     if not is_distributed():
         return [x]
     found: list[T] = [x] * world_size()
@@ -122,7 +122,7 @@ def agree(make: Callable[[], T]) -> T:
     """This rank's outcome of `make`, once it has succeeded on all.
 
     Raises:
-        ValueError: raised on some rank; every rank raises it.
+        ValueError: raised on some rank. Every rank raises it.
         FloatingPointError: as well.
         FailedError: as well.
     """

@@ -1,4 +1,4 @@
-"""Files that outlast a crash: replaced or appended to, never rewritten in place."""
+"""Files that outlast a crash. They are replaced or appended to, never rewritten in place."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 PARTIAL = ".partial"  # ends the name of what is not yet written to its end
-METRICS, SAMPLES, TRACE = "metrics.jsonl", "samples.jsonl", "trace.jsonl"  # of a run: loggers/jsonl.py writes them
-TRACED_PROBLEMS, TRACED_NODES = 4, 5_000  # of a line of trace.jsonl: at most, or the problems of one search
+METRICS, SAMPLES, TRACE = "metrics.jsonl", "samples.jsonl", "trace.jsonl"  # of a run, written by loggers/jsonl.py
+TRACED_PROBLEMS, TRACED_NODES = 4, 5_000  # most of a line of trace.jsonl, or the problems of one search
 PROCESSES = "processes.jsonl"  # and this one run/processes.py
-RECORDS = (METRICS, SAMPLES, TRACE, PROCESSES)  # each with a line per iteration or several; run/records.py reads them
+RECORDS = (METRICS, SAMPLES, TRACE, PROCESSES)  # each with a line per iteration or several, read by run/records.py
 
 
 class WriteFailedError(Exception):
-    """A file of the run could not be written: a full disk, a limit, a folder that became read-only."""
+    """A file of the run could not be written because of a full disk, a limit, or a folder that became read-only."""
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a regular file; reading a pipe or a device could wait for ever.
+    """Text of a regular file. Reading a pipe or a device could wait for ever.
 
     Raises:
         OSError: the file cannot be read.
@@ -49,7 +49,7 @@ def read_text(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Put a file, or the names in a folder, on the disk itself: they then outlast a loss of power."""
+    """Put a file, or the names in a folder, on the disk itself, so that they outlast a loss of power."""
     if os.name == "nt" and path.is_dir():  # cannot be opened there
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -69,7 +69,10 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:
-    """Each record as a JSON object on a line of its own; on the disk when this returns, so a crash loses nothing."""
+    """Write each record as a JSON object on a line of its own.
+
+    It is on the disk when this returns, so a crash loses nothing.
+    """
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         file.flush()

@@ -1,11 +1,11 @@
-"""Records and protocols that every layer shares; nothing here computes.
+"""Records and protocols that every layer shares. Nothing here computes.
 
-Alignment rule, used everywhere: a per-token tensor `x` of shape [..., T] holds in `x[..., t]` a quantity of
-the *generated* token `tokens[..., t]` given the prompt and `tokens[..., :t]`. `logp[..., t]` is the natural
-log-probability of that token, `value[..., t]` the success probability of the prefix *before* it.
+Alignment rule, used everywhere: a per-token tensor `x` of shape [..., T] holds in `x[..., t]` a quantity of the
+*generated* token `tokens[..., t]` given the prompt and `tokens[..., :t]`. `logp[..., t]` is the natural log-probability
+of that token, `value[..., t]` the success probability of the prefix *before* it.
 
-Axes: P problems, K leaves (rollouts) per problem, B = P * K sequences, T generated positions, V vocabulary,
-D hidden width, N rows of one decoder call.
+The axes are P problems, K leaves (rollouts) per problem, B = P * K sequences, T generated positions, V vocabulary, D
+hidden width, and N rows of one decoder call.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tinyzero_astar.config import Config
 from tinyzero_astar.modes import SearchMode
 
 END_OF_EXAMPLE = "\N{END OF TEXT}"
-"""Stands in a prompt where a worked example ends; the text of the model's end token takes its place."""
+"""Stands in a prompt where a worked example ends. The text of the model's end token takes its place."""
 
 
 @dataclass(frozen=True)
 class Problem:
     """One question with a verifiable answer."""
 
-    id: int  # unique within its task, below 2**62; seeds the search noise
-    prompt: str  # rendered text that the model continues; END_OF_EXAMPLE stands for the model's end token
+    id: int  # unique within its task, below 2**62, and the seed of the search noise
+    prompt: str  # rendered text that the model continues. END_OF_EXAMPLE stands for the model's end token
     text: str  # the bare question, for people ("23*45")
     answer: Any  # of the task's own type (an integer, a fraction, a string)
-    key: str = ""  # equal for problems that differ only in form (23*45, 45*23); "": the text
+    key: str = ""  # equal for problems that differ only in form (23*45, 45*23), the text if it is ""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Verdict:
 
     accuracy: bool  # the one well-formed answer is right
     format: bool  # exactly one well-formed think/answer pair, at the end
-    answer: Any  # what was parsed, in a form that JSON can hold; None when the format is wrong
-    reason: str  # one phrase, for logs: why the verdict is what it is
-    score: float | None = None  # in [0, 1], of a task that grades; None: accuracy counts
+    answer: Any  # what was parsed, in a form that JSON can hold, None when the format is wrong
+    reason: str  # one phrase for logs, which says why the verdict is what it is
+    score: float | None = None  # in [0, 1], of a task that grades, None means that accuracy counts
 
     def __post_init__(self) -> None:
         """Refuse a score that no probability could predict."""
@@ -62,23 +62,23 @@ class Task(Protocol):
     """A source of problems and their verifier."""
 
     def train_problems(self, iteration: int, count: int) -> list[Problem]:
-        """The `count` training problems of an iteration; a pure function of seed and iteration."""
+        """The `count` training problems of an iteration, a pure function of seed and iteration."""
         ...
 
     def held_out_problems(self, count: int) -> list[Problem]:
-        """The first `count` held-out problems, the same in every run; no key of theirs is trained on."""
+        """The first `count` held-out problems, the same in every run. No key of theirs is trained on."""
         ...
 
     def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
-        """Judge the text after the prompt; cheap and safe on any string."""
+        """Judge the text after the prompt. It is cheap and safe on any string."""
         ...
 
     def example(self, problem: Problem) -> str:
-        """A right completion, worked out briefly, as few-shot prompts show it; "" where none is known."""
+        """A right completion, worked out briefly, as few-shot prompts show it, or "" where none is known."""
         ...
 
     def ask(self, text: str) -> Problem:
-        """The problem that a person typed; a ValueError says how to write one."""
+        """The problem that a person typed. A ValueError says how to write one."""
         ...
 
 
@@ -96,10 +96,13 @@ class StepOutput(NamedTuple):
     logits: Tensor  # [N, V] next-token logits of the policy, temperature 1, no top-k or top-p
     value_logit: Tensor  # [N] logit of p(s), the success probability of the prefix
     child_logit: Callable[[Tensor], Tensor]
-    """[N, V] logit of p(s a) for every next token a, given log pi(a|s) [N, V]; computed when asked for."""
-    baseline: Tensor | None = None  # [N] b(s) in units of reward, for the update; steers nothing
+    """[N, V] logit of p(s a) for every next token a, given log pi(a|s) [N, V]. It is computed when asked for."""
+    baseline: Tensor | None = None  # [N] b(s) in units of reward, for the update, no effect on the search
     child_logit_of: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    """The same of some rows, given one next token of each and its log pi, [...] each; None: `child_logit` is asked."""
+    """The same of some rows, given one next token of each and its log pi, [...] each.
+
+    With None, `child_logit` is asked.
+    """
 
     def taken(self, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """Logit of p(s a) for one next token of some rows, without scoring the whole vocabulary where that can be.
@@ -115,12 +118,12 @@ class StepOutput(NamedTuple):
 
 
 class Decoder(Protocol):
-    """How the search reaches a network: slots that hold prefixes, extended by one token a step."""
+    """How the search reaches a network, by slots that hold prefixes, extended by one token a step."""
 
-    eos_ids: tuple[int, ...]  # the tokens that end a completion; the first of them pads
+    eos_ids: tuple[int, ...]  # the tokens that end a completion, of which the first pads
 
     def start(self, prompts: Sequence[Sequence[int]], home: Tensor, *, can_cross: bool = False) -> StepOutput:
-        """Evaluate each prompt once; slot s then holds prompt `home[s]`.
+        """Evaluate each prompt once. Slot s then holds prompt `home[s]`.
 
         Args:
             prompts: N token lists.
@@ -130,14 +133,14 @@ class Decoder(Protocol):
         ...
 
     def step(self, tokens: Tensor, source: Tensor | None, length: Tensor, target: Tensor, path: Tensor) -> StepOutput:
-        """Row r: `target[r]` := first `length[r]` generated tokens of `source[r]`, then `tokens[r]`.
+        """For row r, `target[r]` becomes the first `length[r]` generated tokens of `source[r]`, then `tokens[r]`.
 
-        `path` [N, 3] float64 is what pi thinks of row r's new prefix, nats: log pi of its last token, of all that was
-        generated, and of the least likely token. At a prompt all three are 0.
+        `path` [N, 3] float64 describes row r's new prefix under pi, in nats. It is log pi of its last token, of all
+        that was generated, and of the least likely token. At a prompt all three are 0.
 
-        The others are int64 [N]; no source: each row's is its target. Rows with source == target extend in place, the
-        others are forks. Every row reads before any row writes, so a slot may be source of one row and target of
-        another.
+        The others are int64 [N]. Without a source each row's source is its target. Rows with source == target extend in
+        place, the others are forks. Every row reads before any row writes, so a slot may be source of one row and
+        target of another.
         """
         ...
 
@@ -148,7 +151,7 @@ class SearchStats:
 
     num_expanded: Tensor  # prefixes whose children were scored, the prompt included
     num_forks: Tensor  # prefixes copied to another slot
-    num_decoded_tokens: Tensor  # decoder rows stepped; the prompt is not counted
+    num_decoded_tokens: Tensor  # decoder rows stepped, not counting the prompt
     max_open: Tensor  # largest number of open (unexpanded, kept) prefixes at any time
     num_open_final: Tensor  # open prefixes still kept when the search ended
     num_pruned: Tensor  # open prefixes dropped for lack of room or by the depth cap (best_first)
@@ -157,7 +160,7 @@ class SearchStats:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """P problems with K leaves each, best priority first; T is the longest leaf."""
+    """P problems with K leaves each, best priority first. T is the longest leaf."""
 
     tokens: Tensor  # [P, K, T] int64, generated tokens only (the end token included), padded
     length: Tensor  # [P, K] int64, 0 where there is no k-th leaf
@@ -165,11 +168,11 @@ class Rollouts:
     logp: Tensor  # [P, K, T] log pi of each token (0 after length)
     logq: Tensor  # [P, K, T] log q of each token under the search's proposal (0 after length)
     value: Tensor  # [P, K, T] p(s) before each token (0 after length)
-    baseline: Tensor  # [P, K, T] b(s) before each token, in units of reward; 0 where the decoder has none
-    child_value: Tensor  # [P, K, T] p(s a) after each token, as its prefix foresees it: what bends the search
+    baseline: Tensor  # [P, K, T] b(s) before each token, in units of reward, 0 where the decoder has none
+    child_value: Tensor  # [P, K, T] p(s a) after each token, as its prefix predicts it, which guides the search
     priority: Tensor  # [P, K] G (gumbel), f (best_first), log pi(y) (sample)
     kappa: Tensor  # [P] threshold of docs/algorithm.md eq. 6 (gumbel), else -inf
-    weight: Tensor  # [P, K] inclusion weight (gumbel), 1/K (sample), 0 where no leaf; nan for best_first
+    weight: Tensor  # [P, K] inclusion weight (gumbel), 1/K (sample), 0 where no leaf, nan for best_first
     stats: SearchStats
 
     @property
@@ -200,22 +203,22 @@ class Rollouts:
 class TraceNode:
     """One prefix of one problem's search tree, as scored when it was generated.
 
-    Steps count decoder calls: the prompts are evaluated in step 0. Several prompts of one group of mode best_first are
+    Steps count decoder calls. The prompts are evaluated in step 0. Several prompts of one group of mode best_first are
     expanded one after another, in steps 0 to M - 1.
     """
 
     problem: int  # index into the prompts
-    node: int  # unique within the problem; 0 is the prompt
+    node: int  # unique within the problem, 0 for the prompt
     parent: int  # -1 for the prompt
-    token: int  # last token of the prefix; -1 for the prompt
+    token: int  # last token of the prefix, -1 for the prompt
     depth: int  # generated tokens
     g: float  # log pi(prefix | prompt)
     h: float  # heuristic on the scale of log-probabilities
     f: float  # g + h
-    priority: float  # what the search ordered by: G (gumbel), f (best_first), g (sample)
+    priority: float  # what the search ordered by, G (gumbel), f (best_first) or g (sample)
     success: float  # p(s) as the prefix before it foresees it, in [0, 1]
     step: int  # when it was generated
-    end: int  # when it was extended, or when better ones pushed it out; -1: never
+    end: int  # when it was extended, or when better ones pushed it out, -1 means never
     status: Literal["expanded", "leaf", "open", "dropped"]
 
 
@@ -231,8 +234,8 @@ class Trace:
 class Reference:
     """What a frozen copy of the first policy says about the rows of a batch."""
 
-    logp: Tensor  # [B, T] log pi_ref of each token; any number at padding
-    value: Tensor  # [B] V* of the row's problem, in units of reward; docs/algorithm.md eq. 18
+    logp: Tensor  # [B, T] log pi_ref of each token, any number at padding
+    value: Tensor  # [B] V* of the row's problem, in units of reward (docs/algorithm.md eq. 18)
 
     def rows(self, rows: Tensor, width: int) -> Reference:
         """Some rows, cut to so many tokens."""
@@ -241,13 +244,13 @@ class Reference:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rollouts of one iteration as the update sees them; rows are completions, problem by problem."""
+    """The rollouts of one iteration as the update sees them. Rows are completions, problem by problem."""
 
     prompts: list[list[int]]  # of every problem, those without a row included
     problem: Tensor  # [B] index of the problem within the iteration
     tokens: Tensor  # [B, T] the completions
     is_token: Tensor  # [B, T] True at generated tokens
-    weight: Tensor  # [B] inclusion weights; sum to about 1 per problem
+    weight: Tensor  # [B] inclusion weights, which sum to about 1 per problem
     accuracy: Tensor  # [B] accuracy reward, 0 or 1, or a grade between
     reward: Tensor  # [B] what the policy is trained on, a weighted sum of the two
     logp_old: Tensor  # [B, T] log pi before the update, as the search recorded it
@@ -256,7 +259,7 @@ class Batch:
     reference: Reference | None = None  # of an algorithm that needs one
 
     def to(self, device: torch.device) -> Batch:
-        """The same with all tensors on a device; one without a reference."""
+        """The same with all tensors on a device, and without a reference."""
         assert self.reference is None
         tensors: dict[str, Any] = {
             f.name: x.to(device) for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)
@@ -287,18 +290,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class PrefixTrees:
-    """B completions as R trees, in which each prefix stands once; what one forward of the model sees.
+    """B completions as R trees, in which each prefix stands once. One forward of the model sees them.
 
-    A tree holds a prompt and then the tokens of its completions, each once for all completions that share the prefix
-    up to it. L is the largest number of positions of a tree, E the number of scored tokens of all trees.
+    A tree holds a prompt and then the tokens of its completions, each once for all completions that share the prefix up
+    to it. L is the largest number of positions of a tree, E the number of scored tokens of all trees.
     """
 
     ids: Tensor  # [R, L] tokens, padded on the right
     position: Tensor  # [R, L] number of tokens before it in its own sequence
-    is_seen: Tensor  # [R, 1, L, L] True where a query sees a key: the tokens of its own prefix, and itself
+    is_seen: Tensor  # [R, 1, L, L] True where a query sees a key, which are its own prefix and itself
     parent: Tensor  # [E] place of the last token before each scored token, in the flattened ids
-    token: Tensor  # [E] scored tokens: what completions continue a prefix with
-    scored: Tensor  # [B, T] which of the E each token of a completion is; 0 at padding
+    token: Tensor  # [E] scored tokens, with which completions continue a prefix
+    scored: Tensor  # [B, T] which of the E each token of a completion is, 0 at padding
     cell: Tensor  # [E] where each scored token stands in the flattened [B, T], in one of its completions
 
     def by_completion(self, x: Tensor) -> Tensor:
@@ -313,7 +316,7 @@ class Algorithm(Protocol):
     """Names of what `prepare` returns to be logged."""
 
     has_critic: ClassVar[bool]
-    """Whether the value model is trained: without it there is no guidance either."""
+    """Whether the value model is trained. Without it there is no guidance either."""
 
     needs_reference: ClassVar[bool]
     """Whether batches must come with a `Reference`."""
@@ -322,10 +325,10 @@ class Algorithm(Protocol):
     """Search modes on whose rollouts it may train."""
 
     reason: ClassVar[str]
-    """Why it may not train on those of the others, after "algorithm NAME"; empty where it may."""
+    """Why it may not train on those of the others, after "algorithm NAME". Empty where it may."""
 
     min_rollouts: ClassVar[int]
-    """Fewest rollouts of a problem that it compares; 1: it compares none, and a problem may go without."""
+    """Fewest rollouts of a problem that it compares. With 1 it compares none, and a problem may have none."""
 
     @classmethod
     def from_config(cls, config: Config) -> Algorithm:
@@ -333,11 +336,11 @@ class Algorithm(Protocol):
         ...
 
     def prepare(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """Fill in weights and advantages, without gradients; returns what is worth logging."""
+        """Fill in weights and advantages, without gradients, and return what is worth logging."""
         ...
 
     def loss(self, batch: Batch, logp: Tensor) -> Tensor:
-        """The loss of a micro-batch as a sum; `logp` [B, T] carries the gradient."""
+        """The loss of a micro-batch as a sum. `logp` [B, T] carries the gradient."""
         ...
 
     def count(self, batch: Batch, num_problems: int) -> float:
@@ -353,46 +356,47 @@ class Table(NamedTuple):
 
 
 class Logger:
-    """One place that a run reports to. A class, not a protocol: a logger inherits from it and leaves out what it can.
+    """One place that a run reports to. It is a class and no protocol, so that a logger inherits what it does not need.
 
-    Rank 0 alone has loggers. What cannot be written raises `WriteFailedError` (files.py): the run then ends with that
-    sentence. When a method returns, what it was told is safe: nothing tells it that a run is killed. A number that
-    could not be measured is None.
+    Rank 0 alone has loggers. What cannot be written raises `WriteFailedError` (files.py), and the run then ends with
+    that sentence. When a method returns, what it was given is safe, because nothing tells it that a run is killed. A
+    number that could not be measured is None.
     """
 
     def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """A run begins, or goes on after `done` iterations; later events may repeat what an earlier process told.
+        """A run begins, or goes on after `done` iterations. Later events may repeat those of an earlier process.
 
         Args:
             config: by section and field.
             folder: of the run, which exists.
             done: iterations trained.
-            records: what earlier processes recorded of them, each with its iteration; none if the file is lost.
+            records: what earlier processes recorded of them, each with its iteration. None are given if the file is
+                lost.
         """
 
     def iteration(self, number: int, metrics: Mapping[str, Any], ranking: float | None) -> None:
-        """Iteration `number`, counted from 1, has been trained; its evaluation and its checkpoint are to come.
+        """Iteration `number`, counted from 1, has been trained. Its evaluation and its checkpoint are to come.
 
         Args:
             number: of the iteration.
             metrics: what was measured so far.
-            ranking: sibling accuracy that the gate of the guidance went by, None where there were too few measures.
+            ranking: sibling accuracy that the guidance gate used, None where there were too few measures.
         """
 
     def alarm(self, number: int, text: str) -> None:
-        """Something has just become wrong in iteration `number`; one sentence."""
+        """Something has just become wrong in iteration `number`, said in one sentence."""
 
     def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """Completions of iteration `number`, problem by problem, the best first; what JSON can hold, by field."""
+        """Completions of iteration `number`, problem by problem, the best first, by field, as JSON can hold them."""
 
     def trace(self, number: int, record: Mapping[str, Any]) -> None:
         """Search trees of iteration `number`, as docs/trace.md has them."""
 
     def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
-        """The model after iteration `number` (0: the base model) has been evaluated; `tables` say it to people."""
+        """The model after iteration `number` (0 is the base model) has been evaluated. `tables` are for people."""
 
     def record(self, number: int, metrics: Mapping[str, Any]) -> None:
-        """All that was measured of iteration `number`, told once, at its end: of training, evaluation or both."""
+        """All that was measured of iteration `number`, in training, evaluation or both, reported once at its end."""
 
     def end(self) -> None:
-        """The run ends, however it does: close what is open."""
+        """The run ends, however it does. Close what is open."""

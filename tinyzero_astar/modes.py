@@ -1,4 +1,4 @@
-"""The search's modes by name; apart from `interfaces` because options are read before PyTorch is imported."""
+"""The search's modes by name. They are apart from `interfaces` because options are read before PyTorch is imported."""
 
 from __future__ import annotations
 

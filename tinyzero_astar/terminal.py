@@ -1,4 +1,4 @@
-"""How every command starts and ends, and what may be printed; needs nothing but Python itself."""
+"""How every command starts and ends, and what may be printed. It needs nothing but Python itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _noted: list[int] = []  # signals that `_Interruptible` received in this command
 
 
 class FailedError(Exception):
-    """Ends a command with status 1; the message is the one sentence that a person needs."""
+    """Ends a command with status 1. The message is the one sentence that a person needs."""
 
 
 def run_command(run: Callable[[], int]) -> int:
-    """Run a command, whatever the state of its output; returns the exit status.
+    """Run a command, whatever the state of its output, and return the exit status.
 
     Status 2 with one sentence when Python is too old or a package is missing, 141 as soon as nobody reads the output
     any more, as in `... | head`. Status 1 with one sentence after a `FailedError`, or when the output cannot be
@@ -59,7 +59,7 @@ def run_command(run: Callable[[], int]) -> int:
 def end_process(status: int) -> NoReturn:
     """End the process with a status, once there is nothing left to do.
 
-    Under torchrun it ends at once: threads that PyTorch keeps for a process group may abort the interpreter's own end,
+    Under torchrun it ends at once. Threads that PyTorch keeps for a process group may abort the interpreter's own end,
     with status -6, after the group was left in good order.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -71,16 +71,16 @@ def end_process(status: int) -> NoReturn:
 
 
 class _Interruptible:
-    """Ends with its block where a signal stopped that; `number` is the signal's, 0 for none.
+    """Ends with its block where a signal stopped that. `number` is the signal's, 0 for none.
 
-    Libraries may catch the KeyboardInterrupt and raise something else: the lazy imports of transformers say that a
-    module is missing. So SIGINT is noted, and after that any exception means that the command was stopped.
+    Libraries may catch the KeyboardInterrupt and raise something else. For example, the lazy imports of transformers
+    say that a module is missing. So SIGINT is noted, and after that any exception means that the command was stopped.
     """
 
     number = 0
 
     def __enter__(self) -> _Interruptible:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as for a shell's background job: so it stays
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # background jobs ignore it, and so it stays
             signal.signal(signal.SIGINT, _note)
         return self
 
@@ -118,14 +118,14 @@ def _stopped_by(number: int) -> int:
 
 
 def _discard(stream: TextIO) -> None:
-    """What cannot be written goes nowhere: the interpreter flushes once more at its end."""
+    """What cannot be written goes nowhere, because the interpreter flushes once more at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def prepare_streams() -> None:
-    """Characters that standard output cannot encode are replaced; a closed stream takes everything and keeps nothing.
+    """Replace characters that standard output cannot encode. A closed stream takes everything and keeps nothing.
 
-    Standard error needs no such care: Python writes escapes for what it cannot encode.
+    Standard error needs no such care, since Python writes escapes for what it cannot encode.
     """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
@@ -136,10 +136,10 @@ def prepare_streams() -> None:
 
 
 def complain(error: object, status: int = USAGE_ERROR) -> int:
-    """One sentence on standard error; returns the status.
+    """Print one sentence on standard error, and return the status.
 
     Raises:
-        KeyboardInterrupt: the command was interrupted, and the error may be no more than what a library made of that.
+        KeyboardInterrupt: the command was interrupted, and the error may be only what a library made of that.
     """
     if _noted:
         raise KeyboardInterrupt(_noted[0])
@@ -148,12 +148,12 @@ def complain(error: object, status: int = USAGE_ERROR) -> int:
 
 
 def printable(text: str) -> str:
-    """Text of foreign origin, with nothing in it that a terminal would obey; line breaks are kept."""
+    """Text of foreign origin, with nothing in it that a terminal would obey. Line breaks are kept."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def counted(count: int, name: str) -> str:
-    """A number of things: 1 beam, 2 beams."""
+    """A number of things, such as 1 beam or 2 beams."""
     return f"{count} {name}{'' if count == 1 else 's'}"
 
 
