@@ -1,9 +1,10 @@
-"""What search, forest and guidance are worth at equal cost: `python -m benchmarks.ablation`; prints JSON.
+"""What search, forest and guidance are worth at equal cost, by `python -m benchmarks.ablation`. It prints JSON.
 
 Each arm is preset tiny with some fields changed, trained with the same seeds. Held-out greedy accuracy is measured
-every few iterations. It is read off, by linear interpolation, at common budgets of decoded training tokens and of CPU
-seconds of training (search and update, one thread, without evaluations). Mean over seeds and differences from one arm,
-paired by seed, with 95 % intervals (Student's t). Finished runs are kept in the output folder and not repeated.
+every few iterations. It is interpolated linearly at common budgets of decoded training tokens and of CPU seconds of
+training (search and update, one thread, without evaluations). The result is the mean over seeds and the difference from
+one arm, paired by seed, with 95 % intervals (Student's t). Finished runs are kept in the output folder and not
+repeated.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ ARMS: dict[str, Changes] = {
     "small_sampled_32x1": SMALL_ONE | SAMPLED,
     "small_sampled_8x4": SMALL_FOUR | SAMPLED,
 }
-UNWEIGHTED = "_unweighted"  # the same rollouts, uniform weights: the uncorrected way
+UNWEIGHTED = "_unweighted"  # the same rollouts with uniform weights, which is the uncorrected way
 
 
 class Unweighted(Generator):
@@ -113,7 +114,7 @@ def configuration(changes: Changes, seed: int, model: str) -> Config:
 
 
 def run(arm: str, changes: Changes, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """One training run: its metrics, and held-out greedy accuracy after so many decoded tokens and seconds."""
+    """One training run, with its metrics, and held-out greedy accuracy after so many decoded tokens and seconds."""
     file: Path = args.output / f"{arm}-{seed}.json"
     if file.exists():
         record: dict[str, Any] = json.loads(file.read_text())
@@ -145,13 +146,13 @@ def run(arm: str, changes: Changes, seed: int, args: argparse.Namespace) -> dict
 
 
 def accuracy_at(curve: Sequence[Sequence[float]], column: int, budget: float) -> float:
-    """Linear interpolation between the two evaluations around a budget; nan beyond the last."""
+    """Linear interpolation between the two evaluations around a budget, nan beyond the last."""
     points = [(row[column], row[2]) for row in curve]
     return report.accuracy_at(points, budget) if budget <= points[-1][0] else math.nan
 
 
 def cost_of(curve: Sequence[Sequence[float]], column: int, accuracy: float) -> float | None:
-    """What it took until an accuracy was first reached, by linear interpolation; None if it never was."""
+    """What it took until an accuracy was first reached, by linear interpolation. None if it never was."""
     for before, after in itertools.pairwise(curve):
         if after[2] >= accuracy:
             share = (accuracy - before[2]) / (after[2] - before[2])
@@ -160,7 +161,7 @@ def cost_of(curve: Sequence[Sequence[float]], column: int, accuracy: float) -> f
 
 
 def summarise(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % interval, as far as they are known; nothing where a run did not get so far."""
+    """Mean and 95 % interval, as far as they are known. Nothing where a run did not get so far."""
     if any(math.isnan(x) for x in values):
         return {"mean": None, "low": None, "high": None}
     mean = mean_of(values)
@@ -222,7 +223,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     records: dict[str, list[dict[str, Any]]] = {arm: [] for arm in dict.fromkeys([args.base, *args.arms])}
-    for seed in range(args.seeds):  # seed by seed: an interrupted study is still balanced
+    for seed in range(args.seeds):  # seed by seed, so that an interrupted study is still balanced
         for arm, rows in records.items():
             rows.append(run(arm, ARMS[arm], seed, args))
     result = {

@@ -1,15 +1,17 @@
-"""The other schedule of mode "gumbel": dives with rest nodes, measured against lock step; not part of the package.
+"""The other schedule of mode "gumbel", dives with rest nodes, measured against lock step.
 
-Both draw K leaves without replacement from the proposal q. Lock step keeps K rows of a problem at one depth; here a
-problem has one row, its current dive. A dive draws tokens as plain sampling does. Wherever it draws token a, all
-leaves through the other tokens become one rest entry, whose G is a Gumbel of location phi + log m (m: the mass of
-those tokens) truncated at the dive's own G: the argmax of Gumbels is independent of their maximum. A finished dive
-pops the rest entry with the largest G, which is the next leaf's G, and draws among the tokens not yet taken there.
+It is not part of the package.
 
-A rest entry keeps the rows of log q and log pi that its prefix was given, so a pop recomputes nothing: the decoded
-tokens are the internal prefixes of the trie of the K leaves, the prompt excluded, each exactly once. The price is
-K * V numbers per problem (2 K * V when guided) beside the slots. (Recomputing the row would cost one token more per
-pop.) Leaf j stands in slot j, and a rest prefix in the slot of the dive that decoded it, which nobody overwrites.
+Both draw K leaves without replacement from the proposal q. Lock step keeps K rows of a problem at one depth. Here a
+problem has one row, its current dive. A dive draws tokens as plain sampling does. Wherever it draws token a, all leaves
+through the other tokens become one rest entry. Its G is a Gumbel of location phi + log m, where m is the mass of those
+tokens, truncated at the dive's own G, since the argmax of Gumbels is independent of their maximum. A finished dive pops
+the rest entry with the largest G, which is the next leaf's G, and draws among the tokens not yet taken there.
+
+A rest entry keeps the rows of log q and log pi that its prefix was given, so a pop recomputes nothing. The decoded
+tokens are the internal prefixes of the trie of the K leaves, the prompt excluded, each exactly once. The price is K * V
+numbers per problem (2 K * V when guided) beside the slots. (Recomputing the row would cost one token more per pop.)
+Leaf j stands in slot j, and a rest prefix in the slot of the dive that decoded it, which nobody overwrites.
 
 Sources: Maddison et al. 2014 (A* sampling), Kool et al. 2019 (weights, eq. 6 of docs/algorithm.md).
 """
@@ -40,9 +42,9 @@ from tinyzero_astar.search.heuristic import Guidance, inverse_beta_of, log_polic
 
 @dataclass
 class _Prefixes:
-    """Prefixes and what is left to draw there: [P] the current dives, [P, K] the rest entries."""
+    """Prefixes and what is left to draw there. [P] are the current dives, [P, K] the rest entries."""
 
-    priority: Tensor  # G, float64: the best perturbed leaf through the tokens not taken; -inf where no prefix
+    priority: Tensor  # G, float64, the best perturbed leaf through the tokens not taken, -inf where no prefix
     log_q: Tensor  # phi, float64
     log_pi: Tensor  # float64
     value: Tensor  # p(s), float64
@@ -50,7 +52,7 @@ class _Prefixes:
     slot: Tensor  # slot within the problem that holds the prefix
     length: Tensor  # generated tokens
     num_taken: Tensor  # tokens drawn here so far
-    rows: Tensor  # [..., R, V]; first log q(a|s), -inf where taken; last log pi(a|s), the same row if q = pi
+    rows: Tensor  # [..., R, V] first log q(a|s), -inf where taken, last log pi(a|s), the same row if q = pi
 
     @staticmethod
     def empty(shape: tuple[int, ...], rows: Tensor) -> _Prefixes:
@@ -76,7 +78,7 @@ class _Dives:
         self.dive = _Prefixes.empty((problems,), rows)
         self.dive.state = hash_number(seeds.to(like.device))
         self.dive.priority = root_gumbel(self.dive.state)
-        # K entries are enough: with the dive itself they are the K + 1 best, and the next pops K - 1 of them
+        # K entries are enough. With the dive itself they are the K + 1 best, and the next pops K - 1 of them.
         self.rest = _Prefixes.empty((problems, num_leaves), rows)
         self.num_leaves = torch.zeros(problems, dtype=torch.int64, device=like.device)
         self.decoded, self.forks, self.capped, self.max_open = (self.num_leaves.clone() for _ in range(4))
@@ -107,7 +109,7 @@ class _Dives:
         dive.num_taken[problem] = 0
 
     def draw(self, problem: Tensor) -> Tensor:
-        """One more token for the dives of these problems, and a rest entry each; returns where that made a leaf."""
+        """One more token for the dives of these problems, and a rest entry each. Returns where that made a leaf."""
         dive = self.dive
         logq = dive.rows[problem, 0].double()
         _, which, when = prefix_hashes(
@@ -138,7 +140,7 @@ class _Dives:
         return token
 
     def path(self, problem: Tensor) -> Tensor:
-        """Of the dives of these problems; see `interfaces.Decoder.step`."""
+        """The path of the dives of these problems, see `interfaces.Decoder.step`."""
         length = self.dive.length[problem, None]
         logp = self.logp[problem, self.num_leaves[problem]]
         logp = logp.masked_fill(torch.arange(logp.shape[1], device=logp.device) >= length, 0.0)
@@ -156,7 +158,7 @@ class _Dives:
         )
 
     def pop(self, problem: Tensor) -> Tensor:
-        """Close the dives of these problems as leaves; returns the problems that have another one to make."""
+        """Close the dives of these problems as leaves, and return the problems that have another one to make."""
         leaf = self.num_leaves[problem]
         for name in ("priority", "log_q", "log_pi", "length"):
             getattr(self, name)[problem, leaf] = getattr(self.dive, name)[problem]
@@ -213,7 +215,7 @@ def _read_leaves(search: _Dives, ends: Tensor) -> Rollouts:
     tokens = torch.where(is_token, search.tokens[..., :longest], ends[0])
     last = tokens.gather(-1, (search.length - 1).clamp(min=0)[..., None])[..., 0]
     logp, logq, value = (torch.where(is_token, x[..., :longest], 0.0) for x in (search.logp, search.logq, search.value))
-    kappa = search.rest.priority.amax(1)  # the largest G left: the (K+1)-th largest of all
+    kappa = search.rest.priority.amax(1)  # the largest G left, which is the (K+1)-th largest of all
     weight = torch.exp(search.log_pi - log_inclusion(search.log_q, kappa[:, None]))
     is_leaf = search.length > 0
     stats = SearchStats(

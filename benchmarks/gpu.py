@@ -1,8 +1,8 @@
-"""Speed and memory at the shapes of Qwen2.5 on a GPU, without a network: `python -m benchmarks.gpu`.
+"""Speed and memory at the shapes of Qwen2.5 on a GPU, without a network, by `python -m benchmarks.gpu`.
 
-Random weights of the exact shapes, random prompts. Each part of each shape is measured by itself, and the JSON is
-written after every one, so that what fails loses nothing else. `--device cpu --shapes tiny` runs the same code on a
-CPU. Text is never made: decoding is measured in tokens of the search and of Hugging Face's `generate` (top_k=0,
+It uses random weights of the exact shapes, and random prompts. Each part of each shape is measured by itself, and the
+JSON is written after every one, so that what fails loses nothing else. `--device cpu --shapes tiny` runs the same code
+on a CPU. Text is never made. Decoding is measured in tokens of the search and of Hugging Face's `generate` (top_k=0,
 top_p=1.0, the same distribution).
 """
 
@@ -73,7 +73,7 @@ def config_of(name: str) -> Qwen2Config:
 
 
 class Bench:
-    """One shape; every part returns its figures."""
+    """One shape. Every part returns its figures."""
 
     def __init__(self, name: str, args: argparse.Namespace, device: torch.device, speed: Speed) -> None:
         self.args, self.device, self.speed = args, device, speed
@@ -185,7 +185,7 @@ class Bench:
         return int((is_end.long().cumsum(1) - is_end.long() == 0).sum())
 
     def update(self) -> dict[str, float]:
-        """Gradient steps alone: 6 operations per parameter and token are counted, recomputation is not."""
+        """Gradient steps alone. 6 operations per parameter and token are counted, recomputation is not."""
         args = self.args
         settings = TrainConfig(
             num_iterations=1_000,
@@ -285,7 +285,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
 
     def memory(self, predicted: int) -> dict[str, float]:
-        """Doctor's prediction beside the measured peak; a CPU does not tell its own."""
+        """Doctor's prediction beside the measured peak. A CPU does not tell its own."""
         if self.device.type != "cuda":
             return {"predicted_gb": predicted / 1e9}
         measured = torch.cuda.max_memory_allocated()
@@ -367,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
         for part in (part for part in PARTS if part in args.parts):  # the update leaves master weights behind
             try:
                 figures: dict[str, Any] = dict(bench.run(part))
-            except (RuntimeError, FloatingPointError) as error:  # out of memory is one; the others must be measured
+            except (RuntimeError, FloatingPointError) as error:  # out of memory is one, and the others must be measured
                 figures, failed = {"error": (str(error).splitlines() or [type(error).__name__])[0]}, True
             result["shapes"][name][part] = figures
             finish(result)

@@ -1,7 +1,7 @@
 """A random model with the vocabulary of Qwen 2.5, for `benchmarks.throughput --model FOLDER`.
 
-`python -m benchmarks.large_vocabulary FOLDER --hidden 128` writes it: a Qwen2 of two layers with 151,936 tokens, tied,
-20 million parameters. Its tokenizer has as many: the characters of the problems, and made-up ones.
+`python -m benchmarks.large_vocabulary FOLDER --hidden 128` writes it. The model is a Qwen2 of two layers with 151,936
+tokens, tied, 20 million parameters. Its tokenizer has as many, the characters of the problems and made-up ones.
 """
 
 from __future__ import annotations

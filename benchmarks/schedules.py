@@ -1,10 +1,13 @@
-"""Lock step, dives and best-first order side by side: `python -m benchmarks.schedules`; prints a table, then JSON.
+"""Lock step, dives and best-first order side by side, by `python -m benchmarks.schedules`.
 
-The same problems and seeds for every schedule, in turn within one process and in another order each round. "gumbel"
-(lock step) and "dive" draw from one law without replacement, "sample" draws with replacement, "best_first" returns
-modes: only the first two can stand in for each other. Times are medians over rounds, ratios medians of paired
-rounds; the CPU ratio is the one to trust where other processes share the core. Memory is that of the slots plus,
-for dives, of the rows that rest entries keep. A decoder call is one forward: what a step costs where latency rules.
+It prints a table, then JSON.
+
+The same problems and seeds are used for every schedule, in turn within one process and in another order each round.
+"gumbel" (lock step) and "dive" draw from one law without replacement, "sample" draws with replacement, and "best_first"
+returns modes. So only the first two can replace each other. Times are medians over rounds, ratios medians of paired
+rounds. The CPU ratio is the one to trust where other processes share the core. Memory is that of the slots plus, for
+dives, of the rows that rest entries keep. A decoder call is one forward, which is what a step costs where latency
+dominates.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class Run:
 
 @dataclass
 class Row:
-    """One line of the table; counts are means over rounds."""
+    """One line of the table. Counts are means over rounds."""
 
     leaves: int
     depth: int
@@ -124,7 +127,7 @@ def num_distinct(rollouts: Rollouts) -> int:
 
 
 def measure(policy: Policy, rounds: list[tuple[list[list[int]], Tensor]], num_leaves: int, depth: int) -> list[Row]:
-    """The four rows of one setting; a round is its prompts and their seeds."""
+    """The four rows of one setting. A round is its prompts and their seeds."""
     runs: dict[str, list[Run]] = {name: [] for name in SCHEDULES}
     for i, (prompts, seeds) in enumerate(rounds):
         for name in (*SCHEDULES[i % 4 :], *SCHEDULES[: i % 4]):

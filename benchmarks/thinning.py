@@ -1,7 +1,7 @@
-"""What negligible leaves cost the update: `python -m benchmarks.thinning --checkpoint PATH`; prints JSON.
+"""What negligible leaves cost the update, by `python -m benchmarks.thinning --checkpoint PATH`. It prints JSON.
 
-The same rollouts are prepared for the update with and without thinning (`search.min_weight`), and one update of each
-is timed in turn. Also reported: the weight that sits in leaves below the floor, and the variance that thinning adds to
+The same rollouts are prepared for the update with and without thinning (`search.min_weight`), and one update of each is
+timed in turn. Also reported are the weight that sits in leaves below the floor, and the variance that thinning adds to
 sum w R, relative to the variance that the estimate has anyway.
 """
 
@@ -25,7 +25,7 @@ from tinyzero_astar.training.batch import make_batch
 
 
 def update_seconds(session: Session, rewarded: RewardedRollouts) -> tuple[int, int, float]:
-    """Rows, tokens and seconds of one update; the learning rate is 0, so nothing changes."""
+    """Rows, tokens and seconds of one update. The learning rate is 0, so nothing changes."""
     batch = make_batch(rewarded)
     began = time.perf_counter()
     metrics = session.updater.update(batch, len(rewarded.problems), session.config.train.num_iterations)

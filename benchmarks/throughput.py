@@ -1,12 +1,13 @@
-"""Decode and update throughput side by side: `python -m benchmarks.throughput`; prints JSON.
+"""Decode and update throughput side by side, by `python -m benchmarks.throughput`. It prints JSON.
 
-The same model, problems, depth limit and number of rows for the three search modes and for Hugging Face's
-`generate`, measured in turn within one process, several rounds, medians and ranges. `generate` samples from the same
-distribution as the policy (top_k=0, top_p=1.0: its default top_k of 50 would not be the policy).
+The three search modes and Hugging Face's `generate` use the same model, problems, depth limit and number of rows. They
+are measured in turn within one process, in several rounds, as medians and ranges. `generate` samples from the same
+distribution as the policy (top_k=0 and top_p=1.0, since its default top_k of 50 would not be the policy).
 
-Two counts of tokens. Completion tokens are those of the completions up to and including their end, not the padding
-after it; they compare `sample` with `generate`. Decoded tokens are those that the model was run on, which leaves out
-ends and counts a shared prefix once and a dropped one as well; they compare the search modes with each other.
+There are two counts of tokens. Completion tokens are those of the completions up to and including their end, not the
+padding after it. They compare `sample` with `generate`. Decoded tokens are those that the model was run on, which
+leaves out ends and counts a shared prefix once and a dropped one as well. They compare the search modes with each
+other.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Run(NamedTuple):
 
 
 class Bench:
-    """One model, one set of problems, every way of decoding; each method returns a `Run`."""
+    """One model, one set of problems, every way of decoding. Each method returns a `Run`."""
 
     def __init__(self, model_name: str, rows: int, num_rollouts: int, depth: int) -> None:
         self.model_name, self.num_rollouts, self.depth = model_name, num_rollouts, depth
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--depth", type=int, default=80)
     parser.add_argument("--num-rollouts", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=256)  # of preset tiny: 32 problems, 8 leaves each
+    parser.add_argument("--rows", type=int, default=256)  # of preset tiny as it was, 32 problems with 8 leaves each
     parser.add_argument(
         "--only", nargs="+", choices=WAYS, default=WAYS, metavar="WAY", help=f"some of {', '.join(WAYS)}"
     )

@@ -1,12 +1,12 @@
 """The synthetic arithmetic text that the embedded base model is pre-trained on.
 
-Every document is drawn from seeded templates. Skills (sums, small multiples, worked products) appear as plain
-text; question/answer transcripts are mostly bad: they guess, ramble, slip or break off, and few work the
-product out. So the ability is latent in the base and pure RL has something to find.
+Every document is drawn from seeded templates. Skills (sums, small multiples, worked products) appear as plain text.
+Question/answer transcripts are mostly bad. They guess, ramble, slip or break off, and few work the product out. So the
+ability is latent in the base model, and pure RL has something to find.
 
-Left out on purpose: any product of a held-out operand pair. Pairs are drawn from the training side of the
-split only, worked products use one-digit factors ("23*4", never "23*40"), and `held_out_leaks` searches the
-finished text for a held-out product in any form; a document that has one by coincidence is dropped.
+Products of held-out operand pairs are left out on purpose. Pairs are drawn from the training side of the split only,
+and worked products use one-digit factors ("23*4", never "23*40"). `held_out_leaks` searches the finished text for a
+held-out product in any form, and a document that has one by coincidence is dropped.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _answer(value: int | str) -> str:
 
 
 def transcript(rng: random.Random, worked_share: float) -> str:
-    """One question and what somebody made of it; `worked_share` of them work it out and are right."""
+    """One question and an attempt at it. `worked_share` of them work it out and are right."""
     a, b = train_pair(rng)
     prompt, lines = PROMPT.format(a=a, b=b), steps(a, b)
     kind = rng.random()

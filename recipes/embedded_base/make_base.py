@@ -1,8 +1,8 @@
-"""Makes the embedded base model: `make base`.
+"""Makes the embedded base model, by `make base`.
 
-Tokenizer (byte-level BPE with Qwen's split pattern, so that AutoTokenizer reloads it unchanged), Qwen2-shaped
-decoder, next-token training on the synthetic corpus, then a measurement of what the base can and cannot do.
-Nothing here trains it to follow the task.
+The tokenizer is byte-level BPE with Qwen's split pattern, so that AutoTokenizer reloads it unchanged. The model is a
+Qwen2-shaped decoder with next-token training on the synthetic corpus. Then a measurement shows what the base model can
+and cannot do. Nothing here trains it to follow the task.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ QWEN_SPLIT = (
 
 
 def make_tokenizer(vocab_size: int, seed: int, worked_share: float) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a sample of the corpus; digits stay single, the four tags are one token each."""
+    """Byte-level BPE over a sample of the corpus. Digits stay single, and the four tags are one token each."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,7 +54,7 @@ def make_tokenizer(vocab_size: int, seed: int, worked_share: float) -> PreTraine
 
 
 def rows(tokenizer: PreTrainedTokenizerFast, seed: int, worked_share: float, length: int) -> Iterator[list[int]]:
-    """Rows of `length` tokens that start where a document starts; the last document is cut."""
+    """Rows of `length` tokens that start where a document starts. The last document is cut."""
     source = documents(seed, worked_share)
     while True:
         texts = list(itertools.islice(source, 512))

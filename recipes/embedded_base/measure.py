@@ -1,4 +1,4 @@
-"""What the base can and cannot do on the 2x2-digit held-out set: `python -m recipes.embedded_base.measure`."""
+"""What the base model can and cannot do on the 2x2-digit held-out set, by `python -m recipes.embedded_base.measure`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tinyzero_astar.training.reward import WeightedReward
 
 
 def measure(model_name: str, num_problems: int, num_samples: int) -> dict[str, float]:
-    """Greedy accuracy, sampled pass@k up to `num_samples`, format; with 95 % intervals."""
+    """Greedy accuracy, sampled pass@k up to `num_samples`, and format, with 95 % intervals."""
     config = PRESETS["tiny"]
     model, tokenizer = load_language_model(model_name, torch.float32)
     policy = Policy(model, end_tokens(model), config.value.hidden_size)

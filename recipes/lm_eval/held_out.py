@@ -40,7 +40,7 @@ def rows(num_problems: int = NUM_PROBLEMS, **settings: Any) -> list[dict[str, An
 
 
 def dataset(**metadata: Any) -> dict[str, Any]:
-    """What the harness calls `custom_dataset`: the rows as the split `test`."""
+    """The rows as the split `test`, for the harness's `custom_dataset`."""
     from datasets import Dataset  # the harness brings it
 
     return {"test": Dataset.from_list(rows(**metadata))}
