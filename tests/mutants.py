@@ -1898,6 +1898,7 @@ RUNS = (
     ),
 )
 
+LONGER = ("test_resume.py::test_a_finished_run_may_be_made_longer",)
 OTHER = ("test_resume.py::test_a_checkpoint_that_is_not_this_runs_falls_back_to_the_one_before",)
 FAULTS = (
     Mutant(
@@ -1943,7 +1944,7 @@ FAULTS = (
     Mutant(
         "newest-only",
         "a damaged newest checkpoint ends the run",
-        "run/start.py",
+        "run/resuming.py",
         "            failures.append(error)\n            continue",
         "            raise",
         ("test_resume.py::test_a_damaged_newest_checkpoint_is_set_aside",),
@@ -1959,7 +1960,7 @@ FAULTS = (
     Mutant(
         "memory-unseen",
         "a newest checkpoint without its history ends the run",
-        "run/start.py",
+        "run/resuming.py",
         "    history, _ = remembered_by(checkpoint, state)\n    known_counts",
         '    history = state.get("history", [])\n    known_counts',
         OTHER,
@@ -1967,7 +1968,7 @@ FAULTS = (
     Mutant(
         "other-run",
         "a checkpoint of another run with the same settings is gone on from",
-        "run/start.py",
+        "run/resuming.py",
         "        check_same_history(records, history)",
         "        pass",
         OTHER,
@@ -1975,15 +1976,31 @@ FAULTS = (
     Mutant(
         "other-seed-ends",
         "a newest checkpoint of another seed ends the run, though an older one is its own",
-        "run/start.py",
-        "            _check_same(config, _saved_config(checkpoint), folder, checkpoint)\n",
+        "run/resuming.py",
+        "            _check_same(config, saved_config(checkpoint), folder, checkpoint)\n",
         "",
         OTHER,
     ),
     Mutant(
+        "length-unsaid",
+        "what becomes of the learning rate of a longer run is told for the old length",
+        "run/resuming.py",
+        "[(done + 1, new)] * (done < new)",
+        "[(done + 1, old)] * (done < new)",
+        LONGER,
+    ),
+    Mutant(
+        "length-forgotten",
+        "the next process knows nothing of a run's new length",
+        "run/start.py",
+        "    remember_length(config, folder)\n    for path",
+        "    for path",
+        LONGER,
+    ),
+    Mutant(
         "renamed-unseen",
         "a checkpoint whose folder was renamed counts as the iteration that its name says",
-        "run/start.py",
+        "run/resuming.py",
         'state["iteration"] != iteration_of(checkpoint)',
         'state["iteration"] < 0',
         OTHER,
@@ -2151,16 +2168,16 @@ PROCESSES = (
         "restarted-alone",
         "rank 0 alone knows that a run could not be started again",
         "run/start.py",
-        "write_for_all(folder, lambda: start_over(folder) if is_main() else None)",
-        "_ = start_over(folder) if is_main() else None",
+        "write_for_all(folder, lambda: _start_over(config, folder) if is_main() else None)",
+        "_ = _start_over(config, folder) if is_main() else None",
         UNWRITTEN,
     ),
     Mutant(
         "gone-back-alone",
         "rank 0 alone knows that newer checkpoints could not be set aside",
         "run/start.py",
-        "    write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)",
-        "    if is_main():\n        _go_back_to(folder, iteration, console)",
+        "    write_for_all(folder, lambda: _go_back_to(config, folder, iteration, console) if is_main() else None)",
+        "    if is_main():\n        _go_back_to(config, folder, iteration, console)",
         UNWRITTEN,
     ),
     Mutant(
@@ -3340,7 +3357,7 @@ TASKS = (
     Mutant(
         "moved-refused",
         "a checkpoint that was saved after its task's file moved cannot be continued",
-        "run/start.py",
+        "run/resuming.py",
         "*(TASK_FILES if config.data.task_sha256 else ())",
         "*()",
         ("test_task_of_run.py::test_a_run_that_goes_on_saves_where_the_file_lies_now",),

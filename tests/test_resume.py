@@ -199,8 +199,39 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, copy, c
 def test_a_finished_run_says_so(copy, capsys):
     assert main(["--resume", str(copy)]) == 0
     out = capsys.readouterr().out
-    assert "nothing to train: this run has finished its 4 iterations\n" in out
+    assert "this run has finished its 4 iterations; --train.num-iterations with a larger number goes on\n" in out
     assert f"\nevaluate  tinyzero eval {copy}\n" in out
+
+
+def test_a_finished_run_may_be_made_longer(finished, options, copy, tmp_path, capsys, monkeypatch):
+    longer = ["--train.num-iterations", "6"]
+    assert main(["--resume", str(copy), *longer]) == 0
+    # warm-up of 1 iteration to the peak of 0.05: of 4 the last has 1/3 of it, of 6 the fifth has 2/5
+    assert (
+        "changed: train.num_iterations from 4 to 6. The learning rate now falls to 0 at the end of iteration 6:"
+        " 0.0167 in iteration 4, then 0.02 in iteration 5. A run of 6 iterations from the start would have had other"
+        " rates\n"
+    ) in capsys.readouterr().out
+    made = timeless(copy)
+    assert made[:5] == timeless(finished.folder)
+    assert [r["train/learning_rate"] for r in made[4:]] == pytest.approx([0.05 / 3, 0.05 * 2 / 5, 0.05 / 5])
+    assert read(copy / CONFIG)["train"]["num_iterations"] == 6
+    shutil.rmtree(checkpoint(copy, 6))  # later processes know the new length
+    assert main(["--resume", str(copy)]) == 0
+    assert timeless(copy) == made
+
+
+def test_a_new_length_must_fit_what_was_trained(copy, capsys):
+    sentence = refused(["--resume", str(copy), "--train.num-iterations", "3"], capsys)
+    assert sentence.startswith(f"train.num_iterations 3 is less than what {checkpoint(copy, 4)} has been trained for:")
+    older = str(checkpoint(copy, 2))
+    assert main(["--resume", older, "--train.num-iterations", "3"]) == 0
+    assert [r["iteration"] for r in timeless(copy)] == [0, 1, 2, 3]
+    config = read(copy / CONFIG)
+    config["train"] |= {"warmup_iterations": 3}
+    (copy / CONFIG).write_text(json.dumps(config))
+    sentence = refused(["--resume", str(copy), "--train.num-iterations", "2"], capsys)
+    assert sentence.startswith("warmup_iterations 3 must not exceed num_iterations 2")
 
 
 def test_a_run_is_locked_until_it_ends_and_a_second_process_is_refused(options, copy, capsys, monkeypatch):
@@ -424,7 +455,7 @@ def test_what_an_interrupted_write_left_is_removed(copy):
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"), [("search", "beam_width", 5), ("run", "seed", 7), ("train", "num_iterations", 9)]
+    ("section", "key", "value"), [("search", "beam_width", 5), ("run", "seed", 7), ("train", "learning_rate", 0.5)]
 )
 def test_a_configuration_that_is_not_the_checkpoints_is_refused_by_name(section, key, value, copy, capsys):
     config = read(copy / CONFIG)
@@ -759,7 +790,7 @@ def test_an_iteration_that_drops_every_leaf_says_so_and_may_be_resumed(options, 
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        (f"--train.num-iterations {PRESETS['tiny'].train.num_iterations}", "--train.num-iterations"),
+        (f"--train.learning-rate {PRESETS['tiny'].train.learning_rate}", "--train.learning-rate"),
         (f"--search.beam_width={PRESETS['tiny'].search.beam_width}", "--search.beam-width"),
         ("--config tiny", "--config"),
         ("--model.model-name embedded", "--model.model-name"),

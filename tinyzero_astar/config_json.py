@@ -17,6 +17,7 @@ from tinyzero_astar.files import read_text
 
 # may change when a run is continued: machine, pace of saving and showing
 FREE_ON_RESUME = (
+    "train.num_iterations",
     "model.device",
     "model.cuda_graphs",
     "model.liger",

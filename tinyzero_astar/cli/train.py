@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tinyzero_astar.cli.options import Command, config_of, given_fields, parse, parse_evaluate, parse_train
 from tinyzero_astar.config import Config
-from tinyzero_astar.config_checks import check_processes
+from tinyzero_astar.config_checks import check, check_processes
 from tinyzero_astar.config_file import stem_of
 from tinyzero_astar.config_json import FREE_ON_RESUME, from_json, with_fields_of, with_files_moved
 from tinyzero_astar.files import WriteFailedError
@@ -114,6 +114,7 @@ def _run(parser: Callable[[Sequence[str]], Command], argv: Sequence[str]) -> int
             run, checkpoints = run_and_checkpoints(command.resume)
             config = with_fields_of(from_json(run / CONFIG), command, given.intersection(FREE_ON_RESUME))
             config = with_files_moved(config, command, given)
+            check(config)  # what was given fits the preset, but does it fit the run?
         _check_processes(command, config)
     except ValueError as error:
         return _refuse(error)

@@ -21,7 +21,7 @@ CARD = "README.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _ACCURACY, _PROBLEMS = "eval/greedy_accuracy", "eval/num_problems"
 # of this machine, or written by the run itself
-_UNTOLD = (*FREE_ON_RESUME, "data.task_sha256")
+_UNTOLD = {*FREE_ON_RESUME, "data.task_sha256"} - {"train.num_iterations"}
 
 _CARD = """---
 library_name: transformers

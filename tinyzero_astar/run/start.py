@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import WITH_REFERENCE, Config
+from tinyzero_astar.config import Config
 from tinyzero_astar.config_checks import check
 from tinyzero_astar.config_json import (
     FREE_IN_EVALUATION,
-    FREE_ON_RESUME,
-    TASK_FILES,
-    differences,
-    from_dict,
     to_json,
     with_fields_of,
     with_files_moved,
@@ -32,7 +27,6 @@ from tinyzero_astar.resources.model import check_options, model_for
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run.build import Session, build, first_policy, optimizers
 from tinyzero_astar.run.checkpoint import (
-    check_files,
     check_source,
     known_counts,
     known_reference,
@@ -40,10 +34,11 @@ from tinyzero_astar.run.checkpoint import (
     read_state,
     remembered_by,
 )
-from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, go_back_to, start_over
-from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, iteration_of, new_run_folder, prepare
+from tinyzero_astar.run.checkpoint_folders import go_back_to, start_over
+from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, new_run_folder, prepare
 from tinyzero_astar.run.lock import locked
-from tinyzero_astar.run.records import check_complete, check_same_history, read_jsonl
+from tinyzero_astar.run.records import check_complete
+from tinyzero_astar.run.resuming import changes, first_usable, remember_length, saved_config
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.algorithms import make_algorithm
@@ -87,9 +82,14 @@ def restart_run(config: Config, folder: Path) -> Session:
     with ExitStack() as held:
         _lock(folder, held)
         session = _begin_run(_pinned(config), folder)
-        write_for_all(folder, lambda: start_over(folder) if is_main() else None)
+        write_for_all(folder, lambda: _start_over(config, folder) if is_main() else None)
         session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
         return replace(session, held=held.pop_all())
+
+
+def _start_over(config: Config, folder: Path) -> None:
+    start_over(folder)
+    remember_length(config, folder)
 
 
 def _lock(folder: Path, held: ExitStack) -> None:
@@ -135,7 +135,9 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
 
 
 def _opened(config: Config, folder: Path, checkpoints: Sequence[Path], console: ConsoleLogger) -> Session:
-    checkpoint = _made_by_main(lambda: _first_whole(config, folder, checkpoints, console))
+    checkpoint = _made_by_main(lambda: first_usable(config, folder, checkpoints, console))
+    for change in changes(config, checkpoint):
+        console.say(change)
     problems = _problems(config)
     try:
         return _continued(config, problems, folder, checkpoint, console)
@@ -149,10 +151,6 @@ def _opened(config: Config, folder: Path, checkpoints: Sequence[Path], console: 
 
 class _DamagedError(ValueError):
     """A checkpoint that cannot be loaded."""
-
-
-def _saved_config(checkpoint: Path) -> Config:
-    return from_dict(read_state(checkpoint)["config"], f"checkpoint {checkpoint}")
 
 
 def _continued(config: Config, problems: Problems, folder: Path, checkpoint: Path, console: ConsoleLogger) -> Session:
@@ -183,82 +181,15 @@ def _continued(config: Config, problems: Problems, folder: Path, checkpoint: Pat
         session.reference.values |= known_reference(checkpoint, state)[1]
     session.history.extend(history)
     session.searched.update(known_counts(checkpoint, state))
-    write_for_all(folder, lambda: _go_back_to(folder, iteration, console) if is_main() else None)
+    write_for_all(folder, lambda: _go_back_to(config, folder, iteration, console) if is_main() else None)
     console.say(f"continuing {folder} after iteration {iteration}")
     return replace(session, pending=record if is_pending else None)
 
 
-def _go_back_to(folder: Path, iteration: int, console: ConsoleLogger) -> None:
+def _go_back_to(config: Config, folder: Path, iteration: int, console: ConsoleLogger) -> None:
+    remember_length(config, folder)
     for path in go_back_to(folder, iteration):
         console.say(f"a newer checkpoint was set aside: {path}")
-
-
-def _first_whole(config: Config, folder: Path, checkpoints: Sequence[Path], console: ConsoleLogger) -> Path:
-    failures: list[ValueError] = []
-    records = read_jsonl(folder / METRICS)
-    for checkpoint in checkpoints:
-        try:
-            _check_usable(checkpoint, records)
-            _check_same(config, _saved_config(checkpoint), folder, checkpoint)
-        except ValueError as error:
-            failures.append(error)
-            continue
-        for failure in failures:
-            console.warn(str(failure))
-        if failures:
-            console.say(f"going back to {checkpoint}")
-        return checkpoint
-    if len(failures) == 1 or all(isinstance(failure, _OtherConfigError) for failure in failures):
-        raise failures[0]
-    raise ValueError(f"none of {len(failures)} checkpoints can be used; the newest: {failures[0]}")
-
-
-def _check_usable(checkpoint: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Whether a run with these records can go on from a checkpoint, as far as can be seen without loading its tensors.
-
-    Raises:
-        ValueError: says what is missing, damaged, or of another run.
-    """
-    check_files(checkpoint)
-    state = read_state(checkpoint)
-    if state["iteration"] != iteration_of(checkpoint):
-        raise ValueError(
-            f"checkpoint {checkpoint}: {TRAINER_STATE} says iteration {state['iteration']}; give the folder its name"
-            " back, or use another one"
-        )
-    history, _ = remembered_by(checkpoint, state)
-    known_counts(checkpoint, state)
-    config = from_dict(state["config"], f"checkpoint {checkpoint}")
-    if config.train.algorithm in WITH_REFERENCE:
-        known_reference(checkpoint, state)
-    try:
-        check_same_history(records, history)
-    except ValueError as error:
-        raise ValueError(f"checkpoint {checkpoint} is not of this run: {error}; use another one") from None
-
-
-class _OtherConfigError(ValueError):
-    """A checkpoint was trained with another configuration than its run's."""
-
-
-def _check_same(config: Config, saved: Config, folder: Path, checkpoint: Path) -> None:
-    """Whether the run's configuration is what the checkpoint was trained with, but for what may change.
-
-    That includes the name of the base model, which is not needed any more and may have moved, and where the files of
-    the task lie, which are known again by their digest.
-
-    Raises:
-        ValueError: names the fields that differ.
-    """
-    may_change = {*FREE_ON_RESUME, "model.model_name", *(TASK_FILES if config.data.task_sha256 else ())}
-    if changed := [name for name in differences(config, saved) if name not in may_change]:
-        section, key = changed[0].split(".")
-        own, other = (getattr(getattr(c, section), key) for c in (config, saved))
-        raise _OtherConfigError(
-            f"{folder / CONFIG} is not the configuration of {checkpoint}: {', '.join(changed)}"
-            f" differ{'s' if len(changed) == 1 else ''} ({changed[0]}: {own!r} and {other!r}); undo the change, or"
-            " start a new run"
-        )
 
 
 def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str] = ()) -> tuple[Session, Path]:
@@ -278,7 +209,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
         session = build(config, _problems(config), Path(), config.model.model_name, console, 0)
         return session, _made_by_main(lambda: new_run_folder("evaluation", None))
     state = read_state(checkpoint)
-    saved = with_files_moved(_saved_config(checkpoint), config, given)
+    saved = with_files_moved(saved_config(checkpoint), config, given)
     names = {*FREE_IN_EVALUATION, *(name for name in given if name.startswith("eval."))}
     config = _pinned(with_fields_of(saved, config, names))
     check(config)

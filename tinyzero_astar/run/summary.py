@@ -86,7 +86,10 @@ def say_goodbye(session: Session, records: Sequence[Mapping[str, Any]], seconds:
     if trained > 0:
         say.say(f"\n{counted(trained, 'iteration')} in {readable_seconds(seconds)}, evaluations included")
     else:
-        say.say(f"nothing to train: this run has finished its {counted(last, 'iteration')}")
+        say.say(
+            f"nothing to train: this run has finished its {counted(last, 'iteration')};"
+            " --train.num-iterations with a larger number goes on"
+        )
     for name, text in summary(session.config, records):
         say.fact(name, text)
     if last > 0:
