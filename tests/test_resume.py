@@ -237,11 +237,11 @@ def test_a_new_length_must_fit_what_was_trained(copy, capsys):
 def test_a_run_is_locked_until_it_ends_and_a_second_process_is_refused(options, copy, capsys, monkeypatch):
     iterate, seen = trainer.iterate, []
 
-    def meanwhile(session, i):
+    def meanwhile(session, i, trace):
         with pytest.raises(ValueError) as refused, locked(session.folder):
             pass
         seen.append(str(refused.value))
-        return iterate(session, i)
+        return iterate(session, i, trace)
 
     monkeypatch.setattr(trainer, "iterate", meanwhile)
     without_end(copy)
