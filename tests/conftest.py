@@ -1,4 +1,4 @@
-"""One thread and no network in every test; set before anything imports torch or transformers."""
+"""One thread and no network in every test, set before anything imports torch or transformers."""
 
 import os
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-COLUMNS = os.environ.pop("COLUMNS", None)  # a pipe's lines are not broken; the tests' own processes may be told a width
+COLUMNS = os.environ.pop("COLUMNS", None)  # a pipe's lines are not broken. The tests' own processes may be told a width
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    """What COLUMNS says is for the lines of pytest itself: tests/mutants.py reads them whole."""
+    """COLUMNS is meant for the lines of pytest itself, which tests/mutants.py reads whole."""
     if COLUMNS is not None:
         config.get_terminal_writer().fullwidth = int(COLUMNS)
 

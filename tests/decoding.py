@@ -1,4 +1,4 @@
-"""What every policy must pass: decoding through the slot cache gives the scores of one full forward."""
+"""What every policy must pass. Decoding through the slot cache gives the scores of one full forward."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Tape:
-    """A recorder for CPUs: the operations that a work did are done again on the tensors that it did them on.
+    """A recorder for CPUs. It repeats the operations of a work on the tensors that they were done on.
 
-    As strict as a CUDA graph: Python does not run in a replay, a tensor made anew for a later step is not seen, and
-    nothing may wait for a result.
+    It is as strict as a CUDA graph. Python does not run in a replay, a tensor made anew for a later step is not seen,
+    and nothing may wait for a result.
     """
 
     def __init__(self):
@@ -51,7 +51,7 @@ class Tape:
 _WAITING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
-ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32; a shaken value model adds to it
+ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32. A shaken value model adds to it
 
 
 def shake_value_model(policy):
@@ -99,7 +99,7 @@ def assert_equals_full_forward(policy, output, prefixes):
 
 
 def step(policy, decoder, content, rows, prompt_of):
-    """Rows (token, source, length, target); `content` tracks generated tokens of every slot, which holds a prompt.
+    """Rows (token, source, length, target). `content` tracks generated tokens of every slot, which holds a prompt.
 
     Returns what the decoder says, and the prompt and what follows it of every row.
     """

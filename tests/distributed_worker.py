@@ -1,8 +1,8 @@
-"""What the processes of tests/test_distributed.py run: `python -m torch.distributed.run … distributed_worker.py JOB`.
+"""What the processes of tests/test_distributed.py run, `python -m torch.distributed.run … distributed_worker.py JOB`.
 
-A job is a JSON file: command lines of train.py to be run one after another in one process group, the status that
+A job is a JSON file with command lines of train.py to be run one after another in one process group, the status that
 all must end with if it is not 0, and where to put what was seen. As in test_run.py a hash of the text replaces the
-verifier. Models may be raised to float64: what is left between one process and several is then no rounding.
+verifier. Models may be raised to float64, so that a difference between one process and several is no rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""True peaks of live tensor bytes, as real code runs: what the predictions of `resources.memory` are tested against.
+"""True peaks of live tensor bytes, as real code runs. The predictions of `resources.memory` are tested against them.
 
 Every storage that an operator returns is counted once, from the operator until the storage is freed. Temporary memory
 inside one operator is not seen, nor what an allocator adds by rounding.
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Live bytes now, and their peak since the last `restart`; `watch` adds what existed before."""
+    """Live bytes now, and their peak since the last `restart`. `watch` adds what existed before."""
 
     def __init__(self):
         super().__init__()

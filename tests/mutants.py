@@ -1,4 +1,4 @@
-"""Planted mistakes, and the test that must catch each: `make mutants`, or `python -m tests.mutants -k NAME`.
+"""Planted mistakes, and the test that must catch each. Run `make mutants`, or `python -m tests.mutants -k NAME`.
 
 Every entry changes one place of the package in a way that would void a claim of the documents. The runner
 copies package and tests to a temporary folder, shows that the named tests pass there, then plants one mistake at
@@ -22,7 +22,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT_S = 900  # per mistake, against those that hang: a quiet core needs about 5
 _COPIED = ("tinyzero_astar", "tests", "recipes", "benchmarks", "pyproject.toml")
-# what an assertion leaves in pytest's summary; any other exception is a crash
+# what an assertion leaves in pytest's summary. Any other exception is a crash
 _ASSERTED = re.compile(r"(assert |AssertionError|Failed: DID NOT RAISE)")
 
 
@@ -3860,7 +3860,7 @@ def try_mutant(copy: Path, mutant: Mutant) -> Outcome:
 
 
 def main() -> int:
-    """Print a line per mistake; 0 if every one was caught."""
+    """Print a line per mistake. Returns 0 if every one was caught."""
     parser = argparse.ArgumentParser(description="Plant mistakes in a copy of the package and see the tests fail.")
     parser.add_argument("-k", metavar="NAME", default="", help="only mistakes with this in their name")
     wanted = parser.parse_args().k

@@ -1,6 +1,6 @@
 """Slow oracles, written from the formulas of docs/algorithm.md in plain Python floats.
 
-A `Table` is a random tree of next-token probabilities small enough to enumerate: every leaf, its probability
+A `Table` is a random tree of next-token probabilities small enough to enumerate. Every leaf, its probability
 and its reward are known, so every claim about a search can be summed over all leaves.
 """
 
@@ -20,7 +20,7 @@ Prefix = tuple[int, ...]
 
 @dataclass
 class Table:
-    """Tokens 0..V-1, 0 is an end token; a prefix of `depth` tokens is a leaf whatever its last token."""
+    """Tokens 0..V-1, 0 is an end token. A prefix of `depth` tokens is a leaf whatever its last token."""
 
     num_tokens: int
     depth: int
@@ -55,11 +55,11 @@ class Table:
         return sum(self.log_prob[prefix[:t]][prefix[t]] for t in range(start, len(prefix)))
 
     def success_probability(self, prefix: Prefix) -> float:
-        """p(s): the mass of rewarded completions."""
+        """p(s), the mass of rewarded completions."""
         return sum(math.exp(self.log_pi(y, len(prefix))) * self.reward[y] for y in self.leaves(prefix))
 
     def log_partition(self, prefix: Prefix, inverse_beta: float) -> float:
-        """log sum over leaves below s of pi(y|s) e^(R/beta): eq. 2 summed directly."""
+        """log sum over leaves below s of pi(y|s) e^(R/beta), which is eq. 2 summed directly."""
         return math.log(
             sum(math.exp(self.log_pi(y, len(prefix)) + self.reward[y] * inverse_beta) for y in self.leaves(prefix))
         )
@@ -128,7 +128,7 @@ class TableDecoder:
 
 
 class IndexedDecoder(TableDecoder):
-    """The same answers as `TableDecoder` by indexing tensors: fast enough for 100,000 searches at once.
+    """The same answers as `TableDecoder` by indexing tensors, fast enough for 100,000 searches at once.
 
     Prefixes are numbered over all tables, which must share a vocabulary and a depth.
     """
@@ -176,7 +176,7 @@ class IndexedDecoder(TableDecoder):
         )
 
     def visited(self, tokens: torch.Tensor, length: torch.Tensor, root: torch.Tensor) -> torch.Tensor:
-        """Numbers of the prefixes before each token and of the leaf, [..., T + 1]; the leaf's at padding."""
+        """Numbers of the prefixes before each token and of the leaf, [..., T + 1], with the leaf's at padding."""
         nodes = [root.expand(length.shape)]
         for t in range(tokens.shape[-1]):
             child = self.child[nodes[-1], tokens[..., t]]
@@ -185,7 +185,7 @@ class IndexedDecoder(TableDecoder):
 
 
 def policy_gradient(table: Table) -> dict[Prefix, list[float]]:
-    """dJ/dlogit(a|s) = pi(s) pi(a|s) (p(sa) - p(s)): the softmax policy gradient at every internal prefix."""
+    """dJ/dlogit(a|s) = pi(s) pi(a|s) (p(sa) - p(s)), the softmax policy gradient at every internal prefix."""
     gradient = {}
     for s, logp in table.log_prob.items():
         p = table.success_probability(s)
@@ -195,7 +195,7 @@ def policy_gradient(table: Table) -> dict[Prefix, list[float]]:
 
 
 def h_max(table: Table, prefix: Prefix, inverse_beta: float) -> float:
-    """max over leaves below s of log pi(y|s) + R(y)/beta: the tightest admissible heuristic."""
+    """max over leaves below s of log pi(y|s) + R(y)/beta, the tightest admissible heuristic."""
     return max(
         table.log_pi(y, len(prefix)) + table.reward[y] * inverse_beta
         for y in table.leaves(prefix)
@@ -215,7 +215,7 @@ def astar_order(table: Table, inverse_beta: float) -> tuple[list[Prefix], list[f
 
 
 def plackett_luce_pairs(q: dict[Prefix, float]) -> dict[tuple[Prefix, Prefix], float]:
-    """P(first, second) of drawing two leaves without replacement: q(y) q(z) / (1 - q(y))."""
+    """P(first, second) of drawing two leaves without replacement, q(y) q(z) / (1 - q(y))."""
     return {(y, z): q[y] * q[z] / (1 - q[y]) for y, z in itertools.permutations(q, 2)}
 
 

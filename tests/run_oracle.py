@@ -1,8 +1,9 @@
-"""What a run must write, in plain loops from its config.json: problems, noise, leaves, weights, losses, steps, metrics.
+"""What a run must write, in plain loops from its config.json.
 
-Written from docs/algorithm.md and docs/metrics.md (equation numbers are those of the former), with nothing of the
-package in it but Hugging Face's own forward, one sequence without padding at a time. All in float64; hashes are Python
-integers. What no document says stands in the docstrings that are named where it is used.
+It covers problems, noise, leaves, weights, losses, steps and metrics. It is written from docs/algorithm.md and
+docs/metrics.md (equation numbers are those of the former). Nothing of the package is in it but Hugging Face's own
+forward, one sequence without padding at a time. All is in float64, and hashes are Python integers. What no document
+says stands in the docstrings that are named where it is used.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def is_held_out(a: int, b: int) -> bool:
 
 
 def drawn_pairs(name: str, data: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """All pairs of up to two digits, by exponential clocks: a number of digits is as likely as any other."""
+    """All pairs of up to two digits, by exponential clocks, where every number of digits is equally likely."""
     assert all(most <= 2 for _, most in digits(data)), "larger factors are drawn, not listed"
     rng = random.Random(name)
     first, second = (range(10 ** (fewest - 1), 10**most) for fewest, most in digits(data))
@@ -156,13 +157,13 @@ def judged(text: str, is_finished: bool, answer: int) -> tuple[float, float]:
 
 
 class Network:
-    """The language model and the value model in float64; what they say of a prefix is kept while weights stay.
+    """The language model and the value model in float64. What they say of a prefix is kept while weights stay.
 
     Args:
         model: trained in place, or the frozen base of adapters.
         value: parameters of the value model.
-        adapters: matrices A and B by the name of their projection; none: the model itself is trained.
-        num_tokens: the tokenizer's; the model may have more rows, which are never generated.
+        adapters: matrices A and B by the name of their projection. Without them the model itself is trained.
+        num_tokens: the tokenizer's. The model may have more rows, which are never generated.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class Network:
         self.seen: dict[Tokens, Seen] = {}
 
     def merged(self) -> dict[str, torch.Tensor]:
-        """W + 32 / rank B A (Hu et al. 2021, eq. 3; model/adapters.py)."""
+        """W + 32 / rank B A (Hu et al. 2021, eq. 3, and model/adapters.py)."""
         found = {}
         for name, a in self.adapters.items():
             if ".lora_A." in name:
@@ -295,7 +296,7 @@ class Node:
 
 @dataclass
 class Found:
-    """The leaves of one problem, best first, and what the search counted; kappa and max_open are the search's."""
+    """The leaves of one problem, best first, and what the search counted. `kappa` and `max_open` are the search's."""
 
     prompt: Tokens
     leaves: list[Node] = field(default_factory=list)
@@ -339,7 +340,7 @@ class Guide:
     cap: float | None
 
     def proposal(self, seen: Seen, log_weight: float) -> tuple[list[float], bool]:
-        """log q of every child, equations 5 and 9, and whether the budget lowered tau; `log_weight` is log(pi/q)."""
+        """log q of every child, equations 5 and 9, and whether the budget lowered tau. `log_weight` is log(pi/q)."""
         if self.strength == 0:
             return seen.logp, False
         h = [soft_value(x, self.inverse_beta) for x in seen.child_logit]
@@ -364,7 +365,7 @@ def drawn(logq: Sequence[float], u: float) -> int:
 
 
 def later(g: float, wait: float, phi: float) -> float:
-    """Equation 8: -log(e^-g + wait e^-phi), with the larger exponent taken out."""
+    """Equation 8, -log(e^-g + wait e^-phi), with the larger exponent taken out."""
     if wait == 0:
         return g
     if wait == INF:
@@ -404,7 +405,7 @@ class Start:
 
 
 def search_without_replacement(net: Network, starts: Sequence[Start], k: int) -> list[Found]:
-    """The K largest G of every depth; kappa is the largest ever left out; equations 6 and 21 weigh the leaves."""
+    """The K largest G of every depth. Kappa is the largest ever left out. Equations 6 and 21 weigh the leaves."""
     found = [Found(start.prompt) for start in starts]
     roots = [start.node(i) for i, start in enumerate(starts)]
     for root in roots:
@@ -445,7 +446,7 @@ def search_without_replacement(net: Network, starts: Sequence[Start], k: int) ->
 def search_samples(
     net: Network, starts: Sequence[Start], per_problem: float, seeds: Sequence[int] = (), has_noise: bool = True
 ) -> list[Found]:
-    """Independent draws from the policy; without noise its likeliest token.
+    """Independent draws from the policy. Without noise its likeliest token.
 
     Where draws per problem are no whole number, those that get one more are the first by a signed hash of their seeds.
     """
@@ -476,7 +477,7 @@ def search_samples(
 
 
 def search_best_first(net: Network, starts: Sequence[Start], k: int, width: int) -> list[Found]:
-    """The largest f = g + strength h first, until K leaves are as good as all that is open; limits are counted.
+    """The largest f = g + strength h first, until K leaves are as good as all that is open. Limits are counted.
 
     The prompts of problems that share a search are expanded one after another, in their order.
     """
@@ -541,7 +542,7 @@ class Oracle:
 
     Args:
         config: what config.json holds.
-        model: the base, float64; trained in place.
+        model: the base, float64, trained in place.
         value: the value model's parameters.
         tokenizer: of the base.
         history: records of iterations before the first, for the gate.
@@ -636,7 +637,7 @@ class Oracle:
         return found
 
     def rows(self, pairs: Sequence[tuple[int, int]], results: Sequence[Found], iteration: int) -> list[Row]:
-        """Equation 14, where weights differ; a leaf's uniform number is a hash of its problem's noise and its place."""
+        """Equation 14, where weights differ. A leaf's uniform number is a hash of its problem's noise and its place."""
         search = self.config["search"]
         floor = search["min_weight"] if search["mode"] == "gumbel" else 0.0
         rows = []
@@ -656,7 +657,7 @@ class Oracle:
     # ---- update
 
     def referred(self, rows: Sequence[Row], pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-        """V* by equation 18, once for every problem, and log pi_ref of every token; what that cost."""
+        """V* by equation 18, once for every problem, and log pi_ref of every token, with what that cost."""
         train, seed = self.config["train"], self.config["run"]["seed"]
         beta, num = train["optimal_value_beta"], train["num_reference_samples"]
         new, tokens = [pair for pair in pairs if pair not in self.best_values], 0
@@ -780,7 +781,7 @@ class Oracle:
         return total / mass
 
     def loss(self, rows: Sequence[Row], logps: Sequence[torch.Tensor], num_problems: int) -> torch.Tensor:
-        """Of one step, by equation 10, 16, 17, 19 or 20; `logps`: of the tokens of each row."""
+        """Of one step, by equation 10, 16, 17, 19 or 20. `logps` are those of the tokens of each row."""
         train, total = self.config["train"], torch.zeros((), dtype=torch.float64)
 
         def clipped(log_ratio: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -808,7 +809,7 @@ class Oracle:
         return total
 
     def step(self, rows: Sequence[Row], num_problems: int, rate: float) -> dict[str, float]:
-        """One optimizer step of the policy: its loss, AdamW; what it visited is kept for the value model."""
+        """One optimizer step of the policy, with its loss and AdamW. What it visited is kept for the value model."""
         train, net = self.config["train"], self.net
         logps: list[torch.Tensor] = []
         deviation = entropy = torch.zeros((), dtype=torch.float64)
@@ -840,7 +841,7 @@ class Oracle:
         }
 
     def train_value(self) -> float:
-        """Equation 13 on every visit since the last time, again and again; the loss before the first step."""
+        """Equation 13 on every visit since the last time, again and again. Returns the loss before the first step."""
         value, net, losses = self.config["value"], self.net, []
         mass, noise = (sum(getattr(visit, name) for visit in self.unlearnt) for name in ("weight", "noise"))
         if self.num_value_updates == 0:  # it begins at the rate of success
@@ -865,10 +866,10 @@ class Oracle:
     def adamw(
         self, name: str, parameters: Mapping[str, torch.Tensor], loss: torch.Tensor, rate: float, decay: float, t: int
     ) -> float:
-        """Loshchilov and Hutter 2019 with betas 0.9 and 0.95, matrices decayed; returns the norm before clipping.
+        """Loshchilov and Hutter 2019 with betas 0.9 and 0.95, matrices decayed. Returns the norm before clipping.
 
         Where an entry's gradient is small beside the largest, so is what float32 leaves of it, but AdamW's step is as
-        long: `doubt` adds up over the steps how much longer an entry's rounding becomes than the largest one's.
+        long. `doubt` adds up over the steps how much longer an entry's rounding becomes than the largest one's.
         """
         with torch.enable_grad():
             found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
@@ -892,7 +893,7 @@ class Oracle:
     # ---- an iteration, an evaluation, a run
 
     def gates(self) -> tuple[bool, bool]:
-        """docs/metrics.md: of guidance and of the tilted root, by the last three iterations that measured a number."""
+        """The gates of docs/metrics.md, by the last three iterations that measured a number."""
 
         def recent(name: str) -> list[float]:
             known = [r[name] for r in self.history if r.get(name) is not None and math.isfinite(r[name])]
@@ -1068,7 +1069,7 @@ def interval(name: str, p: float, n: int) -> dict[str, float]:
 
 
 def effective_sample_size(group: Sequence[Found]) -> float:
-    """Of one search: Kish 1965."""
+    """Of one search (Kish 1965)."""
     weight = [w for f in group for w in f.weight]
     return sum(weight) ** 2 / sum(w * w for w in weight)
 
@@ -1163,7 +1164,7 @@ def explained_variance(cells: Sequence[tuple[float, float, float]]) -> float:
 
 
 def calibration(cells: Sequence[tuple[float, ...]]) -> dict[str, Any]:
-    """Naeini et al. 2015: ten equal bins of V."""
+    """Ten equal bins of V (Naeini et al. 2015)."""
     error, bins, mass = 0.0, [], sum(w for w, *_ in cells)
     for b in range(10):
         inside = [(w, v, r) for w, v, r, *_ in cells if min(9, int(10 * v)) == b]
@@ -1176,7 +1177,7 @@ def calibration(cells: Sequence[tuple[float, ...]]) -> dict[str, Any]:
 
 
 def single(x: float) -> float:
-    """To float32, in which scores are compared: leaves of one problem share their prompt's."""
+    """To float32, in which scores are compared, as leaves of one problem share their prompt's."""
     return struct.unpack("f", struct.pack("f", x))[0]
 
 

@@ -1,4 +1,4 @@
-"""LoRA: what is trained and what is frozen, what a checkpoint of it is, and the distance to the base."""
+"""LoRA tests of what is trained and what is frozen, what a checkpoint of it is, and the distance to the base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is predicted of a run, number by number: its work, memory, files; the model is a config.json of Qwen's size."""
+"""What is predicted of a run, in work, memory and files, number by number. The config.json has Qwen's size."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_files_are_those_of_every_due_iteration_and_of_the_last(three_b):
     outlook = planned(three_b).outlook
     assert outlook.num_checkpoints == 3  # 4, 8 and 10
     depth = shapes_and_work(three_b)[1].depth
-    # 11 lines of metrics; samples of 48 leaves and trees with 16 in iterations 1, 3, 6, 9 and 10
+    # 11 lines of metrics. Samples of 48 leaves and trees with 16 in iterations 1, 3, 6, 9 and 10
     shown = 48 * (250 + 6 * depth) + 75 * min(5_000, 16 * depth)
     assert outlook.records == 11 * 3_000 + 5 * shown
     assert outlook.disk == 3 * outlook.checkpoint + outlook.records
@@ -90,7 +90,7 @@ def test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_paramet
     assert checkpoint_bytes(shapes, full) == 12 * n + value
     shapes, adapted = shapes_and_work([*three_b, "--model.lora-rank", "16"])
     own = trainable_parameters(shapes, 16)
-    assert own == 36 * 16 * (2048 * 9 + 256 * 2 + 3 * 11008)  # q, k, v, o; gate, up, down: in and out
+    assert own == 36 * 16 * (2048 * 9 + 256 * 2 + 3 * 11008)  # in and out of q, k, v, o and of gate, up, down
     stays = resident(shapes, adapted)
     assert (stays["weights"], stays["master weights"], stays["Adam moments"]) == (2 * (n + own), 4 * own, 8 * own)
 

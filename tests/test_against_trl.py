@@ -1,7 +1,8 @@
-"""Losses and gradients equal those of TRL's own trainers on the same rollouts: `pip install -e '.[trl]'`.
+"""Losses and gradients equal those of TRL's own trainers on the same rollouts. Needs `pip install -e '.[trl]'`.
 
-TRL is given our rollouts in place of its generation, and does the rest itself: advantages, log-probabilities before
-the update, the loss. In between the weights move, so that ratios differ from 1 and some are clipped.
+TRL is given our rollouts in place of its generation. It computes the rest itself, which is advantages,
+log-probabilities before the update, and the loss. In between the weights move, so that ratios differ from 1 and some
+are clipped.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def gradients(model, loss):
 
 
 def ours(model, algorithm, batch, logp_old):
-    """Loss and gradient at the model's present weights; those before the update gave `logp_old`."""
+    """Loss and gradient at the model's present weights. Those before the update gave `logp_old`."""
     batch, _ = algorithm.prepare(replace(batch, logp_old=logp_old))
     loss = algorithm.loss(batch, log_probs(model, batch)) / algorithm.count(batch, len(PROMPTS))
     return float(loss.detach()), gradients(model, loss)

@@ -1,4 +1,4 @@
-"""Whole runs with each algorithm: refused, continued, evaluated; and the policy that a run began with."""
+"""Whole runs with each algorithm, refused, continued and evaluated, and the policy that a run began with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every algorithm promises, on whatever stands in `ALGORITHMS`; and each one's formula, in plain loops.
+"""What every algorithm promises, on whatever stands in `ALGORITHMS`, and each one's formula in plain loops.
 
 A new algorithm is covered by the contract as soon as it stands in the dict. It also needs an entry in `VARIANTS`
 and one in `GRADIENTS`.
@@ -49,7 +49,7 @@ def make(kind, options):
 
 
 def make_batch(seed=0):
-    """Rows as independent draws give them; the policy has moved since, and its reference is yet another one."""
+    """Rows as independent draws give them. The policy has moved since, and its reference is yet another one."""
     generator = torch.Generator().manual_seed(seed)
     rows = PROBLEMS * LEAVES
     length = torch.randint(1, WIDTH + 1, (rows,), generator=generator)
@@ -192,7 +192,7 @@ def test_a_problem_whose_rollouts_are_equally_good_teaches_nothing_but_what_the_
 
 
 def rows_of(batch, logp):
-    """Per row: problem, reward, accuracy, tokens' logp, old logp, reference's logp and values, V*."""
+    """Per row its problem, reward, accuracy, tokens' logp, old logp, reference's logp and values, V*."""
     for i in range(len(batch.tokens)):
         n = int(batch.is_token[i].sum())
         yield {
@@ -245,7 +245,7 @@ def rloo_gradient(rows):
 
 
 def regression_gradient(rows):
-    """By each log-probability: 2 (beta log pi/pi_ref + V* - r) beta."""
+    """By each log-probability, 2 (beta log pi/pi_ref + V* - r) beta."""
     total = []
     for row in rows:
         error = BETA * (sum(row["logp"]) - sum(row["ref"])) + row["v_star"] - row["reward"]
@@ -264,7 +264,7 @@ def rejection_gradient(rows):
 
 
 def astar_gradient(rows):
-    """GAE with lambda 0.9, one root mean square, clipped token by token; every row weighs 1 / K."""
+    """GAE with lambda 0.9, one root mean square, clipped token by token. Every row weighs 1 / K."""
     raw = []
     for row in rows:
         after = [*row["value"][1:], row["reward"]]
@@ -323,7 +323,7 @@ def test_some_ratios_of_the_moved_policy_are_clipped():
 
 
 def enumerated_gradient(algorithm, num_leaves, batch_of):
-    """Expected gradient of the loss by the logits of a table, over every set of independent draws; and of E[R]."""
+    """Expected gradient of the loss by the logits of a table, over every set of independent draws, and that of E[R]."""
     table = Table(num_tokens=2, depth=2, seed=5)
     leaves = table.leaves()
     table.reward = {leaf: float(i % 2) for i, leaf in enumerate(leaves)}
@@ -383,7 +383,7 @@ def test_the_first_step_is_unbiased(kind, options, num_leaves, factor):
 
 
 def test_grpo_is_biased():
-    """Its means over lengths and its deviation change the direction; so the test above is able to fail."""
+    """Its means over lengths and its deviation change the direction. So the test above is able to fail."""
     got, want = enumerated_gradient(make("grpo", GROUPS["grpo"]), 3, draws_as_batch)
     factor = -got / want
     assert float(factor.max() / factor.min()) > 1.1

@@ -1,4 +1,4 @@
-"""The Python interface: the same search and training as the command line, with less to write."""
+"""The Python interface does the same search and training as the command line, with less to write."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_mistake_is_one_sentence(config):
 
 
 def test_the_outline_has_a_line_for_each_stretch_without_a_fork():
-    """prompt -> a b -> (c leaf, d e given up), prompt -> f open; the most probable first."""
+    """prompt -> a b -> (c leaf, d e given up), prompt -> f open, the most probable first."""
     nodes = [
         {"node": i, "parent": parent, "token": i, "text": "<p>\n", "g": g, "status": status}
         for i, (parent, g, status) in enumerate(

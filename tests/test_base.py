@@ -1,4 +1,4 @@
-"""The embedded base model: its corpus leaks no held-out product, and it is what its card says."""
+"""The embedded base model. Its corpus leaks no held-out product, and it is what its card says."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_base_is_small_and_safetensors_only():
 def test_base_cannot_multiply_yet():
     result = measure("embedded", num_problems=100, num_samples=4)
     assert result["eval/greedy_accuracy"] <= 0.05
-    assert result["eval/pass_at_1"] <= 0.06  # 400 samples; the card has the exact numbers
+    assert result["eval/pass_at_1"] <= 0.06  # 400 samples. The card has the exact numbers
     assert result["eval/sampled_format"] > 0.3
 
 

@@ -1,4 +1,4 @@
-"""Beam search at test time: the plain sum of log-probabilities whatever the files say, charged as all others are."""
+"""Beam search at test time takes the plain sum of log-probabilities whatever the files say, and costs as others do."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HOSTILE = {
 
 
 def plain_beams(policy, prompt, depth, num_beams, textless=()):
-    """The best completion, as it is told in textbooks: sums of log-probabilities by one forward per prefix."""
+    """The best completion, as textbooks define it, by sums of log-probabilities by one forward per prefix."""
     running, ended = [(0.0, ())], []
     for _ in range(depth):
         candidates = []
@@ -85,7 +85,7 @@ def test_beams_maximise_the_plain_sum_of_log_probabilities_whatever_generation_c
 
 @torch.no_grad()
 def test_beams_never_hold_ids_without_text_and_share_their_mass_among_the_others(hostile):
-    """Spare rows of the vocabulary do as if they were not there: the result is that of a head without them."""
+    """Spare rows of the vocabulary have no effect. The result is that of a head without them."""
     policy, tokenizer = hostile
     prompts = [tokenizer(f"{n}*{n + 3}=?\n<think>{'x' * n}")["input_ids"] for n in range(8)]
     textless = {2, 9, *range(40, NUM_TOKENS)}

@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back exactly, loads elsewhere, and damage is a sentence."""
+"""What was saved in a checkpoint comes back exactly and loads elsewhere, and damage is a sentence."""
 
 from __future__ import annotations
 

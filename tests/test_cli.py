@@ -1,4 +1,4 @@
-"""The command line: what it understands, and that it refuses the rest before anything is written."""
+"""What the command line understands, and that it refuses the rest before anything is written."""
 
 from __future__ import annotations
 

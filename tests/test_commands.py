@@ -1,4 +1,4 @@
-"""`tinyzero` and its commands: which there are, what each takes, and that each does what the long form does."""
+"""The commands of `tinyzero`, which there are, what each takes, and that each does what the long form does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs side by side: against the formulas, and what is refused."""
+"""Runs side by side, compared with the formulas, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def make_run(folder, seed, curve, **sections):
-    """A run of (accuracy or None, tokens, seconds) by iteration, from 0 on; its sections changed."""
+    """A run of (accuracy or None, tokens, seconds) by iteration, from 0 on, with sections changed."""
     config = replace(Config(), run=replace(Config().run, seed=seed, **sections.pop("run", {})))
     for name, fields in sections.items():
         config = replace(config, **{name: replace(getattr(config, name), **fields)})
@@ -44,7 +44,7 @@ def make_run(folder, seed, curve, **sections):
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30])
 def test_the_share_inside_is_the_integral_of_the_density(freedom):
-    """Student's density c (1 + x²/n)^(-(n+1)/2), by the trapezoidal rule; no digits of tables."""
+    """Student's density c (1 + x²/n)^(-(n+1)/2), by the trapezoidal rule, without digits of tables."""
     x = torch.linspace(-2.5, 2.5, 200_001, dtype=torch.float64)
     constant = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
     density = constant * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
@@ -74,7 +74,7 @@ def test_accuracy_is_read_off_the_line_between_evaluations():
 
 
 def two_groups(folder):
-    """Seeds 0, 1 and 2 of mode gumbel, 1, 2 and 5 of mode sample; tokens 100 and 50 an iteration, seconds 1 and 2."""
+    """Seeds 0, 1 and 2 of mode gumbel, 1, 2 and 5 of mode sample. Tokens 100 and 50 an iteration, seconds 1 and 2."""
     runs = []
     for s, last in ((0, 0.9), (1, 0.6), (2, 0.6)):
         runs.append(make_run(folder / f"g{s}", s, [(0.0, 0, 0), (None, 100, 1), (last, 100, 1)]))

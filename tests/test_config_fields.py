@@ -1,8 +1,8 @@
-"""Every field of the config is read somewhere in the package: a knob that nothing reads is a bug.
+"""Every field of the config is read somewhere in the package, since a setting that nothing reads is a bug.
 
 A read is `something.field`. In config.py itself only the bodies of properties count, and those only
-when the property is read: a check of a range is no use of a field. Names are compared, not types;
-a field that shares its name with another attribute can hide.
+when the property is read, since a check of a range is no use of a field. Names are compared, not types.
+A field that shares its name with another attribute can hide.
 """
 
 from __future__ import annotations

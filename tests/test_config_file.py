@@ -1,4 +1,4 @@
-"""A configuration in a TOML file: what it may say, what the options change, and what is refused by name."""
+"""What a configuration in a TOML file may say, what the options change, and what is refused by name."""
 
 from __future__ import annotations
 

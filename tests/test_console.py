@@ -1,4 +1,4 @@
-"""What a person reads of a run: facts, a legend, a line for each iteration, the end; a progress bar on a terminal."""
+"""What a person reads of a run, from the facts and the legend to the end, and a progress bar on a terminal."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""CONTRIBUTING.md, followed to the letter: its files are written, its changes made and its commands run, in a copy.
+"""CONTRIBUTING.md, followed to the letter. Its files are written, its changes made and its commands run, in a copy.
 
 In a numbered step a block of Python belongs to the file that the line before names. A block of changes belongs to the
-last file named: lines with "-" go, lines with "+" come, and the others must stand there just so.
+last file named. Lines with "-" go, lines with "+" come, and the others must stand there just so.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def copy(tmp_path):
 
 
 def make_changes(steps: list[Step], folder: Path) -> list[Path]:
-    """Write the files and make the changes; the files that were touched."""
+    """Write the files and make the changes. Returns the files that were touched."""
     for step in steps:
         path = folder / step.file
         if step.kind == "python":

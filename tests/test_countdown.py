@@ -1,4 +1,4 @@
-"""Countdown: answers against a table and against an enumeration, questions against the rules that they promise."""
+"""Countdown, with answers against a table and against an enumeration, questions against the rules that they promise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GOAL = Goal((3, 5, 7), 22)  # 3*5+7 = 22
 M, RIGHT = Miss, Reason.CORRECT
 SMALL = DataConfig(task="countdown", num_problems=300, max_number=9, max_target=50)
 
-# id, an expression between the answer tags, expected reason; one case a line
+# id, an expression between the answer tags, expected reason. One case a line
 CASES: list[tuple[str, str, Miss | Reason]] = [
     ("plain", "3*5+7", RIGHT),
     ("other order", "7+5*3", RIGHT),
@@ -148,7 +148,7 @@ def test_reasons_are_different_phrases() -> None:
 
 @cache
 def every_expression(numbers: tuple[int, ...]) -> dict[str, Fraction | None]:
-    """Every way to join the numbers, in this order, with its value (None: undefined) by Python's own fractions."""
+    """Every way to join the numbers, in this order, with its value (None is undefined) by Python's own fractions."""
     if len(numbers) == 1:
         return {str(numbers[0]): Fraction(numbers[0])}
     found: dict[str, Fraction | None] = {}
@@ -269,7 +269,7 @@ def test_the_same_seed_draws_the_same_questions() -> None:
 
 
 def test_operators_and_sizes_are_mixed() -> None:
-    """Quotients of numbers below 100 are rarely whole: drawn numbers first, 4 % of the operators are products."""
+    """Quotients of numbers below 100 are rarely whole. With numbers drawn first, 4 % of the operators are products."""
     task = Countdown(DataConfig(task="countdown", num_problems=1200), seed=0)
     problems = task.train_problems(0, 1200)
     solutions = [task.example(problem).partition("<answer>")[2].partition("<")[0] for problem in problems]

@@ -1,4 +1,4 @@
-"""What is asked of CUDA when work is recorded, and in which order; a stand-in for torch.cuda does the work at once."""
+"""What is asked of CUDA when work is recorded, and in which order. A stand-in for torch.cuda does the work at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tinyzero_astar.engine.cuda_graphs import CudaGraphs
 
 
 class Cuda:
-    """Notes what happens; inside a graph's capture work runs, and a replay runs it again."""
+    """Notes what happens. Inside a graph's capture work runs, and a replay runs it again."""
 
     def __init__(self):
         self.events, self.current, self.num_pools = [], "main", 0

@@ -1,4 +1,4 @@
-"""The learning curve: what is drawn, and what is refused in one sentence."""
+"""What a learning curve shows, and what is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is drawn: (label, iterations, values) of every line, and (iterations, low, high) of every band."""
+    """What is drawn, as (label, iterations, values) of every line, and (iterations, low, high) of every band."""
     from matplotlib.axes import Axes
 
     lines, bands = [], []

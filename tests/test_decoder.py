@@ -1,4 +1,4 @@
-"""The slot decoder on a real Hugging Face model: every way of reaching a prefix gives one full forward's scores."""
+"""The slot decoder on a real Hugging Face model. Every way of reaching a prefix gives one full forward's scores."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_fork_to_the_last_slot_moves_to_the_front_with_all_it_holds(policy):
         assert_equals_full_forward(policy, output, prefixes)
 
 
-FORKED_TO_THE_BACK = {  # token, source, length, target; the fork is longer than what rows to swap with held before
+FORKED_TO_THE_BACK = {  # token, source, length, target. The fork is longer than what rows to swap with held before
     "alone": [
         *([(5 + n, 0, n, 0)] for n in range(5)),
         [(10, 0, 3, 1)],

@@ -1,4 +1,4 @@
-"""Ways of decoding compared: what each is asked for, what it may spend, and which sample is chosen."""
+"""Ways of decoding compared, with what each is asked for, what it may spend, and which sample is chosen."""
 
 from __future__ import annotations
 

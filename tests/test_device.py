@@ -1,6 +1,6 @@
-"""Everything is computed where the policy is: no tensor is made on PyTorch's default device by accident.
+"""Everything is computed where the policy is. No tensor is made on PyTorch's default device by accident.
 
-Without a GPU the default device plays the stranger: it is set to "meta", which holds no numbers, and the policy stays
+Without a GPU the default device plays another device. It is set to "meta", which holds no numbers, and the policy stays
 on the CPU. A tensor made without `device=` then cannot be mixed with the others, as on a machine with a GPU.
 """
 

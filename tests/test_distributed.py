@@ -1,4 +1,4 @@
-"""One process and several give the same run; with gloo on a CPU, through torchrun."""
+"""One process and several give the same run, with gloo on a CPU, through torchrun."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ EMBEDDED = f"--train.num-iterations 5 --eval.eval-frequency 5 {ALONE}"
 
 
 def launch(num_processes, job, folder):
-    """torchrun with a job; returns status and output."""
+    """torchrun with a job. Returns status and output."""
     path = folder / "job.json"
     path.write_text(json.dumps(job))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
@@ -105,7 +105,7 @@ def one_regressed(tiny_base, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(one, one_adapted, tiny_base, tmp_path_factory):
-    """Folder with runs of two processes; a `resumed` one was begun by one process."""
+    """Folder with runs of two processes. A `resumed` one was begun by one process."""
     folder = tmp_path_factory.mktemp("two")
     resumed = without_end(one, folder / "resumed")
     adapted = without_end(one_adapted, folder / "adapted_resumed")
@@ -113,7 +113,7 @@ def two(one, one_adapted, tiny_base, tmp_path_factory):
     job = {"is_double": True, "commands": commands, "seen": str(folder / "seen")}
     status, output = launch(2, job, folder)
     assert status == 0, output
-    assert output.count("\n1/5  accuracy ") == 1  # of the run from the start; rank 0 alone speaks
+    assert output.count("\n1/5  accuracy ") == 1  # of the run from the start. Rank 0 alone speaks
     assert "Warning" not in output
     return folder
 
@@ -234,7 +234,7 @@ def test_each_rank_holds_its_part_of_weights_and_moments(two):
 
 
 def assert_bytes_fall(ranks, dtype_bytes):
-    """Weights, and two moments each, in bytes of the local shards: 1/N of all on every rank."""
+    """Weights, and two moments each, in bytes of the local shards, which are 1/N of all on every rank."""
     for found in ranks:
         all_bytes = found["num_parameters"] * dtype_bytes
         assert found["local_bytes"] == pytest.approx([all_bytes / len(ranks), 2 * all_bytes / len(ranks)], rel=0.01)
@@ -272,7 +272,7 @@ def test_searches_issue_no_collective(two):
 
 @pytest.fixture
 def group_of_one(monkeypatch):
-    """What torchrun tells the only process that it starts; the group is left however the test ends."""
+    """What torchrun tells the only process that it starts. The group is left however the test ends."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -368,7 +368,7 @@ def test_four_processes_with_shared_searches_train_as_one(tiny_base, tmp_path):
 @pytest.mark.parametrize(
     ("num_processes", "is_double", "weights", "metrics", "outliers"),
     # in float32 one process with other micro-batches differs from itself as much: rounding, carried on by Adam, most
-    # where a gradient is next to nothing; of 2.6 million numbers one or two, by seed, are off by 1e-5 to 3e-5
+    # where a gradient is next to nothing. Of 2.6 million numbers one or two, by seed, are off by 1e-5 to 3e-5
     [(2, False, 1e-5, 1e-4, 3), (4, False, 1e-5, 1e-4, 0), (2, True, 1e-8, 1e-6, 0), (4, True, 1e-8, 1e-6, 0)],
 )
 def test_the_embedded_model_trains_as_with_one_process(num_processes, is_double, weights, metrics, outliers, tmp_path):

@@ -1,4 +1,4 @@
-"""The dive schedule of `benchmarks.dive` on tables that can be enumerated: the same law as mode "gumbel"."""
+"""The dive schedule of `benchmarks.dive` on tables that can be enumerated. It has the same law as mode "gumbel"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples of the documents, as written: their files are written and their commands run, section by section.
+"""The examples of the documents, as written. Their files are written and their commands run, section by section.
 
 A page has examples where a code block follows a line that names a file, such as "`squares.py`:". A section, from one
 heading of second rank to the next, stands alone. Its files and commands come in the order of the page.

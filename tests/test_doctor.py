@@ -1,4 +1,4 @@
-"""The doctor: what it predicts, what it proposes, and that a run says the same at its start."""
+"""What the doctor predicts and proposes, and that a run says the same at its start."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_run_that_fits_is_told_by_part_from_config_json_alone(three_b, has, ca
 
 
 def test_the_time_of_a_run_is_that_of_its_iterations_and_evaluations(three_b, has, capsys):
-    """At a speed where reading the weights is all that counts: a step takes 6.17 s for 3.09 billion in bfloat16."""
+    """Where only reading the weights counts, a step takes 6.17 s for 3.09 billion in bfloat16."""
     has()
     argv = ["--config", "training", "--model.model-name", str(three_b)]
     config, speed = config_of(argv), Speed(1e9, 1e30)
@@ -117,7 +117,7 @@ def test_the_time_of_a_run_is_that_of_its_iterations_and_evaluations(three_b, ha
     run = PlannedRun(config, model, 1, "cuda")
     step = 2 * 3_085_938_688 / 1e9
     assert iteration_seconds(run, speed)["search"] == pytest.approx(200 * step)
-    # 500 greedy in two chunks of 256 rows; 2,000 sampled, 64 problems at once, in eight
+    # 500 greedy in two chunks of 256 rows. 2,000 sampled, 64 problems at once, in eight
     assert evaluation_seconds(run, speed, True) == pytest.approx(10 * 200 * step)
     assert evaluation_seconds(run, speed, False) == pytest.approx(200 * step)  # 200 greedy
     assert num_evaluations(config) == 11  # 0, 10, .. 100

@@ -75,7 +75,7 @@ def generate(base, prompts, **options):
 
 @torch.no_grad()
 def all_of_two_tokens(model, ids, end):
-    """log pi of every completion of at most two tokens: {(end,): ..., (a, b): ...}."""
+    """log pi of every completion of at most two tokens, {(end,): ..., (a, b): ...}."""
     first = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1].double(), -1)
     others = [a for a in range(len(first)) if a != end]
     rows = torch.tensor([[*ids, a] for a in others])

@@ -1,4 +1,4 @@
-"""Whole runs of the program against the loops of tests/run_oracle.py: leaves exactly, numbers and weights closely."""
+"""Whole runs of the program against the loops of tests/run_oracle.py, leaves exactly, numbers and weights closely."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tinyzero_astar.run.start import start_run
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A model that answers without thinking: mostly well-formed, at times right, at times too long."""
+    """A model that answers without thinking, mostly well-formed, at times right, at times too long."""
     folder = tmp_path_factory.mktemp("base") / "model"
     tokenizer = make_tokenizer(320, 0, 0.03)
     with torch.random.fork_rng():
@@ -318,7 +318,7 @@ def test_two_iterations_of_the_program_are_what_the_documents_say(base, tmp_path
 
 
 def assert_shows_everything(run):
-    """Right and wrong, finished and cut, thinned and whole, guided, capped: else agreement says little."""
+    """Right and wrong, finished and cut, thinned and whole, guided, capped, since otherwise agreement says little."""
     verdicts = {(s["accuracy"], s["format"]) for s in run.samples}
     assert verdicts == {(True, True), (False, True), (False, False)}
     assert any("</answer>" in s["completion"] and s["reason"].startswith("cut off") for s in run.samples)
@@ -378,7 +378,7 @@ def test_a_root_is_not_tilted_behind_a_shut_gate(base, tmp_path):
 
 
 def test_how_many_problems_were_never_searched_is_told(base, tmp_path):
-    """Ten problems, five in an iteration: the third and fourth bring the same ones again."""
+    """Ten problems, five in an iteration, so that the third and fourth bring the same ones again."""
     changes = {
         "data.num_problems": 10,
         "train.problems_per_iteration": 5,
@@ -540,7 +540,7 @@ CASES = {  # field: another value, a number of the record that it must change, w
     "run.seed": (952, "train/num_tokens", {}),
 }
 
-SAME = {  # no effect on what is learned: the run must agree with BASE's oracle; a reason for what cannot be tried here
+SAME = {  # no effect on what is learned: the run must agree with BASE's oracle. A reason for what cannot be tried here
     "train.micro_batch_tokens": 20,
     "train.gradient_checkpointing": True,
     "search.beam_width": 9,  # lossless from K + 1 on

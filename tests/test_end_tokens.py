@@ -1,4 +1,4 @@
-"""Several end tokens: every one that a model's files declare ends a completion, wherever completions are made."""
+"""Several end tokens. Every one that a model's files declare ends a completion, wherever completions are made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 def edited(folder, source, **changes):
-    """A copy of a model's folder with values of its JSON files changed; None takes a value away."""
+    """A copy of a model's folder with values of its JSON files changed. None takes a value away."""
     shutil.copytree(source, folder)
     for name, change in zip(FILES, (changes.get(x, {}) for x in ("config", "generation", "tokenizer")), strict=True):
         path = folder / name

@@ -1,4 +1,4 @@
-"""Evaluation: intervals and pass@k against known values and enumeration, and what is counted."""
+"""Evaluation, with intervals and pass@k against known values and enumeration, and what is counted."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def _in_parentheses(depth: int, inside: str = "3*5+7") -> str:
     return "(" * depth + inside + ")" * depth
 
 
-# id, text, why it is no expression; one case a line
+# id, text, why it is no expression. One case a line
 CASES: list[tuple[str, str, Fault]] = [
     # empty
     ("empty", "", F.EMPTY),

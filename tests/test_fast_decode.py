@@ -1,4 +1,4 @@
-"""The fast path on every kind of model that it claims: the same scores as the model's own forward."""
+"""The fast path on every kind of model that it claims gives the same scores as the model's own forward."""
 
 from __future__ import annotations
 

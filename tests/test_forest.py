@@ -1,7 +1,7 @@
-"""One search for several problems: laws by enumeration, forks across problems, and what a problem alone would get.
+"""One search for several problems, with laws by enumeration, forks across problems, and what a problem alone would get.
 
-The forests are made of unlike tables: other probabilities, other leaves, other depths of their leaves. Sums run over
-all leaves of all tables, written from equation 21.
+The forests are made of unlike tables, with other probabilities, other leaves, other depths of their leaves. Sums run
+over all leaves of all tables, written from equation 21.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def test_best_first_returns_the_best_leaves_of_all_problems():
 @pytest.mark.parametrize("mode", ["gumbel", "best_first"])
 @torch.no_grad()
 def test_forks_across_problems_equal_full_recomputation(mode):
-    """Prompts of unequal length on a real model; slots change from one problem to another."""
+    """Prompts of unequal length on a real model. Slots change from one problem to another."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=24,

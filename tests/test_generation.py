@@ -1,4 +1,4 @@
-"""The multiplication task: the split, the training order, the held-out list, the verifier."""
+"""The multiplication task, with the split, the training order, the held-out list, the verifier."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tinyzero_astar.data.questions import TEMPLATES, overlap
 from tinyzero_astar.interfaces import Problem, Task
 
 TWO_DIGITS = range(10, 100)
-HELD_OUT_NUM, HELD_OUT_SUM = 844, 3409881  # of 4,095 unordered pairs; recorded once
+HELD_OUT_NUM, HELD_OUT_SUM = 844, 3409881  # of 4,095 unordered pairs, recorded once
 
 
 def _task(
@@ -324,7 +324,7 @@ def test_one_bound_of_the_second_factor_may_stay_that_of_the_first() -> None:
 
 
 def test_held_out_factors_turn_only_where_both_orders_are_allowed() -> None:
-    """Of 1 to 2 times 2 to 3 digits, both are where each has two; then a hash decides, as for equal widths."""
+    """Of 1 to 2 times 2 to 3 digits, both are where each has two. Then a hash decides, as for equal widths."""
     problems = _task(1, 2, second=(2, 3)).held_out_problems(800)
     pairs = [operands(p.id) for p in problems]
     both = [(a, b) for a, b in pairs if 10 <= a <= 99 and 10 <= b <= 99]

@@ -144,7 +144,7 @@ def test_a_share_of_the_problems_is_searched_without_guidance_anew_in_every_iter
 
 
 def test_every_leaf_is_thinned_by_a_draw_of_its_own(generator):
-    """Samples weigh 1/8; of those below 1/2 a quarter survives, each on its own account."""
+    """Samples weigh 1/8. Of those below 1/2 a quarter survives, each on its own account."""
     problems = generator.task.train_problems(0, 80)
     settings = settings_of("sample", 8, 1, min_weight=0.5)
     kept = []
@@ -204,7 +204,7 @@ def test_missing_leaves_of_best_first_do_not_take_weight_from_the_others(generat
 
 
 def test_groups_of_problems_put_together_are_as_if_searched_together(generator):
-    """What several ranks searched; leaves of 7 and of 3 tokens at most."""
+    """What several ranks searched. Leaves of 7 and of 3 tokens at most."""
     problems = generator.task.train_problems(0, 5)
     parts = [
         generator.generate(problems[:2], settings_of(depth=3), seed=0, iteration=0),
@@ -232,7 +232,7 @@ def test_groups_of_problems_put_together_are_as_if_searched_together(generator):
 
 
 def test_problems_with_fewer_leaves_than_others_are_padded_with_none(generator):
-    """Searches that share their leaves give as many to a problem as they like; ranks must still agree on a shape."""
+    """Searches that share their leaves give as many to a problem as they like. Ranks must still agree on a shape."""
     problems = generator.task.train_problems(0, 6)
     settings = settings_of(num_rollouts=2, problems_per_search=3)
     parts = [generator.generate(own, settings, seed=0, iteration=0) for own in (problems[:3], problems[3:])]

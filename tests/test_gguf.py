@@ -1,4 +1,4 @@
-"""A .gguf file as a model: its weights, its tokenizer and its end tokens come out right and can be saved."""
+"""A .gguf file as a model. Its weights, its tokenizer and its end tokens come out right and can be saved."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_it_is_saved_as_an_ordinary_model(file, elsewhere):
 
 
 def test_quantized_weights_are_near(original, elsewhere):
-    """Q8_0 keeps 32 weights as whole numbers to 127 and the largest in float16: half a step each, and its rounding."""
+    """Q8_0 keeps 32 weights as whole numbers to 127 and the largest in float16, half a step each, and its rounding."""
     model, _, _ = loaded(write_file(elsewhere / "q8.gguf", original, gguf.GGMLQuantizationType.Q8_0))
     for name, weight in original[0].named_parameters():
         gap = (model.get_parameter(name) - weight).detach().abs()

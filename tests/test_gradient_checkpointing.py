@@ -1,4 +1,4 @@
-"""Recomputed decoder layers: the same gradients, fewer activations, and nothing else touched."""
+"""Recomputed decoder layers give the same gradients, fewer activations, and nothing else touched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random numbers and draws of `search.gumbel`, one by one; what searches make of them is in test_search.py."""
+"""Random numbers and draws of `search.gumbel`, one by one. What searches make of them is in test_search.py."""
 
 import math
 

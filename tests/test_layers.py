@@ -1,7 +1,7 @@
-"""The architecture, read from the syntax trees: who may import whom, and what nobody may write.
+"""The architecture, read from the syntax trees, with who may import whom, and what nobody may write.
 
 Folders stand on floors. A module imports from its own folder, from lower floors, and from other folders of its
-floor as long as no loop arises; nor may modules import each other in a loop. The checkers are plain functions of
+floor as long as no loop arises. Nor may modules import each other in a loop. The checkers are plain functions of
 source text, so that each rule is also tested on a planted violation.
 """
 
@@ -21,7 +21,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "tinyzero_astar"
 
-# From the ground up; "" is the package's own files but api, which stands for itself, and __main__, the command line's.
+# From the ground up. "" is the package's own files but api, which stands for itself, and __main__, the command line's.
 FLOORS = (
     {""},
     {"search", "data", "engine", "loggers"},
@@ -54,7 +54,7 @@ ALLOWED = {"tinyzero_astar/data/own.py": ["importlib.import_module()"]}
 
 
 def folder_of(module: str) -> str:
-    """`search.gumbel` -> `search`; "" for the package's own files."""
+    """`search.gumbel` -> `search`, or "" for the package's own files."""
     named = {"__main__": "cli", "api": "api"}
     return named[module] if module in named else module.rpartition(".")[0].split(".")[0]
 
@@ -87,7 +87,7 @@ def product_files() -> list[Path]:
 
 
 def imports(source: str, module: str) -> Iterator[tuple[str, str | None]]:
-    """(module, imported name or None) of each import at any depth; relative ones resolved."""
+    """(module, imported name or None) of each import at any depth, with relative ones resolved."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
@@ -98,7 +98,7 @@ def imports(source: str, module: str) -> Iterator[tuple[str, str | None]]:
 
 
 def package_imports(source: str, module: str, known: set[str]) -> Iterator[str]:
-    """Modules of the package that `source` imports; `from <folder> import <module>` too."""
+    """Modules of the package that `source` imports. `from <folder> import <module>` too."""
     for origin, name in imports(source, module):
         if origin.split(".")[0] != PACKAGE or (origin, name) == (PACKAGE, "__version__"):
             continue
@@ -124,7 +124,7 @@ def floor_faults(source: str, module: str, known: set[str]) -> list[str]:
 
 
 def loop(arrows: Mapping[str, set[str]]) -> list[str]:
-    """A loop among imports, as names in its order; empty when there is none."""
+    """A loop among imports, as names in its order, empty when there is none."""
     try:
         TopologicalSorter(arrows).prepare()
     except CycleError as error:

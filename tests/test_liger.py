@@ -1,4 +1,4 @@
-"""Liger's kernels need a GPU: here, that they are refused in one sentence, and how they are asked for."""
+"""Liger's kernels need a GPU. Tested here is that they are refused in one sentence, and how they are asked for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = {"rope": True, "rms_norm": True, "swiglu": True, "cross_entropy": False,
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Of a planted module's function: (model, flags) each."""
+    """Calls of a planted module's function, (model, flags) each."""
     made = []
     fake = ModuleType("liger_kernel.transformers.monkey_patch")
     fake.MODEL_TYPE_TO_APPLY_LIGER_FN = {"qwen2": None}

@@ -1,4 +1,4 @@
-"""The task for lm-evaluation-harness agrees with a run's own evaluation: same prompts, same verdicts."""
+"""The task for lm-evaluation-harness agrees with a run's own evaluation in prompts and verdicts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TASK = yaml.load((FOLDER / "multiplication.yaml").read_text("utf-8"), Loader)
 
 
 def splits(monkeypatch, **metadata):
-    """The rows that the harness would be given; its own library is not needed for that."""
+    """The rows that the harness would be given. Its own library is not needed for that."""
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(Dataset=SimpleNamespace(from_list=list)))
     return TASK["custom_dataset"](**TASK["metadata"], **metadata)
 

@@ -1,7 +1,7 @@
-"""Any Hugging Face causal language model by name or folder: what is loaded decodes right, the rest is one sentence.
+"""Any Hugging Face causal language model by name or folder. What is loaded decodes right, the rest is one sentence.
 
 Tiny random checkpoints of each architecture are saved with a tokenizer and loaded as a user's would be. A hub is
-played by a local server; nothing here needs a network.
+played by a local server. Nothing here needs a network.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ REFUSED = {  # name -> model type, config, how the sentence begins after the cla
 
 
 def save_config(folder, tiny_base, name):
-    """config.json and a tokenizer, no weights: who gets as far as those fails differently."""
+    """config.json and a tokenizer, no weights. Who gets as far as those fails differently."""
     model_type, different, sentence = REFUSED[name]
     config = make_config(tiny_base, model_type, **different)
     config.architectures = [sentence.split()[0]]
@@ -374,13 +374,13 @@ def test_a_tokenizer_that_ends_every_prompt_is_refused(folder):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty cache; the hub is out of reach (HF_HUB_OFFLINE)."""
+    """An empty cache. The hub is out of reach (HF_HUB_OFFLINE)."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 class Hub:
-    """A server with one model, whose files are those of a folder; `requested` lists the files asked for."""
+    """A server with one model, whose files are those of a folder. `requested` lists the files asked for."""
 
     def __init__(self, name, folder):
         self.requested, self.folder = [], folder
@@ -422,7 +422,7 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path, cache, monkeypatch):
-    """A hub whose only model is mine/tiny; its files are put into the folder `hub.folder`."""
+    """A hub whose only model is mine/tiny. Its files are put into the folder `hub.folder`."""
     (tmp_path / "hub").mkdir()
     hub = Hub("mine/tiny", tmp_path / "hub")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,4 +1,4 @@
-"""What a machine has: cores that are idle, from files like the system's; memory that is kept when it is freed."""
+"""What a machine has: idle cores, from files like the system's, and memory that is kept when it is freed."""
 
 from __future__ import annotations
 

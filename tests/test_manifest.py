@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files: every change of one is found and named, before anything is loaded from it."""
+"""The list of a checkpoint's files. Every change of one is found and named, before anything is loaded from it."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ QWEN = {name: gpu.SHAPES[name] for name in ("0.5B", "1.5B", "3B")}
 
 @dataclass(frozen=True)
 class Case:
-    """One model and one batch: all completions at full length."""
+    """One model and one batch, with all completions at full length."""
 
     shape: tuple[int, ...]
     rows: int  # of an iteration
@@ -304,7 +304,7 @@ def test_prediction_is_near_the_measured_peak_of_larger_shapes(name):
 
 
 def measure_as_rank(rank, name, port, path):
-    """In a process of its own; rank 0 writes what it measured."""
+    """In a process of its own. Rank 0 writes what it measured."""
     where = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= where | {"RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)

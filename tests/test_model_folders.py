@@ -1,4 +1,4 @@
-"""Model folders that contradict themselves or are damaged: used rightly, or one sentence before any weight is read."""
+"""Model folders that contradict themselves or are damaged, used rightly, or one sentence before any weight is read."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_untied_model_without_one_of_its_two_matrices_is_refused(missing, tin
     ],
 )
 def test_a_checkpoint_has_a_valid_generation_config_whatever_the_base_has(settings, tiny_base, tmp_path):
-    """Transformers refuses to save some of these, and to load some; none of them is about what is trained."""
+    """Transformers refuses to save some of these, and to load some. None of them is about what is trained."""
     base = edited(tmp_path / "model", tiny_base, generation=settings)
     checkpoint.save_checkpoint(tmp_path / "c", *load(base), {}, {})
     found = json.loads((tmp_path / "c" / "generation_config.json").read_text())

@@ -1,6 +1,6 @@
-"""Apple's GPUs have no float64: the search stays on the CPU, and what reaches the device is without it.
+"""Apple's GPUs have no float64. The search stays on the CPU, and what reaches the device is without it.
 
-No such GPU is here. The CPU plays it: whatever runs on the device must not make a float64 tensor, or it is refused.
+No such GPU is here. The CPU plays it. Whatever runs on the device must not make a float64 tensor, or it is refused.
 """
 
 from __future__ import annotations

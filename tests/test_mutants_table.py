@@ -1,4 +1,4 @@
-"""The table of planted mistakes fits the code, and its judge tells an assertion from a crash; nothing is run."""
+"""The table of planted mistakes fits the code, and its judge tells an assertion from a crash. Nothing is run."""
 
 from __future__ import annotations
 

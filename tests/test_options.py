@@ -1,4 +1,4 @@
-"""Options that are allowed but not what they seem: what a run says, and what it does instead."""
+"""Options that are allowed but not what they seem, with what a run says, and what it does instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks that users bring: tables, reward functions and classes, whole and damaged."""
+"""Tasks that users bring, which are tables, reward functions and classes, whole and damaged."""
 
 from __future__ import annotations
 

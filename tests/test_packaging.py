@@ -1,4 +1,4 @@
-"""What is installed, pinned and shipped: the lists agree, and the source distribution lacks no file."""
+"""What is installed, pinned and shipped. The lists agree, and the source distribution lacks no file."""
 
 from __future__ import annotations
 

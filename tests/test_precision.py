@@ -1,4 +1,4 @@
-"""bfloat16 weights with float32 masters: what is kept in which precision, and that small steps are not lost."""
+"""bfloat16 weights with float32 masters, with what is kept in which precision, and that small steps are not lost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def linear(dtype):
 
 
 def set_gradients(module, seed):
-    """As backward would: through autograd, so that hooks run; the same numbers whatever the dtype."""
+    """As backward would, through autograd, so that hooks run, with the same numbers whatever the dtype."""
     generator = torch.Generator().manual_seed(seed)
     for p in module.parameters():
         (p * torch.randn(p.shape, generator=generator).bfloat16().to(p.dtype)).sum().backward()
@@ -236,7 +236,7 @@ def test_a_checkpoint_without_its_masters_is_refused(finished, tmp_path, capsys)
 
 @pytest.mark.parametrize(("tolerance", "alarms"), [("1", []), ("1e-6", ["ratio"])])
 def test_the_gap_between_sampler_and_trainer_is_logged_and_alarmed(tolerance, alarms, tiny_base, tmp_path, capsys):
-    model = shutil.copytree(tiny_base, tmp_path / "model")  # its tokenizer; one layer of width 16 rounds too little
+    model = shutil.copytree(tiny_base, tmp_path / "model")  # its tokenizer. One layer of width 16 rounds too little
     torch.manual_seed(0)
     wider = {"hidden_size": 64, "num_hidden_layers": 2, "layer_types": None}
     Qwen2ForCausalLM(Qwen2Config(**Qwen2Config.from_pretrained(tiny_base).to_dict() | wider)).save_pretrained(model)
@@ -244,7 +244,7 @@ def test_the_gap_between_sampler_and_trainer_is_logged_and_alarmed(tolerance, al
     argv += ["--search.max-search-depth", "30"]
     assert main([*argv, "--train.ratio-tolerance", tolerance, "--output-dir", str(tmp_path / "r")]) == 0
     record = records(tmp_path / "r")[1]
-    # rounding to 8 bits, more than float32 would show; how much more depends on the kind of CPU
+    # rounding to 8 bits, more than float32 would show. How much more depends on the kind of CPU
     assert 1e-4 < record["audit/ratio_error"] < 0.2
     assert [name for name in record["alarms"] if name == "ratio"] == alarms
     assert ("sampler and trainer disagree" in capsys.readouterr().err) == bool(alarms)

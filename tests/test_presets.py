@@ -15,7 +15,7 @@ from tests.test_loading import make_config, save_checkpoint
 from tinyzero_astar.model.loading import load_language_model
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = (  # what somebody types who tries a preset on a laptop; everything else is the preset's
+FEW = (  # what somebody types who tries a preset on a laptop. Everything else is the preset's
     "--train.num-iterations 2 --train.problems-per-iteration 4 --train.batch-size 2 --data.num-problems 40"
     " --search.max-search-depth 6 --eval.num-problems 4 --eval.num-samples 2 --eval.eval-frequency 2"
     " --run.num-threads 1 --model.device cpu"

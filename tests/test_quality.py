@@ -79,7 +79,7 @@ def test_calibration_by_hand():
     outcome = torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
     weight = torch.tensor([3.0, 1.0, 2.0, 2.0], dtype=torch.float64)
     error, bins = calibration(value, outcome, weight)
-    # bin 1: V .15, R 1/4, share 1/2; bin 8: V .85, R 1, share 1/4; bin 9: V 1, R 0, share 1/4
+    # bin 1: V .15, R 1/4, share 1/2. Bin 8: V .85, R 1, share 1/4. Bin 9: V 1, R 0, share 1/4
     assert error == pytest.approx(0.5 * 0.1 + 0.25 * 0.15 + 0.25 * 1.0)
     assert bins == [[0.15, 0.25, 0.5], [0.85, 1.0, 0.25], [1.0, 0.0, 0.25]]
 

@@ -26,7 +26,7 @@ SETTINGS = DataConfig(num_problems=20)
 
 
 class Capitals(QuestionTask):
-    """The capital letter of a small one, asked in two forms; some letters are drawn again and again."""
+    """The capital letter of a small one, asked in two forms. Some letters are drawn again and again."""
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 

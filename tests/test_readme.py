@@ -1,7 +1,7 @@
-"""The commands of README and docs, read from there: cheap ones run as written, the others are parsed.
+"""The commands of README and docs, read from there. Cheap ones run as written, the others are parsed.
 
 They run one after another in a folder of their own, with the README's first run, `python train.py`, made before. Its
-preset is made small; how often it saves and how many iterations it has stay those of the real one.
+preset is made small. How often it saves and how many iterations it has stay those of the real one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COMMAND = re.compile(r"(\w+=\S+ )*(\.venv/bin/)?(python|tinyzero|pip|make|torch
 
 
 def commands_of(text):
-    """Commands in code blocks, and in backquotes in tables and sentences; each once, on one line."""
+    """Commands in code blocks, and in backquotes in tables and sentences, each once, on one line."""
     lines = [line for block in _BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
     bare = [" ".join(line.split(" #")[0].split()) for line in [*lines, *spans]]
@@ -43,7 +43,7 @@ def commands_of(text):
 
 
 EXAMPLES = ("own-task.md",)  # whose commands need the files that the page shows: tests/test_docs.py runs them
-RUN = ("README.md", "commands.md")  # whose cheap commands are run; those of the other pages are parsed
+RUN = ("README.md", "commands.md")  # whose cheap commands are run. Those of the other pages are parsed
 DOCS = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in EXAMPLES]
 COMMANDS = {command: path.name for path in [*DOCS, README] for command in commands_of(path.read_text("utf-8"))}
 
@@ -111,7 +111,7 @@ def test_a_documented_command_works_as_written(command, project, capsys):
 
 
 def run_command(argv):
-    """The exit status of a command of tinyzero's; trainings and doctor are parsed, or take as long as a run."""
+    """The exit status of a command of tinyzero's. Trainings and doctor are parsed, or take as long as a run."""
     name, *rest = argv
     if name == "train":
         return 0 if parse_train(rest) else 1
@@ -123,7 +123,7 @@ def run_command(argv):
 
 
 def run_python(argv, is_run):
-    """The exit status of a command of Python's; trainings of docs/, and those that need a hub or a GPU, are parsed."""
+    """The exit status of a command of Python's. Trainings of docs/, and those that need a hub or a GPU, are parsed."""
     if argv[0] == "train.py":
         if is_run and is_for_a_cpu(argv) and argv != ["train.py"]:  # which has made the project
             return main(argv[1:])

@@ -1,4 +1,4 @@
-"""Scorers of others in a process of their own: stand-ins that misbehave in every way, and reasoning-gym itself."""
+"""Scorers of others in a process of their own, with stand-ins that misbehave in every way, and reasoning-gym itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEEDS_LIBRARY = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None,
     reason="reasoning-gym is not installed: pip install -e '.[reasoning-gym]'",
 )
-# A package of the same name: data set "sums" asks for the sum of two numbers; a wrong answer says how to misbehave.
+# A package of the same name: data set "sums" asks for the sum of two numbers. A wrong answer says how to misbehave.
 STAND_IN = """
 import os, sys, time
 import random as _random
@@ -96,7 +96,7 @@ def _library(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def gym(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReasoningGym]:
-    """A task that tests share, so that few of them wait for the start of a process; for use beside `stand_in`."""
+    """A task that tests share, so that few of them wait for the start of a process, for use beside `stand_in`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(_library(tmp_path_factory.mktemp("library"))))
         task = _task()

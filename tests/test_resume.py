@@ -1,4 +1,4 @@
-"""Faults around a run: stopped from outside, killed, damaged files, folders that cannot be written to.
+"""Faults around a run, which is stopped from outside, killed, damaged files, folders that cannot be written to.
 
 Whatever happens, the run that goes on must end as one that was never disturbed.
 """
@@ -605,7 +605,7 @@ def complaint(folder):
 
 
 def dying(patch, last):
-    """A kill at one of the operations that change something: it is not done, or a file is left empty."""
+    """A kill at one of the operations that change something. It is not done, or a file is left empty."""
     num_calls, write_text = 0, Path.write_text
 
     def limit(original):
@@ -630,7 +630,7 @@ def dying(patch, last):
 
 @contextmanager
 def limited(size):
-    """Inside, no file of this process may grow beyond so many bytes, as after `ulimit -f`; pytest may write to one."""
+    """Inside, no file of this process may grow beyond so many bytes, as after `ulimit -f`. pytest may write to one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

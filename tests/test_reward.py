@@ -1,4 +1,4 @@
-"""The verifier against ordinary and hostile completions; every case is judged against 1035."""
+"""The verifier against ordinary and hostile completions. Every case is judged against 1035."""
 
 from __future__ import annotations
 

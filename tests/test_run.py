@@ -1,6 +1,6 @@
-"""Whole runs on a tiny random model: records, interruption, continuing, evaluation.
+"""Whole runs on a tiny random model, with records, interruption, continuing, evaluation.
 
-The random model never answers a question, so a hash of the text replaces the verifier: rewards then vary and
+The random model never answers a question, so a hash of the text replaces the verifier. Rewards then vary and
 depend on every token, and whatever differs between two runs shows.
 """
 
@@ -184,7 +184,7 @@ def test_leaves_that_do_not_exist_are_not_shown(options, tmp_path):
 
 
 def documented():
-    """The first column of the tables in docs/metrics.md; <k> is a number, [_low|_high] may follow or not."""
+    """The first column of the tables in docs/metrics.md. <k> is a number, [_low|_high] may follow or not."""
     names = re.findall(r"^(?:\| )?`([a-z]+/[^`]+|alarms)`", DOCUMENT.read_text(encoding="utf-8"), re.M)
     assert len(names) == len(set(names)) > 40
     return [name.replace("\\", "") for name in names]

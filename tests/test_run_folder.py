@@ -1,4 +1,4 @@
-"""Where a run writes: numbers, refusals, records that survive a crash, and which checkpoint a name means."""
+"""Where a run writes, with numbers, refusals, records that survive a crash, and which checkpoint a name means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search on tables that can be enumerated: what is claimed, summed over all leaves."""
+"""The search on tables that can be enumerated. What is claimed is summed over all leaves."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ def test_nan_and_impossible_rows_are_named(mode):
 @pytest.mark.parametrize("mode", ["sample", "gumbel", "best_first"])
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_value_that_is_not_finite_is_named(mode, wrong):
-    """Also where nothing is guided by it: it would be logged, and be the baseline."""
+    """Also where nothing is guided by it, since it would be logged, and be the baseline."""
 
     class WrongValue(TableDecoder):
         def _output(self, rows):
@@ -442,7 +442,7 @@ def test_a_proposal_says_at_which_prefixes_the_budget_lowered_the_guidance():
 
 
 def test_leaves_too_improbable_for_a_double_have_finite_weights():
-    """120 tokens of a uniform policy over 1,000: log pi = -828.9, and exp of that is 0."""
+    """120 tokens of a uniform policy over 1,000, where log pi = -828.9, and exp of that is 0."""
 
     class Uniform:
         eos_ids = (0,)

@@ -1,4 +1,4 @@
-"""`solve`: one question, its answer and its search tree."""
+"""`solve` with one question, its answer and its search tree."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_the_base_says_that_its_value_model_is_untrained_and_tokens_are_quoted(c
 
 
 def traced():
-    """prompt -> a b -> (c d the end, e not extended), prompt -> f -> g h given up; what leads to the end has less f."""
+    """prompt -> a b -> (c d the end, e not extended), prompt -> f -> g h given up. What leads to the end has less f."""
     told = [  # parent, f, h, status
         *(
             (-1, 0.0, 1.0, "expanded"),

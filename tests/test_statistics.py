@@ -1,4 +1,4 @@
-"""What is logged of a batch of rollouts, recomputed leaf by leaf; one problem has a leaf less than the others."""
+"""What is logged of a batch of rollouts, recomputed leaf by leaf. One problem has a leaf less than the others."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def of_searches(found, group_size):
 
 
 def ratio_of_variances(found, group_size):
-    """Equation 23 leaf by leaf: of all searches, divided by what as many samples of each problem would have."""
+    """Equation 23 leaf by leaf, of all searches, divided by what as many samples of each problem would have."""
     searched = sampled = 0.0
     for leaves, problems in of_searches(found, group_size):
         for tokens, w, right, _, values in leaves:
@@ -167,7 +167,7 @@ def test_leaves_found_twice_are_one_of_the_unique_ones():
 
 
 def auc(rows):
-    """Of (weight, value, outcome): P(a success has the larger value), ties half."""
+    """For (weight, value, outcome), P(a success has the larger value), ties half."""
     pairs = [
         (w * v, 1.0 if x > y else 0.5 if x == y else 0.0)
         for w, x, one in rows

@@ -117,7 +117,7 @@ def test_the_file_of_a_task_may_have_moved_but_not_changed(of_table, elsewhere, 
 
 
 def test_a_run_that_goes_on_saves_where_the_file_lies_now(tiny_base, of_table, elsewhere):
-    """Its next checkpoint names another place than its config.json; both are the same task."""
+    """Its next checkpoint names another place than its config.json. Both are the same task."""
     shutil.move("sums.jsonl", "elsewhere.jsonl")
     path = of_table / "config.json"
     newest = of_table / "checkpoints" / "checkpoint_iter_1" / "trainer.json"

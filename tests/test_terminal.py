@@ -88,7 +88,7 @@ def printed(monkeypatch, encoding, run):
 
 @pytest.fixture
 def hostile(monkeypatch):
-    """The tokenizer decodes to hostile text, but where it is tried on known texts: that of loading, and prompts."""
+    """The tokenizer decodes to hostile text, but where it is tried on known texts, at loading and prompts."""
     decode = PreTrainedTokenizerFast.decode
 
     def harmful(text):
@@ -309,7 +309,7 @@ def test_ctrl_c_that_also_stops_the_reader_of_the_output_is_status_130_and_no_wo
     "command", [["train.py"], ["-m", "tinyzero_astar"], ["-m", "tinyzero_astar", "solve", "3*4"]], ids=" ".join
 )
 def test_without_an_activated_environment_one_sentence_says_how(command):
-    """-S: without site-packages, as the system's Python is."""
+    """-S means without site-packages, as the system's Python is."""
     done = subprocess.run([sys.executable, "-S", "-E", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"error: {sys.executable} has no package ") and done.stderr.count("\n") == 1
@@ -333,7 +333,7 @@ def test_an_old_python_is_refused(monkeypatch, capsys):
 
 
 def test_nothing_says_that_an_index_has_the_package():
-    """No index does: `pip install -e '.[plot]'` is what works."""
+    """No index does. `pip install -e '.[plot]'` is what works."""
     files = [*product_files(), ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     assert [str(file) for file in files if "tinyzero-astar[" in file.read_text(encoding="utf-8")] == []
 
@@ -394,7 +394,7 @@ def test_what_could_not_be_measured_is_a_dash(measured, text, capsys):
 
 @pytest.mark.parametrize("is_under_torchrun", [False, True])
 def test_a_process_of_torchrun_ends_at_once_and_loses_no_output(is_under_torchrun):
-    """Others end in order: what is registered to run at the interpreter's end still does."""
+    """Others end in order. What is registered to run at the interpreter's end still does."""
     code = (
         "import atexit; from tinyzero_astar.terminal import end_process;"
         "atexit.register(print, 'in order'); print('said', end=' '); end_process(3)"

@@ -1,6 +1,6 @@
 """What docs/algorithm.md claims, summed over every leaf of small tables or averaged over many searches.
 
-The laws of the search itself (order, Plackett-Luce, weights, budget) stand in test_search.py; here are the
+The laws of the search itself (order, Plackett-Luce, weights, budget) stand in test_search.py. Here are the
 propositions about h, the gradient and the value regression that the weights are for, thinning, and the edges.
 """
 
@@ -187,7 +187,7 @@ NOISY = 1.5  # of the logits of the value, a model that is far from exact
 
 
 def sums_of(decoder, rollouts, weight):
-    """Sum over leaves of weight * f for f = 1, R, length; [P] each."""
+    """Sum over leaves of weight * f for f = 1, R, length, [P] each."""
     reward = decoder.reward[nodes_of(decoder, rollouts)[..., -1]]
     values = {"one": torch.ones_like(reward), "reward": reward, "length": rollouts.length.double()}
     return {name: (weight * f).sum(1) for name, f in values.items()}
@@ -268,7 +268,7 @@ def test_thinned_weights_are_unbiased(guidance):
 
 
 class TabularPolicy(nn.Module):
-    """A logit per prefix and token, and a value per prefix: what `Updater` needs of a policy."""
+    """A logit per prefix and token, and a value per prefix, which is what `Updater` needs of a policy."""
 
     has_adapters, linear_cost = False, 10**9
 
@@ -312,7 +312,7 @@ class TabularPolicy(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class WithProposal(Batch):
-    """What no batch holds: log q, for the estimators that do not work."""
+    """What no batch holds, log q, for the estimators that do not work."""
 
     logq: torch.Tensor
 
@@ -349,7 +349,7 @@ ASTAR_PO = AStarPO(clip_low=0.2, clip_high=0.28, gae_lambda=1.0, advantage_floor
 
 @dataclass
 class Shortcut:
-    """A*PO with another loss; for the estimators that do not work."""
+    """A*PO with another loss, for the estimators that do not work."""
 
     wrong_loss: object
     has_critic = True
@@ -462,7 +462,7 @@ def test_shortcuts_miss_the_gradient(shortcut):
 
 
 def fitted_values(decoder, rollouts, weight):
-    """Minimise the real value loss over a table of values; p of every prefix, as such and as a child."""
+    """Minimise the real value loss over a table of values. The result is p of every prefix, as such and as a child."""
     leaf = nodes_of(decoder, rollouts)[..., -1].flatten()
     mass = torch.zeros(len(decoder.prefixes), dtype=torch.float64).index_add_(0, leaf, weight.flatten())
     first = [int((leaf == n).nonzero()[0, 0]) for n in mass.nonzero()[:, 0]]  # the loss is linear in weights:

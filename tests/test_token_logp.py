@@ -24,7 +24,7 @@ NEVER = torch.tensor([3, 9])
 
 @pytest.fixture(params=[5, 6, 17, 1000])
 def block(request, monkeypatch):
-    """Tokens that are scored together; 20 are scored in all."""
+    """Tokens that are scored together. 20 are scored in all."""
     monkeypatch.setitem(blocks.BLOCK_ELEMENTS, "cpu", 1)
     monkeypatch.setattr(blocks, "MIN_BLOCK", request.param)
 

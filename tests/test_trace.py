@@ -1,4 +1,4 @@
-"""The nodes that a search records, on tables that can be enumerated; docs/trace.md."""
+"""The nodes that a search records, on tables that can be enumerated (docs/trace.md)."""
 
 from __future__ import annotations
 

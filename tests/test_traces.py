@@ -1,4 +1,4 @@
-"""What a run records of its searches: trace.jsonl and processes.jsonl, docs/trace.md."""
+"""What a run records of its searches in trace.jsonl and processes.jsonl (docs/trace.md)."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def test_batch_size_counts_problems_per_optimizer_step():
 
 @pytest.mark.parametrize(("frequency", "trainings"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
 def test_the_value_model_is_trained_every_update_frequency_updates_and_after_the_last(frequency, trainings):
-    """Of four updates; each training makes `num_steps` steps, and none moves the policy."""
+    """Of four updates. Each training makes `num_steps` steps, and none moves the policy."""
     policy = make_policy()
     batch = make_rows(policy)
     changes = {"batch_size": 1, "value_update_frequency": frequency, "num_steps": 3}
@@ -365,7 +365,7 @@ def plain_value_steps(policy, batch, groups, num_steps, rate):
 @pytest.mark.parametrize("micro_batch_tokens", [1, 25, 10_000])
 @pytest.mark.parametrize("frequency", [1, 2, 3])
 def test_the_value_model_learns_from_all_rows_since_the_last_time(frequency, micro_batch_tokens):
-    """Against plain loops in float64; the policy stands still, so that its hidden states are known."""
+    """Against plain loops in float64. The policy stands still, so that its hidden states are known."""
     policy = shaken(make_policy())
     batch = make_rows(policy)
     of_updates = [(batch.problem == n).nonzero()[:, 0].tolist() for n in range(4)]
@@ -456,7 +456,7 @@ def test_ratio_deviation_is_the_mean_over_all_tokens():
 
 
 def test_a_problem_without_rows_counts_as_one_whose_rows_weigh_nothing():
-    """Thinning may leave a problem without a row: its leaves count 0, and the problem counts."""
+    """Thinning may leave a problem without a row. Its leaves count 0, and the problem counts."""
     kept = (make_rows(make_policy()).problem != 2).nonzero()[:, 0]
     found = []
     for without_rows in (False, True):
@@ -528,7 +528,7 @@ def test_value_loss_pairs_every_logit_with_its_own_reward():
 
 
 def test_the_best_baseline_of_a_prefix_is_the_noise_weighted_mean_reward():
-    """It makes the gradient of A log pi with respect to the logits least noisy, of all constants; by enumeration."""
+    """It makes the gradient of A log pi with respect to the logits least noisy, of all constants, by enumeration."""
     generator = torch.Generator().manual_seed(6)
     logits = (2 * torch.randn(7, generator=generator, dtype=torch.float64)).requires_grad_()
     reward, pi = torch.rand(7, generator=generator, dtype=torch.float64), torch.softmax(logits, -1).detach()

@@ -1,4 +1,4 @@
-"""The variance of searched estimates: by integration over the threshold, over many searches, and as it is logged."""
+"""The variance of searched estimates, by integration over the threshold, over many searches, and as it is logged."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def inverse_inclusion(rates, own, num_leaves):
 
 
 def exact(decoder, num_leaves, guidance, log_tilt, functions):
-    """Variance of sum w F of one search for all tables, and of as many samples of each; `functions`: F by leaf."""
+    """Variance of sum w F of one search for all tables, and of as many samples of each. `functions` are F by leaf."""
     leaves, rates, sampled = [], [], 0.0
     for i, table in enumerate(decoder.tables):
         law = twisted_leaf_law(table, decoder, i, 2.0, guidance.cap, float(guidance.strength))

@@ -27,7 +27,7 @@ from tinyzero_astar.data.verifiers import (
 R, F = Reason, Fault
 BAD = {F.NOT_A_NUMBER, F.TOO_MANY_DIGITS, F.LEADING_ZERO, F.MINUS_ZERO, F.ZERO_DENOMINATOR, F.NOT_LOWEST}
 
-# text, reason; the right number is 5/2
+# text, reason. The right number is 5/2
 NUMBERS: list[tuple[str, str]] = [
     ("2.5", R.CORRECT),
     ("2.50", R.CORRECT),
@@ -73,7 +73,7 @@ NUMBERS: list[tuple[str, str]] = [
         )
     ),
 ]  # fmt: skip
-# text, reason; the right letter is B of A to D
+# text, reason. The right letter is B of A to D
 LETTERS: list[tuple[str, str]] = [
     ("B", R.CORRECT),
     ("A", R.WRONG_ANSWER),
@@ -87,7 +87,7 @@ LETTERS: list[tuple[str, str]] = [
         )
     ),
 ]  # fmt: skip
-# text, reason; the right string is "São Paulo"
+# text, reason. The right string is "São Paulo"
 STRINGS: list[tuple[str, str]] = [
     ("S\u00e3o Paulo", R.CORRECT),
     *(

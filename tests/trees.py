@@ -10,7 +10,7 @@ from tinyzero_astar.training.trees import Tree, grow_trees, stack
 
 
 def trees_of(prompts, completions):
-    """One tree for each prompt and its completions, lists of tokens all; scores come in their order."""
+    """One tree for each prompt and its completions, lists of tokens all. Scores come in their order."""
     trees = [Tree(list(prompt)) for prompt in prompts]
     for tree, own in zip(trees, completions, strict=True):
         for completion in own:

@@ -1,7 +1,7 @@
 """How many sentences of a text are joined by a semicolon or a colon.
 
-Plain technical English has one idea per sentence. Only prose is counted: code blocks, tables, headings, links and code
-in backquotes are taken out first. A colon that ends a paragraph, before a list or a block, joins nothing.
+Plain technical English has one idea per sentence. Only prose is counted, so code blocks, tables, headings, links and
+code in backquotes are taken out first. A colon that ends a paragraph, before a list or a block, joins nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Count(NamedTuple):
 
 
 def sentences_of(text: str) -> list[str]:
-    """The sentences of Markdown prose, each on one line; code stands as the word `code`."""
+    """The sentences of Markdown prose, each on one line. Code stands as the word `code`."""
     text = _COMMENT.sub("", _BLOCK.sub("\n\n", text))
     text = _TABLE_OR_HEADING.sub("\n", text)
     text = _CODE.sub("code", _LINK.sub(r"\1", text))
@@ -52,7 +52,7 @@ def count(text: str) -> Count:
 
 
 def docstrings_of(source: str) -> list[str]:
-    """Docstrings of a module and of its public classes and functions; labels of Google's sections are taken out."""
+    """Docstrings of a module and of its public classes and functions. Labels of Google's sections are taken out."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -63,7 +63,7 @@ def docstrings_of(source: str) -> list[str]:
 
 
 def prose_of_docstring(text: str) -> str:
-    """A docstring as Markdown; labels of sections and names of entries are taken out, and so are indented formulas."""
+    """A docstring as Markdown. Labels of sections and names of entries are taken out, and so are indented formulas."""
     head, *sections = re.split(r"^(?=(?:Args|Returns|Raises|Yields):)", text, flags=re.MULTILINE)
     head = re.sub(r"^(?: {2,}|\t).*$", "\n", head, flags=re.MULTILINE)
     head = re.sub(r"\bSources?:\s+", "", head)  # a label
