@@ -1,6 +1,6 @@
-"""Typed configuration: every setting with its default, and its range beside it.
+"""Typed configuration, with every setting, its default, and its range beside it.
 
-Presets are in `presets`, the checks in `config_checks`; `config_json` saves and loads.
+Presets are in `presets`, the checks in `config_checks`. `config_json` saves and loads.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import tyro
 
 from tinyzero_astar.modes import SearchMode
 
-_MAX_PROBLEMS = 50_000  # of one set; from 3 digits on, 80,000 pairs and more exist on either side
-DECODING_INVERSE_BETA = 3.0  # 1/beta of best_first at test time: it prefers success, whatever the prompt's value says
-# what predictions must know of algorithms before PyTorch is imported; the algorithms themselves say why
+_MAX_PROBLEMS = 50_000  # of one set, of which 80,000 pairs and more exist on either side from 3 digits on
+DECODING_INVERSE_BETA = 3.0  # 1/beta of best_first at test time, which prefers success whatever the prompt's value
+# What predictions must know of algorithms before PyTorch is imported. The algorithms themselves say why.
 WITH_CRITIC, WITH_REFERENCE = ("astar_po",), ("optimal_advantage",)
 
 
 class Range(NamedTuple):
-    """What a number may be, both ends included; noted beside its field."""
+    """What a number may be, both ends included. It is noted beside its field."""
 
     low: float
     high: float
@@ -31,17 +31,17 @@ class ModelConfig:
     """The base model."""
 
     model_name: str = "embedded"
-    """Name on the Hugging Face hub, a folder, a .gguf file, a run or checkpoint, or "embedded": the package's base."""
+    """Name on the Hugging Face hub, folder, .gguf file, run or checkpoint, or "embedded" for the package's base."""
     max_seq_length: Annotated[int, Range(8, 1 << 20)] = 128
     """Tokens of prompt and completion together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the language model's weights and activations; the value model and all optimizer state are float32."""
+    """Of the language model's weights and activations. The value model and all optimizer state are float32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """auto: a CUDA GPU if there is one; mps: an Apple GPU, for algorithm astar_po on one process."""
+    """auto takes a CUDA GPU if there is one. mps is an Apple GPU, for algorithm astar_po on one process."""
     lora_rank: Annotated[int, Range(0, 1024)] = 0
-    """Train low-rank adapters of this rank and freeze the model (needs peft); 0: train all weights."""
+    """Train low-rank adapters of this rank and freeze the model (needs peft). 0 trains all weights."""
     cuda_graphs: bool = False
-    """Record decode steps as CUDA graphs: all slots at every step, started at once (needs a GPU)."""
+    """Record decode steps as CUDA graphs, with all slots at every step, started at once (needs a GPU)."""
     liger: bool = False
     """Liger's fused kernels for rotary embedding, norms and SwiGLU (needs liger-kernel and a GPU)."""
 
@@ -57,29 +57,29 @@ class DataConfig:
     num_shots: Annotated[int, Range(0, 64)] = 0
     """Worked examples before every question, for base models that do not know the format."""
     template: Literal["conversation", "compact"] = "compact"
-    """How a question is worded: `conversation` for real base models, `compact` for the embedded one."""
+    """How a question is worded, `conversation` for real base models, `compact` for the embedded one."""
     min_digits: Annotated[int, Range(1, 6)] = 2
-    """multiplication: fewest digits of a factor."""
+    """Fewest digits of a factor (multiplication)."""
     max_digits: Annotated[int, Range(1, 6)] = 2
-    """multiplication: most digits of a factor."""
+    """Most digits of a factor (multiplication)."""
     second_min_digits: Annotated[int | None, Range(1, 6)] = None
-    """multiplication: fewest digits of the second factor; None: as of the first."""
+    """Fewest digits of the second factor (multiplication). None takes that of the first."""
     second_max_digits: Annotated[int | None, Range(1, 6)] = None
-    """multiplication: most digits of the second factor; None: as of the first."""
+    """Most digits of the second factor (multiplication). None takes that of the first."""
     min_numbers: Annotated[int, Range(2, 6)] = 3
-    """countdown: fewest numbers of a question."""
+    """Fewest numbers of a question (countdown)."""
     max_numbers: Annotated[int, Range(2, 6)] = 4
-    """countdown: most numbers of a question."""
+    """Most numbers of a question (countdown)."""
     max_number: Annotated[int, Range(1, 999)] = 99
-    """countdown: largest number; the smallest is 1."""
+    """Largest number, from 1 on (countdown)."""
     max_target: Annotated[int, Range(10, 999)] = 100
-    """countdown: largest target; the smallest is 1."""
+    """Largest target, from 1 on (countdown)."""
     verifier: Literal["integer", "number", "string", "choice"] = "integer"
-    """FILE.jsonl: how answers are written and compared."""
+    """How answers of a FILE.jsonl are written and compared."""
     reward_function: str = ""
-    """FILE.jsonl: FILE.py:function or module:function that scores completions instead, as TRL's trainers call it."""
+    """FILE.py:function or module:function that scores completions of a FILE.jsonl, as TRL's trainers call it."""
     task_sha256: tyro.conf.Suppress[str] = ""
-    """Of the files that the task comes from, filled in when a run begins; "": of none, or not yet known."""
+    """Of the files that the task comes from, filled in when a run begins. "" means none, or not yet known."""
 
 
 @dataclass(frozen=True)
@@ -97,29 +97,32 @@ class SearchConfig:
     """How training rollouts are found."""
 
     mode: SearchMode = "gumbel"
-    """gumbel: A* without replacement, exact weights; sample: independent; best_first: literal A*, biased."""
+    """gumbel is A* without replacement, with exact weights. sample is independent. best_first is biased A*."""
     num_rollouts_per_problem: Annotated[int | float, Range(1e-3, 1024)] = 8
-    """K, leaves per problem; on average where problems share a search."""
+    """K, leaves per problem, on average where problems share a search."""
     problems_per_search: Annotated[int, Range(1, 10**6)] = 1
-    """M, most problems that share one search and its K times M leaves; 1: each has a search of its own."""
+    """M, most problems that share one search and its K times M leaves. With 1 each has a search of its own."""
     root_tilt: Annotated[float, Range(0, 1)] = 0.0
-    """gumbel, shared searches: share of the weight cap, in nats, spent on preferring half-solved problems; 0: none."""
+    """Share of the weight cap, in nats, spent on preferring half-solved problems (gumbel, shared searches).
+
+    0 is none.
+    """
     beam_width: Annotated[int, Range(1, 4096)] = 12
-    """Size of a problem's open list; gumbel needs K + 1 and is lossless from there on."""
+    """Size of a problem's open list. gumbel needs K + 1 and is lossless from there on."""
     max_search_depth: Annotated[int, Range(1, 1 << 20)] = 80
-    """Most generated tokens; a longer completion is cut and earns nothing."""
+    """Most generated tokens. A longer completion is cut and earns nothing."""
     guidance_strength: Annotated[float, Range(0, 1)] = 1.0
-    """Upper end of tau, 0 to 1: how much the value model bends the proposal; 0 searches the policy itself."""
+    """Upper end of tau, 0 to 1, which is how much the value model guides the search. 0 searches the policy itself."""
     inverse_beta: Annotated[float | Literal["balanced"], Range(-20, 20)] = "balanced"
-    """1/beta of the heuristic, nats per unit of success; balanced: half of the proposal succeeds."""
+    """1/beta of the heuristic, nats per unit of success. With balanced, half of the proposal succeeds."""
     max_inverse_beta: Annotated[float, Range(0, 20)] = 3.0
     """Bound on |1/beta| when balanced."""
     weight_cap: Annotated[float | None, Range(1 + 1e-6, 1e6)] = 2.0
-    """Bound on policy over proposal for every leaf; None: no bound."""
+    """Bound on policy over proposal for every leaf. None is no bound."""
     unguided_fraction: Annotated[float, Range(0, 1)] = 0.1
     """Share of problems that are searched without guidance, always."""
     min_weight: Annotated[float, Range(0, 1)] = 0.02
-    """gumbel: leaves that weigh less are dropped at random before the update, without bias (Russian roulette)."""
+    """Leaves that weigh less are dropped at random before the update, without bias (gumbel, Russian roulette)."""
 
     def one_by_one(self, mode: SearchMode, num_rollouts: int) -> SearchConfig:
         """Another mode, with as many leaves for every problem and a search for each."""
@@ -128,7 +131,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """The value model: the search's heuristic and the update's baseline."""
+    """The value model, which is the search's heuristic and the update's baseline."""
 
     hidden_size: Annotated[int, Range(1, 1 << 16)] = 128
     """Width of its MLP."""
@@ -145,7 +148,7 @@ class TrainConfig:
     """The policy update."""
 
     algorithm: Literal["astar_po", "grpo", "rloo", "optimal_advantage", "rejection"] = "astar_po"
-    """What turns rollouts into a loss: docs/algorithm.md; all but astar_po do without a value model."""
+    """What turns rollouts into a loss (docs/algorithm.md). All but astar_po work without a value model."""
     num_iterations: Annotated[int, Range(0, 10**7)] = 30
     """Iterations of search and update."""
     problems_per_iteration: Annotated[int, Range(1, 10**6)] = 32
@@ -155,7 +158,7 @@ class TrainConfig:
     num_epochs: Annotated[int, Range(1, 100)] = 1
     """Passes over an iteration's rollouts."""
     learning_rate: Annotated[float, Range(0, 1)] = 3e-4
-    """Peak; decays linearly to 0."""
+    """Peak, which decays linearly to 0."""
     warmup_iterations: Annotated[int, Range(0, 10**7)] = 1
     """Linear warm-up, within the run."""
     weight_decay: Annotated[float, Range(0, 10)] = 0.0
@@ -167,23 +170,23 @@ class TrainConfig:
     clip_high: Annotated[float, Range(1e-6, 100)] = 0.28
     """The ratio is clipped above 1 plus this."""
     gae_lambda: Annotated[float, Range(0, 1)] = 1.0
-    """Lambda of the generalized advantage; 1 is reward minus value."""
+    """Lambda of the generalized advantage. 1 is reward minus baseline."""
     advantage_floor: Annotated[float, Range(1e-6, 1e6)] = 0.2
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
     group_loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
-    """grpo: mean per completion, then over them; dapo: over tokens; dr_grpo: no deviation, a constant divisor."""
+    """grpo averages per completion, dapo over tokens, dr_grpo has a constant divisor and no deviation."""
     num_reference_samples: Annotated[int, Range(1, 1024)] = 8
-    """optimal_advantage: completions of the first policy per problem, from which its optimal value is estimated."""
+    """Completions of the first policy per problem, from which its optimal value is estimated (optimal_advantage)."""
     optimal_value_beta: Annotated[float, Range(1e-3, 1e3)] = 0.5
-    """optimal_advantage: what a nat is worth in that value: small looks at the best sample, large at the mean."""
+    """What a nat is worth in that value (optimal_advantage). Small looks at the best sample, large at the mean."""
     regression_beta: Annotated[float, Range(1e-9, 1e3)] = 1e-3
-    """optimal_advantage: what a nat of distance from the first policy costs, in units of reward."""
+    """What a nat of distance from the first policy costs, in units of reward (optimal_advantage)."""
     micro_batch_tokens: Annotated[int, Range(1, 1 << 30)] = 1024
-    """Positions of prefix trees per forward and backward, and most of one tree; few stay in a CPU's cache."""
+    """Positions of prefix trees per forward and backward, and most of one tree. Few stay in a CPU's cache."""
     gradient_checkpointing: bool = False
-    """Decoder layers keep only their inputs and run again in the backward: far less memory, a third more time."""
+    """Decoder layers keep only their inputs and run again in the backward. Far less memory, a third more time."""
     sharding: Literal["full", "hybrid"] = "full"
-    """With --distributed: weights split over all processes, or over those of one machine with a copy on each."""
+    """With --distributed, weights are split over all processes, or over those of one machine with a copy on each."""
     ratio_tolerance: Annotated[float, Range(0, 1e6)] = 1e-4
     """Alarm when the sampler's and the trainer's probabilities differ by more, as a ratio minus 1."""
 
@@ -199,11 +202,11 @@ class EvalConfig:
     num_problems_between: Annotated[int, Range(1, 10**6)] = 200
     """At most so many of them in evaluations between the start and the end of a run, which decode greedily only."""
     num_samples: Annotated[int, Range(1, 1024)] = 1
-    """Sampled completions per problem at the start and the end; pass@k is reported up to this k."""
+    """Sampled completions per problem at the start and the end, up to which pass@k is reported."""
     max_rows: Annotated[int, Range(1, 1 << 20)] = 512
-    """Sequences decoded at once; a problem's samples are decoded together."""
+    """Sequences decoded at once. A problem's samples are decoded together."""
     search: Literal["greedy", "best_first"] = "greedy"
-    """best_first: also decode by A*, and compare it with other ways at the same number of decoded tokens."""
+    """With best_first, also decode by A*, and compare it with other ways at the same number of decoded tokens."""
     beam_width: Annotated[int, Range(1, 4096)] = 8
     """Open list of that A*."""
 
@@ -213,15 +216,15 @@ class RunConfig:
     """Everything about a run that is not about learning."""
 
     seed: Annotated[int, Range(0, 2**62)] = 0
-    """Of problems' order and search noise; equal seeds give equal runs."""
+    """Of problems' order and search noise. Equal seeds give equal runs."""
     num_threads: Annotated[int, Range(0, 1024)] = 1
-    """CPU threads of PyTorch, at most one per core; 0: one per core that is idle when the run starts."""
+    """CPU threads of PyTorch, at most one per core. 0 takes one per core that is idle when the run starts."""
     checkpoint_frequency: Annotated[int, Range(1, 10**7)] = 10
     """Every that many iterations, besides the end."""
     sample_frequency: Annotated[int, Range(1, 10**7)] = 5
     """Completions are shown every that many iterations."""
     collective_timeout_s: Annotated[float, Range(1, 10**6)] = 600.0
-    """With --distributed: seconds that a process waits for the slowest one before the run fails."""
+    """With --distributed, seconds that a process waits for the slowest one before the run fails."""
 
 
 @dataclass(frozen=True)
@@ -239,9 +242,9 @@ class Config:
 
 
 def search_size(config: Config) -> int:
-    """M: the most problems, up to `search.problems_per_search`, that divide those of a step and of an iteration.
+    """M, the most problems up to `search.problems_per_search` that divide those of a step and of an iteration.
 
-    A search then belongs to one optimizer step. 1 in mode sample with a whole K, where nothing is shared.
+    A search then belongs to one optimizer step. M is 1 in mode sample with a whole K, where nothing is shared.
     """
     search, train = config.search, config.train
     if search.mode == "sample" and float(search.num_rollouts_per_problem).is_integer():
@@ -251,5 +254,5 @@ def search_size(config: Config) -> int:
 
 
 def root_tilt_of(config: Config) -> float:
-    """The root's tilt: only mode gumbel, where problems share a search, can choose between them and undo it."""
+    """The root's tilt. Only mode gumbel, where problems share a search, can choose between them and undo it."""
     return config.search.root_tilt if config.search.mode == "gumbel" and search_size(config) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""What a configuration must satisfy: ranges of numbers, and what its fields demand of each other."""
+"""What a configuration must satisfy, which is the ranges of numbers and what its fields demand of each other."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def _ranges_of(section: type) -> Iterator[tuple[str, Range]]:
 
 
 def check_ranges(config: Config) -> None:
-    """Refuse a number outside its range; `check` does this first."""
+    """Refuse a number outside its range. `check` does this first."""
     for section in dataclasses.fields(config):
         check_section(section.name, getattr(config, section.name))
 
 
 def check_section(name: str, section: object) -> None:
-    """Refuse a number of one section outside its range; `check` does this for all.
+    """Refuse a number of one section outside its range. `check` does this for all.
 
     Raises:
         ValueError: names the field, its value and its range.

@@ -1,6 +1,6 @@
-"""A configuration in a TOML file: `--config FILE.toml`.
+"""A configuration in a TOML file, `--config FILE.toml`.
 
-Each section of the configuration is a table, and `preset` before the first table names what the others change:
+Each section of the configuration is a table, and `preset` before the first table names what the others change.
 
     preset = "local"
 
@@ -8,7 +8,7 @@ Each section of the configuration is a table, and `preset` before the first tabl
     beam_width = 12
     weight_cap = "None"
 
-TOML has no null: the text "None" stands for it, as on the command line.
+TOML has no null, so the text "None" stands for it, as on the command line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SUFFIX = ".toml"
 
 
 def named_config(name: str) -> Config:
-    """The configuration that `--config` names: a preset, or a file.
+    """The configuration that `--config` names, which is a preset or a file.
 
     Raises:
         ValueError: there is no such preset or file, or the file cannot be used.
@@ -43,7 +43,7 @@ def named_config(name: str) -> Config:
 
 
 def stem_of(name: str) -> str:
-    """What the folders of runs are named after: the preset, or the file without its folder and suffix."""
+    """What the folders of runs are named after, which is the preset, or the file without its folder and suffix."""
     return Path(name).stem if name.endswith(SUFFIX) else name
 
 

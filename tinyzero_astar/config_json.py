@@ -15,7 +15,7 @@ from tinyzero_astar.config import Config
 from tinyzero_astar.config_checks import check
 from tinyzero_astar.files import read_text
 
-# may change when a run is continued: machine, pace of saving and showing
+# May change when a run is continued. They concern its length, the machine, and how often it saves and shows.
 FREE_ON_RESUME = (
     "train.num_iterations",
     "model.device",
@@ -27,11 +27,12 @@ FREE_ON_RESUME = (
     "run.collective_timeout_s",
 )
 
-# may differ from a run's when one of its checkpoints is evaluated: this machine need not be the one that trained it
+# may differ from a run's when one of its checkpoints is evaluated, since this machine need not be the one that trained
+# it
 FREE_IN_EVALUATION = ("model.device", "model.cuda_graphs", "run.num_threads", "run.collective_timeout_s")
 
 TASK_FILES = ("data.task", "data.reward_function")
-"""Where the files of a task lie: may be told anew when a run is continued or evaluated."""
+"""Where the files of a task lie. They may be given anew when a run is continued or evaluated."""
 
 
 def to_json(config: Config) -> str:
@@ -94,7 +95,7 @@ def from_json(path: Path) -> Config:
 
 
 def from_dict(data: Any, source: str) -> Config:
-    """A configuration from nested dictionaries; `source` names where they came from.
+    """A configuration from nested dictionaries. `source` names where they came from.
 
     Raises:
         ValueError: a field is unknown, of the wrong type, or out of range.

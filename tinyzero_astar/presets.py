@@ -1,4 +1,4 @@
-"""The presets: each a complete run that is known to work.
+"""The presets, each a complete run that is known to work.
 
 `python train.py --config local --search.beam-width 12` starts from preset `local` and changes one field.
 """
