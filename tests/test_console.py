@@ -198,7 +198,7 @@ def test_the_end_says_what_the_records_say():
     assert dict(summary(Config(), rows)) == {
         "held out": "from 0.2 % [0.0, 1.1] to 98.0 % [96.4, 98.9] right in 3 iterations",
         "cost": "3,030 tokens decoded for training, 6 s of search and update",
-        "guidance": "used in 2 of 3 iterations; last state: why 3",
+        "guidance": "used in 2 of 3 iterations. At the end why 3",
     }
     del rows[2]["time/iteration_s"]  # the process was stopped there
     assert dict(summary(Config(), rows))["cost"].endswith(", at least 4 s of search and update")

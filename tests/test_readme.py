@@ -11,11 +11,13 @@ import re
 import shlex
 import sys
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tinyzero_astar import __main__
 from tinyzero_astar.cli import commands
@@ -23,6 +25,7 @@ from tinyzero_astar.cli.doctor import Doctor
 from tinyzero_astar.cli.options import parse, parse_as, parse_train
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import DataConfig, EvalConfig, ModelConfig, SearchConfig, ValueConfig
+from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.resources import machine
 from tinyzero_astar.resources.machine import Speed
@@ -144,6 +147,23 @@ def test_the_readers_find_commands_in_tables_blocks_and_sentences():
     text = "a `make x` b\n```bash\npython train.py \\\n  --a 1   # why\n```\n| `python -m c` | `d` |\n`e.py`"
     assert commands_of(text) == ["python train.py --a 1", "make x", "python -m c"]
     assert len([name for name in COMMANDS.values() if name in RUN]) >= 20
+
+
+def test_the_lines_that_the_readme_shows_are_those_of_the_console():
+    shown = StringIO()
+    console = ConsoleLogger(Console(file=shown, width=80, highlight=False))
+    console.begin(asdict(PRESETS["tiny"]), Path(), 0, [])
+    for number, policy, found, is_open, tokens, seconds, ranking in (
+        (1, 0.028, 0.031, 0.0, 1_100, 1.3, None),
+        (10, 0.64, 0.58, 1.0, 13_900, 1.7, 0.94),
+    ):
+        metrics = {"rollout/policy_accuracy": policy, "rollout/accuracy": found, "guidance/is_open": is_open}
+        metrics |= {"search/num_decoded_tokens": tokens, "time/iteration_s": seconds}
+        console.iteration(number, metrics, ranking)
+    names = ("eval/greedy_accuracy", "eval/greedy_accuracy_low", "eval/greedy_accuracy_high", "eval/greedy_format")
+    console.evaluation(10, dict(zip(names, (0.925, 0.88, 0.954, 1.0), strict=True)) | {"eval/num_problems": 200}, [])
+    of_the_run = [line for line in shown.getvalue().splitlines() if "/50 " in line]
+    assert [line for line in README.read_text("utf-8").splitlines() if "/50  " in line] == of_the_run
 
 
 def modules_in_the_map(text):

@@ -63,9 +63,9 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     search, train = config.search, config.train
     session.console.fact(
         "search",
-        f"{search.mode}, {search.num_rollouts_per_problem:g} completions for each of"
-        f" {counted(train.problems_per_iteration, 'problem')}"
-        + (f", {search.problems_per_search} problems sharing a search" if search.problems_per_search > 1 else ""),
+        f"{search.mode}, {search.num_rollouts_per_problem:g} completion{'s' * (search.num_rollouts_per_problem != 1)}"
+        f" for each of {counted(train.problems_per_iteration, 'problem')}"
+        + (f", {search.problems_per_search} problems share a search" if search.problems_per_search > 1 else ""),
     )
     session.console.fact("training", f"{train.algorithm}, {counted(train.num_iterations, 'iteration')}")
     session.console.fact("folder", f"{folder}, all settings in its {CONFIG}")

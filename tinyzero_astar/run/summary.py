@@ -55,7 +55,7 @@ def _guidance(config: Config, trained: Sequence[Mapping[str, Any]]) -> str:
     if config.search.guidance_strength == 0:
         return "none: search.guidance_strength is 0"
     count = sum(r["guidance/is_open"] == 1 for r in trained)
-    return f"used in {count} of {len(trained)} iterations; last state: {trained[-1]['guidance/reason']}"
+    return f"used in {count} of {len(trained)} iterations. At the end {trained[-1]['guidance/reason']}"
 
 
 def commands(folder: Path, question: str) -> Iterator[tuple[str, str]]:
