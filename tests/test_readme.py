@@ -33,6 +33,7 @@ from tinyzero_astar.run.folder import CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+TINY = PRESETS["tiny"]  # as it is, before `project` makes it small
 _BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 _COMMAND = re.compile(r"(\w+=\S+ )*(\.venv/bin/)?(python|tinyzero|pip|make|torchrun|source|git) .*", re.DOTALL)
 
@@ -152,7 +153,7 @@ def test_the_readers_find_commands_in_tables_blocks_and_sentences():
 def test_the_lines_that_the_readme_shows_are_those_of_the_console():
     shown = StringIO()
     console = ConsoleLogger(Console(file=shown, width=80, highlight=False))
-    console.begin(asdict(PRESETS["tiny"]), Path(), 0, [])
+    console.begin(asdict(TINY), Path(), 0, [])
     for number, policy, found, is_open, tokens, seconds, ranking in (
         (1, 0.028, 0.031, 0.0, 1_100, 1.3, None),
         (10, 0.64, 0.58, 1.0, 13_900, 1.7, 0.94),
