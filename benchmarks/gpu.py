@@ -97,6 +97,7 @@ class Bench:
         plain = Work(
             dtype_bytes=2 if self.dtype == torch.bfloat16 else 4,
             prompt_length=args.prompt,
+            shared_length=0,
             depth=args.depth,
             mode="sample",
             is_guided=False,
@@ -252,9 +253,9 @@ class Bench:
         rollouts, limit = self.search("sample"), self.args.micro_batch_tokens
         logp, is_token = rollouts.logp.flatten(0, 1), rollouts.is_token.flatten(0, 1)
         length = rollouts.length.flatten().tolist()
-        trees = [Tree(list(prompt)) for prompt in self.prompts]
+        trees = [Tree() for _ in self.prompts]
         for row, tokens in enumerate(rollouts.tokens.flatten(0, 1).tolist()):
-            trees[row // LEAVES].add(tokens[: length[row]], row)
+            trees[row // LEAVES].add(self.prompts[row // LEAVES], tokens[: length[row]], row)
         gaps = []
         for group in micro_batches(trees, limit):
             rows, stacked = stack(group, self.device)

@@ -19,6 +19,15 @@ def pytest_configure(config):
         config.get_terminal_writer().fullwidth = int(COLUMNS)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_width():
+    """A pipe's lines are not broken; the tests' own processes may be told a width. pytest's summary keeps its own."""
+    width = os.environ.pop("COLUMNS", None)
+    yield
+    if width is not None:
+        os.environ["COLUMNS"] = width
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
     """Folder of a random Qwen2 model, width 16, with a tokenizer made like the embedded base's."""

@@ -51,6 +51,7 @@ class Tape:
 _WAITING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
+LED = [[13, 14, 15, 13, *prompt] for prompt in PROMPTS]  # as worked examples lead
 ATOL = 1e-4  # of logits of standard deviation 1 to 3, after some layers in float32. A shaken value model adds to it
 
 
@@ -111,9 +112,9 @@ def step(policy, decoder, content, rows, prompt_of):
     return output, pairs
 
 
-def assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
+def assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, prompts=PROMPTS):
     decoder = SlotDecoder(policy, 12)
-    assert_equals_full_forward(policy, decoder.start(PROMPTS, homes(len(PROMPTS), 3)), [(p, ()) for p in PROMPTS])
+    assert_equals_full_forward(policy, decoder.start(prompts, homes(len(prompts), 3)), [(p, ()) for p in prompts])
     content = {3 * i: () for i in range(4)}
     plan = [
         [(5, 0, 0, 0), (6, 0, 0, 1), (7, 3, 0, 3), (8, 9, 0, 11)],  # a fork beside an extension
@@ -126,14 +127,14 @@ def assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy):
         [(21, 4, 3, 4), (22, 3, 2, 3), (1, 9, 3, 10)],
     ]
     for rows in plan:
-        output, prefixes = step(policy, decoder, content, rows, lambda slot: PROMPTS[slot // 3])
+        output, prefixes = step(policy, decoder, content, rows, lambda slot: prompts[slot // 3])
         assert_equals_full_forward(policy, output, prefixes)
 
 
-def assert_recorded_scores_equal_one_full_forward(policy, mode):
+def assert_recorded_scores_equal_one_full_forward(policy, mode, prompts=PROMPTS):
     rollouts = astar_rollouts(
         SlotDecoder(policy, 10),
-        PROMPTS,
+        prompts,
         seeds=torch.arange(4),
         num_rollouts=3,
         beam_width=5,
@@ -142,7 +143,7 @@ def assert_recorded_scores_equal_one_full_forward(policy, mode):
         guidance=Guidance(inverse_beta=1.0, cap=None),
     )
     assert (rollouts.length > 0).all()
-    for i, prompt in enumerate(PROMPTS):
+    for i, prompt in enumerate(prompts):
         for k in range(3):
             n = int(rollouts.length[i, k])
             tokens = rollouts.tokens[i, k, :n]

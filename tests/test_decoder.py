@@ -7,6 +7,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.decoding import (
+    LED,
     PROMPTS,
     Tape,
     assert_equals_full_forward,
@@ -19,6 +20,7 @@ from tests.decoding import (
 from tests.oracles import homes
 from tests.trees import scores_of, trees_of
 from tinyzero_astar.engine.decoder import SlotDecoder
+from tinyzero_astar.engine.shared_prompt import shared_length
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 
@@ -44,6 +46,60 @@ def policy():
 def test_prompts_of_different_lengths_start_right(policy):
     output = SlotDecoder(policy, 8).start(PROMPTS, homes(len(PROMPTS), 2))
     assert_equals_full_forward(policy, output, [(prompt, ()) for prompt in PROMPTS])
+
+
+@pytest.fixture
+def read_once(monkeypatch):
+    """What all prompts begin with is read once, however little it is."""
+    monkeypatch.setattr("tinyzero_astar.engine.shared_prompt.MIN_SAVED", 1)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_what_all_prompts_begin_with_is_read_once(policy, read_once, monkeypatch, is_fast):
+    monkeypatch.setattr("tinyzero_astar.model.model.is_supported", lambda model: is_fast)
+    read = []
+
+    def noted(self, num_positions, made=Policy.decoding_fn):
+        hidden = made(self, num_positions)
+        return lambda ids, *rest: (read.append(tuple(ids.shape)), hidden(ids, *rest))[1]
+
+    monkeypatch.setattr(Policy, "decoding_fn", noted)
+    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, LED)
+    assert read[:2] == [(1, 4), (4, 6)] and all(queries == 1 for _, queries in read[2:])
+    for mode in ("sample", "gumbel", "best_first"):
+        assert_recorded_scores_equal_one_full_forward(policy, mode, LED)
+
+
+def test_recorded_steps_with_what_all_prompts_begin_with_equal_recomputation(policy, read_once, tape):
+    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, LED)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length"),
+    [
+        ([[1, 2, 3], [1, 2, 4]], 2),
+        ([[1, 2, 3], [1, 2]], 1),  # one token is left to read, at least
+        ([[1, 2], [1, 2, 3, 4], [1, 2, 3]], 1),
+        ([[4, 2], [1, 2]], 0),
+        ([[1]], 0),
+        ([[1, 2, 3]] * 3, 2),
+        ([[1, 2, 5], [1, 2, 9], [1, 3, 0]], 1),
+    ],
+)
+def test_shared_length_is_that_of_what_every_prompt_begins_with(prompts, length):
+    assert shared_length(prompts) == length
+    assert shared_length(prompts[::-1]) == length
+
+
+def test_forks_to_other_prompts_keep_what_they_were_forked_from(policy, read_once):
+    decoder, content = SlotDecoder(policy, 6), {0: (), 1: ()}
+    of_slot = dict(enumerate([LED[1], LED[2], LED[2]]))
+    decoder.start(LED[1:3], torch.tensor([0, 1, 1]), can_cross=True)
+    for rows in ([(5, 0, 0, 0), (6, 1, 0, 1)], [(7, 0, 1, 2), (8, 1, 1, 1)], [(9, 2, 2, 2), (3, 1, 1, 0)]):
+        before = dict(of_slot)
+        of_slot |= {target: before[source] for _, source, _, target in rows}
+        output, prefixes = step(policy, decoder, content, rows, of_slot.__getitem__)
+        assert_equals_full_forward(policy, output, prefixes)
 
 
 def test_forks_swaps_and_uneven_lengths_equal_recomputation(policy):

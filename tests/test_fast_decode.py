@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from tests.decoding import assert_forks_swaps_and_uneven_lengths_equal_recomputation, shake_value_model
+from tests.decoding import LED, PROMPTS, assert_forks_swaps_and_uneven_lengths_equal_recomputation, shake_value_model
 from tinyzero_astar.engine.fast_decode import FastDecode, is_supported
 from tinyzero_astar.model.model import Policy
 
@@ -61,12 +61,14 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_equals_the_full_forward(name):
+def test_equals_the_full_forward(name, monkeypatch):
+    monkeypatch.setattr("tinyzero_astar.engine.shared_prompt.MIN_SAVED", 1)
     model = make(MODELS[name])
     assert is_supported(model)
     policy = shake_value_model(Policy(model, (0,), value_hidden_size=16))
     assert isinstance(policy.decoding_fn(40).__self__, FastDecode)
-    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
+    for prompts in (PROMPTS, LED):  # of which some begin alike
+        assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, prompts)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2F
 from transformers.utils import logging
 
 from tests.decoding import (
+    LED,
     assert_forks_swaps_and_uneven_lengths_equal_recomputation,
     assert_recorded_scores_equal_one_full_forward,
     shake_value_model,
@@ -104,12 +105,13 @@ def refusal(folder, max_length=MAX_LENGTH):
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
-def test_a_supported_architecture_decodes_through_forks_as_by_full_forwards(name, tiny_base, tmp_path):
+def test_a_supported_architecture_decodes_through_forks_as_by_full_forwards(name, tiny_base, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyzero_astar.engine.shared_prompt.MIN_SAVED", 1)
     model_type, different = SUPPORTED[name]
     folder = save_checkpoint(tmp_path / "model", tiny_base, make_config(tiny_base, model_type, **different))
     policy, tokenizer = load(folder)
     assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy)
-    assert_recorded_scores_equal_one_full_forward(policy, "gumbel")
+    assert_recorded_scores_equal_one_full_forward(policy, "gumbel", LED)  # begin alike
     text = "23*45=?\n<think>  é 漢</think><answer>1035</answer>"
     wanted = AutoTokenizer.from_pretrained(tiny_base)(text)["input_ids"]
     assert tokenizer(text)["input_ids"] == wanted and tokenizer.decode(wanted) == text

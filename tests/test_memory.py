@@ -65,6 +65,7 @@ class Case:
     checkpointing: bool = False
     rank: int = 0
     value_size: int = 64
+    shared: int = 0  # tokens that all prompts begin with
     kept_updates: int = 1
     searches: tuple[str, ...] = field(default=("sample", "gumbel", "guided", "best_first", "evaluation"))
 
@@ -76,6 +77,7 @@ CASES = {
     "embedded": Case(EMBEDDED, 32, 10, 30, 8, 4, 2048, value_size=128),
     "embedded, shared": Case(EMBEDDED, 32, 10, 30, 32, 32, 2048, leaves=1, per_search=16),
     "embedded, fewer leaves than problems": Case(EMBEDDED, 16, 10, 30, 32, 32, 2048, leaves=0.5, per_search=16),
+    "embedded, worked examples": Case(EMBEDDED, 32, 100, 30, 32, 32, 1024, leaves=1, per_search=16, shared=90),
     "embedded, bfloat16": replace(_MICRO, dtype=torch.bfloat16),
     "embedded, recomputed": replace(_MICRO, checkpointing=True, searches=()),  # no part of a search
     "embedded, kept for two updates": replace(_MICRO, batch_size=4, kept_updates=2, value_size=128, searches=()),
@@ -134,6 +136,7 @@ def work_of(case, mode="sample", is_guided=False, **different):
         **{
             "dtype_bytes": case.dtype.itemsize,
             "prompt_length": case.prompt,
+            "shared_length": case.shared,
             "depth": case.depth,
             "mode": mode,
             "is_guided": is_guided,
@@ -158,11 +161,17 @@ def work_of(case, mode="sample", is_guided=False, **different):
     )
 
 
+def make_prompts(case, count):
+    prompts = torch.randint(2, case.shape[-1], (count, case.prompt))
+    prompts[:, : case.shared] = prompts[0, : case.shared]
+    return prompts.tolist()
+
+
 def make_batch(case):
     shape = (case.rows, case.depth)
     zero, one = torch.zeros(shape), torch.ones(case.rows)
     return Batch(
-        prompts=torch.randint(2, case.shape[-1], (case.problems, case.prompt)).tolist(),
+        prompts=make_prompts(case, case.problems),
         problem=torch.arange(case.rows) * case.problems // case.rows,
         tokens=torch.randint(2, case.shape[-1], shape),
         is_token=torch.ones(shape, dtype=torch.bool),
@@ -196,7 +205,7 @@ def make_updater(case, policy):
 
 def search(name, case, policy):
     problems = case.problems // world_size()
-    prompts = torch.randint(2, case.shape[-1], (problems, case.prompt)).tolist()
+    prompts = make_prompts(case, problems)
     if name == "evaluation":  # the greedy completions, and the same number of samples at once
         greedy_rollouts(SlotDecoder(policy, case.depth), prompts, case.depth)
         search("sample", case, policy)

@@ -128,10 +128,11 @@ def shaken(policy):
     return policy
 
 
-def make_rows(policy, seed=0, num_problems=4, num_leaves=3):
+def make_rows(policy, seed=0, num_problems=4, num_leaves=3, lead=()):
     generator = torch.Generator().manual_seed(seed)
     rows = num_problems * num_leaves
     prompts = [torch.randint(1, 20, (n,), generator=generator).tolist() for n in (2, 4, 3, 5)[:num_problems]]
+    prompts = [[*lead, *prompt] for prompt in prompts]
     length = torch.randint(1, 7, (rows,), generator=generator)
     tokens = torch.randint(1, 20, (rows, 6), generator=generator)
     tokens[1::num_leaves, :2] = tokens[::num_leaves, :2]  # the first two leaves of a problem share a prefix
@@ -185,9 +186,10 @@ def weights_after(changes, iterations=2):
 
 
 @torch.no_grad()
-def test_token_scores_equal_a_forward_per_row():
+@pytest.mark.parametrize("lead", [(), (7, 3, 3, 8)])
+def test_token_scores_equal_a_forward_per_row(lead):
     policy = shaken(make_policy())
-    batch = make_rows(policy)
+    batch = make_rows(policy, lead=lead)
     scores = scores_of_batch(policy, batch)
     for r in range(12):
         prompt, m = batch.prompts[batch.problem[r]], int(batch.is_token[r].sum())
@@ -225,6 +227,34 @@ def test_a_tree_holds_every_prefix_once():
             for at in range(len(prompt) - 1, len(tree.ids))
         }
         assert seen == {(*prompt, *prefix): len(prompt) + len(prefix) - 1 for prefix in inner | {()}}
+
+
+def test_problems_whose_prompts_begin_alike_share_a_tree():
+    batch = make_rows(make_policy(), lead=(7, 3, 3, 8))
+    (tree,) = grow_trees(batch, range(12), 10**9, 10**9)
+    whole = [(*batch.prompts[p], *t[: int(n.sum()) - 1]) for p, t, n in zip(*fields(batch), strict=True)]
+    prefixes = {row[:t] for row in whole for t in range(1, len(row) + 1)}
+    assert len(tree.ids) == len(prefixes) and tree.rows == list(range(12))
+    _, stacked = stack([tree], torch.device("cpu"))
+    seen = [tuple(stacked.ids[0, row].tolist()) for row in stacked.is_seen[0, 0]]
+    assert sorted(seen) == sorted(prefixes)
+    assert stacked.position[0].tolist() == [len(prefix) - 1 for prefix in seen]
+    assert len(grow_trees(batch, range(12), 10**9, 1.0)) > 1  # attention that costs more than what is saved
+    own = grow_trees(batch, [0, 3, 1, 6, 4], 10**9, 10**9, max_completions=2)
+    assert sorted(tree.rows for tree in own) == [[0, 3], [1, 6], [4]]
+
+
+def fields(batch):
+    return batch.problem.tolist(), batch.tokens.tolist(), batch.is_token
+
+
+def test_a_completion_joins_its_own_problem_first():
+    """Both trees have room: its own, which is full but for it, and the newest."""
+    batch = make_rows(make_policy(), lead=(7, 3, 3, 8))
+    length = torch.tensor([6, 1, 1, 1] + [1] * 8)
+    batch = dataclasses.replace(batch, is_token=torch.arange(6) < length[:, None])
+    trees = grow_trees(batch, [0, 3, 1], 6 + 5, 10**9)
+    assert [tree.rows for tree in trees] == [[3], [0, 1]]
 
 
 @pytest.mark.parametrize("limit", [1, 9, 14, 20, 33])

@@ -11,10 +11,10 @@ from tinyzero_astar.training.trees import Tree, grow_trees, stack
 
 def trees_of(prompts, completions):
     """One tree for each prompt and its completions, lists of tokens all. Scores come in their order."""
-    trees = [Tree(list(prompt)) for prompt in prompts]
-    for tree, own in zip(trees, completions, strict=True):
+    trees = [Tree() for _ in prompts]
+    for tree, prompt, own in zip(trees, prompts, completions, strict=True):
         for completion in own:
-            tree.add(list(completion), 0)
+            tree.add(list(prompt), list(completion), 0)
     return stack(trees, torch.device("cpu"))[1]
 
 

@@ -1,8 +1,8 @@
 """The search's `Decoder` on a Hugging Face causal language model, over a slot cache.
 
-Prompts are padded on the left, so that generated token j of every slot stands in the same column. Masks and position
-ids hide the padding. Slots are mapped to physical rows, and the rows that are extended are kept in front. So finished
-prefixes cost nothing.
+What all prompts begin with, such as worked examples, is read once. The rest of each is padded on the left, so that
+generated token j of every slot stands in the same column. Masks and position ids hide the padding. Slots are mapped
+to physical rows, and the rows that are extended are kept in front. So finished prefixes cost nothing.
 
 With a recorder (`engine.cuda_graphs`) all slots are stepped at every step instead, in shapes that change only from
 block to block of columns. On a GPU more rows are cheap, and starting kernels is not.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.engine.cuda_graphs import BLOCK, Recorder
+from tinyzero_astar.engine.shared_prompt import length_read_apart, shared_length
 from tinyzero_astar.engine.slot_cache import SlotCache
 from tinyzero_astar.interfaces import StepOutput
 
@@ -96,14 +97,16 @@ class SlotDecoder:
             0, home, torch.arange(num_slots, device=home.device), "amin"
         )  # slot of each prompt
         home, first = home.to(device), first.to(device)
+        lead = length_read_apart(shared_length(prompts), len(prompts))
         ids = torch.full((len(prompts), longest), self.eos_ids[0], dtype=torch.int64, device="cpu")
         for row, prompt in zip(ids, prompts, strict=True):
-            row[longest - len(prompt) :] = torch.tensor(prompt, device="cpu")
+            row[:lead] = torch.tensor(prompt[:lead], device="cpu")
+            row[longest - len(prompt) + lead :] = torch.tensor(prompt[lead:], device="cpu")
         padding = torch.tensor([longest - len(p) for p in prompts], device=device)
 
         num_columns = longest + self._max_new_tokens
         self._hidden_fn = self._network.decoding_fn(num_columns + 1)
-        self._num_prompt_columns = longest
+        self._num_prompt_columns, self._lead = longest, lead
         self._row_of_slot = torch.arange(num_slots, device=device)
         self._slot_of_row = torch.arange(num_slots, device=device)
         self._num_filled = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row
@@ -112,16 +115,20 @@ class SlotDecoder:
         self._is_padded = any(len(p) < longest for p in prompts)
         # One column more than needed. In recorded steps, the rows that are not extended write there.
         self._cache = SlotCache(self._network.num_layers, num_slots, num_columns + 1)
-        self._cache.plan_prompts(first, longest)
-
-        column = torch.arange(longest, device=device)
-        is_seen = (column[None, :, None] >= column[None, None, :]) & (
-            (column[None, None, :] >= padding[:, None, None]) | torch.eye(longest, dtype=torch.bool, device=device)
-        )  # Padding sees itself, since a row that sees nothing would be NaN.
-        position = (column[None] - padding[:, None]).clamp(min=0)
-        hidden = self._hidden_fn(ids.to(device), position, is_seen[:, None], self._cache)
-        # Every slot has its prompt from the start. Forks leave it out, unless they come from another prompt.
-        self._cache.fork(first.index_select(0, home), torch.arange(num_slots, device=device), 0, longest)
+        ids, column = ids.to(device), torch.arange(longest, device=device)
+        is_causal = column[:, None] >= column
+        if lead > 0:
+            self._cache.plan_prompts(first[:1], 0, lead)
+            self._hidden_fn(ids[:1, :lead], column[None, :lead], is_causal[None, None, :lead, :lead], self._cache)
+        is_seen = is_causal & (self._is_token(column, padding[:, None])[:, None] | (column[:, None] == column))
+        # padding sees itself: a row that sees nothing would be NaN
+        position = (column[lead:] - padding[:, None]).clamp(min=0)
+        self._cache.plan_prompts(first, lead, longest)
+        hidden = self._hidden_fn(ids[:, lead:], position, is_seen[:, None, lead:], self._cache)
+        # every slot has its prompt from the start: forks leave that out, unless they come from another prompt
+        slots = torch.arange(num_slots, device=device)
+        self._cache.fork(first[:1].expand(num_slots), slots, 0, lead)
+        self._cache.fork(first.index_select(0, home), slots, lead, longest)
         self._token = torch.full((num_slots, 1), self.eos_ids[0], dtype=torch.int64, device=device)  # by row
         self._column = torch.zeros(num_slots, dtype=torch.int64, device=device)  # by row, for recorded steps
         self._recorded: dict[int, Callable[[], Scores]] = {}
@@ -194,8 +201,13 @@ class SlotDecoder:
         last = column[:, None] if isinstance(column, Tensor) else column
         if self._is_padded or isinstance(column, Tensor):
             visible = torch.arange(num_columns, device=padding.device)
-            is_seen = ((visible >= padding) & (visible <= last))[:, None, None]
+            is_seen = (self._is_token(visible, padding) & (visible <= last))[:, None, None]
         return self._hidden_fn(self._token[:num_rows], last - padding, is_seen, self._cache)
+
+    def _is_token(self, column: Tensor, padding: Tensor) -> Tensor:
+        """Whether columns [C] of rows [N, 1] are no padding, which follows what all prompts begin with; [N, C]."""
+        is_token = column >= padding + self._lead
+        return is_token | (column < self._lead) if self._lead > 0 else is_token
 
     def _fork(self, source: Tensor, target: Tensor, row: Tensor, longest: int) -> None:
         """Copy what is generated, and the prompt where it may differ, to slots that are not their own source."""

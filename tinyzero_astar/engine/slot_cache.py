@@ -33,17 +33,20 @@ class SlotCache(Cache):
         self._rows = self._columns = torch.empty(0)
         self._written: Sequence[Tensor] = ()  # of each layer, [2, N, H, D] where keys and values of tokens go
         self._seen: Sequence[Tensor] = ()  # keys of the first layer, its values, and so on, [N, H, L, D] each
-        self._length = self._visible = self._num_cleared = 0
+        self._first = self._last = self._visible = self._num_cleared = 0
 
     @property
     def num_bytes(self) -> int:
         """Memory of the buffer in bytes: rows x columns x layers x heads x head_dim x 2 x bytes of a number."""
         return self._buffer.numel() * self._buffer.element_size()
 
-    def plan_prompts(self, rows: Tensor, length: int) -> None:
-        """The next forward fills columns [0, length) of `rows` [P] and attends to nothing else."""
-        self._rows, self._visible, self._length = rows, 0, length
-        self._clear(length)
+    def plan_prompts(self, rows: Tensor, first: int, last: int) -> None:
+        """The next forward fills columns [first, last) of `rows` [P].
+
+        It attends to those, and to the columns before them of row `rows[0]`, which all these prompts begin with.
+        """
+        self._rows, self._visible, self._first, self._last = rows, 0, first, last
+        self._clear(last)
 
     def plan_tokens(self, num_rows: int, columns: Tensor | int, visible: int) -> None:
         """The next forward writes one token of each row below `num_rows`, at `columns` ([num_rows] or one for all).
@@ -77,9 +80,13 @@ class SlotCache(Cache):
             _, heads, _, width = key_states.shape
             self._buffer = key_states.new_empty(self.num_layers, 2, self.num_rows, heads, self.num_columns, width)
             self._buffer[..., : self._num_cleared, :] = 0
-        self._buffer[layer_idx, 0][self._rows, :, : self._length] = key_states
-        self._buffer[layer_idx, 1][self._rows, :, : self._length] = value_states
-        return key_states, value_states
+        buffer = self._buffer[layer_idx]
+        buffer[0][self._rows, :, self._first : self._last] = key_states
+        buffer[1][self._rows, :, self._first : self._last] = value_states
+        if self._first == 0:
+            return key_states, value_states
+        before = buffer[:, self._rows[:1], :, : self._first].expand(-1, len(key_states), -1, -1, -1)
+        return torch.cat((before[0], key_states), 2), torch.cat((before[1], value_states), 2)
 
     def add_tokens(self, states: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """`update` with one token per row, whose keys and values are [2, N, H, D]."""

@@ -6,6 +6,7 @@ Every completion is taken to be as long as it may become.
 from __future__ import annotations
 
 from tinyzero_astar.config import Config
+from tinyzero_astar.engine.shared_prompt import length_read_apart
 from tinyzero_astar.resources.machine import Speed
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.resources.standing import kv_bytes
@@ -18,7 +19,9 @@ def iteration_seconds(run: PlannedRun, speed: Speed) -> dict[str, float]:
     2 operations per parameter and token forward, 4 backward (2 for frozen weights), 2 more where layers run again.
     """
     work, n = run.work, run.model.shapes.num_parameters
-    tokens = work.num_problems * work.prompt_length + work.num_rows * work.depth  # completions share their prompts
+    own = work.num_problems * (work.prompt_length - work.shared_length) + work.num_rows * work.depth
+    # completions share their prompts, and trees of a micro-batch's size what all prompts begin with
+    tokens = own + work.shared_length * min(work.num_problems, -(-own // work.micro_batch_tokens))
     per_token = (4 if work.lora_rank else 6) + 2 * work.gradient_checkpointing
     return {
         "search": _decoding(run.model.shapes, work, work.num_problems, work.num_leaves, speed),
@@ -68,5 +71,7 @@ def _decoding(shapes: Shapes, work: Work, num_problems: int, rows: int, speed: S
     n = shapes.num_parameters
     slots = kv_bytes(shapes, work, rows) * (work.prompt_length + work.depth / 2) / (work.length + 1)
     read = (n * work.dtype_bytes + slots) / speed.bytes_per_s
-    prompts = 2 * n * num_problems * work.prompt_length / speed.flops_per_s
+    apart = length_read_apart(work.shared_length, num_problems)
+    positions = apart + num_problems * (work.prompt_length - apart)
+    prompts = 2 * n * positions / speed.flops_per_s
     return prompts + work.depth * max(read, 2 * n * rows / speed.flops_per_s)

@@ -14,6 +14,7 @@ import torch
 from tinyzero_astar.config import Config, ModelConfig
 from tinyzero_astar.data.tasks import make_problems
 from tinyzero_astar.data.text import prompt_tokens, room_after
+from tinyzero_astar.engine.shared_prompt import shared_length
 from tinyzero_astar.resources.known import known_shapes
 from tinyzero_astar.resources.workload import Shapes
 
@@ -26,6 +27,7 @@ class Model:
 
     shapes: Shapes
     prompt_length: int  # tokens of the longest prompt
+    shared_length: int  # tokens that all prompts begin with
     is_estimated: bool  # the prompt's length, for want of a tokenizer
 
 
@@ -66,9 +68,9 @@ def read_model(config: Config, say: Callable[[str], None] = print) -> Model:
 
 def model_for(config: Config, prompts: Sequence[str], say: Callable[[str], None]) -> Model:
     """The same, where the run's prompts are known."""
-    estimated = -(-max(map(len, prompts)) // _LETTERS_PER_TOKEN)
+    estimated = -(-max(map(len, prompts)) // _LETTERS_PER_TOKEN), shared_length(prompts) // _LETTERS_PER_TOKEN
     if (shapes := _known(config.model)) is not None:
-        return Model(shapes, estimated, True)
+        return Model(shapes, *estimated, True)
     from transformers.utils import logging as transformers_logging
 
     from tinyzero_astar.model.loading import read_config
@@ -77,10 +79,11 @@ def model_for(config: Config, prompts: Sequence[str], say: Callable[[str], None]
     transformers_logging.disable_progress_bar()
     hf_config, tokenizer = read_config(config.model.model_name, config.model.max_seq_length, say)
     if tokenizer is None:
-        return Model(shapes_of(hf_config), estimated, True)
-    length = max(map(len, prompt_tokens(tokenizer, prompts)))
+        return Model(shapes_of(hf_config), *estimated, True)
+    tokens = prompt_tokens(tokenizer, prompts)
+    length = max(map(len, tokens))
     room_after(length, config.model.max_seq_length, config.search.max_search_depth)  # or refuses
-    return Model(shapes_of(hf_config), length, False)
+    return Model(shapes_of(hf_config), length, shared_length(tokens), False)
 
 
 def _known(model: ModelConfig) -> Shapes | None:

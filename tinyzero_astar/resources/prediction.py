@@ -75,6 +75,7 @@ class PlannedRun:
         return Work(
             dtype_bytes=2 if config.model.dtype == "bfloat16" else 4,
             prompt_length=prompt,
+            shared_length=self.model.shared_length,
             depth=max(1, min(search.max_search_depth, config.model.max_seq_length - prompt)),
             mode=search.mode,
             is_guided=search.guidance_strength > 0 and search.mode == "gumbel" and train.algorithm in WITH_CRITIC,

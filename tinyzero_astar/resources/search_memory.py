@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinyzero_astar.engine.cuda_graphs import BLOCK
+from tinyzero_astar.engine.shared_prompt import length_read_apart
 from tinyzero_astar.resources.standing import FLOAT, Memory, kv_bytes, largest
 from tinyzero_astar.resources.workload import Shapes, Work
 from tinyzero_astar.search.gumbel import MANY_TOKENS
@@ -51,9 +52,10 @@ def evaluation(shapes: Shapes, work: Work) -> Memory:
 def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
     """The slots, the copies that `engine.fast_decode` makes, and the largest of what comes one after another."""
     rows = num_problems if mode == "best_first" else num_slots
+    apart = length_read_apart(work.shared_length, num_problems)
     vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
     held: list[Memory] = [
-        {"activations": forward(shapes, work, num_problems * work.prompt_length)},
+        {"activations": forward(shapes, work, num_problems * (work.prompt_length - apart))},
         {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
         {"logits": vocab * (rows * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
         {"activations": forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step, and the last output

@@ -126,7 +126,10 @@ def _kept(shapes: Shapes, work: Work, num_tokens: int) -> int:
 
 
 def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
-    """Those of so many completions of full length that share nothing but their prompts, see `training.trees`."""
+    """Those of so many completions of full length that share nothing but their prompts, see `training.trees`.
+
+    Problems whose completions all fit in one tree share trees as far as their prompts begin alike.
+    """
     longer = max(1, work.depth - 1)  # positions that a completion adds, as its last token has none
     linear_cost = shapes.layer_parameters / (2 * shapes.hidden_size)
     leaves, prompt = 1, work.prompt_length
@@ -136,14 +139,32 @@ def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
         leaves += 1
     num_whole, rest = divmod(work.num_rollouts, leaves)
     num_problems = -(-num_rows // work.num_rollouts)
+    if leaves == work.num_rollouts:
+        together = _problems_together(work, leaves * longer, longer, linear_cost)
+        num_full, rest = divmod(num_problems, together)
+        sizes = [(rest, leaves)] * (rest > 0) + [(together, leaves)] * num_full
+    else:
+        sizes = [(1, rest)] * (num_problems if rest else 0) + [(1, leaves)] * (num_problems * num_whole)
     groups: list[_Trees] = []
-    for count in [rest] * (num_problems if rest else 0) + [leaves] * (num_problems * num_whole):  # the smallest first
-        size, scored = prompt + count * longer, count * work.depth
+    for problems, count in sizes:  # the smallest first
+        size = work.shared_length + problems * (prompt - work.shared_length + count * longer)
+        scored = problems * count * work.depth
         if groups and (groups[-1].num_trees + 1) * size <= work.micro_batch_tokens:
             groups[-1] = _Trees(groups[-1].num_trees + 1, size, groups[-1].scored + scored)
         else:
             groups.append(_Trees(1, size, scored))
     return groups
+
+
+def _problems_together(work: Work, completions: int, longer: int, linear_cost: float) -> int:
+    """How many problems a tree holds whose completions have so many positions each."""
+    own, shared = work.prompt_length - work.shared_length, work.shared_length
+    count, size = 1, work.prompt_length + completions
+    while size + own + completions <= work.micro_batch_tokens:
+        if not is_worth_joining(own + longer, size, shared, linear_cost):
+            break
+        count, size = count + 1, size + own + completions
+    return count
 
 
 def _held_during(trees: _Trees, shapes: Shapes, work: Work, head: int) -> _Held:

@@ -49,6 +49,7 @@ class Work:
 
     dtype_bytes: Literal[2, 4]  # of the language model
     prompt_length: int  # tokens of the longest prompt
+    shared_length: int  # tokens that all prompts begin with
     depth: int  # most generated tokens
     mode: SearchMode
     is_guided: bool

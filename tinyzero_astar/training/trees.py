@@ -1,14 +1,15 @@
 """Completions as trees of prefixes, so that a forward sees each prefix once, and how they are cut into micro-batches.
 
-The completions of a problem share its prompt, and often much of what follows. A tree holds the prompt and then every
-token that some completion continues. A mask lets each position see its own prefix alone. A completion's last token is
-scored but has no position, since nothing follows it.
+The completions of a problem share its prompt, and often much of what follows. Prompts with the same worked examples
+share those. A tree holds prompts and then every token that some completion continues. A mask lets each position see
+its own prefix alone. A completion's last token is scored but has no position, since nothing follows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -17,62 +18,61 @@ from tinyzero_astar.interfaces import Batch, PrefixTrees
 from tinyzero_astar.resources.workload import is_worth_joining
 
 
-@dataclass
+@dataclass(eq=False)
 class Tree:
-    """Completions of one prompt. Positions and scored tokens are numbered in the order in which they come."""
+    """Completions with their prompts. Positions and scored tokens are numbered in the order in which they come."""
 
-    ids: list[int]  # one per position, at first those of the prompt
+    ids: list[int] = field(default_factory=list)  # one per position
     depth: list[int] = field(default_factory=list)  # number of tokens before each in its own sequence
     chains: list[tuple[int, int]] = field(default_factory=list)  # first position of each run, and the one it follows
     numbers: dict[tuple[int, int], int] = field(default_factory=dict)  # position and the token after it -> scored token
     scored: list[list[int]] = field(default_factory=list)  # by completion, the numbers of its tokens
     rows: list[int] = field(default_factory=list)  # by completion, its row in the batch
-    _position: dict[int, int] = field(default_factory=dict)  # of a scored token that something follows
+    _position: dict[tuple[int, int], int] = field(default_factory=dict)  # of a token after a position, or after -1 for the first
 
-    def __post_init__(self) -> None:
-        """The prompt is the first chain."""
-        self.depth = list(range(len(self.ids)))
-        self.chains = [(0, -1)]
-        self.num_prompt = len(self.ids)
-
-    def growth(self, completion: Sequence[int]) -> int:
-        """Positions that a completion would add."""
-        at = self.num_prompt - 1
-        for index, token in enumerate(completion[:-1]):
-            number = self.numbers.get((at, token))
-            if number not in self._position:
-                return len(completion) - 1 - index
-            at = self._position[number]
+    def growth(self, prompt: Sequence[int], completion: Sequence[int]) -> int:
+        """Positions that a completion of a prompt would add."""
+        at, length = -1, len(prompt) + len(completion) - 1
+        for index, token in enumerate(chain(prompt, completion[:-1])):
+            following = self._position.get((at, token))
+            if following is None:
+                return length - index
+            at = following
         return 0
 
-    def add(self, completion: Sequence[int], row: int) -> None:
+    def add(self, prompt: Sequence[int], completion: Sequence[int], row: int) -> None:
         """One more completion, at least one token long, which stands in a row of the batch."""
-        at, own = self.num_prompt - 1, []
-        for index, token in enumerate(completion, start=1):
-            number = self.numbers.setdefault((at, token), len(self.numbers))
-            own.append(number)
-            if index < len(completion):
-                at = self._position_of(number, token, at)
+        at, own = -1, []
+        for token in prompt:
+            at = self._position_of(token, at)
+        for token in completion[:-1]:
+            own.append(self._number_of(token, at))
+            at = self._position_of(token, at)
+        own.append(self._number_of(completion[-1], at))
         self.scored.append(own)
         self.rows.append(row)
 
-    def _position_of(self, number: int, token: int, before: int) -> int:
-        if number not in self._position:
-            self._position[number] = len(self.ids)
-            if before < len(self.ids) - 1:  # not a continuation of the newest chain
+    def _number_of(self, token: int, before: int) -> int:
+        return self.numbers.setdefault((before, token), len(self.numbers))
+
+    def _position_of(self, token: int, before: int) -> int:
+        position = self._position.setdefault((before, token), len(self.ids))
+        if position == len(self.ids):  # a new one
+            if before < 0 or before < len(self.ids) - 1:  # not a continuation of the newest chain
                 self.chains.append((len(self.ids), before))
             self.ids.append(token)
-            self.depth.append(self.depth[before] + 1)
-        return self._position[number]
+            self.depth.append(self.depth[before] + 1 if before >= 0 else 0)
+        return position
 
 
 def grow_trees(
     batch: Batch, rows: Sequence[int], max_tokens: int, linear_cost: float, max_completions: int | None = None
 ) -> list[Tree]:
-    """The given rows of a batch as trees, a problem's together, the smallest first.
+    """The given rows of a batch as trees, the smallest first.
 
-    A problem gets several trees where one would have more than `max_tokens` positions, though a single completion may,
-    or where attention between all of its positions costs more than what is shared saves.
+    A completion joins the newest tree of its problem, or else the newest tree of all, unless the tree would have more
+    than `max_tokens` positions, or attention between all of its positions would cost more than what is shared saves.
+    Otherwise it begins a tree, which may then have more positions than `max_tokens`.
 
     Args:
         batch: with the rows.
@@ -88,18 +88,25 @@ def grow_trees(
     newest: dict[int, Tree] = {}
     for row in rows:
         problem, completion = problems[row], tokens[row][: length[row]]
-        tree = newest.get(problem)
-        is_full = tree is not None and len(tree.rows) == max_completions
-        if tree is None or is_full or not _has_room(tree, completion, max_tokens, linear_cost):
-            tree = newest[problem] = Tree(list(batch.prompts[problem]))
+        prompt = batch.prompts[problem]
+        for tree in dict.fromkeys([newest.get(problem), trees[-1] if trees else None]):
+            if tree is None or len(tree.rows) == max_completions:
+                continue
+            if _has_room(tree, prompt, completion, max_tokens, linear_cost):
+                break
+        else:
+            tree = Tree()
             trees.append(tree)
-        tree.add(completion, row)
+        tree.add(prompt, completion, row)
+        newest[problem] = tree
     return sorted(trees, key=lambda tree: len(tree.ids))
 
 
-def _has_room(tree: Tree, completion: Sequence[int], max_tokens: int, linear_cost: float) -> bool:
-    growth = tree.growth(completion)
-    shared = tree.num_prompt + len(completion) - 1 - growth
+def _has_room(
+    tree: Tree, prompt: Sequence[int], completion: Sequence[int], max_tokens: int, linear_cost: float
+) -> bool:
+    growth = tree.growth(prompt, completion)
+    shared = len(prompt) + len(completion) - 1 - growth
     return len(tree.ids) + growth <= max_tokens and is_worth_joining(growth, len(tree.ids), shared, linear_cost)
 
 
