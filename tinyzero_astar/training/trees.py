@@ -28,7 +28,9 @@ class Tree:
     numbers: dict[tuple[int, int], int] = field(default_factory=dict)  # position and the token after it -> scored token
     scored: list[list[int]] = field(default_factory=list)  # by completion, the numbers of its tokens
     rows: list[int] = field(default_factory=list)  # by completion, its row in the batch
-    _position: dict[tuple[int, int], int] = field(default_factory=dict)  # of a token after a position, or after -1 for the first
+    _position: dict[tuple[int, int], int] = field(
+        default_factory=dict
+    )  # of a token after a position, or after -1 for the first
 
     def growth(self, prompt: Sequence[int], completion: Sequence[int]) -> int:
         """Positions that a completion of a prompt would add."""
