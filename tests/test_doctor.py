@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -102,7 +103,10 @@ def test_a_run_that_fits_is_told_by_part_from_config_json_alone(three_b, has, ca
         assert parts["Adam moments"] == 8 * found["parameters"]
         assert ("gradients" in parts) == (phase in ("gradients", "optimizer step"))
     seconds = found["time"]["seconds_per_iteration"]
-    tokens = 32 * (found["prompt_length"] + 4 * 200)
+    shared = found["shared_prompt_length"]  # the instruction, once in a tree
+    own = 32 * (found["prompt_length"] - shared + 4 * 200)
+    tokens = own + shared * math.ceil(own / 16384)
+    assert 20 < shared < found["prompt_length"]
     assert seconds["update"] == pytest.approx(8 * found["parameters"] * tokens / 1e14)  # layers run again
     assert seconds["search"] > 200 * 2 * found["parameters"] / 1e12
 

@@ -81,6 +81,7 @@ def _diagnose(options: Doctor) -> dict[str, Any]:
         "device": str(device),
         "processes": options.processes,
         "prompt_length": model.prompt_length,
+        "shared_prompt_length": model.shared_length,
         "prompt_length_is_estimated": model.is_estimated,
         "fits": all(part["needed"] <= part["available"] for part in (memory, disk)),
         "memory": memory,
@@ -156,7 +157,8 @@ def _show(found: dict[str, Any]) -> None:
     for line in _phase_lines(memory["phases"], memory["peak_phase"], in_bytes):
         console.print(line)
     guess = " (estimated: its tokenizer is not on this machine)" if found["prompt_length_is_estimated"] else ""
-    say(f"\nlongest prompt: {counted(found['prompt_length'], 'token')}{guess}")
+    shared = f", {found['shared_prompt_length']} of them in all prompts" if found["shared_prompt_length"] else ""
+    say(f"\nlongest prompt: {counted(found['prompt_length'], 'token')}{shared}{guess}")
     for name, one in (("memory", memory), ("disk", disk)):
         verdict = "[green]fits[/]" if one["needed"] <= one["available"] else "[bold red]does not fit[/]"
         console.print(f"{name}: {readable_bytes(one['needed'])} of {readable_bytes(one['available'])} free: {verdict}")
