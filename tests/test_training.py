@@ -231,7 +231,9 @@ def test_a_tree_holds_every_prefix_once():
 
 def test_problems_whose_prompts_begin_alike_share_a_tree():
     batch = make_rows(make_policy(), lead=(7, 3, 3, 8))
-    (tree,) = grow_trees(batch, range(12), 10**9, 10**9)
+    trees = grow_trees(batch, range(12), 10**9, 10**9)
+    assert len(trees) == 1
+    tree = trees[0]
     whole = [(*batch.prompts[p], *t[: int(n.sum()) - 1]) for p, t, n in zip(*fields(batch), strict=True)]
     prefixes = {row[:t] for row in whole for t in range(1, len(row) + 1)}
     assert len(tree.ids) == len(prefixes) and tree.rows == list(range(12))
