@@ -1,17 +1,16 @@
-"""The verifier: what a completion answers, and whether that is right.
+"""The verifier, which finds what a completion answers and whether that is right.
 
 The prompt ends with `<think>`, so a right completion is, from its first to its last character:
 
     thinking </think> [space] <answer> [space] answer [space] </answer> [space]
 
-where the thinking may be anything, or nothing, without one of the four tags (in any case), and
-space is any run of blank, newline, tab or carriage return. Everything else is a format failure with
-a reason that can be counted. Left out on purpose: partial credit, repair, and searching the text
-for something that looks like the answer, since a policy under reinforcement learning finds every
-loophole.
+The thinking may be anything, or nothing, without one of the four tags (in any case). Space is any run of blank,
+newline, tab or carriage return. Everything else is a format failure with a reason that can be counted. Partial credit,
+repair, and searching the text for something that looks like the answer are left out on purpose, since a policy under
+reinforcement learning finds every loophole.
 
-A completion is untrusted text of any length. The cost is a fixed number of linear string scans: no
-regular expression, no `int()` of an unbounded string.
+A completion is untrusted text of any length. The cost is a fixed number of linear string scans, without a regular
+expression and without `int()` of an unbounded string.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SPACE = " \n\t\r"  # not str.strip()'s default, which also takes non-ASCII and 
 
 
 class Reason(StrEnum):
-    """The phrases that verdicts carry; a task may add its own."""
+    """The phrases that verdicts carry. A task may add its own."""
 
     CORRECT = "correct"
     WRONG_ANSWER = "wrong answer"
@@ -55,7 +54,7 @@ class Reason(StrEnum):
 
 
 _TAGS = (THINK, THINK_END, ANSWER, ANSWER_END)
-_ONCE = (  # tags that must occur exactly once: tag, reason when missing, reason when repeated
+_ONCE = (  # tags that must occur exactly once, with the reasons when missing and when repeated
     (THINK_END, Reason.THINK_NOT_CLOSED, Reason.THINK_CLOSED_TWICE),
     (ANSWER, Reason.NO_ANSWER, Reason.SEVERAL_ANSWERS),
     (ANSWER_END, Reason.ANSWER_NOT_CLOSED, Reason.ANSWER_CLOSED_TWICE),
@@ -66,10 +65,10 @@ def answer_text(completion: str, is_finished: bool) -> str | Reason:
     """What stands between the answer tags of a well-formed completion, without space around it, or why there is none.
 
     Args:
-        completion: the text after the prompt, which already opened `<think>`, without the
-            end-of-sequence token's text. Untrusted.
-        is_finished: True where the model ended the text itself. A text that was cut earns nothing,
-            however it looks: paying it would teach the policy never to stop.
+        completion: the text after the prompt, which already opened `<think>`, without the end-of-sequence token's text.
+            Untrusted.
+        is_finished: True where the model ended the text itself. A text that was cut earns nothing, however it looks.
+            Paying it would teach the policy never to stop.
     """
     if len(completion) > MAX_COMPLETION_CHARS:  # first, so that nothing below sees unbounded text
         return Reason.TOO_LONG
@@ -138,7 +137,7 @@ def _order_fault(completion: str) -> Reason | None:
 
 
 def _parse_integer(text: str) -> int | Reason:
-    """The integer in its one canonical spelling: ASCII digits, at most a single leading '-'.
+    """The integer in its one canonical spelling, which is ASCII digits and at most a single leading '-'.
 
     `int()` alone would take "+5", "1_000", "007" and the digits of every script.
     """

@@ -1,4 +1,4 @@
-"""Countdown, TinyZero's main task: reach a target with given numbers and + - * /.
+"""Countdown, TinyZero's main task, which is to reach a target with given numbers and + - * /.
 
 An answer is exactly one expression (data/expression.py has its grammar) that uses every given number exactly once, no
 other number, and has exactly the target as its value. `3*5+7=22` is an equation and earns nothing, not even the format
@@ -8,10 +8,10 @@ The key of a question is its numbers alone, whatever their order and whatever th
 solution for some numbers has seen most of what can be made of them, and a target one further away is often reached by
 the same expression with one sign changed. So no numbers of a held-out question stand in a training question.
 
-A question is drawn with a solution: how many numbers (uniformly), the operators (uniformly and independently), then
-numbers (uniformly) that are joined two by two at random, again and again until the operators fit. Fit means that every
-step is a positive integer and the last at most the largest target. Drawing the operators first is what keeps products
-and quotients in: of the numbers below 100, only one pair in twelve has a whole quotient.
+A question is drawn with a solution. The count of numbers is drawn uniformly, the operators uniformly and independently.
+Then numbers are drawn uniformly and joined two by two at random, again and again until the operators fit. They fit if
+every step is a positive integer and the last at most the largest target. Drawing the operators first keeps products and
+quotients in, since only one pair in twelve of the numbers below 100 has a whole quotient.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _WRITTEN = re.compile(r"\s*([1-9]\d{0,2}(?:\s+[1-9]\d{0,2}){1,5})\s*=\s*([1-9]\d
 class Goal(NamedTuple):
     """What an answer must do."""
 
-    numbers: tuple[int, ...]  # each to be used exactly once; one that stands twice, twice
+    numbers: tuple[int, ...]  # each to be used exactly once, and one that stands twice, twice
     target: int
 
 
@@ -105,7 +105,7 @@ class Countdown(QuestionTask):
         return f"held out countdown {data.min_numbers} {data.max_numbers} {data.max_number} {data.max_target}"
 
     def ask(self, text: str) -> Problem:
-        """Any target and any 2 to 6 numbers; whether they reach it is not known, so it has no `example`."""
+        """Any target and any 2 to 6 numbers. Whether they reach it is not known, so it has no `example`."""
         match = _WRITTEN.fullmatch(text)
         if match is None:
             raise ValueError(
@@ -127,7 +127,7 @@ class Countdown(QuestionTask):
 
 
 def judge_expression(text: str, goal: Goal) -> Verdict:
-    """Judge what stands in the answer tags; untrusted, of any length.
+    """Judge what stands in the answer tags. It is untrusted and of any length.
 
     The format is right where the text is an expression, whatever its value. The verdict's answer is then the expression
     without blanks.
@@ -157,12 +157,12 @@ class _Part(NamedTuple):
 
     value: int
     text: str
-    rank: int  # of the operator applied last, see _RANK; _NUMBER_RANK: it is a number
+    rank: int  # of the operator applied last, see _RANK, or _NUMBER_RANK for a number
     steps: tuple[str, ...]  # how it came about, "3*5=15" and so on
 
 
 def _joined_at_random(rng: random.Random, numbers: Sequence[int], operators: Sequence[str]) -> _Part | None:
-    """The numbers in a random expression with these operators; None where a step is no positive integer."""
+    """The numbers in a random expression with these operators. None where a step is no positive integer."""
     parts = [_Part(number, str(number), _NUMBER_RANK, ()) for number in numbers]
     for symbol in operators:
         a, b = (parts.pop(int(rng.random() * len(parts))) for _ in range(2))
@@ -174,7 +174,7 @@ def _joined_at_random(rng: random.Random, numbers: Sequence[int], operators: Seq
 
 
 def _joined(symbol: str, a: _Part, b: _Part) -> _Part | None:
-    """a symbol b, the larger first where the order counts; None where that is no positive integer."""
+    """a symbol b, the larger first where the order counts. None where that is no positive integer."""
     is_ordered = symbol in "-/"
     if is_ordered and a.value < b.value:
         a, b = b, a

@@ -1,16 +1,16 @@
-"""Arithmetic expressions as a policy writes them: read strictly, valued exactly.
+"""Arithmetic expressions as a policy writes them, read strictly and valued exactly.
 
     sum     = product (("+" | "-") product)*        from left to right
     product = operand (("*" | "/") operand)*        from left to right
     operand = number | "(" sum ")"
     number  = "0" | a digit 1 to 9, then digits 0 to 9
 
-Blanks (U+0020) may stand between these, and nothing else may stand anywhere. So there is no sign
-(`-3`), no power, no floor division, no decimal point and no equals sign. The text is untrusted:
-nothing is ever handed to Python's own parser.
+Blanks (U+0020) may stand between these, and nothing else may stand anywhere. So there is no sign (`-3`), no power, no
+floor division, no decimal point and no equals sign. The text is untrusted, and nothing is ever handed to Python's own
+parser.
 
-`MAX_CHARS` bounds everything: the time is linear in the length, and no numerator or denominator
-has more digits than the text has characters. `MAX_DEPTH` keeps the recursion shallow.
+`MAX_CHARS` bounds everything. The time is linear in the length, and no numerator or denominator has more digits than
+the text has characters. `MAX_DEPTH` keeps the recursion shallow.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from enum import StrEnum
 from fractions import Fraction
 
 MAX_CHARS = 200  # six numbers of four digits with every operator and parenthesis take 60
-MAX_DEPTH = 16  # of parentheses; six numbers need 5
+MAX_DEPTH = 16  # of parentheses, of which six numbers need 5
 
 _SUMS, _PRODUCTS, _MARKS = frozenset("+-"), frozenset("*/"), "+-*/()"
 _ALPHABET = frozenset("0123456789 " + _MARKS)
@@ -47,7 +47,7 @@ class Fault(StrEnum):
 class Expression:
     """What a well-formed expression says."""
 
-    value: Fraction | None  # None: it divides by zero
+    value: Fraction | None  # None means that it divides by zero
     numbers: tuple[int, ...]  # every number in it, as often as it stands there, from left to right
 
 
@@ -69,7 +69,7 @@ def read_expression(text: str) -> Expression | Fault:
 
 
 def combined(operator: str, a: Fraction | None, b: Fraction | None) -> Fraction | None:
-    """`a operator b`, exact; None where it divides by zero, or an operand already did."""
+    """`a operator b`, exact. None where it divides by zero, or an operand already did."""
     if a is None or b is None:
         return None
     if operator == "/":
@@ -80,7 +80,7 @@ def combined(operator: str, a: Fraction | None, b: Fraction | None) -> Fraction 
 
 
 class _FaultError(Exception):
-    """Ends the reading of a text; never leaves this module."""
+    """Ends the reading of a text. It never leaves this module."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -88,7 +88,7 @@ class _FaultError(Exception):
 
 
 def _surface_fault(text: str) -> Fault | None:
-    """What can be said without reading: length first, so that nothing else sees unbounded text."""
+    """What can be said without reading. The length comes first, so that nothing else sees unbounded text."""
     if len(text) > MAX_CHARS:
         return Fault.TOO_LONG
     if not text.strip(" "):
@@ -99,14 +99,14 @@ def _surface_fault(text: str) -> Fault | None:
 
 
 def _tokens(text: str) -> list[str]:
-    """Numbers and marks in order, then the end; blanks separate and are dropped."""
+    """Numbers and marks in order, then the end. Blanks separate and are dropped."""
     for mark in _MARKS:
         text = text.replace(mark, f" {mark} ")
     return [*text.split(), _END]
 
 
 class _Parser:
-    """Recursive descent, one method per rule of the grammar above; values are computed on the way."""
+    """Recursive descent, one method per rule of the grammar above. Values are computed on the way."""
 
     def __init__(self, tokens: list[str]) -> None:
         self.numbers: list[int] = []

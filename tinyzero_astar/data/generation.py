@@ -1,10 +1,11 @@
-"""Multiplication problems: products of two positive integers.
+"""Multiplication problems, which are products of two positive integers.
 
-The key of a question is the *unordered* pair of its factors: 23*45 and 45*23 are always on the same side of the split.
+The key of a question is the *unordered* pair of its factors. So 23*45 and 45*23 are always on the same side of the
+split.
 
-A factor's number of digits is drawn uniformly, then the factor uniformly among the numbers of that many digits (zero is
-left out: it teaches nothing). Pairs are drawn one after another in this way, without replacement. The two factors may
-have different numbers of digits: a base that never succeeds at 2x2 digits may learn from 2x1.
+A factor's number of digits is drawn uniformly, then the factor uniformly among the numbers of that many digits. Zero is
+left out, since it teaches nothing. Pairs are drawn one after another in this way, without replacement. The two factors
+may have different numbers of digits, because a base that never succeeds at 2x2 digits may learn from 2x1.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def is_held_out(a: int, b: int) -> bool:
 
 
 def problem_id(a: int, b: int) -> int:
-    """The id of the problem a*b: a * 10**6 + b, for factors below 10**6."""
+    """The id of the problem a*b, which is a * 10**6 + b, for factors below 10**6."""
     return a * _ID_BASE + b
 
 
@@ -80,7 +81,7 @@ class Multiplication(QuestionTask):
         super().__init__(data, seed)
 
     def questions(self, rng: random.Random) -> Iterator[Question]:
-        """All products, each once, where no factor has more than 2 digits; beyond that an endless draw."""
+        """All products, each once, where no factor has more than 2 digits. Beyond that an endless draw."""
         return (self._question(a, b) for a, b in _pairs(rng, *self.digits))
 
     def judge(self, answer: Any, text: str) -> Verdict:
@@ -135,10 +136,10 @@ def _digits(name: str, low: int, high: int) -> tuple[int, int]:
 
 
 def _pairs(rng: random.Random, first: tuple[int, int], second: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Ordered pairs as the module's docstring says; up to 2 digits each once, beyond that endless.
+    """Ordered pairs as the module's docstring says. Up to 2 digits each comes once, beyond that they are endless.
 
-    The short list is put in order by exponential clocks (a pair's rate is its probability), which
-    is the same as drawing one by one and skipping repeats (Efraimidis and Spirakis 2006).
+    The short list is put in order by exponential clocks (a pair's rate is its probability), which is the same as
+    drawing one by one and skipping repeats (Efraimidis and Spirakis 2006).
     """
     if first[1] <= 2 and second[1] <= 2:
         left, right = (range(10 ** (low - 1), 10**high) for low, high in (first, second))
@@ -150,7 +151,7 @@ def _pairs(rng: random.Random, first: tuple[int, int], second: tuple[int, int]) 
 
 
 def _probability(a: int, b: int) -> float:
-    """Chance of drawing (a, b), up to a constant: each number of digits is equally likely."""
+    """Chance of drawing (a, b), up to a constant. Each number of digits is equally likely."""
     return 10.0 ** -(len(str(a)) + len(str(b)))
 
 

@@ -1,7 +1,7 @@
-"""In which order training problems are seen: pure functions of seed, iteration and two sizes, on indices.
+"""In which order training problems are seen. Pure functions of seed, iteration and two sizes, on indices.
 
-The training set is consumed epoch by epoch, each in a fresh order. A batch may end one epoch and begin the next, yet
-no index comes twice in an epoch or in a batch. Nothing is remembered from call to call, so that a resumed run goes on
+The training set is consumed epoch by epoch, each in a fresh order. A batch may end one epoch and begin the next, yet no
+index comes twice in an epoch or in a batch. Nothing is remembered from call to call, so that a resumed run goes on
 exactly, and no batch has to look at all the epochs before it.
 """
 
@@ -35,8 +35,8 @@ def _shuffled(seed: int, epoch: int, num_problems: int) -> list[int]:
 def _epoch(seed: int, epoch: int, count: int, num_problems: int) -> list[int]:
     """The order of an epoch that is consumed in batches of `count`.
 
-    The first batch may have begun with the last problems of the epoch before; those move behind it. Places at the end
-    stay as they are, or hold what `_carried` says, so that none has to look at all the epochs before.
+    The first batch may have begun with the last problems of the epoch before, which then move behind it. Places at the
+    end stay as they are, or hold what `_carried` says, so that none has to look at all the epochs before.
     """
     order = _shuffled(seed, epoch, num_problems)
     if count >= num_problems:
@@ -50,8 +50,8 @@ def _carried(seed: int, epoch: int, count: int, num_problems: int) -> set[int]:
     """The last problems of an epoch, those of the batch that the next epoch completes.
 
     With batches of more than half of the set, an epoch may hold no whole batch. All that is not in its first batch is
-    then carried on, so the set must contain what the epoch before carried. It grows by num_problems - count each time:
-    longer and longer ends of one shuffle, that of the last epoch that held a whole batch.
+    then carried on, so the set must contain what the epoch before carried. It grows by num_problems - count each time.
+    It consists of longer and longer ends of one shuffle, that of the last epoch that held a whole batch.
     """
     size = (epoch + 1) * num_problems % count
     if size == 0:

@@ -1,13 +1,13 @@
 """Tasks that are not part of the package, by what `data.task` says.
 
-    FILE.jsonl           a table, see `table`; judged by `data.verifier`, or by `data.reward_function`
+    FILE.jsonl           a table, see `table`, judged by `data.verifier` or by `data.reward_function`
     FILE.py:Class        a class that derives from `questions.QuestionTask`, or has all of `interfaces.Task`
     module:Class         the same in a module that Python finds
     reasoning_gym:NAME   see `reasoning_gym`
 
 This is the one module that imports code by its name. What it imports is the user's own, named by the user, and runs
-with the user's rights. A run's configuration names it too: who resumes or evaluates a run of someone else's runs the
-code that it names, and the digest says only that it has not changed.
+with the user's rights. A run's configuration names it too. So whoever resumes or evaluates someone else's run also runs
+the code that it names. The digest says only that this code has not changed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _METHODS = ("train_problems", "held_out_problems", "verify", "example", "ask")
 
 
 def make_own_task(data: DataConfig, seed: int) -> Task | None:
-    """The task that `data.task` describes; None where it has none of the forms above.
+    """The task that `data.task` describes. None where it has none of the forms above.
 
     Raises:
         ValueError: there is no such task, or it refuses its settings.
@@ -54,11 +54,11 @@ class Origin(NamedTuple):
     """Where a part of a task comes from."""
 
     file: Path
-    name: str  # of the class, the function or the data set; "": all of the file
+    name: str  # of the class, the function or the data set, "" for all of the file
 
 
 def origins_of(data: DataConfig) -> list[Origin]:
-    """What a task of the forms above is made of; empty for others.
+    """What a task of the forms above is made of. Empty for others.
 
     The file of a data set of reasoning-gym is the record of which version is installed.
 
@@ -162,7 +162,7 @@ def _origin(field: str, text: str) -> Origin:
         return Origin(Path(place), name)
     try:
         spec = importlib.util.find_spec(place)
-    except (ImportError, ValueError) as error:  # of a package that it stands in; __main__ has none
+    except (ImportError, ValueError) as error:  # of a package that it stands in (and __main__ has no spec)
         raise ValueError(f"{field} {text}: {place} is not found ({error})") from None
     if spec is None or spec.origin is None or not spec.has_location:  # those of Python itself have no file
         raise ValueError(f"{field} {text}: Python finds no module {place}; give its file, as in {place}.py:NAME")
@@ -185,6 +185,6 @@ def _words(error: BaseException) -> str:
     if isinstance(error, (ImportError, SyntaxError)):  # they say where
         return str(error)
     line = traceback.extract_tb(error.__traceback__)[-1]
-    if isinstance(error, OSError) and line.filename.startswith("<frozen "):  # of Python's import: there is no such file
+    if isinstance(error, OSError) and line.filename.startswith("<frozen "):  # of Python's own import
         return error.strerror or str(error)
     return f"{type(error).__name__}: {error}, at {Path(line.filename).name} line {line.lineno}"

@@ -1,7 +1,7 @@
-"""What all tasks have in common: from a stream of questions to problems, their split, their prompts and verdicts.
+"""What all tasks have in common, which makes a stream of questions into problems with a split, prompts and verdicts.
 
 A task says what its questions are (`questions`) and when an answer is right (`judge`, or simply `is_right`).
-`QuestionTask` does the rest:
+`QuestionTask` does the rest.
 
 - The split is decided by a hash of a question's key that knows neither seed nor preset, so a model trained on one side
   has never seen the other.
@@ -31,7 +31,7 @@ from tinyzero_astar.terminal import FailedError
 
 HELD_OUT_PERCENT = 20
 _ASKABLE = 50_000  # questions of either side among which `ask` looks
-_PATIENCE = (1000, 20)  # repeats after which a stream counts as dry: at least, and per question that it has given
+_PATIENCE = (1000, 20)  # repeats after which a stream counts as dry, at least and per question that it has given
 _STRANGERS = 100_000  # different questions in a row, all of the other side, after which it counts as dry too
 _NO_TEXT = re.compile(f"[\ud800-\udfff{END_OF_EXAMPLE}]")  # halves of characters, and what stands for an end token
 
@@ -46,11 +46,11 @@ class Question:
     """One question of a task, before it is put into a prompt."""
 
     asked: str  # as put to the model
-    answer: Any  # of the task's own type; what `judge` is given
-    text: str = ""  # for people, unique within the task; "": as asked
-    key: str = ""  # equal for questions that differ only in form: they stay on one side of the split; "": the text
+    answer: Any  # of the task's own type, which `judge` is given
+    text: str = ""  # for people, unique within the task, as asked if it is ""
+    key: str = ""  # equal for questions that differ only in form, on one side of the split, the text if ""
     worked: str = ""  # what an example has between <think> and </think>
-    shown: str = ""  # what an example has between <answer> and </answer>; "": str(answer)
+    shown: str = ""  # what an example has between <answer> and </answer>, str(answer) if it is ""
 
     def __post_init__(self) -> None:
         """Fill in what was left empty, and check the texts.
@@ -82,7 +82,7 @@ def is_held_out(key: str) -> bool:
 
 
 def overlap(train: Iterable[Problem], held_out: Iterable[Problem]) -> int:
-    """How many keys stand on both sides; 0 unless the split is broken.
+    """How many keys stand on both sides. It is 0 unless the split is broken.
 
     It looks at the keys alone, not at the hash that decides the split.
     """
@@ -91,11 +91,11 @@ def overlap(train: Iterable[Problem], held_out: Iterable[Problem]) -> int:
 
 
 class QuestionTask:
-    """A task made of questions (implements `interfaces.Task`); a subclass gives `questions` and says what is right.
+    """A task made of questions (implements `interfaces.Task`). A subclass gives `questions` and says what is right.
 
     Args:
         data: the settings of section `data`.
-        seed: chooses the training set and its order; the held-out problems do not depend on it.
+        seed: chooses the training set and its order. The held-out problems do not depend on it.
 
     Raises:
         ValueError: an argument is out of range, or fewer than `data.num_problems` questions exist.
@@ -108,7 +108,7 @@ class QuestionTask:
     )
     """What template "conversation" begins with."""
     more: ClassVar[str] = ""
-    """Where there are too few questions: what allows more, after "lower it", as in " or raise data.max_digits"."""
+    """What allows more questions where there are too few, after "lower it", as in " or raise data.max_digits"."""
 
     def __init__(self, data: DataConfig, seed: int) -> None:
         if data.template not in TEMPLATES:
@@ -121,11 +121,11 @@ class QuestionTask:
     # ---- what a task says
 
     def questions(self, rng: random.Random) -> Iterator[Question]:
-        """The questions in an order that `rng` decides; finite or endless, and one may come again."""
+        """The questions in an order that `rng` decides. They may be finite or endless, and one may come again."""
         raise NotImplementedError
 
     def judge(self, answer: Any, text: str) -> Verdict:
-        """The verdict on an answer; the completion around it has the right format.
+        """The verdict on an answer. The completion around it has the right format.
 
         Args:
             answer: that of the question.
@@ -137,7 +137,7 @@ class QuestionTask:
         return Verdict(bool(is_right), True, text, Reason.CORRECT if is_right else Reason.WRONG_ANSWER)
 
     def is_right(self, answer: Any, text: str) -> bool:
-        """Whether a text answers a question: the simplest form of `judge`."""
+        """Whether a text answers a question. This is the simplest form of `judge`."""
         return text == str(answer)
 
     def held_out_form(self, question: Question) -> Question:
@@ -145,7 +145,7 @@ class QuestionTask:
         return question
 
     def held_out_name(self) -> str:
-        """What seeds the order of the held-out questions: their kind, never the run's seed."""
+        """What seeds the order of the held-out questions, which is their kind and never the run's seed."""
         return "held out"
 
     def id_of(self, question: Question) -> int:
@@ -158,10 +158,10 @@ class QuestionTask:
     def train_problems(self, iteration: int, count: int) -> list[Problem]:
         """The training problems of an iteration, a pure function of seed, iteration and count.
 
-        The training set is consumed epoch by epoch, each in a fresh order, and no problem comes twice within an epoch;
-        a batch may end one epoch and begin the next. Nor does a problem come twice within a batch as long as
-        count <= num_problems: the search noise depends on iteration and problem alone, so the second copy would have
-        the same rollouts. `train_problems(0, num_problems)` is the whole training set.
+        The training set is consumed epoch by epoch, each in a fresh order, and no problem comes twice within an epoch.
+        A batch may end one epoch and begin the next. Nor does a problem come twice within a batch as long as count <=
+        num_problems. The search noise depends on iteration and problem alone, so a second copy would have the same
+        rollouts. `train_problems(0, num_problems)` is the whole training set.
 
         Args:
             iteration: 0 for the first.
@@ -177,7 +177,7 @@ class QuestionTask:
         return [self.problem(self._training_set[index]) for index in indices]
 
     def held_out_problems(self, count: int) -> list[Problem]:
-        """The first `count` held-out problems, the same for every seed, run and training-set size; each key once.
+        """The first `count` held-out problems, the same for every seed, run and training-set size, each key once.
 
         Raises:
             ValueError: `count` is out of range, or fewer than `count` exist.
@@ -189,7 +189,7 @@ class QuestionTask:
         return [self.problem(question) for question in found]
 
     def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
-        """Judge the text after the prompt; cheap and safe on any string.
+        """Judge the text after the prompt. It is cheap and safe on any string.
 
         Raises:
             FailedError: `judge` gave no verdict, or `is_right` neither True nor False.
@@ -217,7 +217,7 @@ class QuestionTask:
         """The problem that a person typed, one of the task's own.
 
         Raises:
-            ValueError: it is none of them; says how one is written.
+            ValueError: it is none of them. The message says how one is written.
         """
         sides = (self._training_side(), self._held_out())
         for question in chain.from_iterable(islice(side, _ASKABLE) for side in sides):
@@ -246,7 +246,7 @@ class QuestionTask:
 
     @cached_property
     def _examples(self) -> tuple[Question, ...]:
-        """The worked examples, and a spare one for the prompts of a question that is among them; each key once."""
+        """The worked examples, and a spare one for the prompts of a question that is among them, each key once."""
         if self.data.num_shots == 0:
             return ()
         wanted = self.data.num_shots + 1
@@ -272,7 +272,7 @@ class QuestionTask:
         return map(self.held_out_form, self._side(self.held_out_name(), True, _KEY))
 
     def _side(self, name: str, is_held: bool, identity: Callable[[Question], str]) -> Iterator[Question]:
-        """The questions of one side in the order that `name` seeds; of those with one identity, the first."""
+        """The questions of one side in the order that `name` seeds. Of those with one identity, only the first."""
         fresh = _without_repeats(self._questions_in(name), identity)
         return _of_side(fresh, is_held)
 
@@ -315,7 +315,7 @@ def _check_count(name: str, count: int) -> None:
 
 
 def _of_side(questions: Iterable[Question], is_held: bool) -> Iterator[Question]:
-    """Those of one side; ends where none of it has come for long, as when all questions share a few keys."""
+    """Those of one side. It ends where none of it has come for long, as when all questions share a few keys."""
     strangers = 0
     for question in questions:
         if is_held_out(question.key) == is_held:
@@ -326,7 +326,7 @@ def _of_side(questions: Iterable[Question], is_held: bool) -> Iterator[Question]
 
 
 def _without_repeats(questions: Iterable[Question], identity: Callable[[Question], str]) -> Iterator[Question]:
-    """The first of each identity; ends where the questions end, or where they only repeat themselves.
+    """The first of each identity. It ends where the questions end, or where they only repeat themselves.
 
     With n equally likely identities, one of which has not come yet, 20 n repeats in a row have the chance exp(-20).
     """

@@ -1,12 +1,12 @@
-"""Tasks of reasoning-gym (an optional extra), `--data.task reasoning_gym:NAME`: its questions, and its scorers.
+"""Tasks of reasoning-gym (an optional extra), `--data.task reasoning_gym:NAME`, with its questions and its scorers.
 
 The library runs in a process of its own, see `scoring_process`. Each answer has a time limit and a length limit. One
 whose scorer hangs, dies or misbehaves scores 0, and its verdict says why.
 
-That process is no sandbox. Some scorers run the answer as Python: they are refused by name, and any other that tries is
+That process is no sandbox. Some scorers run the answer as Python. They are refused by name, and any other that tries is
 stopped. Such a reward would hand the machine to the policy, and `__import__` would pay.
 
-Scores are the library's own: 1 counts as right, and many scorers pay something between 0 and 1 for a wrong answer.
+Scores are the library's own. 1 counts as right, and many scorers pay something between 0 and 1 for a wrong answer.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from tinyzero_astar.data.scoring_process import LostError, ScoringProcess, pytho
 from tinyzero_astar.interfaces import Verdict
 
 PREFIX = "reasoning_gym:"
-MAX_CHARS = 4000  # of an answer; the largest grids of arc_agi have 1,800
-LIMIT_S = 10.0  # of one answer; regular ones take milliseconds
+MAX_CHARS = 4000  # of an answer, while the largest grids of arc_agi have 1,800
+LIMIT_S = 10.0  # of one answer, while regular ones take milliseconds
 _QUESTION_LIMIT_S = 60.0
 
 RUNS_THE_ANSWER = frozenset(
@@ -52,7 +52,7 @@ class Entry:
 
     seed: int
     index: int
-    answer: str | None  # None: any answer with some property is right
+    answer: str | None  # None means that any answer with some property is right
 
     def __str__(self) -> str:
         return "" if self.answer is None else self.answer
@@ -82,7 +82,7 @@ class ReasoningGym(QuestionTask):
         return f"held out {PREFIX}{self._name}"
 
     def judge(self, answer: Entry, text: str) -> Verdict:
-        """The library's score; 0 with a reason where there is none."""
+        """The library's score, or 0 with a reason where there is none."""
         if len(text) > MAX_CHARS:
             return refused(Reason.TOO_LONG)
         request = {"seed": answer.seed, "index": answer.index, "text": text}

@@ -1,13 +1,13 @@
-"""What runs in the process that holds reasoning-gym: `python -m tinyzero_astar.data.reasoning_gym_process NAME`.
+"""What runs in the process that holds reasoning-gym, `python -m tinyzero_astar.data.reasoning_gym_process NAME`.
 
-It knows nothing of the package but the protocol of `scoring_process`. The library stays in here with its questions:
+It knows nothing of the package but the protocol of `scoring_process`. The library stays in here with its questions.
 
     greeting  {} or {"error": "..."}
     request   {"seed": 7, "index": 3}                     reply  {"question": "...", "answer": "..."}
     request   {"seed": 7, "index": 3, "text": "42"}       reply  {"score": 1.0} or {"fault": "..."}
 
 A question is the `index`-th of the data set that reasoning-gym makes with `seed` and `CHUNK` questions. While a scorer
-works, no code that was made from text may run: an answer is text.
+works, no code that was made from text may run, since an answer is text.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import Any, TextIO
 
 from tinyzero_astar.data.scoring_process import MISHAPS
 
-CHUNK = 500  # questions of one seed; some data sets make all of them at once
-_LIFETIME_S = 600  # of a request, after which the process ends by itself: its parent may be gone
+CHUNK = 500  # questions of one seed, since some data sets make all of them at once
+_LIFETIME_S = 600  # of a request, after which the process ends by itself, as its parent may be gone
 
 
 class Watch:
@@ -108,7 +108,7 @@ def _error_of(name: str) -> str | None:
 
 
 def _is_from_text(code: Any) -> bool:
-    """Whether code comes from no file, as that of eval and exec; frozen modules are Python's own."""
+    """Whether code comes from no file, as that of eval and exec. Frozen modules are Python's own."""
     name = str(getattr(code, "co_filename", ""))
     return name.startswith("<") and not name.startswith("<frozen ")
 

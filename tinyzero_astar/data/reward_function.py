@@ -7,10 +7,10 @@ It is called as TRL 1.16 calls it, with one completion at a time:
     function(prompts=[...], completions=[...], <every column of the table>=[...], trainer_state=None,
              log_extra=..., log_metric=...) -> [score]
 
-Prompts and completions are strings. The score lies in [0, 1]; None counts as 0. A score of 1 counts as right
-(accuracy), a completion that the model ended itself as well-formed: no tags are needed. The prompt is given to the
-model as it stands, without a template. What TRL has and this package has not: `completion_ids`, since a verdict
-depends on the text alone. What is given to `log_extra` and `log_metric` is dropped.
+Prompts and completions are strings. The score lies in [0, 1], and None counts as 0. A score of 1 counts as right
+(accuracy), and a completion that the model ended itself as well-formed. No tags are needed. The prompt is given to the
+model as it stands, without a template. `completion_ids`, which TRL has, is missing here, since a verdict depends on the
+text alone. What is given to `log_extra` and `log_metric` is dropped.
 
 The function is the user's own code and runs in this process. Its errors are shown as they are.
 """
@@ -42,7 +42,7 @@ class RewardedTable(Table):
         function: see above.
 
     Raises:
-        ValueError: see `Table`; or the function cannot be called with the table's columns.
+        ValueError: see `Table`, or the function cannot be called with the table's columns.
     """
 
     reads_decimals = float
@@ -58,7 +58,7 @@ class RewardedTable(Table):
         super().__init__(data, seed)
 
     def question(self, line: Line, data: DataConfig) -> Question:
-        """The question of a line; its answer are the columns of the line."""
+        """The question of a line. Its answer are the columns of the line."""
         self._columns = self._columns or set(line)
         if set(line) != self._columns:
             raise ValueError(f"has other columns than the first: {', '.join(sorted(set(line) ^ self._columns))}")
@@ -72,7 +72,7 @@ class RewardedTable(Table):
         return replace(super().problem(question), prompt=question.asked)
 
     def example(self, problem: Problem) -> str:
-        """Empty: what is right is the function's secret."""
+        """Empty, since only the function knows what is right."""
         return ""
 
     def verify(self, problem: Problem, completion: str, is_finished: bool) -> Verdict:
@@ -125,7 +125,7 @@ def _arguments(line: Line, completion: str) -> dict[str, Any]:
 
 
 def _number(score: object) -> float:
-    """A score as a number; NaN where it is none."""
+    """A score as a number. NaN where it is none."""
     if score is None:
         return 0.0
     if isinstance(score, str) or not isinstance(score, SupportsFloat):

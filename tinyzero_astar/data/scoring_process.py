@@ -1,8 +1,8 @@
-"""A process of its own for scorers of others, which may hang, crash or misbehave; spoken to in lines of JSON.
+"""A process of its own for scorers of others, which may hang, crash or misbehave. It speaks in lines of JSON.
 
 It greets with a line on its standard output. Then each request is a line to its standard input, and each reply a line
-from its standard output. JSON only: nothing that it sends can be code. A process that gives no proper reply in time is
-ended, and the next request starts a new one.
+from its standard output. Only JSON is used, so nothing that it sends can be code. A process that gives no proper reply
+in time is ended, and the next request starts a new one.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 class LostError(Exception):
-    """The process gave no proper reply and was ended; the message says what happened, in a few words."""
+    """The process gave no proper reply and was ended. The message says what happened, in a few words."""
 
 
 class ScoringProcess:
     """The process, started when it is first asked, ended with this object.
 
     Args:
-        command: program and arguments; see `python_module`.
+        command: program and arguments, see `python_module`.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class ScoringProcess:
         """The reply to a request.
 
         Args:
-            request: what JSON can hold; below 64 kB as a line, so that sending it never waits.
+            request: what JSON can hold, below 64 kB as a line, so that sending it never waits.
             limit_s: seconds that the reply may take. A start that is needed first has seconds of its own.
 
         Raises:
@@ -66,7 +66,7 @@ class ScoringProcess:
             reply = _exchange(process, json.dumps(request).encode() + b"\n", limit_s)
             return reply
         finally:
-            if reply is None:  # interrupted, too: what it still owes must not answer the next request
+            if reply is None:  # interrupted, too, since what it still owes must not answer the next request
                 self.close()
 
     def close(self) -> None:

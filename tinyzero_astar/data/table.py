@@ -1,13 +1,13 @@
-"""Tasks from a table, `--data.task FILE.jsonl`: one question a line, as a JSON object in UTF-8.
+"""Tasks from a table, `--data.task FILE.jsonl`, with one question a line, as a JSON object in UTF-8.
 
     {"prompt": "How many legs have 3 spiders?", "answer": 24}
 
-`prompt` and `answer` are needed. `data.verifier` says how answers are written and compared, see `verifiers`; `choices`
-belongs to its verifier choice. Two columns more mean something: `worked` is what a worked example (`data.num_shots`)
-shows before the answer, and lines of one `key` stay on one side of the split. Other columns are let be.
+`prompt` and `answer` are needed. `data.verifier` says how answers are written and compared, see `verifiers`. `choices`
+belongs to its verifier choice. Two columns more mean something. `worked` is what a worked example (`data.num_shots`)
+shows before the answer, and lines of one `key` stay on one side of the split. Other columns are ignored.
 
 20 % of the lines are held out, decided by a hash of the key, which is the prompt where there is none. So the sizes of
-both sides are those of a draw: about 80 and 20 of 100 lines.
+both sides are those of a draw, about 80 and 20 of 100 lines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tinyzero_astar.data.verifiers import VERIFIERS, read_answer
 from tinyzero_astar.interfaces import Verdict
 
 MAX_BYTES = 1 << 28  # far more than 50,000 questions, the most of one set, should have
-_MAX_DIGITS = 4000  # of a whole number; Python reads 4,300
+_MAX_DIGITS = 4000  # of a whole number, while Python reads 4,300
 _EXAMPLE = '{"prompt": "2+3=?", "answer": 5}'
 Line = Mapping[str, Any]
 Read = TypeVar("Read")
@@ -44,7 +44,7 @@ class Table(QuestionTask):
     """
 
     reads_decimals: type = Decimal
-    """What JSON's decimals become: numbers are compared as they were written."""
+    """What JSON's decimals become, so that numbers are compared as they were written."""
 
     def __init__(self, data: DataConfig, seed: int) -> None:
         self.path = Path(data.task)
@@ -86,7 +86,7 @@ def read_table(path: Path, read: Callable[[Line], Read], decimals: Callable[[str
 
     Args:
         path: the file.
-        read: is given a line whose prompt is in order; may raise a ValueError.
+        read: is given a line whose prompt is in order. It may raise a ValueError.
         decimals: reads JSON's decimals from how they are written.
 
     Raises:
@@ -112,7 +112,7 @@ def read_table(path: Path, read: Callable[[Line], Read], decimals: Callable[[str
 
 
 def text_in(line: Line, name: str) -> str:
-    """An optional column that holds text; "" where it is missing.
+    """An optional column that holds text, "" where it is missing.
 
     Raises:
         ValueError: it holds something else.

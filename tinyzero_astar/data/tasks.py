@@ -74,7 +74,7 @@ def make_problems(config: Config) -> Problems:
 
 
 def _exactly(wanted: int, found: list[Problem], name: str) -> list[Problem]:
-    """The problems; a class that does not derive from QuestionTask may give more or fewer than it should."""
+    """The problems. A class that does not derive from QuestionTask may give more or fewer than it should."""
     if len(found) != wanted:
         raise ValueError(f"data.task gave {len(found)} {name} where {wanted} were asked for")
     return found
@@ -83,7 +83,7 @@ def _exactly(wanted: int, found: list[Problem], name: str) -> list[Problem]:
 def pinned(data: DataConfig) -> DataConfig:
     """The same settings with the digest of the task's files, by which they are known again.
 
-    The names of what is taken from the files count too: one file may hold two tasks.
+    The names of what is taken from the files count too, since one file may hold two tasks.
 
     Raises:
         ValueError: a file cannot be read, or is not the one that the settings were recorded with, or another name in it
@@ -112,7 +112,7 @@ def _digest_of(origins: Sequence[own.Origin]) -> str:
     digest = hashlib.sha256()
     for file, name in origins:
         for part in (_content(file), name.encode()):
-            digest.update(hashlib.sha256(part).digest())  # of one length: what ends where cannot be mistaken
+            digest.update(hashlib.sha256(part).digest())  # of one length, so what ends where cannot be mistaken
     return digest.hexdigest()
 
 

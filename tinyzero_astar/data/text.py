@@ -12,12 +12,12 @@ if TYPE_CHECKING:  # seconds
 
 
 def continued(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """The text that the model continues: each worked example ends with its end token, as a completion would."""
+    """The text that the model continues. Each worked example ends with its end token, as a completion would."""
     return prompt.replace(END_OF_EXAMPLE, str(tokenizer.eos_token))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Prompts as tokens; see `continued`."""
+    """Prompts as tokens, see `continued`."""
     texts = [continued(tokenizer, prompt) for prompt in prompts]
     return [list(ids) for ids in tokenizer(texts)["input_ids"]]
 
@@ -37,9 +37,9 @@ def room_after(prompt_length: int, max_seq_length: int, max_search_depth: int) -
 
 
 def text_fault(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str | None:
-    """What is wrong with a tokenizer that does not give texts back, in words; None when it does.
+    """What is wrong with a tokenizer that does not give texts back, in words. None when it does.
 
-    The place where a worked example ends is left out: it holds no text.
+    The place where a worked example ends is left out, since it holds no text.
     """
     pieces = list(dict.fromkeys(piece for text in texts for piece in text.split(END_OF_EXAMPLE)))
     ids = tokenizer(pieces, add_special_tokens=False)["input_ids"]

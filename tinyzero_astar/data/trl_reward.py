@@ -28,12 +28,12 @@ def multiplication_reward(
 
     Args:
         completions: texts after the prompt, or conversations, of which the last message counts.
-        answer: the right integer of each; None where the row belongs to another task.
+        answer: the right integer of each, or None where the row belongs to another task.
         log_metric: told the share of right and of well-formed completions.
-        others: what else TRL gives; not needed.
+        others: what else TRL gives. It is not needed.
 
     Returns:
-        A score for each completion; None where there is no answer, which TRL takes as "not for this function".
+        A score for each completion. None where there is no answer, which TRL takes as "not for this function".
 
     Raises:
         ValueError: an answer is no integer.

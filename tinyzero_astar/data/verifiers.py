@@ -1,16 +1,16 @@
-"""Verifiers by name: how the answers of a table are read, and when a completion's answer equals one of them.
+"""Verifiers by name, with how the answers of a table are read and when a completion's answer equals one of them.
 
-- `integer`: ASCII digits without leading zeros, at most one "-" before them: 42, -7.
-- `number`: an integer, or one with decimals (2.50, -0.125), or a fraction in lowest terms with a denominator of 2 or
-  more (5/2, -1/3). Values are compared, exactly: 2.5, 2.50 and 5/2 are equal. No exponent, no "+", no bare point
-  (.5, 5.), no thousands separator, no unit, no "-0". A fraction must be in lowest terms since "What is 84/2?" would
-  otherwise be answered by its own question.
-- `string`: any text. Equal is equal to the character: case, inner space and the form of Unicode count.
-- `choice`: one capital letter of those offered. The table's column `choices` lists the options, the first of which
-  is A.
+- `integer` is ASCII digits without leading zeros, at most one "-" before them, such as 42 or -7.
+- `number` is an integer, or one with decimals (2.50, -0.125), or a fraction in lowest terms with a denominator of 2 or
+  more (5/2, -1/3). Values are compared exactly, so 2.5, 2.50 and 5/2 are equal. There is no exponent, no "+", no bare
+  point (.5, 5.), no thousands separator, no unit and no "-0". A fraction must be in lowest terms since "What is 84/2?"
+  would otherwise be answered by its own question.
+- `string` is any text. Texts are equal to the character, so case, inner space and the form of Unicode count.
+- `choice` is one capital letter of those offered. The table's column `choices` lists the options, the first of which is
+  A.
 
-The space around an answer never counts (see `answers.answer_text`). The texts are untrusted; every number is bounded
-in length before it is read.
+The space around an answer never counts (see `answers.answer_text`). The texts are untrusted, and every number is
+bounded in length before it is read.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class Verifier:
     """One kind of answer."""
 
     read: Callable[[str, Mapping[str, object]], Any]
-    """From the right answer as written, and its line of the table, to what `judge` is given; or a ValueError."""
+    """From the right answer as written, and its line of the table, to what `judge` is given, or a ValueError."""
     judge: Callable[[Any, str], Verdict]
-    """The verdict on a text against the right answer; see `questions.QuestionTask.judge`."""
+    """The verdict on a text against the right answer, see `questions.QuestionTask.judge`."""
 
 
 def judge_number(answer: Fraction, text: str) -> Verdict:
-    """Whether a text is a number of the right value; see the module's docstring for how one is spelled."""
+    """Whether a text is a number of the right value. The module's docstring says how one is spelled."""
     value = _parse_number(text)
     if isinstance(value, Fault):
         return refused(value)
