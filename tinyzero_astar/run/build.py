@@ -1,4 +1,4 @@
-"""What a run works with, made from a configuration: task, policy, generator, update."""
+"""What a run works with, made from a configuration, which is task, policy, generator and update."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tinyzero_astar.training.reference import ReferencePolicy, digest_of
 from tinyzero_astar.training.reward import WeightedReward
 from tinyzero_astar.training.update import Updater
 
-_NEARLY_IDLE = 0.25  # of a core in use, by what runs now and then: the core counts as idle
+_NEARLY_IDLE = 0.25  # of a core in use now and then. Below this share the core counts as idle
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Session:
     log: Logger  # all of them, the console included
     first_iteration: int  # iterations already trained
     history: list[dict[str, Any]]  # what gate and alarms remember of the iterations trained so far
-    searched: dict[int, int]  # by the id of each problem that came up: iterations in which it had a leaf
+    searched: dict[int, int]  # by the id of each problem that came up, in how many iterations it had a leaf
     pending: dict[str, Any] | None = None  # record of the last of them, if still to be evaluated and written
-    held: ExitStack = field(default_factory=ExitStack)  # given back when the run ends: the lock on its folder
+    held: ExitStack = field(default_factory=ExitStack)  # given back when the run ends, such as the lock on its folder
 
 
 class Loaded(NamedTuple):
@@ -102,8 +102,8 @@ def build(
         loaded: what `load_model` gave, if it was called before.
 
     Raises:
-        ValueError: the model cannot be had, this machine cannot do what is asked of it, or things do not go together:
-            the problems and the model's tokenizer, the algorithm and the search.
+        ValueError: the model cannot be had, this machine cannot do what is asked of it, or things do not go together,
+            such as the problems and the model's tokenizer, or the algorithm and the search.
     """
     algorithm = make_algorithm(config)
     policy, tokenizer = loaded or load_model(config, model_source, console)
@@ -146,9 +146,9 @@ def build(
 
 
 def load_model(config: Config, source: str, console: ConsoleLogger) -> Loaded:
-    """The policy on its device, with adapters if any, sharded if there are several processes; and its tokenizer.
+    """The policy on its device and its tokenizer, with adapters if any, sharded if there are several processes.
 
-    Sets PyTorch's threads and its random state, from which the value model is drawn.
+    It sets PyTorch's threads and its random state, from which the value model is drawn.
 
     Raises:
         ValueError: it cannot be had, or this machine cannot do what is asked of it.
@@ -176,7 +176,7 @@ def load_model(config: Config, source: str, console: ConsoleLogger) -> Loaded:
 
 
 def first_policy(config: Config, console: ConsoleLogger) -> First | None:
-    """The policy that a run began with, frozen; None where nothing asks for it, or adapters can be left off instead.
+    """The policy that a run began with, frozen. None where nothing asks for it, or adapters can be left off instead.
 
     Raises:
         ValueError: it cannot be had.
@@ -226,8 +226,8 @@ def _generator(config: Config, problems: Problems, network: Policy, tokenizer: P
 
 
 def _search(config: Config, depth: int) -> SearchConfig:
-    """The search of every iteration, with one depth for the run: rollouts must not depend on their batch."""
-    is_weighted = config.search.mode == "gumbel"  # else all leaves of a problem weigh the same: none is dropped
+    """The search of every iteration, with one depth for the run, because rollouts must not depend on their batch."""
+    is_weighted = config.search.mode == "gumbel"  # else all leaves of a problem weigh the same
     return replace(
         config.search,
         max_search_depth=depth,
@@ -279,7 +279,7 @@ def _set_threads(wanted: int, console: ConsoleLogger) -> int:
 
 
 def choose_num_threads(wanted: int) -> int:
-    """CPU threads: as wanted, at most one per core; for 0 one per core that is idle, shared by the processes here.
+    """CPU threads as wanted, at most one per core. 0 takes one per idle core, shared by the processes here.
 
     Threads that wait for each other by spinning are many times slower when another program holds a core.
     """

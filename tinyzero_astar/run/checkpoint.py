@@ -1,20 +1,20 @@
-"""Checkpoints: `checkpoint_iter_<N>/`, a Hugging Face folder with what resuming needs beside it.
+"""Checkpoints, `checkpoint_iter_<N>/`, a Hugging Face folder with what resuming needs beside it.
 
-model.safetensors, config.json and the tokenizer load with plain `from_pretrained`. trainer.safetensors holds the
-value model, both optimizers (with the float32 master weights of a bfloat16 model) and PyTorch's random state;
-trainer.json the iteration, the count of updates, the run's configuration, the metrics that the gate of the guidance
-and the alarms remember, the record of the last iteration, and what is known of the reference if there is one. Search
-noise and problem order are functions of seed and iteration, so they need no state.
+model.safetensors, config.json and the tokenizer load with plain `from_pretrained`. trainer.safetensors holds the value
+model, both optimizers (with the float32 master weights of a bfloat16 model) and PyTorch's random state. trainer.json
+holds the iteration, the count of updates, the run's configuration, the metrics that the guidance gate and the alarms
+remember, the record of the last iteration, and what is known of the reference if there is one. Search noise and problem
+order are functions of seed and iteration, so they need no state.
 
 With adapters model.safetensors holds the merged weights, so that it is a model like any other. What they were merged
-from, A, B and the frozen weights, stands in trainer.safetensors too: a sum in floating point cannot be undone, and a
-run goes on exactly, without asking for its base again. Evaluation reads the merged weights alone.
+from, A, B and the frozen weights, stands in trainer.safetensors too, since a sum in floating point cannot be undone. So
+a run goes on exactly, without asking for its base again. Evaluation reads the merged weights alone.
 
 No pickle anywhere. A checkpoint appears under its name only when it is complete and on the disk itself. manifest.json
 lists its files with size and SHA-256, and nothing is loaded from a checkpoint whose files are others.
 
-The files are the same for any number of processes: rank 0 puts the shards together and writes, and in loading each
-rank cuts out its own. So a run may be continued, or evaluated, with another number.
+The files are the same for any number of processes. Rank 0 puts the shards together and writes, and in loading each rank
+cuts out its own. So a run may be continued, or evaluated, with another number.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, replacing an older one of the same name only when the new one is complete.
 
-    All ranks must call it; rank 0 writes.
+    All ranks must call it, and rank 0 writes.
     """
     tensors = {f"{name}.{key}": x for name, own in optimizers.items() for key, x in _slots(own)}
     weights: dict[str, Any] = policy.state_dict()
@@ -82,7 +82,7 @@ def save_checkpoint(
     tensors["random_state"] = torch.get_rng_state()
     save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
     (partial / _STATE).write_text(json.dumps(dict(state), indent=2))
-    mode = (partial / _STATE).stat().st_mode  # by the umask; safetensors' own files are for their owner alone
+    mode = (partial / _STATE).stat().st_mode  # by the umask, while safetensors' own files are for their owner alone
     for path in partial.glob("*.safetensors"):
         path.chmod(mode)
     write_manifest(partial)
@@ -105,7 +105,7 @@ class _WritesOrOSError:
 
 
 def _slots(optimizer: MasterAdamW) -> Iterator[tuple[str, Tensor]]:
-    """Optimizer state by parameter and slot, whole, on the CPU; one after another, and only rank 0 keeps them.
+    """Optimizer state by parameter and slot, whole, on the CPU, one after another. Only rank 0 keeps them.
 
     `torch.distributed.checkpoint.state_dict` could do it too, but it steps an optimizer that has no state yet, with
     gradients of zero, and would save that step.
@@ -132,7 +132,7 @@ def _inside(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def load_trainer(folder: Path, policy: Policy, optimizers: Mapping[str, MasterAdamW]) -> dict[str, Any]:
-    """Load value model, adapters, optimizers and random state in place; returns the saved state.
+    """Load value model, adapters, optimizers and random state in place, and return the saved state.
 
     Without optimizers (evaluation) only the value model is loaded.
 
@@ -192,7 +192,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_source(model_source: str) -> None:
-    """`check_files` of a checkpoint that a model is loaded from; other models have no list of their files.
+    """`check_files` of a checkpoint that a model is loaded from. Other models have no list of their files.
 
     Raises:
         ValueError: names the first file that is not what was saved.
@@ -209,7 +209,7 @@ def _read_json(folder: Path, name: str) -> Any:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint: iteration, num_updates, config, and what `remembered_by` checks.
+    """The JSON part of a checkpoint, with iteration, num_updates, config, and what `remembered_by` checks.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -271,7 +271,7 @@ def known_reference(folder: Path, state: Mapping[str, Any]) -> tuple[str, dict[i
 
 
 def _load_optimizer(optimizer: MasterAdamW, name: str, tensors: dict[str, Tensor], is_fresh: bool) -> None:
-    """Load one optimizer; `is_fresh`: it has made no step yet, so that nothing need be there."""
+    """Load one optimizer. If `is_fresh`, it has made no step yet, so that nothing need be there."""
     parameters = optimizer.parameters
     slots: dict[int, dict[str, Tensor]] = {}
     for index in range(len(parameters)):
@@ -287,7 +287,7 @@ def _load_optimizer(optimizer: MasterAdamW, name: str, tensors: dict[str, Tensor
 
 
 def _fits(parameter: Tensor, slots: Mapping[str, Tensor]) -> bool:
-    """Whether these are the slots of a parameter; `load_state_dict` does not look."""
+    """Whether these are the slots of a parameter, which `load_state_dict` does not check."""
     shapes = {"step": torch.Size(), **dict.fromkeys((*_MOMENTS, "master"), parameter.shape)}
     has_stepped = slots.keys() - {"master"} in ({"step", *_MOMENTS}, set())
     return has_stepped and all(x.shape == shapes[slot] and x.is_floating_point() for slot, x in slots.items())

@@ -19,12 +19,12 @@ _ASIDE = ".set_aside"  # and of a checkpoint that the run no longer goes on from
 def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Path:
     """The checkpoint folder that `path` means.
 
-    `NAME`, and `NAME.pt` for the folder `NAME`, are looked for as given and then inside the newest run of the
-    preset, so that `checkpoints/checkpoint_iter_100.pt` works from the project's folder and from the run's. The
-    folder of a run means its newest checkpoint.
+    `NAME`, and `NAME.pt` for the folder `NAME`, are looked for as given and then inside the newest run of the preset,
+    so that `checkpoints/checkpoint_iter_100.pt` works from the project's folder and from the run's. The folder of a run
+    means its newest checkpoint.
 
     Raises:
-        ValueError: there is no such checkpoint; says where it was looked for.
+        ValueError: there is no such checkpoint. The message says where it was looked for.
     """
     names = [path, path.with_suffix("")] if path.suffix == ".pt" else [path]
     runs = numbered_runs(root, preset)
@@ -40,7 +40,7 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
 
 
 def checkpoint_at(name: str) -> Path | None:
-    """The checkpoint that a folder is, or the newest of the run that it is; None for all else, such as a base model."""
+    """The checkpoint that a folder is, or the newest of the run that it is. None for all else, such as a base model."""
     folder = Path(os.path.expanduser(name))  # as for the folder of a model
     if (folder / TRAINER_STATE).is_file():
         return folder
@@ -91,7 +91,7 @@ def run_and_checkpoints(resume: Path) -> tuple[Path, list[Path]]:
 
 
 def go_back_to(run: Path, iteration: int) -> list[Path]:
-    """Make `iteration` the newest of a run: newer checkpoints are set aside, newer records dropped.
+    """Make `iteration` the newest of a run. Newer checkpoints are set aside, newer records dropped.
 
     Checkpoints come first, so that a crash in between leaves none that is newer than the records.
 

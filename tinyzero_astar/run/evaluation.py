@@ -1,4 +1,4 @@
-"""An evaluation outside of training: its table, and a file of its results."""
+"""An evaluation outside of training, with its table and a file of its results."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _save(session: Session, folder: Path, metrics: Mapping[str, Any]) -> int:
 
 
 def _free_name(folder: Path) -> Path:
-    """evaluation.json, evaluation-2.json, …: no earlier result is overwritten."""
+    """evaluation.json, evaluation-2.json, and so on, so that no earlier result is overwritten."""
     path, number = folder / "evaluation.json", 1
     while path.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Where a run writes: `runs/<preset>-<NNN>/` with config.json, metrics.jsonl, samples.jsonl, checkpoints/."""
+"""Where a run writes, `runs/<preset>-<NNN>/` with config.json, metrics.jsonl, samples.jsonl, checkpoints/."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fresh_run_folder(preset: str, output_dir: Path | None) -> Iterator[Path]:
         made.clear()
     finally:
         for path in made:
-            with suppress(OSError):  # not empty: another run has its folder there
+            with suppress(OSError):  # not empty, since another run has its folder there
                 path.rmdir()
 
 
@@ -112,14 +112,14 @@ def _try_to_write(probe: Path, num_bytes: int) -> None:
 
 
 def numbered_runs(root: Path, preset: str) -> dict[int, Path]:
-    """The folders `<preset>-<NNN>` by their number; the newest has the highest."""
+    """The folders `<preset>-<NNN>` by their number. The newest has the highest."""
     pattern = re.compile(re.escape(preset) + r"-(\d+)", re.ASCII)
     found = ((pattern.fullmatch(path.name), path) for path in root.glob("*"))
     return {int(match[1]): path for match, path in found if match is not None}
 
 
 def iteration_of(checkpoint: Path) -> int | None:
-    """The iteration that the folder's name says; None for another name."""
+    """The iteration that the folder's name says. None for another name."""
     match = _CHECKPOINT.fullmatch(checkpoint.name)
     return None if match is None else int(match[1])
 

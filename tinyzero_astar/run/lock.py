@@ -1,4 +1,4 @@
-"""One process at a time works on a run: a second one would write the same iterations once more.
+"""One process at a time works on a run. A second one would write the same iterations once more.
 
 The system gives the lock back when its process ends, however it ends. So a lock is never in the way of a run that was
 killed. The file, which names the process, is removed when a run ends well, and stays when it was killed.
@@ -19,7 +19,9 @@ LOCK = "run.lock"
 
 @contextmanager
 def locked(run: Path) -> Iterator[str | None]:
-    """Inside, no other process can do the same; the process that was killed with the lock in hand, in words, if any.
+    """Inside, no other process can do the same.
+
+    Yields the process that was killed with the lock in hand, in words, if any.
 
     Raises:
         ValueError: another process works on the run, or the folder cannot be written to.
@@ -36,13 +38,13 @@ def locked(run: Path) -> Iterator[str | None]:
     except OSError as error:
         raise cannot_hold(run, error) from None
     try:
-        if not isinstance(lock, SoftFileLock):  # where the system has no locks; that one writes the same by itself
-            with suppress(OSError):  # a full disk: `prepare` will say so
+        if not isinstance(lock, SoftFileLock):  # where the system has no locks, that one writes the same by itself
+            with suppress(OSError):  # a full disk, which `prepare` reports
                 path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
         yield was
     finally:
         if not isinstance(lock, SoftFileLock):
-            with suppress(OSError):  # before it is given back: nobody else can have it yet
+            with suppress(OSError):  # before it is given back, while nobody else can have it
                 path.unlink()
         lock.release()
 

@@ -37,10 +37,10 @@ from tinyzero_astar.training.batch import make_batch
 
 
 def train(session: Session) -> int:
-    """The main loop: problems, rollouts, rewards, batch, update, log, checkpoint, evaluate.
+    """The main loop of problems, rollouts, rewards, batch, update, log, checkpoint and evaluation.
 
     Returns:
-        The exit status: 0 done, 1 failed, 128 plus the number of a signal that asked to stop.
+        The exit status. 0 means done, 1 failed, 128 plus the number of a signal that asked to stop.
     """
     try:
         with session.held:
@@ -86,7 +86,7 @@ def _reported(session: Session) -> Iterator[None]:
 
 
 def _records(session: Session) -> list[dict[str, Any]]:
-    """What is recorded of the run; nothing where somebody damaged that, and on ranks that tell nobody."""
+    """What is recorded of the run. Nothing where somebody damaged that, and on ranks that report to nobody."""
     with suppress(ValueError):
         return read_jsonl(session.folder / METRICS) if is_main() else []
     return []
@@ -101,7 +101,7 @@ def _begin(session: Session) -> None:
 
 
 def _train_once(session: Session, number: int) -> dict[str, Any]:
-    """Iteration `number`, counted from 1, and what is told of it at once; what there is to record."""
+    """Iteration `number`, counted from 1, and what is reported of it at once. Returns what there is to record."""
     ranking = sibling_ranking(session.history)
     is_shown = number == 1 or _is_due(number, session.config.run.sample_frequency, session.config.train.num_iterations)
     trace = new_trace(session.search) if is_shown else None
@@ -119,7 +119,9 @@ def _train_once(session: Session, number: int) -> dict[str, Any]:
 
 
 def iterate(session: Session, iteration: int, trace: Trace | None = None) -> tuple[dict[str, Any], RewardedRollouts]:
-    """One iteration, counted from 0: problems, rollouts, rewards, batch, update; metrics are the same on every rank.
+    """One iteration, counted from 0, of problems, rollouts, rewards, batch and update.
+
+    Metrics are the same on every rank.
 
     `trace` receives nodes of the searches of this rank.
     """
@@ -145,7 +147,7 @@ def iterate(session: Session, iteration: int, trace: Trace | None = None) -> tup
         "time/update_s": ended - searched,
         "time/iteration_s": ended - began,
     }
-    # decisions are taken on metrics: not one bit may differ between ranks
+    # Decisions are taken on metrics, so not one bit may differ between ranks.
     return from_main(finite(metrics)), rewarded
 
 
@@ -169,7 +171,7 @@ def _guided(session: Session) -> tuple[SearchConfig, dict[str, Any]]:
 
 
 def _counted(session: Session, rewarded: RewardedRollouts) -> dict[str, float]:
-    """Counts the problems that have a leaf; the shares without one in this iteration, and in all so far."""
+    """Counts the problems that have a leaf. Returns the shares without one in this iteration and in all so far."""
     has_leaf = (rewarded.rollouts.length > 0).any(1).tolist()
     for problem, is_searched in zip(rewarded.problems, has_leaf, strict=True):
         session.searched[problem.id] = session.searched.get(problem.id, 0) + is_searched
@@ -191,7 +193,7 @@ def _referred(session: Session, batch: Batch, problems: list[Problem]) -> tuple[
 def _search(
     session: Session, problems: list[Problem], search: SearchConfig, iteration: int, trace: Trace | None
 ) -> RewardedRollouts:
-    """Rewarded rollouts of all problems; each rank searches its share of them."""
+    """Rewarded rollouts of all problems. Each rank searches its share of them."""
     seed, policy = session.config.run.seed, session.policy
     own = agree(
         lambda: session.generator.generate(share_of(problems), search, seed=seed, iteration=iteration, trace=trace)
@@ -218,7 +220,7 @@ def _new(session: Session, alarms: Mapping[str, str]) -> list[str]:
 
 
 def _save_and_evaluate(session: Session, number: int, metrics: Mapping[str, Any], received: list[int]) -> int:
-    """What follows an iteration; the number of the signal on which the run stops here, 0 for none."""
+    """What follows an iteration. Returns the number of the signal on which the run stops here, 0 for none."""
     config, last = session.config, session.config.train.num_iterations
     signal = agreed(received)
     is_saved = signal > 0 or _is_due(number, config.run.checkpoint_frequency, last)
@@ -241,7 +243,7 @@ def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None
     if _is_due(number, session.config.eval.eval_frequency, last):
         metrics = {**metrics, **_evaluate(session, number, is_whole=number == last)}
     session.log.record(number, metrics)
-    _write_card(session, number)  # anew, where there is a checkpoint: now it can say how good it is
+    _write_card(session, number)  # anew, where there is a checkpoint, since now it can say how good it is
 
 
 def _evaluate(session: Session, number: int, is_whole: bool = True) -> dict[str, Any]:
@@ -255,7 +257,7 @@ def _checkpoint(session: Session, iteration: int) -> Path:
 
 
 def state_of(session: Session, iteration: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps besides tensors; `record` is the iteration's."""
+    """What a checkpoint keeps besides tensors. `record` is the iteration's."""
     state = {
         "iteration": iteration,
         "num_updates": session.updater.num_updates,
@@ -270,7 +272,7 @@ def state_of(session: Session, iteration: int, record: Mapping[str, Any]) -> dic
 
 
 def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
-    """Save a checkpoint; `record` is the iteration's, still without its evaluation."""
+    """Save a checkpoint. `record` is the iteration's, still without its evaluation."""
     folder, state = _checkpoint(session, iteration), state_of(session, iteration, record)
     try:
         own = optimizers(session.updater)

@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics of an iteration's search, samples, evaluations."""
+"""What a run measures of itself, which is metrics of an iteration's search, samples, and evaluations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NUM_RESIDUALS = 8  # problems whose best leaf is scored anew for the residual
 
 
 def finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has no nan: what could not be measured is null."""
+    """JSON has no nan, so what could not be measured is null."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
 
 
@@ -53,7 +53,7 @@ def search_metrics(session: Session, rewarded: RewardedRollouts) -> dict[str, An
 
 
 def reward_metrics(rewarded: RewardedRollouts) -> dict[str, float]:
-    """Means over the leaves that there are: a search may end with fewer than were asked for."""
+    """Means over the leaves that there are, since a search may end with fewer than were asked for."""
     has_leaf = rewarded.rollouts.length > 0
     return {
         "rollout/format": float(rewarded.format[has_leaf].mean()),
@@ -62,7 +62,10 @@ def reward_metrics(rewarded: RewardedRollouts) -> dict[str, float]:
 
 
 def bellman_residual(session: Session, rewarded: RewardedRollouts) -> float:
-    """Mean |sum of residuals| over the best leaves of a few problems, nats; 0 for an exact heuristic, nan for none."""
+    """Mean |sum of residuals| over the best leaves of a few problems, nats.
+
+    It is 0 for an exact heuristic, nan for none.
+    """
     if not session.updater.algorithm.has_critic:
         return math.nan
     totals, inverse_beta = [], _inverse_beta(session, rewarded).to(torch.float32)
@@ -88,7 +91,7 @@ def sample_records(rewarded: RewardedRollouts) -> list[list[dict[str, Any]]]:
 def _leaves(rewarded: RewardedRollouts, i: int) -> Iterator[dict[str, Any]]:
     problem = rewarded.problems[i]
     for k, (text, verdict) in enumerate(zip(rewarded.texts[i], rewarded.verdicts[i], strict=True)):
-        if rewarded.rollouts.length[i, k] > 0:  # there may be no k-th leaf; its priority, -inf, is no JSON
+        if rewarded.rollouts.length[i, k] > 0:  # there may be no k-th leaf, and its priority, -inf, is no JSON
             yield {
                 "problem": problem.text,
                 "answer": in_json(problem.answer),
@@ -103,7 +106,7 @@ def _leaves(rewarded: RewardedRollouts, i: int) -> Iterator[dict[str, Any]]:
 
 
 def in_json(answer: Any) -> int | str:
-    """The right answer of any task: an integer as it is, all else as text."""
+    """The right answer of any task, an integer as it is and all else as text."""
     return answer if type(answer) is int else str(answer)
 
 
@@ -123,7 +126,7 @@ def measure(session: Session, iteration: int, *, is_whole: bool = True) -> Measu
     Args:
         session: what to evaluate.
         iteration: of the table's title.
-        is_whole: all problems, sampled completions too; else greedy ones of the first `eval.num_problems_between`.
+        is_whole: all problems, sampled completions too. Otherwise greedy ones of the first `eval.num_problems_between`.
     """
     began = time.perf_counter()
     settings = session.config.eval
@@ -148,13 +151,13 @@ def measure(session: Session, iteration: int, *, is_whole: bool = True) -> Measu
 
 
 def _title(name: str) -> str:
-    """The name of a metric for people: eval/pass_at_4 is pass@4."""
+    """The name of a metric for people, such as pass@4 for eval/pass_at_4."""
     return name.removeprefix("eval/").replace("_at_", "@").replace("_", " ")
 
 
 def _compare_decoding(session: Session, problems: list[Problem]) -> list[Arm]:
     """A* at test time against other ways of decoding."""
-    with unsharded(session.policy):  # every rank decodes everything: the beams' width depends on all problems
+    with unsharded(session.policy):  # every rank decodes everything, since the beams' width depends on all problems
         return compare(
             session.policy,
             session.tokenizer,

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint, README.md: what was trained on what, from where to where, with which command."""
+"""The model card of a checkpoint, README.md, with what was trained on what, from where to where, with which command."""
 
 from __future__ import annotations
 

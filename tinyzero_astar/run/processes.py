@@ -1,4 +1,4 @@
-"""What a process of a run was started with, and on what: the lines of processes.jsonl."""
+"""What a process of a run was started with, and on what, as the lines of processes.jsonl."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def device_name(device: torch.device) -> str:
 
 
 def note_process(session: Session) -> None:
-    """Append what this process is to the run's processes.jsonl; on every rank.
+    """Append what this process is to the run's processes.jsonl, on every rank.
 
     Raises:
-        WriteFailedError: rank 0 could not; every rank raises it.
+        WriteFailedError: rank 0 could not. Every rank raises it.
     """
     path, policy = session.folder / PROCESSES, session.policy
     program, *words = sys.argv or [""]

@@ -1,6 +1,6 @@
-"""The records of a run, metrics.jsonl and others: read, checked, and cut back to an iteration.
+"""The records of a run, metrics.jsonl and others, read, checked, and cut back to an iteration.
 
-Files are replaced or appended to, never rewritten in place: a crash at any moment leaves what was there.
+Files are replaced or appended to, never rewritten in place. A crash at any moment leaves what was there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tinyzero_astar.metrics.alarms import remembered
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All records of a file, none if there is no file; a last line that a crash cut short is left out.
+    """All records of a file, none if there is no file. A last line that a crash cut short is left out.
 
     Raises:
         ValueError: a line is damaged, or no record.
@@ -27,7 +27,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is no regular file; move it away")
     *lines, last = path.read_bytes().split(b"\n")  # splitlines() would split at U+2028 too
     records = [_record(path, number, line) for number, line in enumerate(lines, 1)]
-    with suppress(ValueError):  # no newline at its end: complete but for that, or cut short
+    with suppress(ValueError):  # no newline at its end, so it is complete but for that, or cut short
         records.append(_record(path, len(lines) + 1, last))
     return records
 
@@ -46,11 +46,11 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 def check_same_history(records: Sequence[Mapping[str, Any]], history: Sequence[Mapping[str, Any]]) -> None:
     """Whether what a checkpoint remembers of each iteration is what the run recorded of it.
 
-    Equal settings and seeds do not make two runs equal: another machine, or another number of threads, rounds
+    Equal settings and seeds do not make two runs equal, since another machine, or another number of threads, rounds
     otherwise. A checkpoint of the other run would go unnoticed until here.
 
     Args:
-        records: of the run; those that are missing are not compared.
+        records: of the run. Those that are missing are not compared.
         history: of the checkpoint, from iteration 1 on.
 
     Raises:
@@ -64,7 +64,7 @@ def check_same_history(records: Sequence[Mapping[str, Any]], history: Sequence[M
 
 
 def keep_iterations(path: Path, last: int) -> None:
-    """Drop records after iteration `last`, which a resumed run writes again; no file is left without a record.
+    """Drop records after iteration `last`, which a resumed run writes again. No file is left without a record.
 
     Raises:
         ValueError: a line is damaged, or no record.
@@ -77,12 +77,12 @@ def keep_iterations(path: Path, last: int) -> None:
 
 
 def check_complete(run: Path, last: int) -> bool:
-    """Check that the metrics hold the iterations up to `last` once each and in order; that of `last` may be missing.
+    """Check that the metrics hold the iterations up to `last` once each and in order. That of `last` may be missing.
 
-    They may begin with any iteration, or after `last`: earlier records may have been moved away.
+    They may begin with any iteration, or after `last`, since earlier records may have been moved away.
 
     Returns:
-        Whether that of `last` is missing at the end of the others: a checkpoint is saved before its iteration is
+        Whether that of `last` is missing at the end of the others. A checkpoint is saved before its iteration is
         evaluated and the record written.
 
     Raises:

@@ -15,7 +15,7 @@ from tinyzero_astar.run.writing import fail_together
 
 
 class AllLoggers(Logger):
-    """All loggers of a run as one, told on every rank; what one of them cannot write ends the run on every rank.
+    """All loggers of a run as one, called on every rank. What one of them cannot write ends the run on every rank.
 
     Args:
         console: the one that is there already.
@@ -60,7 +60,7 @@ class AllLoggers(Logger):
         self._tell(lambda logger: logger.record(number, metrics))
 
     def end(self) -> None:
-        """See `Logger`; the other ranks do not wait, as one alone may be interrupted."""
+        """See `Logger`. The other ranks do not wait, as one alone may be interrupted."""
         with ExitStack() as stack:
             for logger in self._loggers:
                 stack.callback(logger.end)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest whose files, records and configuration are the run's own."""
+"""Which checkpoint a run goes on from, the newest whose files, records and configuration are the run's own."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def saved_config(checkpoint: Path) -> Config:
 
 
 def changes(config: Config, checkpoint: Path) -> Iterator[str]:
-    """What is different from now on, a sentence for each field; fields that matter were refused before."""
+    """What is different from now on, a sentence for each field. Fields that matter were refused before."""
     saved = saved_config(checkpoint)
     for name in differences(config, saved):
         section, key = name.split(".")
@@ -138,7 +138,7 @@ def _new_length(config: Config, old: int, done: int) -> str:
 
 
 def remember_length(config: Config, folder: Path) -> None:
-    """Write the number of iterations into the run's configuration: it holds for later processes too."""
+    """Write the number of iterations into the run's configuration, so that it holds for later processes too."""
     own = from_json(folder / CONFIG)
     if own.train.num_iterations != config.train.num_iterations:
         train = replace(own.train, num_iterations=config.train.num_iterations)

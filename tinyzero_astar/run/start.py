@@ -1,4 +1,4 @@
-"""How a run begins: anew, from a checkpoint of its own, or to evaluate one."""
+"""How a run begins, anew, from a checkpoint of its own, or to evaluate one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
 
     Raises:
         ValueError: the folder, the model or the problems cannot be had.
-        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
+        WriteFailedError: the folder cannot be written to, on rank 0. Every rank raises it.
     """
     config = _pinned(config)
     with ExitStack() as made, ExitStack() as held:
@@ -77,7 +77,7 @@ def restart_run(config: Config, folder: Path) -> Session:
 
     Raises:
         ValueError: the model or the problems cannot be had.
-        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
+        WriteFailedError: the folder cannot be written to, on rank 0. Every rank raises it.
     """
     with ExitStack() as held:
         _lock(folder, held)
@@ -105,7 +105,7 @@ def _lock(folder: Path, held: ExitStack) -> None:
 
 def _begin_run(config: Config, folder: Path) -> Session:
     console = _console()
-    make_algorithm(config)  # first: it may refuse
+    make_algorithm(config)  # first, as it may refuse
     problems = _problems(config)
     _prepare(folder)
     agree(lambda: check_source(config.model.model_name) if is_main() else None)
@@ -126,7 +126,7 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
 
     Raises:
         ValueError: none can, or it or the records of the run do not fit.
-        WriteFailedError: the folder cannot be written to, on rank 0; every rank raises it.
+        WriteFailedError: the folder cannot be written to, on rank 0. Every rank raises it.
     """
     with ExitStack() as held:
         _lock(folder, held)
@@ -193,7 +193,7 @@ def _go_back_to(config: Config, folder: Path, iteration: int, console: ConsoleLo
 
 
 def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str] = ()) -> tuple[Session, Path]:
-    """A session that only evaluates: a checkpoint with its own configuration, or the base model.
+    """A session that only evaluates a checkpoint with its own configuration, or the base model.
 
     A checkpoint is evaluated as in its run, but for the fields of section `eval` that are `given` on the command line.
     Where the files of its task lie may be given too.
@@ -205,7 +205,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
     console = _console()
     agree(lambda: check_source(str(checkpoint or config.model.model_name)) if is_main() else None)
     if checkpoint is None:
-        # first: it may refuse
+        # first, as it may refuse
         session = build(config, _problems(config), Path(), config.model.model_name, console, 0)
         return session, _made_by_main(lambda: new_run_folder("evaluation", None))
     state = read_state(checkpoint)
@@ -222,7 +222,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
 
 
 def _check_fit(config: Config, problems: Problems, model_source: str, folder: Path, console: ConsoleLogger) -> None:
-    """Say whether memory and disk will do, before anything takes some; a prediction forbids nothing.
+    """Say whether memory and disk will do, before anything takes some. A prediction forbids nothing.
 
     Raises:
         ValueError: what is asked of model or device cannot be, or the folder cannot be written to.

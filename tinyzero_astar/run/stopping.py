@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted, said once, and agreed on by all ranks."""
+"""Signals that ask a run to stop, noted, said once, and agreed on by all ranks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import FrameType
 
 from tinyzero_astar.distributed import gather, is_distributed, is_main
 
-SIGNALS = [  # that ask a run to stop; not every system has all
+SIGNALS = [  # that ask a run to stop, of which some systems lack some
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 ]
 _SAME_SIGNAL_S = 2.0  # within it, torchrun and the system may send a process the same request twice
@@ -19,7 +19,7 @@ _SAME_SIGNAL_S = 2.0  # within it, torchrun and the system may send a process th
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that holds the number of the first signal that asked to stop; a second one stops at once."""
+    """A list that holds the number of the first signal that asked to stop. A second one stops at once."""
     received: list[int] = []
     times: list[float] = []
 
@@ -44,7 +44,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 def _announce(text: str) -> None:
-    """Print from inside a signal's handler; where the terminal is gone, nothing more is printed to it."""
+    """Print from inside a signal's handler. Where the terminal is gone, nothing more is printed to it."""
     if not is_main():
         return
     try:
@@ -56,5 +56,5 @@ def _announce(text: str) -> None:
 
 
 def agreed(received: list[int]) -> int:
-    """The number of the signal that some rank received, the same on all; 0 for none."""
+    """The number of the signal that some rank received, the same on all, 0 for none."""
     return max(gather(received[0] if received else 0))

@@ -1,4 +1,4 @@
-"""What a run has come to, for people: from where to where, at which cost, and what to do with it now."""
+"""What a run has come to, for people, from where to where, at which cost, and what to do with it now."""
 
 from __future__ import annotations
 

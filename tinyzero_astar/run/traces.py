@@ -1,4 +1,4 @@
-"""What is recorded of searches, for people and for the page of a run: docs/trace.md."""
+"""What is recorded of searches, for people and for the page of a run (docs/trace.md)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def described(nodes: Sequence[TraceNode], prompt: str, tokenizer: PreTrainedToke
 def iteration_record(
     trace: Trace, rewarded: RewardedRollouts, settings: SearchConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """The line of trace.jsonl: the first searches of an iteration, with what became of their leaves."""
+    """The line of trace.jsonl, with the first searches of an iteration and what became of their leaves."""
     count = min(len(rewarded.problems), trace.num_groups * settings.problems_per_search)
     leaves: dict[tuple[int, Path], dict[str, Any]] = {}
     rollouts = rewarded.rollouts
@@ -66,7 +66,7 @@ def iteration_record(
 
 
 def told(problem: Problem, kappa: float, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a record says of a problem; no threshold is -inf."""
+    """What a record says of a problem. None stands for a threshold of -inf."""
     return {
         "problem": problem.text,
         "answer": in_json(problem.answer),
@@ -82,7 +82,7 @@ def trace_record(
     tokenizer: PreTrainedTokenizerBase,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Nodes as columns, numbered across problems; the best by priority where there are too many.
+    """Nodes as columns, numbered across problems. Only the best by priority where there are too many.
 
     Args:
         nodes: of searches, problem by problem, parents before children.

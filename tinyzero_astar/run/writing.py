@@ -1,4 +1,4 @@
-"""What rank 0 writes for all ranks: what became of it is the same everywhere."""
+"""What rank 0 writes for all ranks, with an outcome that is the same everywhere."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tinyzero_astar.files import WriteFailedError, writing
 
 
 def write_for_all(path: Path, write: Callable[[], None]) -> None:
-    """Write something that only rank 0 writes; `write` runs on every rank, as it may hold collectives.
+    """Write something that only rank 0 writes. `write` runs on every rank, as it may hold collectives.
 
     Raises:
-        WriteFailedError: rank 0 could not write it; every rank raises it.
+        WriteFailedError: rank 0 could not write it. Every rank raises it.
     """
 
     def write_path() -> None:
@@ -27,7 +27,7 @@ def fail_together(write: Callable[[], None]) -> None:
     """Run `write` on every rank.
 
     Raises:
-        WriteFailedError: rank 0 raised it; every rank does.
+        WriteFailedError: rank 0 raised it. Every rank does.
     """
     failure = None
     try:
