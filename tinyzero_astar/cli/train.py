@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of train.py.
 
     Returns:
-        The exit status. 0 means done, 1 failed, 2 wrong use, and 128 plus the number of the signal that stopped the run (130 for Ctrl-C, 143 for SIGTERM) after the current iteration. See also `run_command`.
+        The exit status. 0 means done, 1 failed, 2 wrong use, and 128 plus the number of the signal that stopped the run
+        (130 for Ctrl-C, 143 for SIGTERM) after the current iteration. See also `run_command`.
     """
     return _run_or_fail(parse, sys.argv[1:] if argv is None else argv)
 

@@ -1,4 +1,4 @@
-"""Runs side by side: held-out accuracy at equal decoded tokens and at equal seconds, paired over seeds.
+"""Runs side by side by held-out accuracy at equal decoded tokens and at equal seconds, paired over seeds.
 
 Runs that differ in their seed alone are one group. A run's accuracy between two evaluations is read off the straight
 line between them. Seconds are those of search and update, without evaluations and checkpoints.
@@ -25,7 +25,7 @@ Measure = Literal["tokens", "seconds"]
 MEASURES: tuple[Measure, ...] = ("tokens", "seconds")
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of what the shortest run has spent
 _ACCURACY, _TIME = "eval/greedy_accuracy", "time/iteration_s"
-# in these the runs of a group may differ, besides the seed: they change nothing of what is learned, nor how fast
+# In these the runs of a group may differ, besides the seed, since they change neither what is learned nor how fast.
 _FREE = ("run.seed", "run.checkpoint_frequency", "run.sample_frequency", "run.collective_timeout_s")
 
 Curve = list[tuple[float, float]]  # what was spent until an evaluation, and its accuracy
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     budget: float
     group: int
     accuracy: Mean  # over its seeds
-    gain: Mean | None  # accuracy minus that of the first group, over the seeds that both have; None: there are none
+    gain: Mean | None  # accuracy minus that of the first group, over the seeds that both have, None if there are none
 
 
 class Comparison(NamedTuple):
@@ -139,7 +139,7 @@ def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _names(configs: Sequence[Config]) -> list[str]:
-    """What sets each group apart: the fields in which not all of them agree."""
+    """What sets each group apart, which are the fields in which not all of them agree."""
     fields = dict.fromkeys(f for c in configs for f in differences(configs[0], c) if f not in _FREE)
     names = []
     for config in configs:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Mean(NamedTuple):
-    """Of independent numbers; without an interval where there is one number alone."""
+    """The mean of independent numbers, without an interval where there is one number alone."""
 
     value: float
     low: float | None
@@ -17,7 +17,7 @@ class Mean(NamedTuple):
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """Mean and its 95 % interval by Student's t: m ± t s / √n, where the variance s² has the divisor n - 1."""
+    """Mean and its 95 % interval by Student's t, m ± t s / √n, where the variance s² has the divisor n - 1."""
     mean = statistics.fmean(values)
     if len(values) == 1:
         return Mean(mean, None, None)
@@ -37,11 +37,13 @@ def student_quantile(freedom: int, inside: float = 0.95) -> float:
 
 
 def student_inside(t: float, freedom: int) -> float:
-    """P(|T| ≤ t) for whole degrees of freedom n: a finite sum.
+    """P(|T| ≤ t) for whole degrees of freedom n, as a finite sum.
 
-    With θ = atan(t / √n),
-    odd n: 2/π (θ + sin θ (cos θ + 2/3 cos³ θ + 2·4/(3·5) cos⁵ θ + … up to the power n - 2)),
-    even n: sin θ (1 + 1/2 cos² θ + 1·3/(2·4) cos⁴ θ + … up to the power n - 2).
+    With θ = atan(t / √n):
+
+        odd n    2/π (θ + sin θ (cos θ + 2/3 cos³ θ + 2·4/(3·5) cos⁵ θ + … up to the power n - 2))
+        even n   sin θ (1 + 1/2 cos² θ + 1·3/(2·4) cos⁴ θ + … up to the power n - 2)
+
     Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
     """
     angle = math.atan(t / math.sqrt(freedom))

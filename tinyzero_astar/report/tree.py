@@ -1,6 +1,6 @@
 """A search tree for people, with a line for each stretch without a fork.
 
-`drawn_tree`: the path to the answer and the best of the other prefixes, with scores. `outline`: all of it.
+`drawn_tree` shows the path to the answer and the best of the other prefixes, with scores. `outline` shows all of it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
 
 def _lines(nodes: Sequence[Node], order: Callable[[Node], float]) -> Iterator[Line]:
-    """All stretches below the prompt; siblings by what `order` gives, the largest first.
+    """All stretches below the prompt. Siblings are ordered by what `order` gives, the largest first.
 
     Args:
         nodes: of one search, parents before children, the prompt first.
@@ -94,7 +94,7 @@ def drawn_tree(
         nodes: of one search of mode best_first.
         decode: the text of tokens.
         max_nodes: most that are drawn, but for the path to the answer and those that lead to a drawn one.
-        inverse_beta: of the search; with 0 nothing is said of success, which played no part.
+        inverse_beta: of the search. With 0 nothing is said of success, which played no part.
         width: columns of a line.
 
     Returns:
@@ -130,7 +130,7 @@ def _notes(line: Line, is_answer: bool, is_cut: bool, inverse_beta: float) -> It
 
 
 def _without_dropped(nodes: Sequence[Node]) -> list[Node]:
-    """What the search still had at its end, and what it extended: the rest would bury it."""
+    """What the search still had at its end, and what it extended, since the rest would bury it."""
     return [n for n in nodes if n["status"] != "dropped"]
 
 
@@ -153,7 +153,7 @@ def _visible(text: str) -> str:
 
 
 def _path_to_answer(nodes: Mapping[int, Node]) -> set[int]:
-    """The numbers of the nodes from the prompt to the best leaf; none where the search found no leaf."""
+    """The numbers of the nodes from the prompt to the best leaf. None where the search found no leaf."""
     leaves = [n for n in nodes.values() if n["status"] == "leaf"]
     number = max(leaves, key=lambda n: n["f"])["node"] if leaves else -1
     path: set[int] = set()
