@@ -181,9 +181,8 @@ def test_a_run_tells_its_story_in_80_columns(tiny_base, tmp_path, monkeypatch, c
         f"\ncost      {num_tokens:,} tokens decoded for training," in told.out
         and "\nguidance  used in 0 of 2 iter" in told.out
     )
-    assert "\ncurve     tinyzero report r -o curve.png\n" in told.out
     assert (Path("r") / "checkpoints" / "checkpoint_iter_2" / "README.md").is_file()
-    assert "\nreport    r/checkpoints/checkpoint_iter_2/README.md\n" in told.out
+    assert "\ncard      r/checkpoints/checkpoint_iter_2/README.md\npage      r/report.html\n" in told.out
 
 
 def test_the_end_says_what_the_records_say():

@@ -21,12 +21,12 @@ from tests.test_layers import product_files
 from tests.test_run import OPTIONS
 from tinyzero_astar import terminal
 from tinyzero_astar.cli.doctor import doctor_main
+from tinyzero_astar.cli.report import report_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Table
 from tinyzero_astar.loggers.console import ConsoleLogger, Terminal
-from tinyzero_astar.report import curve
 from tinyzero_astar.resources import machine
 from tinyzero_astar.resources.machine import Speed
 from tinyzero_astar.terminal import complain, counted, printable, run_command
@@ -72,7 +72,7 @@ def commands(run):
         "evaluate": lambda: main(["--eval-only", "--checkpoint", checkpoint, "--eval.num-problems", "4"]),
         "doctor": lambda: doctor_main(quick),
         "solve": lambda: solve_main(["3*4", "--checkpoint", checkpoint]),
-        "report": lambda: curve.main([str(run)]),
+        "report": lambda: report_main([str(run)]),
     }
 
 
@@ -271,7 +271,7 @@ sys.meta_path.insert(0, Finder)
         pytest.param(["train.py", "--eval-only"], "tinyzero_astar.run.start", marks=pytest.mark.slow),
         (["-m", "tinyzero_astar", "solve", "3*4"], "tyro"),
         (["-m", "tinyzero_astar", "doctor"], "torch"),
-        (["-m", "tinyzero_astar.report.curve", "run"], "matplotlib"),
+        (["-m", "tinyzero_astar", "report", "run"], "jinja2"),
     ],
 )
 def test_ctrl_c_while_a_command_imports_is_one_line(command, module, run, tmp_path):

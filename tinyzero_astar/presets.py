@@ -18,7 +18,7 @@ _TINY = Config(
     search=SearchConfig(num_rollouts_per_problem=1, problems_per_search=32, root_tilt=0.5),
     train=TrainConfig(num_iterations=50, problems_per_iteration=64, batch_size=64, learning_rate=2e-4),
     eval=EvalConfig(eval_frequency=10),
-    run=RunConfig(checkpoint_frequency=25, sample_frequency=10),
+    run=RunConfig(checkpoint_frequency=25, sample_frequency=5),
 )
 
 _LOCAL = Config(

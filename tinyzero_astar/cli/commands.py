@@ -39,9 +39,9 @@ def _doctor() -> Command:
 
 
 def _report() -> Command:
-    from tinyzero_astar.report.curve import main
+    from tinyzero_astar.cli.report import report_main
 
-    return main
+    return report_main
 
 
 def _compare() -> Command:
@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[Callable[[], Command], str]] = {
     "eval": (_eval, "evaluate a checkpoint, or the base model"),
     "solve": (_solve, "one question, its answer and its search tree"),
     "doctor": (_doctor, "will a run fit this machine, and how long will it take"),
-    "report": (_report, "draw the learning curve of runs"),
+    "report": (_report, "a page with curves, search trees and completions of runs"),
     "compare": (_compare, "runs side by side, at equal tokens and at equal seconds"),
     "version": (_version, "versions of everything, and the device"),
 }

@@ -19,6 +19,7 @@ import tyro
 
 from tinyzero_astar.config import DECODING_INVERSE_BETA, WITH_CRITIC, Config, EvalConfig
 from tinyzero_astar.config_json import from_dict, with_files_moved
+from tinyzero_astar.files import replace_text
 from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run.checkpoint_folders import resolve_checkpoint
 from tinyzero_astar.terminal import FAILED, complain, counted, printable
@@ -26,7 +27,7 @@ from tinyzero_astar.terminal import FAILED, complain, counted, printable
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tinyzero_astar.interfaces import Problem, Rollouts, Task, Trace
+    from tinyzero_astar.interfaces import Problem, Rollouts, Task, Trace, Verdict
     from tinyzero_astar.model.model import Policy
 
 
@@ -58,6 +59,8 @@ class Solve:
     """Most prefixes drawn. The best by f are kept, with the path to the answer."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole trace as JSON (docs/trace.md) instead."""
+    html: Path | None = None
+    """Also write a page to this file, on which the search can be looked at step by step."""
 
 
 def solve_main(argv: Sequence[str]) -> int:
@@ -68,7 +71,9 @@ def solve_main(argv: Sequence[str]) -> int:
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
         config = _config(options, folder)
         with redirect_stdout(sys.stderr):  # a task of the user's own may print, and stdout may be JSON
-            trace, tokenizer = _solve(options, config, folder)
+            trace, record, tokenizer = _solve(options, config, folder)
+        if options.html is not None:
+            _write_page(options.html, trace, record)
     except ValueError as error:
         return complain(error)
     except FloatingPointError as error:
@@ -102,12 +107,32 @@ def _check(options: Solve) -> None:
         )
 
 
-def _solve(options: Solve, config: Config, folder: Path | None) -> tuple[dict[str, Any], PreTrainedTokenizerBase]:
+def _write_page(path: Path, trace: dict[str, Any], record: dict[str, Any]) -> None:
+    from tinyzero_astar.report.page import solve_page
+
+    told = [
+        ("Question", trace["problem"]),
+        ("Answer", "none" if trace["answer"] is None else str(trace["answer"])),
+        ("Verdict", trace["verdict"]),
+        ("Cost", counted(trace["stats"]["num_decoded_tokens"], "token") + " decoded"),
+    ]
+    try:
+        replace_text(path, solve_page(record, told))
+    except OSError as error:
+        raise ValueError(f"--html {path} cannot be written ({error.strerror}); name another file") from None
+    print(f"page: {printable(str(path))}", file=sys.stderr)  # stdout may be JSON
+
+
+def _solve(
+    options: Solve, config: Config, folder: Path | None
+) -> tuple[dict[str, Any], dict[str, Any], PreTrainedTokenizerBase]:
+    """The trace of `--json`, a record as of trace.jsonl, and the tokenizer."""
     import torch
 
     from tinyzero_astar.data.tasks import make_task, pinned
     from tinyzero_astar.interfaces import Trace
-    from tinyzero_astar.run.traces import described
+    from tinyzero_astar.run.traces import described, told, trace_record
+    from tinyzero_astar.training.reward import WeightedReward
 
     torch.set_num_threads(1)  # one problem, where threads would only wait for each other
     task = make_task(replace(pinned(config.data), num_problems=1), config.run.seed)  # none are trained on
@@ -116,8 +141,18 @@ def _solve(options: Solve, config: Config, folder: Path | None) -> tuple[dict[st
     prompt, depth = _encode(config, folder, problem, tokenizer)
     searched = Trace(1)
     rollouts = _search(options, policy, prompt, depth, searched)
-    trace = _trace(options, problem, task, tokenizer, rollouts)
-    return trace | {"nodes": described(searched.nodes, trace["prompt"], tokenizer)}, tokenizer
+    trace, verdict = _trace(options, problem, task, tokenizer, rollouts)
+    leaf = {"reason": trace["verdict"], "reward": WeightedReward(config.reward)(verdict), "weight": None}
+    record = trace_record(
+        searched.nodes,
+        [told(problem, float(rollouts.kappa[0]), tokenizer)],
+        {(0, tuple(rollouts.tokens[0, 0, : rollouts.length[0, 0]].tolist())): leaf | {"accuracy": verdict.accuracy}},
+        tokenizer,
+        mode="best_first",
+        beam_width=options.beam_width,
+        problems_per_search=1,
+    )
+    return trace | {"nodes": described(searched.nodes, trace["prompt"], tokenizer)}, record, tokenizer
 
 
 def _config(options: Solve, folder: Path | None) -> Config:
@@ -195,7 +230,7 @@ def _search(options: Solve, policy: Policy, prompt: list[int], depth: int, trace
 
 def _trace(
     options: Solve, problem: Problem, task: Task, tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Verdict]:
     from tinyzero_astar.data.text import continued
     from tinyzero_astar.run.traces import VERSION
 
@@ -203,7 +238,7 @@ def _trace(
     length = int(rollouts.length[0, 0]) - int(is_finished)
     completion = tokenizer.decode(rollouts.tokens[0, 0, :length])
     verdict = task.verify(problem, completion, is_finished)
-    return {
+    trace = {
         "version": VERSION,
         "problem": problem.text,
         "prompt": continued(tokenizer, problem.prompt),
@@ -217,6 +252,7 @@ def _trace(
         "verdict": str(verdict.reason),
         "stats": {f.name: int(getattr(rollouts.stats, f.name)[0]) for f in dataclasses.fields(rollouts.stats)},
     }
+    return trace, verdict
 
 
 def _show(trace: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_nodes: int, note: str | None) -> None:

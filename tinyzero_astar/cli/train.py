@@ -12,16 +12,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinyzero_astar.cli.options import Command, config_of, given_fields, parse, parse_evaluate, parse_train
 from tinyzero_astar.config import Config
 from tinyzero_astar.config_checks import check, check_processes
 from tinyzero_astar.config_file import stem_of
 from tinyzero_astar.config_json import FREE_ON_RESUME, from_json, with_fields_of, with_files_moved
-from tinyzero_astar.files import WriteFailedError
+from tinyzero_astar.files import METRICS, WriteFailedError
 from tinyzero_astar.run.checkpoint_folders import model_of_run, resolve_checkpoint, run_and_checkpoints
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.terminal import FAILED, USAGE_ERROR, FailedError, complain
+
+if TYPE_CHECKING:
+    from tinyzero_astar.run.build import Session
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE_S = 10.0  # torchrun ends all processes at the first failure, so rank 0 must be first to say why
@@ -137,7 +141,28 @@ def _run(parser: Callable[[Sequence[str]], Command], argv: Sequence[str]) -> int
                 session = start.restart_run(config, run)
         except ValueError as error:
             return _refuse(error)
-        return evaluation.evaluate_only(session, folder) if command.eval_only else loop.train(session)
+        if command.eval_only:
+            return evaluation.evaluate_only(session, folder)
+        status = loop.train(session)
+        _write_page(session)
+        return status
+
+
+def _write_page(session: Session) -> None:
+    """The run's page, however the run ended. A run without records has none."""
+    from tinyzero_astar.report.page import PAGE, write_run_page
+
+    path = session.folder / PAGE
+    if not _is_main() or not (session.folder / METRICS).is_file():
+        return
+    try:
+        write_run_page(path, [session.folder])
+    except ValueError as error:
+        session.console.warn(f"{path} was not written: {error}")
+    except OSError as error:
+        session.console.warn(f"{path} cannot be written ({error.strerror})")
+    else:
+        session.console.command("page", str(path))
 
 
 @contextmanager

@@ -67,7 +67,6 @@ def commands(folder: Path, question: str) -> Iterator[tuple[str, str]]:
     """
     run = shlex.quote(str(folder))
     asked = shlex.quote(question) if len(question) <= _LONGEST_QUESTION else "QUESTION"
-    yield "curve", f"tinyzero report {run} -o curve.png"
     yield "tree", f"tinyzero solve {asked} --checkpoint {run}"
     yield "evaluate", f"tinyzero eval {run}"
 
@@ -95,4 +94,4 @@ def say_goodbye(session: Session, records: Sequence[Mapping[str, Any]], seconds:
     if last > 0:
         for name, command in commands(session.folder, session.held_out[0].text):
             say.command(name, command)
-        say.command("report", str(card))
+        say.command("card", str(card))

@@ -1,0 +1,305 @@
+"use strict";
+// The search explorer: the tree as the search grew it, step by step, with the open list beside it.
+
+(function () {
+  const place = document.getElementById("explorer");
+  const searches = DATA.runs.flatMap((run, index) => run.traces.map((trace) => ({ trace, run: index })));
+  if (!searches.length) {
+    place.append(el("p", {}, "No search was recorded."));
+    return;
+  }
+  const MODES = {
+    gumbel: "In each step every prefix on the list gets one more token, and the best stay, by G: the log-probability with noise that makes the choice a sample without replacement.",
+    best_first: "In each step the open prefix with the largest f = g + h is extended by one token.",
+    sample: "Every completion is sampled on its own. Nothing is compared.",
+  };
+  const NAMES = { gumbel: "G", best_first: "f", sample: "g" };
+  const SHOWN_OPEN = 40;
+  const state = { search: searches.length - 1, problem: 0, step: 0, colours: 0, dropped: true, node: -1 };
+  let tree, drawing, timer = 0;
+
+  // ------------------------------------------------------------------------------------------------ what is there
+  const canvas = document.createElement("canvas").getContext("2d");
+  const widths = new Map();
+  function measure(text) {
+    if (!widths.has(text)) widths.set(text, canvas.measureText(text).width);
+    return widths.get(text);
+  }
+
+  const controls = el("div", { className: "controls" });
+  const slider = el("input", { type: "range", min: 0, step: 1, id: "step", "aria-label": "step of the search" });
+  const play = el("button", { type: "button", id: "play" }, "▶ Play");
+  const told = el("output", { htmlFor: "step", className: "told" });
+  const replay = el("div", { className: "replay" }, play, slider, told);
+  const note = el("p", { className: "count" });
+  const board = svg("svg", { class: "tree", tabindex: 0, role: "application", "aria-label": "Search tree. Arrow keys go from prefix to prefix." });
+  const scroller = el("div", { className: "scroller" }, board);
+  const list = el("ol", { className: "open-list" });
+  const openTitle = el("h3");
+  const detail = el("div", { className: "detail", id: "detail", role: "status", "aria-live": "polite" });
+  const scale = el("div", { className: "scale" });
+  place.append(note, controls, replay, el("div", { className: "stage" },
+    el("div", { className: "stage-tree" }, scroller, scale),
+    el("aside", {}, el("h3", {}, "This prefix"), detail, openTitle, list)));
+
+  // ---------------------------------------------------------------------------------------------------- the choice
+  function begin() {
+    const trace = searches[state.search].trace;
+    tree = new SearchTree(trace);
+    state.problem = 0;
+    state.step = tree.lastStep;
+    state.node = -1;
+    const many = tree.trace.mode === "best_first" && tree.trace.nodes.status.filter((s) => STATUS[s] === "dropped").length > 60;
+    state.dropped = !many;
+    slider.max = tree.lastStep;
+    slider.value = state.step;
+    controls.replaceChildren();
+    if (searches.length > 1) {
+      const several = DATA.runs.length > 1;
+      controls.append(choice("Search of", searches.map((s) => (several ? DATA.runs[s.run].name + ", " : "") + "iteration " + s.trace.iteration), state.search, (i) => { state.search = i; begin(); }));
+    }
+    if (trace.problems.length > 1) {
+      controls.append(choice("problem", [`all ${trace.problems.length}`, ...trace.problems.map((p) => visible(String(p.problem)))], 0, (i) => { state.problem = i; state.node = -1; draw(); }));
+    }
+    controls.append(choice("colour", ["success probability", "f"], state.colours, (i) => { state.colours = i; draw(); }));
+    const box = el("input", { type: "checkbox", checked: state.dropped, onchange: () => { state.dropped = box.checked; draw(); } });
+    controls.append(el("label", { className: "pick" }, box, " what was left out"));
+    note.textContent = summary(trace);
+    draw();
+  }
+
+  function summary(trace) {
+    const right = trace.leaves.filter((leaf) => leaf.accuracy), rare = right.filter((leaf) => tree.mass[leaf.node] < 0.05).length;
+    const kappa = [...new Set(trace.problems.map((p) => p.kappa).filter((k) => k !== null))];
+    const parts = [MODES[trace.mode] ?? ""];
+    if (trace.leaves.length) {
+      const found = trace.leaves.length === 1 ? "1 completion" : trace.leaves.length + " completions";
+      parts.push(`It found ${found}, ${right.length} right` + (rare ? `, ${rare} of these with a probability below 5 % under the policy.` : "."));
+    }
+    if (kappa.length) parts.push(`κ = ${kappa.slice(0, 4).map(short).join(", ")} is the G of the best prefix that was left out. A completion's weight is its probability divided by the probability that its G exceeds κ.`);
+    if (trace.numNodes > tree.count) parts.push(`${tree.count.toLocaleString("en")} of ${trace.numNodes.toLocaleString("en")} prefixes are recorded, the best.`);
+    return parts.join(" ");
+  }
+
+  // --------------------------------------------------------------------------------------------------- the drawing
+  function draw() {
+    canvas.font = "12.5px " + colour("--mono");
+    const { nodes } = tree.trace;
+    const problems = state.problem === 0 ? null : new Set([state.problem - 1]);
+    const isShown = (n) => state.dropped || tree.death[n] === Infinity;
+    const layout = tree.layout(problems, isShown, measure);
+    const links = svg("g"), marks = svg("g");
+    const f = nodes.g.map((g, n) => g + nodes.h[n]), low = Math.min(...f), high = Math.max(...f, low + 1e-9);
+    drawing = { layout, texts: [], cells: new Map(), ends: [], links: [], order: [], known: new Int8Array(tree.count).fill(-1), low, high };
+    board.setAttribute("viewBox", `0 0 ${layout.width} ${layout.height}`);
+    board.setAttribute("width", layout.width);
+    board.setAttribute("height", layout.height);
+    for (const item of layout.items) {
+      const own = item.data.nodes;
+      if (item.parent && own.length) {
+        const x0 = item.parent.right + 2, x1 = item.left - 3, middle = (x0 + x1) / 2;
+        const [y0, y1] = [item.parent.row + 5, item.row + 5];
+        const path = svg("path", { d: `M${x0} ${y0}C${middle} ${y0} ${middle} ${y1} ${x1} ${y1}`, class: "link", "stroke-width": thickness(own[0]) });
+        path.style.stroke = paint(own[0]);
+        links.append(path);
+        drawing.links.push([path, own[0]]);
+      }
+      own.forEach((n, i) => {
+        const cell = svg("g", { class: "cell", "data-n": n });
+        const width = Math.max(1, item.at[i + 1] - item.at[i]), thick = thickness(n);
+        cell.append(svg("rect", { x: item.at[i], y: item.row - 12, width, height: ROW - 4, class: "hit" }));
+        const bar = svg("rect", { x: item.at[i], y: item.row + 5 - thick / 2, width, height: thick, class: "bar" });
+        bar.style.fill = paint(n);
+        cell.append(bar);
+        marks.append(cell);
+        drawing.cells.set(n, cell);
+        drawing.order.push(n);
+      });
+      if (own.length) {
+        const isRoot = nodes.parent[own[0]] < 0;
+        const text = svg("text", { x: item.left, y: item.row - 1, class: isRoot ? "words question" : "words" });
+        marks.append(text);
+        drawing.texts.push([text, own]);
+        if (!item.children) {
+          const end = svg("text", { x: item.right + 8, y: item.row + 2, class: "end" });
+          marks.append(end);
+          drawing.ends.push([end, own[own.length - 1]]);
+        }
+      }
+    }
+    board.replaceChildren(links, marks);
+    legend();
+    show();
+    if (state.node >= 0) mark(state.node);
+    else describe(-1);
+  }
+
+  function thickness(n) {
+    return 1.5 + 6.5 * Math.min(1, tree.mass[n]);
+  }
+
+  // Orange is failure, blue is success: told apart without seeing red or green.
+  function paint(n) {
+    const mix = (to, from, share) => `color-mix(in oklab, var(${to}) ${(100 * share).toFixed(1)}%, var(${from}))`;
+    if (state.colours === 1) {
+      const f = tree.trace.nodes.g[n] + tree.trace.nodes.h[n];
+      return mix("--f-high", "--f-low", (f - drawing.low) / (drawing.high - drawing.low));
+    }
+    const p = tree.trace.nodes.success[n];
+    return p < 0.5 ? mix("--mid", "--bad", 2 * p) : mix("--good", "--mid", 2 * p - 1);
+  }
+
+  function legend() {
+    const bar = el("i", { className: state.colours ? "by-f" : "by-success" });
+    const ends = state.colours ? [short(drawing.low), short(drawing.high)] : ["0 %", "100 %"];
+    scale.replaceChildren(el("span", {}, state.colours ? "f " + ends[0] : "success 0 %"), bar, el("span", {}, ends[1]),
+      el("span", {}, " · thick: likely under the policy · ✓ right ✗ wrong · faint: left out"));
+  }
+
+  // ------------------------------------------------------------------------------------------------- the step shown
+  const CLASSES = ["later", "open", "extended", "done", "gone"];
+  function show() {
+    const step = state.step;
+    for (const [n, cell] of drawing.cells) {
+      const now = tree.state(n, step);
+      if (now === drawing.known[n]) continue;
+      drawing.known[n] = now;
+      cell.setAttribute("class", "cell " + CLASSES[now] + (n === state.node ? " chosen" : ""));
+    }
+    for (const [path, n] of drawing.links) path.setAttribute("class", "link " + CLASSES[drawing.known[n]]);
+    for (const [text, own] of drawing.texts) {
+      const there = own.filter((n) => drawing.known[n] > 0);
+      text.textContent = there.map((n) => tree.label(n)).join("");
+      text.classList.toggle("gone", there.length > 0 && drawing.known[there[there.length - 1]] === 4);
+    }
+    for (const [end, n] of drawing.ends) {
+      end.textContent = drawing.known[n] > 0 ? ending(n) : "";
+      const leaf = tree.leaf.get(n);
+      end.setAttribute("class", "end" + (leaf && drawing.known[n] === 3 ? (leaf.accuracy ? " yes" : " no") : ""));
+    }
+    slider.setAttribute("aria-valuetext", `step ${step} of ${tree.lastStep}`);
+    showOpen();
+  }
+
+  function ending(n) {
+    const leaf = tree.leaf.get(n), now = drawing.known[n];
+    if (now === 4) return "left out";
+    if (now === 1) return "open";
+    if (now === 2) return "";
+    if (!leaf) return "completion";
+    const parts = [(leaf.accuracy ? "✓" : "✗") + " reward " + short(leaf.reward)];
+    if (leaf.weight !== null) parts.push("ŵ " + short(leaf.weight));
+    return parts.join(" · ") + " · π " + percent(tree.mass[n]);
+  }
+
+  function showOpen() {
+    const { nodes, mode } = tree.trace;
+    const counts = [0, 0, 0, 0, 0], open = [];
+    for (let n = 0; n < tree.count; n++) {
+      if (state.problem && tree.problem[n] !== state.problem - 1) continue;
+      const now = tree.state(n, state.step);
+      const isOpen = nodes.step[n] <= state.step && !tree.isLeaf(n) && (nodes.end[n] < 0 || nodes.end[n] > state.step);
+      counts[isOpen ? 1 : now]++;
+      if (isOpen) open.push(n);
+    }
+    open.sort((a, b) => nodes.priority[b] - nodes.priority[a]);
+    const name = NAMES[mode] ?? "priority";
+    told.textContent = `step ${state.step} of ${tree.lastStep}: ${open.length} open, ${counts[3]} finished`;
+    openTitle.textContent = open.length ? `Open list, largest ${name} first` : "Open list: empty";
+    list.replaceChildren(...open.slice(0, SHOWN_OPEN).map((n) => {
+      const written = visible(tree.written(n));
+      const tail = written.length > 34 ? "…" + written.slice(-33) : written;
+      const who = tree.trace.problems.length > 1 ? visible(String(tree.trace.problems[tree.problem[n]].problem)) + " " : "";
+      return el("li", {}, el("button", { type: "button", onclick: () => mark(n, true) },
+        el("span", { className: "value" }, nodes.priority[n].toFixed(2)), el("span", { className: "code" }, who + (tail || "(the prompt)"))));
+    }));
+    if (open.length > SHOWN_OPEN) list.append(el("li", { className: "rest" }, `and ${open.length - SHOWN_OPEN} more`));
+  }
+
+  // ------------------------------------------------------------------------------------------------ one prefix told
+  function mark(n, isScrolled) {
+    const before = drawing.cells.get(state.node), now = drawing.cells.get(n);
+    if (before) before.classList.remove("chosen");
+    state.node = n;
+    if (now) {
+      now.classList.add("chosen");
+      if (isScrolled) {
+        const box = now.querySelector("rect");
+        const x = Number(box.getAttribute("x")), y = Number(box.getAttribute("y"));
+        if (x < scroller.scrollLeft + 40 || x > scroller.scrollLeft + scroller.clientWidth - 80) scroller.scrollLeft = x - scroller.clientWidth / 2;
+        if (y < scroller.scrollTop + 20 || y > scroller.scrollTop + scroller.clientHeight - 50) scroller.scrollTop = y - scroller.clientHeight / 2;
+      }
+    }
+    describe(n);
+  }
+
+  function describe(n) {
+    if (n < 0) {
+      detail.replaceChildren(el("p", { className: "count" }, "Point at a piece of the tree, or go to it with Tab and the arrow keys."));
+      return;
+    }
+    const { nodes, problems, mode } = tree.trace, leaf = tree.leaf.get(n);
+    const facts = [
+      ["g", short(nodes.g[n]), "log-probability so far"], ["h", short(nodes.h[n]), "what the value model adds"],
+      ["f", short(nodes.g[n] + nodes.h[n]), "g + h"],
+      ["success", percent(nodes.success[n]), "as the value model foresees it"], ["π", percent(tree.mass[n]), "probability under the policy"],
+      ["step", nodes.step[n] + (nodes.end[n] < 0 ? "" : " to " + nodes.end[n]), "on the list"],
+    ];
+    if (mode === "gumbel") facts.splice(3, 0, ["G", short(nodes.priority[n]), "what the search ordered by"]);
+    if (leaf) {
+      facts.push(["reward", short(leaf.reward), visible(String(leaf.reason))]);
+      if (leaf.weight !== null) facts.push(["weight", short(leaf.weight), "in the update"]);
+    }
+    const problem = problems[tree.problem[n]];
+    detail.replaceChildren(
+      el("dl", {}, ...facts.map(([name, value, meaning]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, meaning))))),
+      el("pre", {}, el("span", { className: "prompt" }, visibleLines(String(problem.prompt ?? ""))), visibleLines(tree.written(n))));
+  }
+
+  // ---------------------------------------------------------------------------------------------------- the reader
+  const nodeAt = (event) => event.target.closest ? event.target.closest(".cell") : null;
+  board.addEventListener("pointerover", (event) => { const cell = nodeAt(event); if (cell) mark(Number(cell.dataset.n)); });
+  board.addEventListener("click", (event) => { const cell = nodeAt(event); if (cell) mark(Number(cell.dataset.n)); });
+  board.addEventListener("focus", () => { if (state.node < 0 && drawing.order.length) mark(drawing.order[0], true); });
+  board.addEventListener("keydown", (event) => {
+    const there = drawing.order.filter((n) => drawing.known[n] > 0);
+    const n = state.node < 0 ? there[0] : state.node, nodes = tree.trace.nodes;
+    const drawn = (m) => drawing.cells.has(m) && drawing.known[m] > 0;
+    const best = (all) => all.filter(drawn).sort((a, b) => nodes.priority[b] - nodes.priority[a]);
+    const rowOf = (m) => Number(drawing.cells.get(m).querySelector("rect").getAttribute("y"));
+    let to = -1;
+    if (event.key === "ArrowRight") to = best(tree.children[n])[0] ?? -1;
+    else if (event.key === "ArrowLeft") to = nodes.parent[n];
+    else if (event.key === "Home") to = there[0];
+    else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
+      const sign = event.key === "ArrowDown" ? 1 : -1, x = Number(drawing.cells.get(n).querySelector("rect").getAttribute("x"));
+      let least = Infinity;
+      for (const m of there) {
+        const dy = sign * (rowOf(m) - rowOf(n));
+        if (dy <= 1) continue;
+        const far = dy * 10 + Math.abs(Number(drawing.cells.get(m).querySelector("rect").getAttribute("x")) - x);
+        if (far < least) [least, to] = [far, m];
+      }
+    } else return;
+    event.preventDefault();
+    if (to >= 0 && drawing.cells.has(to)) mark(to, true);
+  });
+  slider.addEventListener("input", () => { stop(); state.step = Number(slider.value); show(); });
+  play.addEventListener("click", () => {
+    if (timer) return stop();
+    if (state.step >= tree.lastStep) state.step = -1;
+    play.textContent = "❚❚ Pause";
+    timer = setInterval(() => {
+      state.step += 1;
+      slider.value = state.step;
+      show();
+      if (state.step >= tree.lastStep) stop();
+    }, Math.max(60, Math.min(500, 12000 / (tree.lastStep + 1))));
+  });
+  function stop() {
+    clearInterval(timer);
+    timer = 0;
+    play.textContent = "▶ Play";
+  }
+  begin();
+})();
