@@ -33,19 +33,20 @@ pipeline_tag: text-generation
 
 # {title}
 
-{base_name} trained by pure reinforcement learning on {task}, without supervised fine-tuning, by TinyZero A\\*PO
-{version}. A verifier judged every completion. Nothing else told the model what is right.
+{base_name} trained by TinyZero A\\*PO {version} on {task}. The training is pure reinforcement learning, without
+supervised fine-tuning. A verifier judged every completion, and nothing else told the model what is right.
 
 | | |
 | --- | --- |
 | iteration | {iteration} of {num_iterations} |
-| problems in an iteration | {problems}, {rollouts} completions each |
+| problems in an iteration | {problems} |
+| completions of a problem, on average | {rollouts:g} |
 | algorithm, search | {algorithm}, {mode} |
 | seed | {seed} |
 
 {results}
 
-The command:
+This command trained it:
 
 ```bash
 python train.py {options}
@@ -62,8 +63,8 @@ inputs = tokenizer({prompt}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens={room})[0]))
 ```
 
-`trainer.json` and `trainer.safetensors` hold the value model and what a run needs to go on. transformers does not read
-them.
+`trainer.json` and `trainer.safetensors` hold the value model and what a run needs to continue. transformers does not
+read them.
 """
 
 
@@ -111,7 +112,9 @@ def _task(config: Config) -> str:
     first = (data.min_digits, data.max_digits)
     second = (data.second_min_digits or first[0], data.second_max_digits or first[1])
     told = [f"{low}" if low == high else f"{low} to {high}" for low, high in (first, second)]
-    return f"products of numbers of {told[0]} and {told[1]} digits"
+    if first == second:
+        return f"products of two numbers of {told[0]} digits"
+    return f"products of a number of {told[0]} digits and one of {told[1]} digits"
 
 
 def _results(evaluations: Sequence[Mapping[str, Any]], iteration: int) -> str:
