@@ -172,7 +172,7 @@ def test_a_card_tells_hub_and_reader_what_was_trained_on_what():
         found = card(with_model(tiny, name))
         assert found.data.base_model is None and "someone" not in str(found)
     own = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, task="/home/someone/sums.jsonl"))
-    assert "on the task sums.jsonl," in card(own).text and "someone" not in str(card(own))
+    assert " on the task sums.jsonl. " in card(own).text and "someone" not in str(card(own))
 
 
 def test_a_card_tells_from_where_to_where():
