@@ -1,4 +1,4 @@
-"""`tinyzero report RUN [RUN …]`: the page of runs."""
+"""`tinyzero report RUN [RUN …]`, which writes the page of runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Report:
 
 
 def report_main(argv: Sequence[str]) -> int:
-    """Command line; returns the exit status."""
+    """Run the command line, and return the exit status."""
     options = tyro.cli(Report, prog="tinyzero report", args=list(argv))
     from tinyzero_astar.report.page import PAGE, write_run_page
 

@@ -121,11 +121,11 @@ class SlotDecoder:
             self._cache.plan_prompts(first[:1], 0, lead)
             self._hidden_fn(ids[:1, :lead], column[None, :lead], is_causal[None, None, :lead, :lead], self._cache)
         is_seen = is_causal & (self._is_token(column, padding[:, None])[:, None] | (column[:, None] == column))
-        # padding sees itself: a row that sees nothing would be NaN
+        # Padding sees itself, since a row that sees nothing would be NaN.
         position = (column[lead:] - padding[:, None]).clamp(min=0)
         self._cache.plan_prompts(first, lead, longest)
         hidden = self._hidden_fn(ids[:, lead:], position, is_seen[:, None, lead:], self._cache)
-        # every slot has its prompt from the start: forks leave that out, unless they come from another prompt
+        # Every slot has its prompt from the start. Forks leave it out, unless they come from another prompt.
         slots = torch.arange(num_slots, device=device)
         self._cache.fork(first[:1].expand(num_slots), slots, 0, lead)
         self._cache.fork(first.index_select(0, home), slots, lead, longest)
@@ -205,7 +205,7 @@ class SlotDecoder:
         return self._hidden_fn(self._token[:num_rows], last - padding, is_seen, self._cache)
 
     def _is_token(self, column: Tensor, padding: Tensor) -> Tensor:
-        """Whether columns [C] of rows [N, 1] are no padding, which follows what all prompts begin with; [N, C]."""
+        """Whether columns [C] of rows [N, 1] are no padding, which follows what all prompts begin with, [N, C]."""
         is_token = column >= padding + self._lead
         return is_token | (column < self._lead) if self._lead > 0 else is_token
 

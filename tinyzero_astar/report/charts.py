@@ -1,4 +1,4 @@
-"""Which curves a page has: groups of charts, each with some metrics by the names of docs/metrics.md."""
+"""Which curves a page has, as groups of charts, each with some metrics by the names of docs/metrics.md."""
 
 from __future__ import annotations
 

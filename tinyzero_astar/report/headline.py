@@ -1,4 +1,4 @@
-"""What a run came to in a few sentences, for the head of its page; text alone, which the template escapes."""
+"""What a run came to in a few sentences, for the head of its page. It is text alone, which the template escapes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Headline(NamedTuple):
 
 
 def headline(run: RunRecords) -> Headline:
-    """Of a run whose configuration need not be complete: it may be of another version."""
+    """Of a run whose configuration need not be complete, since it may be of another version."""
     evaluated = [row for row in run.rows if row.get(_ACCURACY) is not None]
     trained = [row for row in run.rows if row["iteration"] > 0]
     return Headline(
@@ -99,7 +99,7 @@ def _facts(
 
 
 def _half_way(trained: Sequence[Mapping[str, Any]]) -> int | None:
-    """The first iteration half way from the first to the last mean over three estimates; None without a gain."""
+    """The first iteration half way from the first to the last mean over three estimates. None without a gain."""
     known = [(int(row["iteration"]), float(row[_POLICY])) for row in trained if row.get(_POLICY) is not None]
     means = [(known[i][0], sum(x for _, x in known[i - 1 : i + 2]) / 3) for i in range(1, len(known) - 1)]
     if len(means) < 2 or means[-1][1] <= means[0][1]:

@@ -1,7 +1,7 @@
 """One self-contained HTML file that shows a run, several runs, or the search for one answer.
 
-Nothing in it is loaded from elsewhere, and a policy in its head forbids that. What a model wrote is data: text that the
-template escapes, and JSON without a `<` that the scripts show as text.
+Nothing in it is loaded from elsewhere, and a policy in its head forbids that. What a model wrote is data. It is text
+that the template escapes, and JSON without a `<` that the scripts show as text.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _config(path: Path) -> dict[str, dict[str, Any]]:
-    """By section and field, as it was written: a page must not need the files of a run's task."""
+    """By section and field, as it was written, since a page must not need the files of a run's task."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(config, dict) and all(isinstance(section, dict) for section in config.values()):
@@ -86,7 +86,7 @@ def page_data(runs: Sequence[RunRecords]) -> list[dict[str, Any]]:
 
 
 def curves(rows: Rows) -> dict[str, Any]:
-    """Iterations, what was spent until each, and the metrics; at most so many points, evaluations first."""
+    """Iterations, what was spent until each, and the metrics. At most so many points, evaluations first."""
     tokens, seconds = [], []
     spent, took = 0, 0.0
     for row in rows:
