@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 WORKERS ?= 2
 PYTEST := -m pytest -q -rs -n $(WORKERS) --dist loadfile
 
-.PHONY: help train test test-newest coverage mutants check lint types base format clean
+.PHONY: help train test test-pages test-newest coverage mutants check lint types base format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -21,6 +21,9 @@ train: $(STAMP)  ## train, then evaluate; ARGS="--config local" passes options o
 
 test: $(STAMP)  ## run the unit tests; ARGS="-k search" passes options on
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) $(PYTEST) $(ARGS)
+
+test-pages: $(STAMP)  ## look at pages in a headless Chromium, if there is one: all tests of tests/test_browser.py
+	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -q -rs -m "slow or not slow" tests/test_browser.py
 
 test-newest:  ## the same with the newest versions of all but torch, installed anew in .venv-newest
 	@rm -rf $(NEWEST)

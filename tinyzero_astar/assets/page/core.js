@@ -22,7 +22,7 @@ function svg(tag, told = {}) {
 
 // Text on one line in which nothing is invisible, and nothing turns the direction of writing.
 function visible(text) {
-  return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\p{C}/gu, (c) => "⟨" + c.codePointAt(0).toString(16) + "⟩");
+  return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => "⟨" + c.codePointAt(0).toString(16) + "⟩");
 }
 
 // The same, but lines stay lines.
@@ -49,7 +49,7 @@ function colour(name) {
 
 // A labelled choice among values; `change` gets the index.
 function choice(label, values, chosen, change) {
-  const select = el("select", { onchange: () => change(select.selectedIndex) }, ...values.map((v) => el("option", {}, v)));
+  const select = el("select", { "aria-label": label, onchange: () => change(select.selectedIndex) }, ...values.map((v) => el("option", {}, v)));
   select.selectedIndex = chosen;
   return el("label", { className: "pick" }, label + " ", select);
 }

@@ -59,9 +59,9 @@
       controls.append(choice("Search of", searches.map((s) => (several ? DATA.runs[s.run].name + ", " : "") + "iteration " + s.trace.iteration), state.search, (i) => { state.search = i; begin(); }));
     }
     if (trace.problems.length > 1) {
-      controls.append(choice("problem", [`all ${trace.problems.length}`, ...trace.problems.map((p) => visible(String(p.problem)))], 0, (i) => { state.problem = i; state.node = -1; draw(); }));
+      controls.append(choice("Problem", [`all ${trace.problems.length}`, ...trace.problems.map((p) => visible(String(p.problem)))], 0, (i) => { state.problem = i; state.node = -1; draw(); }));
     }
-    controls.append(choice("colour", ["success probability", "f"], state.colours, (i) => { state.colours = i; draw(); }));
+    controls.append(choice("Colour", ["success probability", "f"], state.colours, (i) => { state.colours = i; draw(); }));
     const box = el("input", { type: "checkbox", checked: state.dropped, onchange: () => { state.dropped = box.checked; draw(); } });
     controls.append(el("label", { className: "pick" }, box, " what was left out"));
     note.textContent = summary(trace);

@@ -12,7 +12,7 @@
   const list = el("div", { className: "samples" });
   const count = el("p", { className: "count", role: "status" });
   const more = el("button", { type: "button", onclick: () => { state.most += PAGE; show(); } }, "Show more");
-  const words = el("input", { type: "search", placeholder: "any text", oninput: () => set({ words: words.value }) });
+  const words = el("input", { type: "search", "aria-label": "Containing", placeholder: "any text", oninput: () => set({ words: words.value }) });
 
   function set(change) {
     Object.assign(state, change, { most: PAGE });
@@ -50,9 +50,9 @@
 
   const filters = el("div", { className: "controls" },
     choice("Show", ["right and wrong", "right", "wrong"], 0, (i) => set({ verdict: i })),
-    choice("of", ["all iterations", ...iterations.map((i) => "iteration " + i)], 0, (i) => set({ iteration: i })),
-    el("label", { className: "pick" }, "with ", words));
-  if (DATA.runs.length > 1) filters.append(choice("run", ["all runs", ...DATA.runs.map((run) => run.name)], 0, (i) => set({ run: i })));
+    choice("Iteration", ["all", ...iterations.map(String)], 0, (i) => set({ iteration: i })),
+    el("label", { className: "pick" }, "Containing ", words));
+  if (DATA.runs.length > 1) filters.append(choice("Run", ["all runs", ...DATA.runs.map((run) => run.name)], 0, (i) => set({ run: i })));
   if (!all.length) {
     place.append(el("p", {}, "No completions were recorded."));
     return;
