@@ -248,12 +248,18 @@ def test_tables_and_the_exit_status_of_what_does_not_fit(three_b, has, capsys):
     has(memory=40, disk=1000)
     assert doctor_main(["--config", "training", "--model.model-name", str(three_b)]) == 1
     out = capsys.readouterr().out
-    for text in ("gradients", "Adam moments", "does not fit", "an estimate", "--model.lora-rank 16: predicted peak"):
+    for text in (
+        "gradients",
+        "Adam moments",
+        "does not fit",
+        "an estimate",
+        "--model.lora-rank 16, with a predicted peak",
+    ):
         assert text in " ".join(out.split())
     has()
     assert doctor_main(["--config", "training", "--model.model-name", str(three_b)]) == 0
     out = capsys.readouterr().out
-    assert "does not fit" not in out and "use --" not in out
+    assert "does not fit" not in out and "Use --" not in out
 
 
 _ADAPTERS = "--model.lora-rank 16"
@@ -277,7 +283,7 @@ def test_the_option_that_is_named_makes_the_run_fit(gigabytes, options, phase, f
     run = planned(config)
     assert run.outlook.memory > available
     advice = memory_advice(run, available)
-    assert advice.startswith(f"memory: {phase} needs ") and f"use {first}" in advice
+    assert advice.startswith(f"memory: {phase} needs ") and f"Use {first}" in advice
     plan = mend_memory(run, available)
     assert plan.fits and plan.options[0] == first
     typed = [word for option in plan.options for word in option.split()]
@@ -296,7 +302,7 @@ def test_processes_are_proposed_on_gpus_and_what_cannot_fit_is_said(three_b):
     plan = mend_memory(run, available)
     assert plan.fits and "--distributed under torchrun --nproc_per_node" in " ".join(plan.options)
     assert "--nproc_per_node" not in memory_advice(replace(run, device="cpu"), available)
-    assert "no option makes it fit" in memory_advice(run, 4 * GB)
+    assert "No option makes it fit" in memory_advice(run, 4 * GB)
 
 
 def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
@@ -304,10 +310,10 @@ def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     run = planned(config)
     assert run.outlook.num_checkpoints == 5
     advice = disk_advice(run, 100 * GB)
-    assert "--run.checkpoint-frequency 80: " in advice
+    assert "--run.checkpoint-frequency 80 for " in advice
     again = replace(run, config=config_of(["--config", "training", "--run.checkpoint-frequency", "80"])).outlook
     assert again.num_checkpoints == 2 and again.disk < 100 * GB
-    assert "one is too much already" in disk_advice(run, 40 * GB)
+    assert "One is too much already" in disk_advice(run, 40 * GB)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +357,7 @@ def test_a_run_that_will_not_fit_says_so_and_starts(tiny_base, tmp_path, capsys,
     argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--train.num-iterations", "0"]
     assert main([*argv, "--output-dir", str(tmp_path / "r")]) == 0
     first = " ".join(capsys.readouterr().err.split())
-    assert first.startswith("warning: memory: ") and " of 300 kB free, " in first and "; peak " in first
+    assert first.startswith("warning: memory: ") and " of 300 kB free, " in first and ". The peak is " in first
 
 
 # ------------------------------------------------------------------------------------------------- the machine

@@ -103,8 +103,8 @@ def test_a_signal_finishes_the_iteration_and_saves(finished, options, tmp_path, 
         send(patch, signal.SIGTERM, iteration=2)
         assert main([*options, "--output-dir", str(folder)]) == 143
     out = capfd.readouterr().out
-    assert "SIGTERM: finishing this iteration, then saving; once more stops at once\n" in out
-    assert f"stopped after iteration 3; continue with: python train.py --resume {folder}\n" in out
+    assert "SIGTERM: finishing this iteration, then saving. A second signal stops at once\n" in out
+    assert f"stopped after iteration 3. Continue with: python train.py --resume {folder}\n" in out
     assert names(folder) == ["checkpoint_iter_2", "checkpoint_iter_3"]
     assert main(["--resume", str(folder)]) == 0
     assert_same_run(folder, finished.folder)
@@ -199,7 +199,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, copy, c
 def test_a_finished_run_says_so(copy, capsys):
     assert main(["--resume", str(copy)]) == 0
     out = capsys.readouterr().out
-    assert "this run has finished its 4 iterations; --train.num-iterations with a larger number goes on\n" in out
+    assert "This run has finished its 4 iterations. A larger --train.num-iterations continues it\n" in out
     assert f"\nevaluate  tinyzero eval {copy}\n" in out
 
 

@@ -220,7 +220,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_resumed_run_equals_an_uninterrupted_
         assert main([*options, "--output-dir", str(folder)]) == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     out = capsys.readouterr().out
-    assert f"stopped after iteration 3; continue with: python train.py --resume {folder}\n" in out
+    assert f"stopped after iteration 3. Continue with: python train.py --resume {folder}\n" in out
     assert [r["iteration"] for r in records(folder)] == [0, 1, 2, 3]
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
         "checkpoint_iter_2",
@@ -285,7 +285,7 @@ def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypa
 def test_ctrl_c_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trainer, "measure", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert run_command(lambda: main([*options, "--output-dir", str(tmp_path / "r")])) == 130
-    assert capsys.readouterr().err == "stopped at once; only what was saved before is kept\n"
+    assert capsys.readouterr().err == "stopped at once. Only what was saved before is kept\n"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(

@@ -184,7 +184,7 @@ def test_closed_streams_take_everything(name, run, monkeypatch, capfd):
 
 # ------------------------------------------------------------------------------------------------------ Ctrl-C
 
-STOPPED = "stopped at once; only what was saved before is kept\n"
+STOPPED = "stopped at once. Only what was saved before is kept\n"
 
 
 def ctrl_c(turned_into=None):

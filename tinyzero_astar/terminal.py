@@ -108,7 +108,7 @@ def status_of(number: int) -> int:
 
 def _stopped_by(number: int) -> int:
     with suppress(OSError):
-        print("stopped at once; only what was saved before is kept", file=sys.stderr)
+        print("stopped at once. Only what was saved before is kept", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):  # Ctrl-C stops what reads them, too
         try:
             stream.flush()

@@ -272,8 +272,9 @@ def _show(trace: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_nodes: 
     console.print(safe(trace["completion"]))
     answer = "no answer" if trace["answer"] is None else f"answer [bold {colour}]{safe(str(trace['answer']))}[/]"
     console.print(f"{answer}  ({safe(trace['verdict'])})\n")
-    guess = "success: the value model's guess. f: log-probability and what the guess adds" if inverse_beta else ""
-    say(f"The search tree. {guess or 'f: log-probability'}. The largest f is extended first.")
+    guess = "success is the value model's guess. " if inverse_beta else ""
+    adds = " and what the guess adds" if inverse_beta else ""
+    say(f"The search tree. {guess}f is the log-probability{adds}. The largest f is extended first.")
     for line in lines:
         text = f"[bold {colour}]{safe(line.text)}[/]" if line.is_answer else safe(line.text)
         console.print(f"{line.indent}{text}  [dim]{safe(line.note)}[/]")

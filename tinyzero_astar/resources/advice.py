@@ -33,39 +33,38 @@ class Plan:
 
 
 def memory_advice(run: PlannedRun, available: int) -> str | None:
-    """One sentence on the first phase that does not fit and the options that mend it. None when all fits."""
+    """The first phase that does not fit and the options that mend it, in words. None when all fits."""
     outlook = run.outlook
     if (phase := outlook.too_large(available)) is None:
         return None
     part, most = max(outlook.phases[phase].items(), key=lambda item: item[1])
     text = (
         f"memory: {phase} needs {readable_bytes(outlook.needed(phase))} of {readable_bytes(available)} free,"
-        f" {readable_bytes(most)} of it for {part}; peak {readable_bytes(outlook.memory)}; "
+        f" {readable_bytes(most)} of it for {part}. The peak is {readable_bytes(outlook.memory)}. "
     )
     plan = mend_memory(run, available)
-    then = f"{' '.join(plan.options)}: predicted peak {readable_bytes(plan.outlook.memory)}"
+    then = f"{' '.join(plan.options)}, with a predicted peak of {readable_bytes(plan.outlook.memory)}"
     if plan.fits:
-        return f"{text}use {then}"
+        return f"{text}Use {then}"
     if plan.options:
-        return f"{text}no option makes it fit, the nearest is {then}; use a smaller model or more memory"
-    return f"{text}no option makes it fit; use a smaller model or more memory"
+        return f"{text}No option makes it fit. The nearest is {then}. Use a smaller model or more memory"
+    return f"{text}No option makes it fit. Use a smaller model or more memory"
 
 
 def disk_advice(run: PlannedRun, available: int) -> str | None:
-    """One sentence when checkpoints and records do not fit the disk. None when they do."""
+    """What to do when checkpoints and records do not fit the disk, in words. None when they do."""
     outlook = run.outlook
     if outlook.disk <= available:
         return None
     text = (
         f"disk: {counted(outlook.num_checkpoints, 'checkpoint')} of {readable_bytes(outlook.checkpoint)} and the"
-        f" records need {readable_bytes(outlook.disk)} of {readable_bytes(available)} free; "
+        f" records need {readable_bytes(outlook.disk)} of {readable_bytes(available)} free. "
     )
     plan = mend_disk(run, available)
     if plan.fits:
-        return (
-            f"{text}use {' '.join(plan.options)}: {readable_bytes(plan.outlook.disk)}, or --output-dir on a larger disk"
-        )
-    return f"{text}one is too much already: use --output-dir on a larger disk"
+        then = f"{' '.join(plan.options)} for {readable_bytes(plan.outlook.disk)}"
+        return f"{text}Use {then}, or --output-dir on a larger disk"
+    return f"{text}One is too much already. Use --output-dir on a larger disk"
 
 
 def mend_memory(run: PlannedRun, available: int) -> Plan:

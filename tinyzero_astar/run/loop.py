@@ -233,7 +233,7 @@ def _save_and_evaluate(session: Session, number: int, metrics: Mapping[str, Any]
         return 0
     if not is_saved:
         _save(session, number, metrics)
-    session.console.say(f"stopped after iteration {number}; continue with: python train.py --resume {session.folder}")
+    session.console.say(f"stopped after iteration {number}. Continue with: python train.py --resume {session.folder}")
     return signal
 
 

@@ -30,7 +30,8 @@ def stop_requests() -> Iterator[list[int]]:
         if not received:
             received.append(number)
             _announce(
-                f"\n{signal.Signals(number).name}: finishing this iteration, then saving; once more stops at once\n"
+                f"\n{signal.Signals(number).name}: finishing this iteration, then saving."
+                " A second signal stops at once\n"
             )
 
     # nohup has SIGHUP ignored, and so it stays

@@ -86,8 +86,8 @@ def say_goodbye(session: Session, records: Sequence[Mapping[str, Any]], seconds:
         say.say(f"\n{counted(trained, 'iteration')} in {readable_seconds(seconds)}, evaluations included")
     else:
         say.say(
-            f"nothing to train: this run has finished its {counted(last, 'iteration')};"
-            " --train.num-iterations with a larger number goes on"
+            f"nothing to train. This run has finished its {counted(last, 'iteration')}."
+            " A larger --train.num-iterations continues it"
         )
     for name, text in summary(session.config, records):
         say.fact(name, text)
