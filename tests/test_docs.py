@@ -87,6 +87,22 @@ def test_an_example_works_as_written(section, tmp_path, monkeypatch, capsys):
     torch.set_num_threads(threads)
 
 
+def anchors_of(page: str) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PATHS], ids=lambda path: path.name)
+def test_every_link_of_a_document_leads_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text("utf-8")):
+        if not re.match("https?:", target):
+            name, _, anchor = target.partition("#")
+            found = path.parent / name if name else path
+            assert found.exists(), target
+            assert not anchor or anchor in anchors_of(found.read_text("utf-8")), target
+
+
 def test_the_page_on_own_tasks_shows_every_way():
     own = [name.partition(", ")[2] for name in SECTIONS if name.startswith("own-task.md")]
     assert own == ["A table", "A class", "A reward function", "reasoning-gym"]
