@@ -55,7 +55,6 @@ def see(browser, pages):
     @contextmanager
     def opened(name, size=DESK, scheme="light"):
         context = browser.new_context(viewport=size, color_scheme=scheme)
-        context.set_default_timeout(5_000)
         page, said = context.new_page(), []
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(str(error)))
@@ -220,14 +219,20 @@ def test_the_page_of_one_question_has_its_search_alone(see):
 @pytest.mark.slow
 def test_completions_are_filtered_by_verdict_iteration_and_text(see):
     with see("run") as page:
-        cards, count = page.locator(".sample"), page.locator("#sample-list .count")
-        assert (cards.count(), count.inner_text()) == (12, "12 completions, 6 right")
+        cards, count = page.locator(".sample"), page.locator("#found")
+        assert (cards.count(), count.inner_text()) == (9, "12 completions, 6 right")  # three of each iteration
+        assert page.locator("#sample-list h3").all_inner_texts() == [
+            f"Iteration {i}: 2 of 4 right. By their weights the policy is right in {p} %"
+            for i, p in ((1, "1.4"), (10, 14), (20, 29))
+        ]
+        page.get_by_role("button", name="Show more").click()
+        assert cards.count() == 12 and not page.get_by_role("button", name="Show more").is_visible()
         page.get_by_label("Show", exact=True).select_option("right")
         assert cards.count() == 6 and set(page.locator(".verdict").all_inner_texts()) == {"✓ right"}
         page.get_by_label("Show", exact=True).select_option("wrong")
         assert cards.count() == 6 and set(page.locator(".verdict").all_inner_texts()) == {"✗ wrong"}
         page.get_by_label("Iteration", exact=True).select_option("10")
-        assert cards.count() == 2 and "iteration 10" in cards.first.inner_text()
+        assert cards.count() == 2 and page.locator("#sample-list h3").inner_text().startswith("Iteration 10: ")
         page.get_by_label("Containing").fill("3*7")
         assert cards.count() == 1
         page.get_by_label("Containing").fill("nowhere")

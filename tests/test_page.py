@@ -90,7 +90,7 @@ def test_half_way_is_where_the_mean_of_three_estimates_passes_the_middle(elsewhe
     estimates = [0.0, 0.0, 0.0, 0.3, 0.6, 0.9, 0.9, 0.9]
     rows = [row(i, 8, **{"rollout/policy_accuracy": p}) for i, p in enumerate(estimates, 1)]
     told = dict(headline(RunRecords(make_run(elsewhere / "r", rows=rows))).facts)
-    assert told["Half way"].endswith(" at iteration 5")  # 0.6; at 4 it is 0.3, and half is 0.45
+    assert told["Half way"].endswith(" after iteration 5")  # 0.6; at 4 it is 0.3, and half is 0.45
 
 
 def test_alarms_are_told_with_when_they_held(elsewhere):

@@ -88,7 +88,7 @@ def _facts(
         yield "Time", f"{readable_seconds(seconds)} of search and update in {counted(len(trained), 'iteration')}{on}"
         yield "Tokens", f"{sum(map(num_tokens, trained)):,} decoded for training"
     if (half := _half_way(trained)) is not None:
-        yield "Half way", f"accuracy in training passed half of what it came to at iteration {half}"
+        yield "Half way", f"half of the gain of accuracy in training was there after iteration {half}"
     if told := _lengths(trained):
         yield "Length", told
     if rare := _rare(run.traces):
@@ -144,7 +144,7 @@ def _process(record: Mapping[str, Any]) -> tuple[str, str, str]:
     versions = record.get("versions")
     parts = [f"{name} {version}" for name, version in versions.items()] if isinstance(versions, dict) else []
     parts += [str(record[name]) for name in ("device",) if name in record]
-    parts += [f"{record[name]} {name}" for name in ("threads", "processes") if name in record]
+    parts += [f"{name} {record[name]}" for name in ("threads", "processes") if name in record]
     return (
         f"After iteration {record['iteration']}, {record.get('began', '')}",
         str(record.get("command", "")),

@@ -2,8 +2,8 @@
 // The curves: one small chart for a few metrics. Several runs lie over each other.
 
 (function () {
-  const place = document.getElementById("charts");
-  if (!place) return;
+  const [first, rest] = document.querySelectorAll(".charts");
+  if (!first) return;
   const runs = DATA.runs;
   const AXES = [["iterations", "iterations"], ["tokens", "decoded tokens"], ["seconds", "seconds of search and update"]];
   const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3], [1, 5]];
@@ -69,13 +69,16 @@
     const ink = colour("--muted"), grid = { stroke: colour("--line"), width: 1 };
     const style = { stroke: ink, grid, ticks: { stroke: colour("--line"), width: 1, size: 4 }, font: "11px system-ui, sans-serif" };
     const short_axis = (u, splits) => splits.map((v) => Math.abs(v) >= 1e6 ? v / 1e6 + "M" : Math.abs(v) >= 1e4 ? v / 1e3 + "k" : short(v));
-    return new uPlot({
+    const atLast = (u) => { if (!(u.cursor.left >= 0)) u.setLegend({ idx: u.data[0].length - 1 }); };
+    const plot = new uPlot({
       width, height: 190, bands, series,
       scales: { x: { time: false }, y: chart.unit === "share" ? { range: (u, low, high) => [Math.min(0, low), Math.max(100, high)] } : {} },
       axes: [{ ...style, size: 28, values: short_axis }, { ...style, size: 46, values: short_axis }],
       cursor: { sync: { key: "charts" }, drag: { x: true, y: false } },
-      legend: { live: true },
+      hooks: { setCursor: [atLast] },
     }, joined(columns), host);
+    atLast(plot);
+    return plot;
   }
 
   function said(lines, chart) {
@@ -134,14 +137,16 @@
     }
     const diagram = group.startsWith("The value model") ? calibration() : null;
     if (diagram) grid.append(diagram);
-    if (grid.children.length) place.append(el("h3", {}, group), grid);
+    if (!grid.children.length) continue;
+    if (group === DATA.charts[0][0]) first.append(grid);
+    else rest.append(el("h3", {}, group), grid);
   }
   draw();
   ON_SCHEME.push(draw);
-  let known = place.clientWidth;
+  let known = first.clientWidth;
   new ResizeObserver(() => {
-    if (place.clientWidth === known) return;
-    known = place.clientWidth;
+    if (first.clientWidth === known) return;
+    known = first.clientWidth;
     draw();
-  }).observe(place);
+  }).observe(first);
 })();

@@ -4,18 +4,18 @@
 (function () {
   const place = document.getElementById("sample-list");
   if (!place) return;
-  const PAGE = 24;
+  const PAGE = 24, EACH = 3; // shown at first of one iteration, and of each of several
   const all = DATA.runs.flatMap((run, index) => run.samples.map((s) => ({ ...s, run: index })));
   const lost = DATA.runs.reduce((sum, run) => sum + run.numSamples - run.samples.length, 0);
   const iterations = [...new Set(all.map((s) => s.iteration))].sort((a, b) => a - b);
-  const state = { run: 0, verdict: 0, iteration: 0, words: "", most: PAGE };
+  const state = { run: 0, verdict: 0, iteration: 0, words: "", pages: 1 };
   const list = el("div", { className: "samples" });
-  const count = el("p", { className: "count", role: "status" });
-  const more = el("button", { type: "button", onclick: () => { state.most += PAGE; show(); } }, "Show more");
+  const count = el("p", { className: "count", role: "status", id: "found" });
+  const more = el("button", { type: "button", onclick: () => { state.pages += 1; show(); } }, "Show more");
   const words = el("input", { type: "search", "aria-label": "Containing", placeholder: "any text", oninput: () => set({ words: words.value }) });
 
   function set(change) {
-    Object.assign(state, change, { most: PAGE });
+    Object.assign(state, change, { pages: 1 });
     show();
   }
 
@@ -31,7 +31,6 @@
     const head = [
       el("span", { className: right ? "verdict right" : "verdict wrong" }, right ? "✓ right" : "✗ wrong"),
       el("b", { className: "code" }, visible(String(s.problem))),
-      el("span", {}, "iteration " + s.iteration),
     ];
     if (DATA.runs.length > 1) head.push(el("span", {}, DATA.runs[s.run].name));
     const told = [right ? null : visible(String(s.reason)), right ? null : "answer " + visible(String(s.answer)), s.weight === null ? null : "weight " + short(s.weight)];
@@ -40,10 +39,27 @@
     return el("article", { className: "sample" }, el("header", {}, ...head), text, cut, el("small", {}, told.filter(Boolean).join(" · ")));
   }
 
+  // What the completions say of the policy, by their weights; of one run alone, as others have their own.
+  function policy(iteration) {
+    if (DATA.runs.length > 1) return "";
+    const run = DATA.runs[0], estimates = run.metrics["rollout/policy_accuracy"];
+    const known = estimates ? estimates[run.iterations.indexOf(iteration)] : null;
+    return known === null || known === undefined ? "" : `. By their weights the policy is right in ${percent(Math.min(1, known))}`;
+  }
+
   function show() {
     const found = chosen(), right = found.filter((s) => s.accuracy).length;
-    list.replaceChildren(...found.slice(0, state.most).map(card));
-    more.hidden = found.length <= state.most;
+    const most = state.pages * (state.iteration === 0 ? EACH : PAGE);
+    more.hidden = true;
+    list.replaceChildren();
+    for (const iteration of iterations) {
+      const own = found.filter((s) => s.iteration === iteration);
+      if (!own.length) continue;
+      const good = own.filter((s) => s.accuracy).length;
+      list.append(el("h3", {}, `Iteration ${iteration}: ${good} of ${own.length} right` + policy(iteration)),
+        el("div", { className: "cards" }, ...own.slice(0, most).map(card)));
+      if (own.length > most) more.hidden = false;
+    }
     count.textContent = `${found.length.toLocaleString("en")} completions, ${right.toLocaleString("en")} right`
       + (lost ? `. ${lost.toLocaleString("en")} more are in samples.jsonl` : "");
   }
@@ -57,6 +73,6 @@
     place.append(el("p", {}, "No completions were recorded."));
     return;
   }
-  place.append(filters, count, list, more);
+  place.append(el("p", { className: "count" }, "What the searches found. A low weight marks what the policy itself would rarely write."), filters, count, list, more);
   show();
 })();
