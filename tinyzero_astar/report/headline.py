@@ -126,7 +126,7 @@ def _rare(traces: Sequence[Mapping[str, Any]]) -> str:
     rare = sum(math.exp(g) < _RARE for g in right)
     return (
         f"{counted(len(right), 'right completion')} in the recorded searches, {rare} of which the policy itself would"
-        f" write with a probability below {_RARE:.0%}"
+        f" write with a probability below {100 * _RARE:.0f} %"
     )
 
 
