@@ -51,7 +51,7 @@ def test_every_command_tells_its_options_under_its_name(name, capsys):
 def test_an_unknown_command_is_answered_with_the_nearest_one(capsys):
     assert commands.main(["sovle", "3*4"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: 'sovle' is no command; the nearest is solve;") and err.count("\n") == 1
+    assert err.startswith("error: 'sovle' is not a command. The nearest is solve. ") and err.count("\n") == 1
     assert commands.main(["qqq"]) == 2
     assert "nearest" not in capsys.readouterr().err
 

@@ -199,7 +199,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(finished, copy, c
 def test_a_finished_run_says_so(copy, capsys):
     assert main(["--resume", str(copy)]) == 0
     out = capsys.readouterr().out
-    assert "This run has finished its 4 iterations. A larger --train.num-iterations continues it\n" in out
+    assert "This run has finished its 4 iterations.\nA larger --train.num-iterations continues it.\n" in out
     assert f"\nevaluate  tinyzero eval {copy}\n" in out
 
 

@@ -76,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         close = get_close_matches(name, COMMANDS, n=1)
-        nearest = f"; the nearest is {close[0]}" if close else ""
-        return complain(f"{name!r} is no command{nearest}; there are {', '.join(COMMANDS)}")
+        nearest = f" The nearest is {close[0]}." if close else ""
+        return complain(f"{name!r} is not a command.{nearest} The commands are {', '.join(COMMANDS)}")
     load, _ = COMMANDS[name]
     return load()(rest)
 

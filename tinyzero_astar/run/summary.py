@@ -85,10 +85,8 @@ def say_goodbye(session: Session, records: Sequence[Mapping[str, Any]], seconds:
     if trained > 0:
         say.say(f"\n{counted(trained, 'iteration')} in {readable_seconds(seconds)}, evaluations included")
     else:
-        say.say(
-            f"nothing to train. This run has finished its {counted(last, 'iteration')}."
-            " A larger --train.num-iterations continues it"
-        )
+        say.say(f"nothing to train. This run has finished its {counted(last, 'iteration')}.")
+        say.say("A larger --train.num-iterations continues it.")
     for name, text in summary(session.config, records):
         say.fact(name, text)
     if last > 0:
