@@ -62,7 +62,7 @@ def test_the_console_script_is_what_pyproject_names(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tinyzero", "nonsense"])
     with pytest.raises(SystemExit) as leaving:
         commands.console_script()
-    assert leaving.value.code == 2 and "no command" in capsys.readouterr().err
+    assert leaving.value.code == 2 and "not a command" in capsys.readouterr().err
 
 
 def test_the_list_and_a_mistake_load_next_to_nothing():
