@@ -14,8 +14,10 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,6 +92,15 @@ ARMS: dict[str, Changes] = {
     "small_sampled_32x1": SMALL_ONE | SAMPLED,
     "small_sampled_8x4": SMALL_FOUR | SAMPLED,
 }
+RATES = (1e-4, 2e-4, 3e-4, 4e-4)  # of the sweep for preset tiny, which has the second
+ARMS |= {f"rate_{rate:.0e}": ARMS["forest_tilted_guided"] | {"train.learning_rate": rate} for rate in RATES}
+LARGER = ARMS["forest_tilted_guided"] | {  # twice the leaves a step, in fewer steps
+    "train.problems_per_iteration": 128,
+    "train.batch_size": 128,
+    "search.problems_per_search": 64,
+    "train.num_iterations": 30,
+}
+ARMS |= {f"larger_rate_{rate:.0e}": LARGER | {"train.learning_rate": rate} for rate in RATES[2:]}
 UNWEIGHTED = "_unweighted"  # the same rollouts with uniform weights, which is the uncorrected way
 
 
@@ -121,7 +132,8 @@ def run(arm: str, changes: Changes, seed: int, args: argparse.Namespace) -> dict
         return record
     config = configuration(changes, seed, args.model)
     last = config.train.num_iterations
-    session = build(config, make_problems(config), args.output, args.model, ConsoleLogger(), 0)
+    with redirect_stdout(sys.stderr):  # what is printed is JSON
+        session = build(config, make_problems(config), args.output, args.model, ConsoleLogger(), 0)
     if arm.endswith(UNWEIGHTED):
         weights = WeightedReward(config.reward)
         generator = Unweighted(
@@ -210,10 +222,11 @@ def draw(records: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="embedded")
-    large = [arm for arm in ARMS if not arm.startswith("small_")]
-    parser.add_argument("--arms", nargs="+", default=large, choices=list(ARMS))
+    usual = [arm for arm in ARMS if not arm.startswith(("small_", "rate_", "larger_"))]
+    parser.add_argument("--arms", nargs="+", default=usual, choices=list(ARMS))
     parser.add_argument("--base", default="searched_32x8_guided", help="the arm that others are compared with")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, default=10, help="of a run, besides the base")
     parser.add_argument("--tokens", type=int, nargs="+", default=[10_000, 22_000, 40_000, 57_000, 91_000, 130_000])
     parser.add_argument("--seconds", type=float, nargs="+", default=[2, 4, 8, 12, 16, 20])
@@ -223,13 +236,14 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     records: dict[str, list[dict[str, Any]]] = {arm: [] for arm in dict.fromkeys([args.base, *args.arms])}
-    for seed in range(args.seeds):  # seed by seed, so that an interrupted study is still balanced
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    for seed in seeds:  # seed by seed, so that an interrupted study is still balanced
         for arm, rows in records.items():
             rows.append(run(arm, ARMS[arm], seed, args))
     result = {
         "what": "held-out greedy accuracy, mean over seeds with 95 % interval; differences are paired by seed",
         "base": args.base,
-        "seeds": args.seeds,
+        "seeds": list(seeds),
         "tokens": args.tokens,
         "at_tokens": table(records, 0, args.tokens, args.base),
         "seconds": args.seconds,
