@@ -148,20 +148,20 @@ def test_what_a_person_reads_has_units(three_b, has, capsys):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("memory", [1000, 30])
+@pytest.mark.parametrize(("memory", "more"), [(1000, ""), (30, ""), (1000, "--processes 4 --model.lora-rank 16")])
 def test_what_a_person_reads_has_at_most_80_columns_and_whole_names(
-    algorithm, memory, three_b, has, capsys, monkeypatch
+    algorithm, memory, more, three_b, has, capsys, monkeypatch
 ):
     has(memory, memory)
     monkeypatch.setenv("COLUMNS", "80")
-    argv = ["--config", "training", "--model.model-name", str(three_b), "--train.algorithm", algorithm]
+    argv = ["--config", "training", "--model.model-name", str(three_b), "--train.algorithm", algorithm, *more.split()]
     argv += [] if algorithm in ("astar_po", "optimal_advantage") else ["--search.mode", "sample"]
     assert doctor_main(argv) == (0 if memory > 30 else 1)
     lines = capsys.readouterr().out.replace(str(three_b), "model").splitlines()
     assert max(map(len, lines)) <= 80 and "…" not in "".join(lines)
-    head = next(i for i, line in enumerate(lines) if line.startswith("part"))
-    assert {"search", "evaluation", "gradients", "checkpoint"} <= {*lines[head].split()}
-    shown = next(line for line in lines if line.startswith("all ")).split()[1:]
+    heads = {word for line in lines if line.startswith("part") for word in line.split()}
+    assert {"search", "evaluation", "gradients", "checkpoint"} <= heads
+    shown = [size for line in lines if line.startswith("all ") for size in line.split()[1:]]
     assert diagnose(argv, capsys)[1]["memory"]["needed"] / 1e9 == pytest.approx(max(map(float, shown)), abs=0.005)
 
 

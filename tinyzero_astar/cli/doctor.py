@@ -154,7 +154,7 @@ def _show(found: dict[str, Any]) -> None:
     where = f"{found['processes']} × {found['device']}" if found["processes"] > 1 else found["device"]
     unit, in_bytes = ("GB", 1e9) if memory["needed"] >= 1e9 else ("MB", 1e6)
     say(f"{found['model']}, {found['parameters']:,} parameters, on {where}: peak memory, {unit}\n")
-    for line in _phase_lines(memory["phases"], memory["peak_phase"], in_bytes):
+    for line in _phase_lines(memory["phases"], memory["peak_phase"], in_bytes, console.width):
         console.print(line)
     guess = " (estimated: its tokenizer is not on this machine)" if found["prompt_length_is_estimated"] else ""
     shared = f", {found['shared_prompt_length']} of them in all prompts" if found["shared_prompt_length"] else ""
@@ -170,8 +170,11 @@ def _show(found: dict[str, Any]) -> None:
             say(one["advice"], "bold")
 
 
-def _phase_lines(phases: dict[str, dict[str, int]], peak_phase: str, in_bytes: float) -> Iterator[str]:
-    """The table of memory as markup, with a row for each part and a column for each phase, its name one word a line."""
+def _phase_lines(phases: dict[str, dict[str, int]], peak_phase: str, in_bytes: float, most: int) -> Iterator[str]:
+    """The table of memory as markup, with a row for each part and a column for each phase, its name one word a line.
+
+    Columns that would go beyond `most` characters follow in a table of their own, with the rows that they fill.
+    """
 
     def cell(size: int) -> str:
         return f"{size / in_bytes:.2f}" if size >= 0.005 * in_bytes else "<0.01" if size else ""
@@ -186,12 +189,24 @@ def _phase_lines(phases: dict[str, dict[str, int]], peak_phase: str, in_bytes: f
         column[:0] = [""] * (height - len(words)) + words
     names = [*[""] * (height - 1), "part", *parts, "all"]
     width = max(map(len, names))
-    for i, part in enumerate(names):
-        line = f"{part:{width}s}"
-        for name, column in columns.items():
-            text = column[i].rjust(max(map(len, column)))
-            line += f" [bold]{text}[/]" if name == peak_phase and text.strip() else f" {text}"
-        yield line.rstrip()
+    tables: list[dict[str, list[str]]] = [{}]
+    for name, column in columns.items():
+        if tables[-1] and width + sum(1 + max(map(len, c)) for c in (*tables[-1].values(), column)) > most:
+            tables.append({})
+        tables[-1][name] = column
+    for table in tables:
+        if table is not tables[0]:
+            yield ""
+        for i, part in enumerate(names):
+            if any(column[i] for column in table.values()):
+                yield _phase_line(f"{part:{width}s}", table, i, peak_phase)
+
+
+def _phase_line(line: str, table: dict[str, list[str]], row: int, peak_phase: str) -> str:
+    for name, column in table.items():
+        text = column[row].rjust(max(map(len, column)))
+        line += f" [bold]{text}[/]" if name == peak_phase and text.strip() else f" {text}"
+    return line.rstrip()
 
 
 def _time_lines(time: dict[str, Any]) -> Iterator[str]:
