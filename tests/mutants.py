@@ -3855,6 +3855,65 @@ COMMANDS = (
     ),
 )
 
+PAGES = (
+    Mutant(
+        "page-unescaped",
+        "what a run says is put into the page as markup",
+        "report/page.py",
+        "jinja2.Environment(autoescape=True",
+        "jinja2.Environment(autoescape=False",
+        ("test_page.py::test_whatever_the_records_say_the_page_has_the_same_elements",),
+    ),
+    Mutant(
+        "page-policy",
+        "a page allows another script than its own",
+        "report/page.py",
+        "script_hash=_hash(script)",
+        "script_hash=_hash(style)",
+        ("test_page.py::test_nothing_is_loaded_and_a_policy_allows_one_script_alone",),
+    ),
+    Mutant(
+        "page-tokens",
+        "curves are drawn over the tokens of single iterations",
+        "report/page_data.py",
+        "spent, took = spent + num_tokens(row),",
+        "spent, took = num_tokens(row),",
+        ("test_page.py::test_the_page_holds_the_records_of_a_run",),
+    ),
+    Mutant(
+        "page-thinned",
+        "long curves lose evaluations",
+        "report/page_data.py",
+        'or "eval/greedy_accuracy" in row]',
+        "]",
+        ("test_page.py::test_long_curves_are_thinned_but_for_evaluations_and_what_was_spent_is_summed_before",),
+    ),
+    Mutant(
+        "page-last-tree",
+        "of too many trees the last is left out",
+        "report/page_data.py",
+        "*found[2:-1:2], found[-1]]",
+        "*found[2:-1:2]]",
+        ("test_page.py::test_of_too_many_trees_the_first_and_the_last_stay",),
+    ),
+    Mutant(
+        "page-half-way",
+        "half way is told of the iteration after",
+        "report/headline.py",
+        "means = [(known[i][0],",
+        "means = [(known[i + 1][0],",
+        ("test_page.py::test_half_way_is_where_the_mean_of_three_estimates_passes_the_middle",),
+    ),
+    Mutant(
+        "traced-best",
+        "of too many prefixes the worst are recorded",
+        "run/traces.py",
+        "key=lambda n: -n.priority",
+        "key=lambda n: n.priority",
+        ("test_traces.py::test_of_too_many_nodes_the_best_are_kept_with_those_that_lead_to_them",),
+    ),
+)
+
 MUTANTS = (
     *HEURISTIC,
     *SCORING,
@@ -3877,6 +3936,7 @@ MUTANTS = (
     *TASKS,
     *OWN_TASKS,
     *COMMANDS,
+    *PAGES,
 )
 
 

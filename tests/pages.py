@@ -124,7 +124,11 @@ def make_run(folder: Path, last: int = 20, *, rows=None, samples=None, traces=No
         "parameters": 1234,
     }
     write_jsonl(folder / "processes.jsonl", processes or [process])
-    sections = {"model": {"model_name": "embedded"}, "data": {"task": "multiplication"}, "train": {"algorithm": "x"}}
+    sections = {
+        "model": {"model_name": "embedded"},
+        "data": {"task": "multiplication"},
+        "train": {"algorithm": "astar_po"},
+    }
     (folder / "config.json").write_text(json.dumps(config or sections), encoding="utf-8")
     return folder
 

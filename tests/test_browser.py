@@ -36,12 +36,13 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     run, other = make_run(folder / "run one"), make_run(folder / "other", 10)
     alone = trace(1, problems=1) | {"mode": "best_first"}
+    alone["problems"] = [alone["problems"][0] | {"problem": f"{'long ' * 40}question"}]
     told = {
         "run": run_page([RunRecords(run)]),
         "two": run_page([RunRecords(run), RunRecords(other)]),
         "hostile": run_page([RunRecords(hostile_run(folder))]),
         "large": run_page([RunRecords(make_run(folder / "large", traces=[trace(1, branches=52, depth=48)]))]),
-        "solve": solve_page(alone, [("Question", "0*7"), ("Answer", HOSTILE)]),
+        "solve": solve_page(alone, [("Question", "0*7"), ("Answer", HOSTILE)], has_value=False),
     }
     for name, page in told.items():
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
@@ -207,10 +208,13 @@ def test_five_thousand_prefixes_stay_fluid(see):
 def test_the_page_of_one_question_has_its_search_alone(see):
     with see("solve") as page:
         assert page.locator("h1").inner_text() == "0*7"
+        assert page.locator(".question").text_content() == "long long long long long…ng question"
         assert page.locator(".plot").count() == 0 and shown(page) == trace(1, problems=1)["num_nodes"]
         to_step(page, 1)
         assert page.locator(".open-list button").count() == 3
         assert page.locator("#explorer h3").last.inner_text() == "Open list, largest f first"
+        assert page.locator(".scale").inner_text().startswith("f ")  # not by success, of which it knows nothing
+        assert "The value model was never trained" in page.locator("#explorer").inner_text()
 
 
 # ------------------------------------------------------------------------------------------------ the completions

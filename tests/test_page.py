@@ -77,7 +77,10 @@ def test_a_packed_tree_has_every_node_and_leaf_of_the_record():
 def test_the_head_says_what_was_learned_from_where_to_where_and_at_which_cost(elsewhere):
     page = page_of(make_run(elsewhere / "my run"))
     for said in (
-        *("<h1>my run</h1>", "embedded base model (1,234 parameters) on the task multiplication, by algorithm x"),
+        *(
+            "<h1>my run</h1>",
+            "embedded base model (1,234 parameters) on the task multiplication, by algorithm astar_po",
+        ),
         *("<b>0.0 %</b><small>0.0 to 10.0</small>", "<b>100.0 %</b><small>90.0 to 100.0</small>"),
         *("10 s of search and update in 20 iterations on cpu, 2 cores", "2,000 decoded for training"),
         *("No alarm was raised", "python train.py --run.seed 3", "torch 2"),
@@ -263,7 +266,7 @@ def test_solve_writes_the_page_of_one_search(elsewhere, capsys):
     assert "<h1>3*4</h1>" in page and search["mode"] == "best_first"
     assert len(search["nodes"]["parent"]) == len(shown["nodes"])
     (leaf,) = search["leaves"]
-    assert leaf["reason"] == shown["verdict"] and leaf["weight"] is None
+    assert leaf["reason"] == shown["verdict"] and leaf["weight"] is None and not told["hasValue"]
     assert len(page) < 300_000
     assert solve_main(["3*4", "--html", "nowhere/tree.html"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: --html nowhere/tree.html cannot be written (")

@@ -73,7 +73,8 @@ def solve_main(argv: Sequence[str]) -> int:
         with redirect_stdout(sys.stderr):  # a task of the user's own may print, and stdout may be JSON
             trace, record, tokenizer = _solve(options, config, folder)
         if options.html is not None:
-            _write_page(options.html, trace, record)
+            has_value = folder is not None and config.train.algorithm in WITH_CRITIC
+            _write_page(options.html, trace, record, has_value)
     except ValueError as error:
         return complain(error)
     except FloatingPointError as error:
@@ -107,7 +108,7 @@ def _check(options: Solve) -> None:
         )
 
 
-def _write_page(path: Path, trace: dict[str, Any], record: dict[str, Any]) -> None:
+def _write_page(path: Path, trace: dict[str, Any], record: dict[str, Any], has_value: bool) -> None:
     from tinyzero_astar.report.page import solve_page
 
     told = [
@@ -117,7 +118,7 @@ def _write_page(path: Path, trace: dict[str, Any], record: dict[str, Any]) -> No
         ("Cost", counted(trace["stats"]["num_decoded_tokens"], "token") + " decoded"),
     ]
     try:
-        replace_text(path, solve_page(record, told))
+        replace_text(path, solve_page(record, told, has_value=has_value))
     except OSError as error:
         raise ValueError(f"--html {path} cannot be written ({error.strerror}); name another file") from None
     print(f"page: {printable(str(path))}", file=sys.stderr)  # stdout may be JSON

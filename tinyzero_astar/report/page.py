@@ -66,14 +66,16 @@ def run_page(runs: Sequence[RunRecords]) -> str:
     return _rendered(data, title=names, runs=[(headline(run), run.config) for run in runs])
 
 
-def solve_page(trace: Mapping[str, Any], facts: Sequence[tuple[str, str]]) -> str:
+def solve_page(trace: Mapping[str, Any], facts: Sequence[tuple[str, str]], *, has_value: bool) -> str:
     """The page of one search.
 
     Args:
         trace: a record as of trace.jsonl, docs/trace.md.
         facts: what is to be said of the answer, the question first.
+        has_value: whether the value model was trained.
     """
-    data = {"charts": [], "runs": [{"name": "", "traces": [packed(trace)], "numTraces": 1, "samples": []}]}
+    run = {"name": "", "traces": [packed(trace)], "numTraces": 1, "samples": [], "hasValue": has_value}
+    data = {"charts": [], "runs": [run]}
     return _rendered(data, title=trace["problems"][0]["problem"], facts=facts)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyzero_astar.config import WITH_CRITIC
 from tinyzero_astar.files import METRICS, PROCESSES, SAMPLES, TRACE
 from tinyzero_astar.loggers.console import num_tokens
 from tinyzero_astar.report.charts import CALIBRATION, drawn_metrics
@@ -47,6 +48,11 @@ class RunRecords:
         self.config = _config(folder / CONFIG)
 
     @property
+    def has_value(self) -> bool:
+        """Whether its value model was trained."""
+        return self.config.get("train", {}).get("algorithm") in WITH_CRITIC
+
+    @property
     def name(self) -> str:
         """Of the folder."""
         return self.folder.resolve().name
@@ -77,6 +83,7 @@ def page_data(runs: Sequence[RunRecords]) -> list[dict[str, Any]]:
             "numSamples": len(run.samples),
             "traces": _traces(run.traces, TREE_BYTES // len(runs)),
             "numTraces": len(run.traces),
+            "hasValue": run.has_value,
         }
         for run in runs
     ]

@@ -25,7 +25,13 @@ function visible(text) {
   return text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => "⟨" + c.codePointAt(0).toString(16) + "⟩");
 }
 
-// The same, but lines stay lines.
+// What says which problem it is, where there is room for a few words.
+function brief(text, most = 36) {
+  const shown = visible(String(text));
+  return shown.length > most ? shown.slice(0, most - 12) + "…" + shown.slice(-11) : shown;
+}
+
+// What is visible, but lines stay lines.
 function visibleLines(text) {
   return text.split("\n").map(visible).join("\n");
 }

@@ -3,7 +3,7 @@
 
 (function () {
   const place = document.getElementById("explorer");
-  const searches = DATA.runs.flatMap((run, index) => run.traces.map((trace) => ({ trace, run: index })));
+  const searches = DATA.runs.flatMap((run, index) => run.traces.map((trace) => ({ trace, run: index, hasValue: run.hasValue })));
   if (!searches.length) {
     place.append(el("p", {}, "No search was recorded."));
     return;
@@ -51,6 +51,7 @@
     state.node = -1;
     const many = tree.trace.mode === "best_first" && tree.trace.nodes.status.filter((s) => STATUS[s] === "dropped").length > 60;
     state.dropped = !many;
+    state.colours = searches[state.search].hasValue ? 0 : 1; // a value model that nobody trained knows nothing of success
     slider.max = tree.lastStep;
     slider.value = state.step;
     controls.replaceChildren();
@@ -59,7 +60,7 @@
       controls.append(choice("Search of", searches.map((s) => (several ? DATA.runs[s.run].name + ", " : "") + "iteration " + s.trace.iteration), state.search, (i) => { state.search = i; begin(); }));
     }
     if (trace.problems.length > 1) {
-      controls.append(choice("Problem", [`all ${trace.problems.length}`, ...trace.problems.map((p) => visible(String(p.problem)))], 0, (i) => { state.problem = i; state.node = -1; draw(); }));
+      controls.append(choice("Problem", [`all ${trace.problems.length}`, ...trace.problems.map((p) => brief(p.problem))], 0, (i) => { state.problem = i; state.node = -1; draw(); }));
     }
     controls.append(choice("Colour", ["success probability", "f"], state.colours, (i) => { state.colours = i; draw(); }));
     const box = el("input", { type: "checkbox", checked: state.dropped, onchange: () => { state.dropped = box.checked; draw(); } });
@@ -78,6 +79,7 @@
     }
     if (kappa.length) parts.push(`κ = ${kappa.slice(0, 4).map(short).join(", ")} is the G of the best prefix that was left out. A completion's weight is its probability divided by the probability that its G exceeds κ.`);
     if (trace.numNodes > tree.count) parts.push(`${tree.count.toLocaleString("en")} of ${trace.numNodes.toLocaleString("en")} prefixes are recorded, the best.`);
+    if (!searches[state.search].hasValue) parts.push("The value model was never trained: what it says of success means nothing.");
     return parts.join(" ");
   }
 
@@ -209,7 +211,7 @@
     list.replaceChildren(...open.slice(0, SHOWN_OPEN).map((n) => {
       const written = visible(tree.written(n));
       const tail = written.length > 34 ? "…" + written.slice(-33) : written;
-      const who = tree.trace.problems.length > 1 ? visible(String(tree.trace.problems[tree.problem[n]].problem)) + " " : "";
+      const who = tree.trace.problems.length > 1 ? brief(tree.trace.problems[tree.problem[n]].problem, 16) + " " : "";
       return el("li", {}, el("button", { type: "button", onclick: () => mark(n, true) },
         el("span", { className: "value" }, nodes.priority[n].toFixed(2)), el("span", { className: "code" }, who + (tail || "(the prompt)"))));
     }));

@@ -36,7 +36,7 @@ class SearchTree {
 
   label(n) {
     const { parent, text } = this.trace.nodes;
-    return parent[n] < 0 ? visible(String(this.trace.problems[this.problem[n]].problem)) : this.words[text[n]];
+    return parent[n] < 0 ? brief(this.trace.problems[this.problem[n]].problem) : this.words[text[n]];
   }
 
   // All that the model had written up to and with a prefix.
