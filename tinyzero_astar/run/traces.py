@@ -102,9 +102,10 @@ def trace_record(
         paths[own] = () if n.parent < 0 else (*paths[n.problem, n.parent], n.token)
         if n.token not in texts:
             texts[n.token] = tokenizer.decode([n.token])
-        row = dataclasses.asdict(n) | {"parent": numbers[n.problem, n.parent], "text": texts[n.token]}
+        in_record = {"parent": numbers[n.problem, n.parent], "text": texts[n.token]}
         for name, column in columns.items():
-            column.append(round(row[name], _DIGITS) if isinstance(row[name], float) else row[name])
+            value = in_record[name] if name in in_record else getattr(n, name)
+            column.append(round(value, _DIGITS) if isinstance(value, float) else value)
         if n.status == "leaf" and (n.problem, paths[own]) in leaves:
             found.append({"node": number} | dict(leaves[n.problem, paths[own]]))
     return {
