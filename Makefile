@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 WORKERS ?= 2
 PYTEST := -m pytest -q -rs -n $(WORKERS) --dist loadfile
 
-.PHONY: help train test test-pages test-newest coverage mutants check lint types base format clean
+.PHONY: help train test test-pages test-newest coverage mutants crash check lint types base format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ coverage: $(STAMP)  ## branches of the package that the unit tests run, in their
 
 mutants: $(STAMP)  ## plant mistakes in a copy, see which test catches each; ARGS="-k sign" chooses
 	@OMP_NUM_THREADS=1 $(VENV_PYTHON) -m tests.mutants $(ARGS)
+
+crash: $(STAMP)  ## kill runs at random moments, fill their disk, cut its power; ARGS="--kills 10" passes options on
+	@OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(VENV_PYTHON) -m benchmarks.crash $(ARGS)
 
 check:  ## lint, types, tests; CI runs these and test-newest
 	@$(MAKE) lint types

@@ -1790,11 +1790,19 @@ PREDICTIONS = (
         ("test_advice.py::test_hybrid_sharding_splits_over_the_processes_of_one_machine",),
     ),
     Mutant(
+        "kept-uncounted",
+        "a run's disk is predicted as if it kept all of its checkpoints",
+        "resources/prediction.py",
+        "if run.keep_last else len(saved)",
+        "if run.keep_last < 0 else len(saved)",
+        ("test_doctor.py::test_fewer_checkpoints_are_proposed_for_a_small_disk",),
+    ),
+    Mutant(
         "last-checkpoint-forgotten",
         "the checkpoint of the last iteration is not counted",
         "resources/prediction.py",
-        "saved | ({last} if last else set())",
-        "saved",
+        " | ({last} if last else set())",
+        "",
         ("test_advice.py::test_files_are_those_of_every_due_iteration_and_of_the_last",),
     ),
     Mutant(
@@ -1901,6 +1909,8 @@ RUNS = (
 )
 
 LONGER = ("test_resume.py::test_a_finished_run_may_be_made_longer",)
+KEPT = ("test_resume.py::test_which_checkpoints_are_kept",)
+ROOM = ("test_run_folder.py::test_a_run_is_refused_where_a_checkpoint_finds_no_room",)
 OTHER = ("test_resume.py::test_a_checkpoint_that_is_not_this_runs_falls_back_to_the_one_before",)
 FAULTS = (
     Mutant(
@@ -1998,6 +2008,62 @@ FAULTS = (
         "    remember_length(config, folder)\n    for path",
         "    for path",
         LONGER,
+    ),
+    Mutant(
+        "prune-newest",
+        "the newest checkpoints go and the oldest stay",
+        "run/saving.py",
+        "sorted(there, reverse=True)",
+        "sorted(there)",
+        KEPT,
+    ),
+    Mutant(
+        "prune-best",
+        "the worst checkpoint is kept for the best",
+        "run/saving.py",
+        "key=lambda number: accuracy[number], reverse=True)",
+        "key=lambda number: accuracy[number])",
+        KEPT,
+    ),
+    Mutant(
+        "prune-once",
+        "what a killed process did not come to remove stays for ever",
+        "run/loop.py",
+        "    else:\n        prune(session)",
+        "    else:\n        pass",
+        ("test_resume.py::test_old_checkpoints_go_and_a_kill_before_that_is_made_up_for",),
+    ),
+    Mutant(
+        "prune-in-place",
+        "a checkpoint loses its files before its name",
+        "run/checkpoint_folders.py",
+        'shutil.rmtree(folder.replace(folder.with_name(f"{folder.name}.removed{PARTIAL}")))',
+        "shutil.rmtree(folder)",
+        ("test_resume.py::test_a_checkpoint_loses_its_name_before_its_files",),
+    ),
+    Mutant(
+        "first-evaluation-ends",
+        "a signal during the first evaluation is heeded only after an iteration",
+        "run/loop.py",
+        "if (stopped_by := agreed(received)) and first < last:",
+        "if (stopped_by := 0) and first < last:",
+        ("test_resume.py::test_a_signal_before_the_first_iteration_stops_there",),
+    ),
+    Mutant(
+        "room-untried",
+        "a quota is noticed at the first checkpoint only",
+        "run/folder.py",
+        "                _take_room(file.fileno(), num_bytes // 2)\n",
+        "",
+        ROOM,
+    ),
+    Mutant(
+        "disk-unseen",
+        "a full disk is noticed at the first checkpoint only",
+        "run/folder.py",
+        "if shutil.disk_usage(folder).free < num_bytes:",
+        "if shutil.disk_usage(folder).free < 0:",
+        ROOM,
     ),
     Mutant(
         "renamed-unseen",
@@ -3817,7 +3883,7 @@ COMMANDS = (
         "card-without-end",
         "a model card is not written anew after the evaluation of its checkpoint",
         "run/loop.py",
-        "    _write_card(session, number)  # anew",
+        "    write_card(session, number)  # anew",
         "    # anew",
         ("test_ecosystem.py::test_every_checkpoint_has_a_card_with_the_evaluation_that_follows_it",),
     ),

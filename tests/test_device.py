@@ -24,6 +24,7 @@ from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.metrics.heuristic import weighted_auc
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run import start as sessions
+from tinyzero_astar.run.saving import save
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_a_run_made_on_a_gpu_goes_on_and_is_evaluated_on_a_machine_without_one(s
     config = replace(session.config, model=on("cuda", session))
     elsewhere = replace(session, folder=run, config=config, history=[{}] * 3)
     (run / "config.json").write_text(to_json(elsewhere.config))
-    trainer._save(elsewhere, 3, {})
+    save(elsewhere, 3, {})
     assert main(["--resume", str(run)]) == 2
     warning, error = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: ") and "metrics.jsonl is missing" in warning
@@ -96,7 +97,7 @@ def on(device, session):
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_solve_takes_a_device(device, tiny_base, session, capsys):
-    trainer._save(session, 1, {})
+    save(session, 1, {})
     folder = session.folder / "checkpoints" / "checkpoint_iter_1"
     assert solve_main(["3*4", "--checkpoint", str(folder), "--device", device, "--beam-width", "2"]) == 0
     assert "3*4" in capsys.readouterr().out

@@ -308,11 +308,17 @@ def test_processes_are_proposed_on_gpus_and_what_cannot_fit_is_said(three_b):
 def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
     config = config_of(["--config", "training", "--model.model-name", str(three_b)])
     run = planned(config)
-    assert run.outlook.num_checkpoints == 5
-    advice = disk_advice(run, 100 * GB)
-    assert "--run.checkpoint-frequency 80 for " in advice
-    again = replace(run, config=config_of(["--config", "training", "--run.checkpoint-frequency", "80"])).outlook
-    assert again.num_checkpoints == 2 and again.disk < 100 * GB
+    assert run.outlook.num_checkpoints == 4  # the two newest, the best, and one that is being written
+    every = replace(run, config=config_of(["--config", "training", "--run.keep-last", "0"])).outlook
+    assert every.num_checkpoints == 5
+    for available, num, options in (
+        (150, 3, "--run.keep-last 1"),
+        (100, 2, "--run.keep-last 1 --run.keep-best 0"),
+        (60, 1, "--run.keep-last 1 --run.keep-best 0 --run.checkpoint-frequency 100"),
+    ):
+        assert f"se {options} for " in disk_advice(run, available * GB)
+        again = replace(run, config=config_of(["--config", "training", *options.split()])).outlook
+        assert again.num_checkpoints == num and again.disk < available * GB
     assert "One is too much already" in disk_advice(run, 40 * GB)
 
 

@@ -546,6 +546,8 @@ SAME = {  # no effect on what is learned: the run must agree with BASE's oracle.
     "search.beam_width": 9,  # lossless from K + 1 on
     "eval.max_rows": 1,
     "run.checkpoint_frequency": 1,
+    "run.keep_last": 1,
+    "run.keep_best": 0,
     "run.collective_timeout_s": 5.0,
     "train.ratio_tolerance": 0.01,  # of an alarm
 }

@@ -32,9 +32,9 @@ from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run import checkpoint as checkpoints
 from tinyzero_astar.run import loop as trainer
+from tinyzero_astar.run import saving, stopping
 from tinyzero_astar.run import start as session
-from tinyzero_astar.run import stopping
-from tinyzero_astar.run.checkpoint_folders import go_back_to, latest_checkpoint, run_and_checkpoints
+from tinyzero_astar.run.checkpoint_folders import go_back_to, latest_checkpoint, remove_checkpoint, run_and_checkpoints
 from tinyzero_astar.run.folder import CONFIG, iteration_of
 from tinyzero_astar.run.lock import LOCK, locked
 from tinyzero_astar.run.records import check_complete
@@ -120,6 +120,19 @@ def test_each_signal_has_its_status_and_a_second_one_stops_at_once(number, optio
         main([*options, "--output-dir", str(tmp_path / "twice")])
     assert names(tmp_path / "once") == ["checkpoint_iter_1"] and names(tmp_path / "twice") == []
     assert stopped.value.args == (number,) and capsys.readouterr().err == ""  # the rest is `run_command`'s
+
+
+def test_a_signal_before_the_first_iteration_stops_there(options, tmp_path, capsys, monkeypatch):
+    measure, folder = trainer.measure, tmp_path / "r"
+
+    def interrupted(*args, **given):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return measure(*args, **given)
+
+    monkeypatch.setattr(trainer, "measure", interrupted)
+    assert main([*options, "--output-dir", str(folder)]) == 129
+    assert f"stopped after iteration 0. Continue with: python train.py --resume {folder}\n" in capsys.readouterr().out
+    assert [r["iteration"] for r in records(folder)] == [0] and names(folder) == []
 
 
 def test_with_several_processes_the_same_request_may_come_twice(monkeypatch):
@@ -474,6 +487,7 @@ def test_machine_and_pace_may_change(finished, copy):
     config["run"]["sample_frequency"] = 2
     (copy / CONFIG).write_text(json.dumps(config))
     options = ["--run.num-threads", "1", "--model.device", "cpu", "--run.checkpoint-frequency", "3"]
+    options += ["--run.keep-last", "3"]
     assert main(["--resume", str(copy), *options]) == 0
     assert names(copy) == ["checkpoint_iter_2", "checkpoint_iter_3", "checkpoint_iter_4"]
     assert timeless(copy) == timeless(finished.folder)
@@ -506,6 +520,48 @@ def test_the_files_are_on_the_disk_before_a_checkpoint_has_its_name(finished, tm
     folder = tmp_path / "checkpoints" / "checkpoint_iter_4"
     checkpoints.save_checkpoint(folder, finished.policy, finished.tokenizer, {}, {})
     assert synced[-1] == folder.parent and len(synced) == len(list(folder.iterdir())) + 2
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_best", "kept"),
+    [
+        (0, 0, [1, 2, 3, 4, 5, 6]),
+        (1, 0, [6]),
+        (2, 0, [5, 6]),
+        (2, 1, [4, 5, 6]),
+        (1, 2, [2, 4, 6]),
+        (1, 3, [2, 4, 6]),  # no more were evaluated
+        (9, 1, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_which_checkpoints_are_kept(keep_last, keep_best, kept):
+    accuracy = {0: 0.9, 2: 0.5, 4: 0.5, 6: 0.1}  # before the first there is none to keep
+    records = [{"iteration": i} | ({"eval/greedy_accuracy": accuracy[i]} if i in accuracy else {}) for i in range(7)]
+    assert sorted({*range(1, 7)} - set(saving.superfluous(range(1, 7), records, keep_last, keep_best))) == kept
+
+
+def test_old_checkpoints_go_and_a_kill_before_that_is_made_up_for(options, tmp_path, monkeypatch):
+    removed, remove, folder = [], saving.remove_checkpoint, tmp_path / "r"
+    monkeypatch.setattr(saving, "remove_checkpoint", lambda x: (removed.append(iteration_of(x)), remove(x)))
+    options += ["--train.num-iterations", "5", "--eval.eval-frequency", "2"]
+    options += ["--run.checkpoint-frequency", "1", "--run.keep-last", "1"]
+    assert main([*options, "--output-dir", str(folder)]) == 0
+    accuracy = {r["iteration"]: r.get("eval/greedy_accuracy") for r in records(folder)}
+    best = max((2, 4, 5), key=lambda i: (accuracy[i], i))
+    kept = [f"checkpoint_iter_{i}" for i in sorted({best, 5})]
+    assert names(folder) == kept and removed[0] == 1
+    shutil.copytree(checkpoint(folder, 5), checkpoint(folder, 3))
+    (folder / "checkpoints" / "checkpoint_iter_1.removed.partial").mkdir()
+    assert main(["--resume", str(folder)]) == 0
+    assert names(folder) == kept
+
+
+def test_a_checkpoint_loses_its_name_before_its_files(finished, copy, monkeypatch):
+    seen = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path: seen.append((Path(path).name, names(copy))))
+    remove_checkpoint(checkpoint(copy, 2))
+    gone = "checkpoint_iter_2.removed.partial"
+    assert seen == [(gone, [gone, "checkpoint_iter_4"])]
 
 
 # -------------------------------------------------------------------------------------------------------- records
@@ -676,7 +732,7 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("module", "name"), [(trainer, "save_checkpoint"), (jsonl, "append_jsonl")])
+@pytest.mark.parametrize(("module", "name"), [(saving, "save_checkpoint"), (jsonl, "append_jsonl")])
 def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
     module, name, finished, options, tmp_path, capsys, monkeypatch
 ):
@@ -702,13 +758,13 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(
 
 
 def test_a_limit_that_hits_a_checkpoint_is_one_sentence(options, tmp_path, capsys, monkeypatch):
-    save = trainer.save_checkpoint
+    save = saving.save_checkpoint
 
     def saved(*args):
         with limited(20_000):
             save(*args)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", saved)
+    monkeypatch.setattr(saving, "save_checkpoint", saved)
     assert main([*options, "--output-dir", str(tmp_path / "r")]) == 1
     [sentence] = capsys.readouterr().err.splitlines()
     assert sentence.startswith(f"error: {checkpoint(tmp_path / 'r', 2)} cannot be written (") and (

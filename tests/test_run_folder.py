@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tinyzero_astar.run.checkpoint_folders import (
     resolve_checkpoint,
     run_and_checkpoints,
 )
-from tinyzero_astar.run.folder import CONFIG, new_run_folder
+from tinyzero_astar.run.folder import CONFIG, new_run_folder, prepare
 from tinyzero_astar.run.records import keep_iterations, read_jsonl
 
 
@@ -240,3 +242,39 @@ def test_a_run_without_checkpoint_cannot_be_continued(tmp_path):
         with pytest.raises(ValueError) as refused:
             run_and_checkpoints(run)
         assert str(refused.value).startswith(f"--resume {run}: no checkpoint in {run / 'checkpoints'};")
+
+
+# ---------------------------------------------------------------------------------------------------------- room
+
+
+def test_a_run_is_refused_where_a_checkpoint_finds_no_room(tmp_path, monkeypatch):
+    """A disk that says so, and a quota that only shows when room is taken."""
+    taken = []
+
+    def no_quota(descriptor, offset, length):
+        taken.append(length)
+        if sum(taken[-2:]) > 1_500_000:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_quota)
+    free = shutil.disk_usage(tmp_path).free
+    for num_bytes, reason in ((free * 2, "No space left on device"), (2_000_000, "Disk quota exceeded")):
+        with pytest.raises(ValueError) as refused:
+            prepare(tmp_path, num_bytes)
+        assert str(refused.value) == (
+            f"{tmp_path} cannot hold a run: {num_bytes:,} bytes cannot be written there ({reason}); use another folder,"
+            " make room or raise the limit"
+        )
+    prepare(tmp_path, 1_000_000)
+    assert taken[-4:] == [500_000] * 4  # both files of tensors, in both folders
+    assert [p.name for p in tmp_path.rglob("*")] == ["checkpoints"]
+
+
+def test_a_file_system_that_cannot_take_room_at_once_is_no_fault(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unknown)
+    prepare(tmp_path, 1_000_000)
+    monkeypatch.delattr(os, "posix_fallocate")
+    prepare(tmp_path, 1_000_000)

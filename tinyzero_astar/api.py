@@ -41,9 +41,10 @@ from tinyzero_astar.rollout.generator import guidance_of
 from tinyzero_astar.run.build import Loaded, Session, build, first_policy, load_model, optimizers
 from tinyzero_astar.run.checkpoint import check_files, load_trainer, read_state, remembered_by, save_checkpoint
 from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at
-from tinyzero_astar.run.loop import iterate, state_of
+from tinyzero_astar.run.loop import iterate
 from tinyzero_astar.run.measure import finite, measure, sample_records
 from tinyzero_astar.run.model_card import CARD, model_card
+from tinyzero_astar.run.saving import state_of
 from tinyzero_astar.run.traces import described
 from tinyzero_astar.training.algorithms import make_algorithm
 

@@ -221,6 +221,10 @@ class RunConfig:
     """CPU threads of PyTorch, at most one per core. 0 takes one per core that is idle when the run starts."""
     checkpoint_frequency: Annotated[int, Range(1, 10**7)] = 10
     """Every that many iterations, besides the end."""
+    keep_last: Annotated[int, Range(0, 10**7)] = 2
+    """Newest checkpoints that are kept; 0: all that are ever made."""
+    keep_best: Annotated[int, Range(0, 10**7)] = 1
+    """So many with the highest held-out greedy accuracy are kept too, of those that were evaluated."""
     sample_frequency: Annotated[int, Range(1, 10**7)] = 5
     """Completions are shown every that many iterations."""
     collective_timeout_s: Annotated[float, Range(1, 10**6)] = 600.0

@@ -23,6 +23,8 @@ FREE_ON_RESUME = (
     "model.liger",
     "run.num_threads",
     "run.checkpoint_frequency",
+    "run.keep_last",
+    "run.keep_best",
     "run.sample_frequency",
     "run.collective_timeout_s",
 )

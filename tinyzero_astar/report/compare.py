@@ -26,7 +26,14 @@ MEASURES: tuple[Measure, ...] = ("tokens", "seconds")
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of what the shortest run has spent
 _ACCURACY, _TIME = "eval/greedy_accuracy", "time/iteration_s"
 # In these the runs of a group may differ, besides the seed, since they change neither what is learned nor how fast.
-_FREE = ("run.seed", "run.checkpoint_frequency", "run.sample_frequency", "run.collective_timeout_s")
+_FREE = (
+    "run.seed",
+    "run.checkpoint_frequency",
+    "run.keep_last",
+    "run.keep_best",
+    "run.sample_frequency",
+    "run.collective_timeout_s",
+)
 
 Curve = list[tuple[float, float]]  # what was spent until an evaluation, and its accuracy
 

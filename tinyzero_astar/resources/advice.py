@@ -95,15 +95,23 @@ def _best(run: PlannedRun, phase: str, available: int) -> Remedy | None:
 
 
 def mend_disk(run: PlannedRun, available: int) -> Plan:
-    """Fewer checkpoints, until they fit into `available` bytes."""
-    options: list[str] = []
+    """Fewer checkpoints at a time, then fewer at all, until they fit into `available` bytes."""
+    options: dict[str, str] = {}
     while (outlook := run.outlook).disk > available:
         if outlook.num_checkpoints <= 1:
             return Plan([], outlook, False)
-        frequency = min(run.config.run.checkpoint_frequency * 2, run.config.train.num_iterations)
-        run = run.changed("run", "checkpoint_frequency", frequency)
-        options = [f"--run.checkpoint-frequency {frequency}"]
-    return Plan(options, outlook, True)
+        name, value = _fewer_checkpoints(run)
+        run = run.changed("run", name, value)
+        options[f"--run.{name.replace('_', '-')}"] = str(value)
+    return Plan([f"{option} {value}" for option, value in options.items()], outlook, True)
+
+
+def _fewer_checkpoints(run: PlannedRun) -> tuple[str, int]:
+    """The mildest change that leaves fewer of them on the disk."""
+    for name, value in (("keep_last", 1), ("keep_best", 0)):
+        if run.changed("run", name, value).outlook.num_checkpoints < run.outlook.num_checkpoints:
+            return name, value
+    return "checkpoint_frequency", min(run.config.run.checkpoint_frequency * 2, run.config.train.num_iterations)
 
 
 def _remedies(run: PlannedRun, phase: str) -> Iterator[Remedy]:

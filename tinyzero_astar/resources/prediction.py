@@ -29,7 +29,7 @@ class Outlook:
 
     phases: dict[str, Memory]
     checkpoint: int  # bytes of one
-    num_checkpoints: int
+    num_checkpoints: int  # most of them at a time, with the one that is being written
     records: int  # bytes of the .jsonl files
 
     @property
@@ -47,7 +47,7 @@ class Outlook:
 
     @property
     def disk(self) -> int:
-        """Bytes at the end of the run."""
+        """Bytes when most of them are in use, over the whole run."""
         return self.checkpoint * self.num_checkpoints + self.records
 
 
@@ -105,7 +105,9 @@ class PlannedRun:
     def outlook(self) -> Outlook:
         """Memory of each process, and the disk of the run."""
         work, shapes, last = self.work, self.model.shapes, self.config.train.num_iterations
-        saved = _due(self.config.run.checkpoint_frequency, last)
+        run = self.config.run
+        saved = _due(run.checkpoint_frequency, last) | ({last} if last else set())
+        most = run.keep_last + run.keep_best + 1 if run.keep_last else len(saved)
         shown = _due(self.config.run.sample_frequency, last) | {1, last}
         search, per_iteration = self.config.search, self.config.train.problems_per_iteration
         leaves = math.ceil(per_iteration * search.num_rollouts_per_problem)
@@ -116,7 +118,7 @@ class PlannedRun:
         return Outlook(
             phases={name: parts | program for name, parts in phases(shapes, work).items()},
             checkpoint=checkpoint_bytes(shapes, work),
-            num_checkpoints=len(saved | ({last} if last else set())),
+            num_checkpoints=min(len(saved), most),
             records=(last + 1) * _METRICS + len(shown) * shown_bytes * (last > 0),
         )
 

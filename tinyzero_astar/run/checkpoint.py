@@ -41,7 +41,7 @@ from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import like, whole
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.model.model_folder import weight_files
-from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at
+from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at, remove_checkpoint
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", TRAINER_STATE
@@ -89,7 +89,7 @@ def save_checkpoint(
     for path in (*partial.rglob("*"), partial):  # on the disk before it has its name, should the power fail
         sync(path)
     if folder.exists():
-        shutil.rmtree(folder)
+        remove_checkpoint(folder)
     os.replace(partial, folder)
     sync(folder.parent)
 

@@ -120,6 +120,11 @@ def remove_partial(run: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def remove_checkpoint(folder: Path) -> None:
+    """It has lost its name before it loses its first file: what has the name is always whole."""
+    shutil.rmtree(folder.replace(folder.with_name(f"{folder.name}.removed{PARTIAL}")))
+
+
 def _set_aside(folder: Path) -> Path:
     new = folder.with_name(folder.name + _ASIDE)
     if new.exists():

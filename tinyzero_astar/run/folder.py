@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +14,7 @@ from tinyzero_astar.files import PARTIAL, RECORDS
 from tinyzero_astar.run.lock import cannot_hold
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+_MOST_TAKEN = 1 << 30  # bytes to try a quota with: a file system that cannot take room at once would write them all
 _CHECKPOINT = re.compile(r"checkpoint_iter_(0|[1-9][0-9]*)")
 
 
@@ -89,7 +93,7 @@ def prepare(run: Path, num_bytes: int = 4096) -> None:
 
     Args:
         run: its folder, which exists.
-        num_bytes: of a file that must be allowed, such as a checkpoint's.
+        num_bytes: that must find room, such as a checkpoint's.
 
     Raises:
         ValueError: something cannot be written.
@@ -97,18 +101,36 @@ def prepare(run: Path, num_bytes: int = 4096) -> None:
     try:
         (run / CHECKPOINTS).mkdir(exist_ok=True)
         for folder in (run, run / CHECKPOINTS):
-            _try_to_write(folder / f"probe{PARTIAL}", num_bytes)
+            _try_to_write(folder, num_bytes)
     except OSError as error:
         raise cannot_hold(run, error, num_bytes) from None
 
 
-def _try_to_write(probe: Path, num_bytes: int) -> None:
+def _try_to_write(folder: Path, num_bytes: int) -> None:
+    """A limit on the size of files, a quota and a full disk show here, as far as they can be seen at once."""
+    if shutil.disk_usage(folder).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    probes = [folder / f"probe-{number}{PARTIAL}" for number in (1, 2)]
     try:
-        with probe.open("wb") as file:
-            file.write(bytes(4096))
-            file.truncate(num_bytes)
+        for probe in probes:  # the larger of a checkpoint's two files of tensors has at least half of its bytes
+            with probe.open("wb") as file:
+                file.write(bytes(4096))
+                file.truncate(num_bytes // 2)
+                _take_room(file.fileno(), num_bytes // 2)
     finally:
-        probe.unlink(missing_ok=True)
+        for probe in probes:
+            probe.unlink(missing_ok=True)
+
+
+def _take_room(descriptor: int, num_bytes: int) -> None:
+    """Of the disk, without writing, where system and file system can do that."""
+    if num_bytes == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, min(num_bytes, _MOST_TAKEN))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 def numbered_runs(root: Path, preset: str) -> dict[int, Path]:

@@ -50,10 +50,10 @@ def locked(run: Path) -> Iterator[str | None]:
 
 
 def cannot_hold(run: Path, error: OSError, num_bytes: int = 0) -> ValueError:
-    """The refusal of a folder that cannot be written to, or has no room for a file of so many bytes."""
-    what = f"no file of {num_bytes:,} bytes" if num_bytes else "no file"
+    """The refusal of a folder that cannot be written to, or has no room for so many bytes."""
+    what = f"{num_bytes:,} bytes cannot" if num_bytes else "no file can"
     return ValueError(
-        f"{run} cannot hold a run: {what} can be written there ({error.strerror or error}); use another folder, make"
+        f"{run} cannot hold a run: {what} be written there ({error.strerror or error}); use another folder, make"
         " room or raise the limit"
     )
 

@@ -5,33 +5,27 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tinyzero_astar.config import SearchConfig
-from tinyzero_astar.data.text import continued
-from tinyzero_astar.distributed import agree, from_main, gather, is_main, share_of, world_size
-from tinyzero_astar.files import METRICS, WriteFailedError, replace_text
+from tinyzero_astar.distributed import agree, from_main, gather, share_of, world_size
+from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.interfaces import Batch, Problem, Trace
 from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remembered, root_gate, sibling_ranking
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
-from tinyzero_astar.run.build import Session, optimizers
-from tinyzero_astar.run.checkpoint import save_checkpoint
-from tinyzero_astar.run.checkpoint_folders import remove_partial
-from tinyzero_astar.run.folder import CHECKPOINTS
+from tinyzero_astar.run.build import Session
 from tinyzero_astar.run.measure import bellman_residual, finite, measure, reward_metrics, sample_records, search_metrics
-from tinyzero_astar.run.model_card import CARD, model_card
+from tinyzero_astar.run.model_card import CARD
 from tinyzero_astar.run.processes import note_process
-from tinyzero_astar.run.records import read_jsonl
+from tinyzero_astar.run.saving import checkpoint_of, prune, records_of, save, write_card
 from tinyzero_astar.run.stopping import agreed, stop_requests
 from tinyzero_astar.run.summary import say_goodbye
 from tinyzero_astar.run.traces import iteration_record, new_trace
-from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import FAILED, status_of
 from tinyzero_astar.training.batch import make_batch
 
@@ -58,8 +52,11 @@ def _train(session: Session) -> int:
     with _reported(session):
         if first == 0 or first < last:  # else there is nothing left to do
             note_process(session)
-        _begin(session)
         with stop_requests() as received:
+            _begin(session)
+            if (stopped_by := agreed(received)) and first < last:
+                _say_how_to_continue(session, first)
+                return status_of(stopped_by)
             for number in range(first + 1, last + 1):
                 try:
                     metrics = _train_once(session, number)
@@ -69,7 +66,7 @@ def _train(session: Session) -> int:
                 stopped_by = _save_and_evaluate(session, number, metrics, received)
                 if stopped_by:
                     return status_of(stopped_by)
-    say_goodbye(session, _records(session), time.perf_counter() - began, _checkpoint(session, last) / CARD)
+    say_goodbye(session, records_of(session), time.perf_counter() - began, checkpoint_of(session, last) / CARD)
     return 0
 
 
@@ -78,18 +75,11 @@ def _reported(session: Session) -> Iterator[None]:
     """The loggers end however the block does, or the terminal would stay without a cursor."""
     try:
         session.log.begin(
-            dataclasses.asdict(session.config), session.folder, session.first_iteration, _records(session)
+            dataclasses.asdict(session.config), session.folder, session.first_iteration, records_of(session)
         )
         yield
     finally:
         session.log.end()
-
-
-def _records(session: Session) -> list[dict[str, Any]]:
-    """What is recorded of the run. Nothing where somebody damaged that, and on ranks that report to nobody."""
-    with suppress(ValueError):
-        return read_jsonl(session.folder / METRICS) if is_main() else []
-    return []
 
 
 def _begin(session: Session) -> None:
@@ -98,6 +88,8 @@ def _begin(session: Session) -> None:
         session.log.record(0, _evaluate(session, 0))
     elif session.pending is not None:
         _conclude(session, session.first_iteration, session.pending)
+    else:
+        prune(session)  # which the process before may not have come to
 
 
 def _train_once(session: Session, number: int) -> dict[str, Any]:
@@ -225,16 +217,20 @@ def _save_and_evaluate(session: Session, number: int, metrics: Mapping[str, Any]
     signal = agreed(received)
     is_saved = signal > 0 or _is_due(number, config.run.checkpoint_frequency, last)
     if is_saved:  # before the evaluation, which may fail or take long
-        _save(session, number, metrics)
+        save(session, number, metrics)
     if signal == 0 or number == last or not _is_due(number, config.eval.eval_frequency, last):
         _conclude(session, number, metrics)  # else the resumed run does
     signal = agreed(received)
     if signal == 0 or number == last:
         return 0
     if not is_saved:
-        _save(session, number, metrics)
-    session.console.say(f"stopped after iteration {number}. Continue with: python train.py --resume {session.folder}")
+        save(session, number, metrics)
+    _say_how_to_continue(session, number)
     return signal
+
+
+def _say_how_to_continue(session: Session, done: int) -> None:
+    session.console.say(f"stopped after iteration {done}. Continue with: python train.py --resume {session.folder}")
 
 
 def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None:
@@ -243,56 +239,14 @@ def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None
     if _is_due(number, session.config.eval.eval_frequency, last):
         metrics = {**metrics, **_evaluate(session, number, is_whole=number == last)}
     session.log.record(number, metrics)
-    _write_card(session, number)  # anew, where there is a checkpoint, since now it can say how good it is
+    write_card(session, number)  # anew, where there is a checkpoint, since now it can say how good it is
+    prune(session)
 
 
 def _evaluate(session: Session, number: int, is_whole: bool = True) -> dict[str, Any]:
     metrics, tables = measure(session, number, is_whole=is_whole)
     session.log.evaluation(number, finite(metrics), tables)
     return finite(metrics)
-
-
-def _checkpoint(session: Session, iteration: int) -> Path:
-    return session.folder / CHECKPOINTS / f"checkpoint_iter_{iteration}"
-
-
-def state_of(session: Session, iteration: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps besides tensors. `record` is the iteration's."""
-    state = {
-        "iteration": iteration,
-        "num_updates": session.updater.num_updates,
-        "config": dataclasses.asdict(session.config),
-        "history": session.history,
-        "searched": session.searched,
-        "record": {k: v for k, v in record.items() if not k.startswith("time/")},  # equal runs, equal checkpoints
-    }
-    if session.reference is not None:
-        state["reference"] = {"digest": session.reference.digest, "values": session.reference.values}
-    return state
-
-
-def _save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
-    """Save a checkpoint. `record` is the iteration's, still without its evaluation."""
-    folder, state = _checkpoint(session, iteration), state_of(session, iteration, record)
-    try:
-        own = optimizers(session.updater)
-        write_for_all(folder, lambda: save_checkpoint(folder, session.policy, session.tokenizer, own, state))
-    except WriteFailedError:
-        if is_main():
-            with suppress(OSError):
-                remove_partial(session.folder)  # it may have filled the disk
-        raise
-    _write_card(session, iteration)
-
-
-def _write_card(session: Session, iteration: int) -> None:
-    folder, prompt = _checkpoint(session, iteration), continued(session.tokenizer, session.held_out[0].prompt)
-
-    def write() -> None:
-        if is_main() and folder.exists():
-            replace_text(folder / CARD, model_card(session.config, iteration, _records(session), prompt))
-
-    write_for_all(folder / CARD, write)
 
 
 def _is_due(done: int, frequency: int, last: int) -> bool:

@@ -244,8 +244,7 @@ def _check_fit(config: Config, problems: Problems, model_source: str, folder: Pa
             f"{readable_bytes(outlook.memory)} of {readable_bytes(memory)} memory, {readable_bytes(outlook.disk)} of"
             f" {readable_bytes(disk)} disk (tinyzero doctor)",
         )
-    # the larger of a checkpoint's two files of tensors has at least half of its bytes
-    _prepare(folder, outlook.checkpoint // 2)
+    _prepare(folder, outlook.checkpoint)
 
 
 def _prepare(folder: Path, *num_bytes: int) -> None:
