@@ -1,15 +1,15 @@
 """Runs that are killed again and again, and what is left of them: `python -m benchmarks.crash`, or `make crash`.
 
 A small run of the embedded base is trained once without disturbance. Then runs with the same settings are killed with
-SIGKILL and continued, until so many kills are done. Each must end with the very files of the undisturbed run: weights,
-optimizers, metrics but for their times, samples, search trees, and no file more. It prints a table, then JSON.
+SIGKILL and continued, until so many kills are done. Each must end with the very files of the undisturbed run, and no
+file more. Only times may differ. It prints a table, then JSON.
 
-Moments of a kill: at a random time of the process (`time`), just before a random one of its operations on files
-(`file`), or while something is being written (`write`). A continued run is killed in the same ways. With two processes
+A kill comes at a random time of the process (`time`), just before a random one of its operations on files (`file`), or
+while something is being written (`write`). A continued run is killed in the same ways. With two processes
 one of them is killed. The other ends by itself as soon as it misses it, or is ended as torchrun would.
 
 As root on Linux it also tries full and read-only disks (a small tmpfs) and the loss of power (copies of an ext4 image
-that were taken without a sync): see benchmarks/crash_disks.py. Elsewhere it says that it leaves these out.
+that were taken without a sync). benchmarks/crash_disks.py has these. Elsewhere it says that it leaves these out.
 
 Processes are forked from one that has imported PyTorch, so that 50 kills take minutes and not an hour.
 """
@@ -62,7 +62,7 @@ class Killed(NamedTuple):
 
 
 def fork(argv: Sequence[str], log: Path, prepare: Callable[[], object] = bool, **environment: str) -> int:
-    """A process that runs a command of train.py; its number."""
+    """The number of a new process that runs a command of train.py."""
     if pid := os.fork():
         return pid
     status = 1
@@ -82,7 +82,7 @@ def fork(argv: Sequence[str], log: Path, prepare: Callable[[], object] = bool, *
 
 
 def wait(pid: int, patience_s: float = 1e9) -> int | None:
-    """The exit status, minus the number of the signal that ended it; None if it runs on."""
+    """The exit status, or minus the number of the signal that ended it. None if it runs on."""
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         found, status = os.waitpid(pid, os.WNOHANG)
@@ -127,7 +127,7 @@ class Runs:
         self.num_changes = count.stat().st_size // num_processes
 
     def start(self, folder: Path, prepare: Callable[[], object] = bool) -> list[int]:
-        """Start or continue a run; the numbers of its processes."""
+        """Start or continue a run, and return the numbers of its processes."""
         again = (folder / CONFIG).exists()
         argv = ["--resume", str(folder)] if again else [*self.options, "--output-dir", str(folder)]
         if self.num_processes == 1:
@@ -143,7 +143,11 @@ class Runs:
         ]
 
     def kill(self, folder: Path, kind: str, rng: random.Random) -> tuple[bool, str]:
-        """Start or continue a run and kill one of its processes; whether it was still there, and what was written."""
+        """Start or continue a run and kill one of its processes.
+
+        Returns:
+            Whether it was still there, and what was half-written.
+        """
         left = rng.randrange(self.num_changes)
         pids = self.start(folder, lambda: watch_files(folder, _killer(left)) if kind == "file" else None)
         chosen = pids[0] if kind == "write" else rng.choice(pids)
@@ -165,7 +169,7 @@ class Runs:
         return status != 0, ", ".join(_half_written(folder)) or "nothing half-written"
 
     def finish(self, folder: Path) -> str | None:
-        """Continue a run to its end; in what it differs from the undisturbed one, None if in nothing."""
+        """Continue a run to its end, and say in what it differs from the undisturbed one. None if in nothing."""
         statuses = [wait(pid) for pid in self.start(folder)]
         return f"the resumed run ended with {statuses}" if any(statuses) else difference(folder, self.whole)
 
@@ -197,7 +201,7 @@ def contents(folder: Path) -> dict[str, bytes | list[Any]]:
 
 
 def difference(folder: Path, whole: Path) -> str | None:
-    """In which file a run differs from another one; None if in none."""
+    """In which file a run differs from another one. None if in none."""
     ours, theirs = contents(folder), contents(whole)
     if ours.keys() != theirs.keys():
         return f"files {sorted(ours.keys() ^ theirs.keys())}"
@@ -205,7 +209,7 @@ def difference(folder: Path, whole: Path) -> str | None:
 
 
 def kill_runs(runs: Runs, num_kills: int, rng: random.Random) -> tuple[list[Killed], list[str]]:
-    """Kill and continue runs until so many kills are done; each kill, and for each run in what it differs, or ""."""
+    """Kill and continue runs until so many kills are done. Each kill, and for each run in what it differs, or ""."""
     kills, outcomes = list[Killed](), list[str]()
     while len(kills) < num_kills:
         folder = runs.root / f"run-{len(outcomes)}"

@@ -1,12 +1,12 @@
-"""Disks that are full, read-only, or lose their power: the cases of `python -m benchmarks.crash` that need root.
+"""Disks that are full, read-only, or lose their power, for `python -m benchmarks.crash` as root.
 
-Full and read-only: a small tmpfs. A run that has no room for one checkpoint is refused before its first iteration. One
-that has room for its first but not for its second ends with one sentence, and its first stays good.
+Full and read-only disks are a small tmpfs. A run that has no room for one checkpoint is refused before its first
+iteration. One that has room for its first but not for its second ends with one sentence, and its first stays good.
 
-Power: a run on an ext4 file system in a file. Its processes are halted, the file is copied without a sync, and they go
-on. The copy is what the disk would hold had the power failed then. It is mounted, its journal is replayed, and the run
-in it is continued. As a control the same is done with fsync switched off, which must lose something: else the copies
-would prove nothing.
+For a loss of power a run works on an ext4 file system in a file. Its processes are halted, the file is copied without a
+sync, and they are killed. The copy is what the disk would hold had the power failed then. It is mounted, its journal is
+replayed, and the run in it is continued. As a control the same is done with fsync switched off. That must lose
+something, or the copies would prove nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Runs(Protocol):
 
 
 def cases(runs: Runs, root: Path, num_losses: int, rng: random.Random) -> list[dict[str, Any]]:
-    """A row for each case; none where this machine cannot mount anything."""
+    """A row for each case. None where this machine cannot mount anything."""
     if sys.platform != "linux" or os.geteuid() != 0 or not _can_mount(root):
         print("left out, as this needs root on Linux: full and read-only disks, loss of power", flush=True)
         return []
