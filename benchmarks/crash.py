@@ -49,7 +49,7 @@ OPTIONS = [
 ]
 KINDS = ("time", "file", "write")
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")  # audit events
-UNLIKE = {PROCESSES, "README.md"}  # tell of times and commands, which differ
+UNLIKE = {PROCESSES, "README.md", "report.html"}  # tell of times and commands, which differ
 PATIENCE_S = 30.0  # after which torchrun kills a process whose companion is gone
 
 
@@ -73,9 +73,9 @@ def fork(argv: Sequence[str], log: Path, prepare: Callable[[], object] = bool, *
         os.environ |= environment
         prepare()
         status = run_command(lambda: train(argv))
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
     finally:
+        if sys.exc_info()[0] is not None:
+            sys.excepthook(*sys.exc_info())
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(status)
