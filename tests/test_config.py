@@ -10,7 +10,7 @@ import typing
 import pytest
 
 from tinyzero_astar.config import Config, root_tilt_of, search_size
-from tinyzero_astar.config_checks import check, check_processes, check_ranges, ranges
+from tinyzero_astar.config_checks import check, check_processes, check_sections, ranges
 from tinyzero_astar.config_json import from_dict, from_json, to_json
 from tinyzero_astar.presets import PRESETS
 
@@ -76,6 +76,13 @@ def test_configurations_cannot_be_changed_in_place():
 # ----------------------------------------------------------------------------------------------------- ranges
 
 
+WHOLE = {  # of those, the fields without a fraction
+    name
+    for name in RANGES
+    if typing.get_type_hints(type(SECTIONS[name.split(".")[0]]))[name.split(".")[1]] in (int, int | None)
+}
+
+
 def is_numeric(hint):
     return hint in (int, float) or any(is_numeric(choice) for choice in typing.get_args(hint))
 
@@ -96,11 +103,12 @@ def test_every_number_has_a_range_and_every_range_a_number():
 def test_values_beyond_either_end_and_nan_are_refused_by_name(name):
     low, high = RANGES[name]
     key = name.replace(".", "__")
-    for value in (low - 1, high + max(1, high * 1e-3), math.nan):
+    is_whole = name in WHOLE
+    for value in (low - 1, high + (1 if is_whole else max(1, high * 1e-3)), *(() if is_whole else (math.nan,))):
         sentence = refusal(changed(**{key: value}))
         assert sentence.startswith(f"{name} {value} is out of range: it must lie between ")
     for value in (low, high):
-        check_ranges(changed(**{key: value}))
+        check_sections(changed(**{key: value}))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +267,7 @@ def test_types_are_checked_as_written():
 def test_wrong_type_is_refused_with_source_field_and_value(section, key, value):
     with pytest.raises(ValueError) as refused:
         loaded(section, **{key: value})
-    assert str(refused.value).startswith(f"saved.json: {key} is {value!r}, which is not ")
+    assert str(refused.value).startswith(f"saved.json: {section}.{key} is {value!r}, which is not ")
     assert "typing" not in str(refused.value) and "<class" not in str(refused.value)
 
 

@@ -67,7 +67,7 @@ def test_every_field_can_be_said(preset):
         ("train = 8\n", "my.toml: train is 8; write it as a table, [train], with fields"),
         ('preset = "huge"\n', "my.toml: preset is 'huge', which is not one of tiny, local, training"),
         ("preset = ['tiny']\n", "my.toml: preset is ['tiny'], which is not one of tiny, local, training"),
-        ("[train]\nnum_epochs = 1.5\n", "my.toml: num_epochs is 1.5, which is not of type int"),
+        ("[train]\nnum_epochs = 1.5\n", "my.toml: train.num_epochs is 1.5, which is not of type int"),
         ("[train]\ngae_lambda = 2\n", "my.toml: train.gae_lambda 2 is out of range: it must lie between 0 and 1"),
         ("[train\n", "--config my.toml is not valid TOML ("),
         ("[search]\nbeam_width = 1\n", "my.toml: beam_width 1 must be at least num_rollouts_per_problem + 1 = 2"),

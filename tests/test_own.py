@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from tinyzero_astar import files
 from tinyzero_astar.cli.doctor import doctor_main
 from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data import own as own_module
-from tinyzero_astar.data import table as table_module
 from tinyzero_astar.data.questions import is_held_out, overlap
 from tinyzero_astar.data.tasks import make_problems, make_task, pinned
 from tinyzero_astar.interfaces import END_OF_EXAMPLE
@@ -184,10 +184,10 @@ def test_files_that_are_no_table_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match=r"gone.jsonl cannot be read \(No such file or directory\); say where it lies"):
         make_task(_data(task="gone.jsonl"), 0)
     Path("folder.jsonl").mkdir()
-    with pytest.raises(ValueError, match=r"folder.jsonl cannot be read \(Is a directory\)"):
+    with pytest.raises(ValueError, match=r"folder.jsonl cannot be read \(folder.jsonl is no regular file\)"):
         make_task(_data(task="folder.jsonl"), 0)
-    monkeypatch.setattr(table_module, "MAX_BYTES", 100)
-    with pytest.raises(ValueError, match=r"own.jsonl has [\d,]+ bytes; at most 100 are read"):
+    monkeypatch.setattr(files, "MAX_BYTES", 100)
+    with pytest.raises(ValueError, match=r"own.jsonl has [\d,]+ bytes, more than the 100 that are read"):
         make_task(_data(SUMS), 0)
 
 

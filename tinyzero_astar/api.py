@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,8 +23,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tinyzero_astar.config import Config
+from tinyzero_astar.config_checks import check_whole
 from tinyzero_astar.config_file import named_config
-from tinyzero_astar.config_json import from_dict
+from tinyzero_astar.config_json import from_dict, with_options
 from tinyzero_astar.data.tasks import make_problems, make_task, pinned
 from tinyzero_astar.data.text import continued, prompt_tokens, room_after, text_fault
 from tinyzero_astar.data.trl_reward import multiplication_reward as multiplication_reward
@@ -46,6 +48,7 @@ from tinyzero_astar.run.measure import finite, measure, sample_records
 from tinyzero_astar.run.model_card import CARD, model_card
 from tinyzero_astar.run.saving import state_of
 from tinyzero_astar.run.traces import described
+from tinyzero_astar.terminal import shortened
 from tinyzero_astar.training.algorithms import make_algorithm
 
 
@@ -133,18 +136,22 @@ class Model:
 
         Args:
             prompt: any text, or a problem of the task, whose completions are then judged.
-            num_leaves: K, completions to find.
+            num_leaves: K, completions to find, 1 to 1024.
             mode: gumbel, sample or best_first. None means `search.mode`.
             is_guided: whether the value model guides the search. None means as in training, if its rankings were good
                 in the last iterations.
-            seed: of the search noise.
+            seed: of the search noise, 0 to 2**62.
 
         Raises:
             ValueError: an argument is out of range, or there is no room after the prompt.
         """
+        check_whole("num_leaves", num_leaves, "search.num_rollouts_per_problem")
+        check_whole("seed", seed, "run.seed")
         settings = replace(self.config.search, mode=mode or self.config.search.mode)
         problem = prompt if isinstance(prompt, Problem) else None
         text = prompt.prompt if isinstance(prompt, Problem) else prompt
+        if not isinstance(text, str):
+            raise ValueError(f"prompt is {shortened(text)}, which is neither a text nor a problem of the task")
         if (fault := text_fault(self.tokenizer, [text])) is not None:
             raise ValueError(f"the {fault}")
         ids = prompt_tokens(self.tokenizer, [text])
@@ -198,6 +205,7 @@ class Model:
             FloatingPointError: a number is NaN or infinite. Nothing was updated.
         """
         last = self.config.train.num_iterations
+        check_whole("num_iterations", num_iterations, "train.num_iterations")
         if self._num_trained + num_iterations > last:
             raise ValueError(
                 f"the learning rate is 0 after {last} iterations, and {self._num_trained} of them are done: load the"
@@ -225,7 +233,7 @@ class Model:
             WriteFailedError: it cannot be written.
         """
         path = Path(folder)
-        if path.exists() and not (path / TRAINER_STATE).is_file():
+        if os.path.exists(path) and not os.path.isfile(path / TRAINER_STATE):
             raise ValueError(f"{path} exists and is no checkpoint: it is not replaced; name another folder")
         state = state_of(self._session, len(self.history), self._record)
         with writing(path):
@@ -275,10 +283,10 @@ def load(
         # model.safetensors has the adapters in it
         own = replace(own, model=replace(own.model, lora_rank=0, liger=False))
     else:
-        own = config if isinstance(config, Config) else named_config(config or "tiny")
+        own = config if isinstance(config, Config) else named_config("tiny" if config is None else config)
     if model is not None:
         own = replace(own, model=replace(own.model, model_name=str(checkpoint or model)))
-    own = _with_options(own, options or {})
+    own = with_options(own, options or {})
     own = replace(own, data=pinned(own.data))
     make_algorithm(own)  # or it refuses
     console = ConsoleLogger(is_silent=is_quiet)
@@ -287,14 +295,3 @@ def load(
         return Model(own, loaded, console, [])
     load_trainer(checkpoint, loaded.policy, {})
     return Model(own, loaded, console, list(remembered_by(checkpoint, state)[0]))
-
-
-def _with_options(config: Config, options: Mapping[str, Any]) -> Config:
-    """The configuration with single fields changed, and checked."""
-    sections = dataclasses.asdict(config)
-    for name, value in options.items():
-        section, _, key = name.partition(".")
-        if key not in sections.get(section, {}):
-            raise ValueError(f"options: {name!r} is no field of a configuration; write section.field, as in train.seed")
-        sections[section][key] = value
-    return from_dict(sections, "options")

@@ -26,11 +26,18 @@ class Range(NamedTuple):
     high: float
 
 
+class Length(NamedTuple):
+    """How many characters a text may have, both ends included; noted beside its field."""
+
+    low: int
+    high: int
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The base model."""
 
-    model_name: str = "embedded"
+    model_name: Annotated[str, Length(1, 1000)] = "embedded"
     """Name on the Hugging Face hub, folder, .gguf file, run or checkpoint, or "embedded" for the package's base."""
     max_seq_length: Annotated[int, Range(8, 1 << 20)] = 128
     """Tokens of prompt and completion together."""
@@ -50,7 +57,7 @@ class ModelConfig:
 class DataConfig:
     """The task and its problems."""
 
-    task: str = "multiplication"
+    task: Annotated[str, Length(1, 1000)] = "multiplication"
     """multiplication, countdown, or your own as FILE.jsonl, FILE.py:Class or reasoning_gym:NAME (docs/own-task.md)."""
     num_problems: Annotated[int, Range(1, _MAX_PROBLEMS)] = 2000
     """Size of the training set."""
@@ -76,9 +83,9 @@ class DataConfig:
     """Largest target, from 1 on (countdown)."""
     verifier: Literal["integer", "number", "string", "choice"] = "integer"
     """How answers of a FILE.jsonl are written and compared."""
-    reward_function: str = ""
+    reward_function: Annotated[str, Length(0, 1000)] = ""
     """FILE.py:function or module:function that scores completions of a FILE.jsonl, as TRL's trainers call it."""
-    task_sha256: tyro.conf.Suppress[str] = ""
+    task_sha256: tyro.conf.Suppress[Annotated[str, Length(0, 64)]] = ""
     """Of the files that the task comes from, filled in when a run begins. "" means none, or not yet known."""
 
 

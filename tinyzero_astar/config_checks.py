@@ -1,21 +1,25 @@
-"""What a configuration must satisfy, which is the ranges of numbers and what its fields demand of each other."""
+"""What a configuration must satisfy, which is types and ranges of its fields, and what they demand of each other."""
 
 from __future__ import annotations
 
-import dataclasses
+import math
+import types
 import typing
-from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
 
-from tinyzero_astar.config import Config, EvalConfig, Range, root_tilt_of, search_size
+from tinyzero_astar.config import Config, EvalConfig, Length, Range, root_tilt_of, search_size
+from tinyzero_astar.terminal import counted, shortened
+
+Note = TypeVar("Note", Range, Length)
 
 
 def check(config: Config) -> None:
-    """Refuse values outside their range, one clear sentence for the first.
+    """Refuse values of the wrong type or outside their range, one clear sentence for the first.
 
     Raises:
         ValueError: names the field, its value and the remedy.
     """
-    check_ranges(config)
+    check_sections(config)
     search, train = config.search, config.train
     if search.mode == "gumbel" and search.beam_width < search.num_rollouts_per_problem + 1:
         raise ValueError(
@@ -94,31 +98,89 @@ def _check_evaluation(evaluation: EvalConfig) -> None:
 def ranges() -> dict[str, Range]:
     """What the numbers of a configuration may be, by section and name."""
     sections = typing.get_type_hints(Config).items()
-    return {f"{section}.{name}": allowed for section, kind in sections for name, allowed in _ranges_of(kind)}
-
-
-def _ranges_of(section: type) -> Iterator[tuple[str, Range]]:
-    for name, hint in typing.get_type_hints(section, include_extras=True).items():
-        yield from ((name, note) for note in getattr(hint, "__metadata__", ()) if isinstance(note, Range))
-
-
-def check_ranges(config: Config) -> None:
-    """Refuse a number outside its range. `check` does this first."""
-    for section in dataclasses.fields(config):
-        check_section(section.name, getattr(config, section.name))
+    return {
+        f"{section}.{name}": note
+        for section, kind in sections
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        for note in _notes(hint, Range)
+    }
 
 
 def check_section(name: str, section: object) -> None:
-    """Refuse a number of one section outside its range. `check` does this for all.
+    """Refuse a field of one section that is of the wrong type or out of range. `check` does this for all.
 
     Raises:
-        ValueError: names the field, its value and its range.
+        ValueError: names the field, its value, and what it must be.
     """
-    for key, (low, high) in _ranges_of(type(section)):
-        value = getattr(section, key)
+    for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
+        if (fault := _fault(getattr(section, key), hint)) is not None:
+            raise ValueError(f"{name}.{key} {fault}")
+
+
+def check_sections(config: Config) -> None:
+    """Refuse any field by itself; `check` does this first.
+
+    Raises:
+        ValueError: see `check_section`.
+    """
+    for name, kind in typing.get_type_hints(Config).items():
+        section = getattr(config, name)
+        if not isinstance(section, kind):
+            raise ValueError(f"{name} is {shortened(section)}, which is not {_type_name(kind)}")
+        check_section(name, section)
+
+
+def check_whole(name: str, value: object, field: str) -> None:
+    """Refuse what is no whole number in the range of a field, such as run.seed.
+
+    Raises:
+        ValueError: names it, its value and the range.
+    """
+    low, high = (math.ceil(end) for end in ranges()[field])
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} is {shortened(value)}: it must be a whole number between {low} and {high}")
+
+
+def _fault(value: object, hint: Any) -> str | None:
+    """What is wrong with a value, by the type and the notes of its field; None: nothing."""
+    kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    if not _fits(value, kind):
+        return f"is {shortened(value)}, which is not {_type_name(kind)}"
+    for low, high in _notes(hint, Range):
         if isinstance(value, (int, float)) and not low <= value <= high:
-            raise ValueError(f"{name}.{key} {value} is out of range: it must lie between {_end(low)} and {_end(high)}")
+            return f"{shortened(value)} is out of range: it must lie between {_end(low)} and {_end(high)}"
+    for low, high in _notes(hint, Length):
+        if isinstance(value, str) and not low <= len(value) <= high:
+            return f"has {counted(len(value), 'character')}: it must have {_end(low)} to {_end(high)}"
+    if isinstance(value, str) and "\0" in value:
+        return f"{shortened(value)} has a null character, which no name can have: leave it out"
+    return None
+
+
+def _notes(hint: Any, kind: type[Note]) -> list[Note]:
+    return [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, kind)]
 
 
 def _end(x: float) -> str:
     return str(x) if isinstance(x, int) else f"{x:.10g}"
+
+
+def _type_name(wanted: Any) -> str:
+    """A type in words, such as "of type int", or "one of grpo, rloo"."""
+    choices = typing.get_args(wanted)
+    if typing.get_origin(wanted) is Literal:
+        return f"one of {', '.join(choices)}"
+    if choices:
+        return " or ".join(map(_type_name, choices))
+    return "None" if wanted is types.NoneType else f"of type {wanted.__name__}"
+
+
+def _fits(value: object, wanted: Any) -> bool:
+    origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal:
+        return isinstance(value, str) and value in choices
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in choices)
+    if wanted in (int, float):
+        return isinstance(value, (int, wanted)) and not isinstance(value, bool)
+    return isinstance(value, wanted)

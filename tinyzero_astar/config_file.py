@@ -24,6 +24,7 @@ from tinyzero_astar.config import Config
 from tinyzero_astar.config_json import from_dict
 from tinyzero_astar.files import read_text
 from tinyzero_astar.presets import PRESETS
+from tinyzero_astar.terminal import shortened
 
 SUFFIX = ".toml"
 
@@ -34,6 +35,8 @@ def named_config(name: str) -> Config:
     Raises:
         ValueError: there is no such preset or file, or the file cannot be used.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"config is {shortened(name)}, which is neither a name nor a configuration")
     if name in PRESETS:
         return PRESETS[name]
     if name.endswith(SUFFIX):
@@ -56,12 +59,12 @@ def read_config_file(path: Path) -> Config:
     data = _read(path)
     preset = data.pop("preset", "tiny")
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise ValueError(f"{path}: preset is {preset!r}, which is not one of {', '.join(PRESETS)}")
+        raise ValueError(f"{path}: preset is {shortened(preset)}, which is not one of {', '.join(PRESETS)}")
     sections = dataclasses.asdict(PRESETS[preset])
     for section, values in data.items():
         _check_known(path, section, ["preset", *sections])
         if not isinstance(values, dict):
-            raise ValueError(f"{path}: {section} is {values!r}; write it as a table, [{section}], with fields")
+            raise ValueError(f"{path}: {section} is {shortened(values)}; write it as a table, [{section}], with fields")
         for key in values:
             _check_known(path, f"{section}.{key}", [f"{section}.{known}" for known in sections[section]])
         sections[section] |= {key: None if value == "None" else value for key, value in values.items()}

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tinyzero_astar.config import Config
 from tinyzero_astar.config_checks import check
 from tinyzero_astar.files import read_text
+from tinyzero_astar.terminal import shortened
 
 # May change when a run is continued. They concern its length, the machine, and how often it saves and shows.
 FREE_ON_RESUME = (
@@ -68,6 +68,23 @@ def with_files_moved(config: Config, other: Config, given: Iterable[str]) -> Con
     return with_fields_of(config, other, names)
 
 
+def with_options(config: Config, options: Mapping[str, Any]) -> Config:
+    """The configuration with single fields changed, such as {"search.beam_width": 12}, and checked.
+
+    Raises:
+        ValueError: there is no such field, or its value cannot be used.
+    """
+    sections = dataclasses.asdict(config)
+    for name, value in options.items():
+        section, _, key = name.partition(".") if isinstance(name, str) else ("", "", "")
+        if not isinstance(sections.get(section), dict) or key not in sections[section]:
+            raise ValueError(
+                f"options: {shortened(name)} is no field of a configuration; write section.field, as in run.seed"
+            )
+        sections[section][key] = value
+    return from_dict(sections, "options")
+
+
 def differences(a: Config, b: Config) -> list[str]:
     """Names of the fields, with their sections, in which two configurations differ."""
     ours, theirs = dataclasses.asdict(a), dataclasses.asdict(b)
@@ -111,40 +128,15 @@ def from_dict(data: Any, source: str) -> Config:
 
 
 def _build(kind: type, data: Any, source: str) -> Any:
+    """What the data say, by the names of fields; `check` looks at the values."""
     known = typing.get_type_hints(kind)
     if not isinstance(data, dict) or set(data) - set(known):
-        unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else data
+        unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else shortened(data)
         raise ValueError(f"{source}: {unknown} is not a field of {kind.__name__}; this version knows {sorted(known)}")
-    values = {}
-    for key, value in data.items():
-        wanted = known[key]
-        if dataclasses.is_dataclass(wanted):
-            values[key] = _build(typing.cast(type, wanted), value, source)
-        elif _fits(value, wanted):
-            values[key] = value
-        else:
-            raise ValueError(f"{source}: {key} is {value!r}, which is not {_type_name(wanted)}")
-    return kind(**values)
-
-
-def _type_name(wanted: Any) -> str:
-    """A type in words, such as "of type int", or "one of grpo, rloo"."""
-    choices = typing.get_args(wanted)
-    if typing.get_origin(wanted) is Literal:
-        return f"one of {', '.join(choices)}"
-    if choices:
-        return " or ".join(map(_type_name, choices))
-    return "None" if wanted is types.NoneType else f"of type {wanted.__name__}"
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is Literal:
-        return value in choices
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in choices)
-    if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+    sections = {key: wanted for key, wanted in known.items() if dataclasses.is_dataclass(wanted)}
+    return kind(
+        **{
+            key: _build(typing.cast(type, sections[key]), value, source) if key in sections else value
+            for key, value in data.items()
+        }
+    )

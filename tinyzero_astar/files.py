@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+MAX_BYTES = 1 << 28  # of a file read as a whole: far more than 50,000 questions, the most of a set, should have
 PARTIAL = ".partial"  # ends the name of what is not yet written to its end
 METRICS, SAMPLES, TRACE = "metrics.jsonl", "samples.jsonl", "trace.jsonl"  # of a run, written by loggers/jsonl.py
 TRACED_PROBLEMS, TRACED_NODES = 4, 5_000  # most of a line of trace.jsonl, or the problems of one search
@@ -36,16 +37,27 @@ def writing(path: Path) -> Iterator[None]:
         raise WriteFailedError(f"{path} cannot be written ({reason})") from None
 
 
+def read_bytes(path: Path) -> bytes:
+    """Content of a regular file of at most `MAX_BYTES`; reading a pipe or a device could go on for ever.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path.name} is no regular file")
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise OSError(f"{path.name} has {size:,} bytes, more than the {MAX_BYTES:,} that are read")
+    return path.read_bytes()
+
+
 def read_text(path: Path) -> str:
-    """Text of a regular file. Reading a pipe or a device could wait for ever.
+    """The same as text.
 
     Raises:
         OSError: the file cannot be read.
         UnicodeDecodeError: it is no UTF-8.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path.name} is no regular file")
-    return path.read_text(encoding="utf-8")
+    return read_bytes(path).decode("utf-8")
 
 
 def sync(path: Path) -> None:

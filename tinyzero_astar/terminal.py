@@ -14,6 +14,7 @@ from typing import NoReturn, TextIO
 FAILED, USAGE_ERROR = 1, 2
 UNREAD = 141  # the shell's for output that nobody reads
 _OLDEST = (3, 11)
+_MAX_SHOWN, _MAX_SHOWN_BITS = 60, 150  # characters of a value in a message, and bits of a whole number
 _noted: list[int] = []  # signals that `_Interruptible` received in this command
 
 
@@ -25,8 +26,9 @@ def run_command(run: Callable[[], int]) -> int:
     """Run a command, whatever the state of its output, and return the exit status.
 
     Status 2 with one sentence when Python is too old or a package is missing, 141 as soon as nobody reads the output
-    any more, as in `... | head`. Status 1 with one sentence after a `FailedError`, or when the output cannot be
-    written, as on a full disk. After a signal that stopped it, 128 plus its number, with one sentence too.
+    any more, as in `... | head`. Status 1 with one sentence after a `FailedError`, when memory does not suffice, or
+    when the output cannot be written, as on a full disk. After a signal that stopped it, 128 plus its number, with
+    one sentence too.
     """
     prepare_streams()
     if sys.version_info < _OLDEST:
@@ -40,6 +42,14 @@ def run_command(run: Callable[[], int]) -> int:
         return _stopped_by(interruptible.number)
     except FailedError as error:
         return complain(error, FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return complain(
+            f"there is not enough memory ({first_line(error)}); what was saved before is kept, and `tinyzero doctor`"
+            " with the same options tells what a run needs",
+            FAILED,
+        )
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] == "tinyzero_astar":
             raise
@@ -54,6 +64,19 @@ def run_command(run: Callable[[], int]) -> int:
         if isinstance(error, BrokenPipeError):
             return UNREAD
         return complain(f"standard output cannot be written ({error.strerror}); send it elsewhere", FAILED)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is what a failed allocation raises, on a CPU or a GPU."""
+    is_told = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)  # PyTorch, the system
+    return isinstance(error, MemoryError) or is_told
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = " ".join(x.strip() for x in lines[: 2 if lines[0].endswith(":") else 1])
+    return f"{type(error).__name__} {line}" if isinstance(error, KeyError) else line  # whose line is the key alone
 
 
 def end_process(status: int) -> NoReturn:
@@ -150,6 +173,14 @@ def complain(error: object, status: int = USAGE_ERROR) -> int:
 def printable(text: str) -> str:
     """Text of foreign origin, with nothing in it that a terminal would obey. Line breaks are kept."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def shortened(value: object) -> str:
+    """Any value for a message, as it would be written in Python, but never long."""
+    if isinstance(value, int) and value.bit_length() > _MAX_SHOWN_BITS:  # of 4,300 digits Python writes none
+        return f"a number of {value.bit_length():,} bits"
+    shown = repr(value)
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[: _MAX_SHOWN - 3]}..."
 
 
 def counted(count: int, name: str) -> str:

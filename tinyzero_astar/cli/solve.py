@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tinyzero_astar.config import DECODING_INVERSE_BETA, WITH_CRITIC, Config, EvalConfig
+from tinyzero_astar.config import DECODING_INVERSE_BETA, WITH_CRITIC, Config, EvalConfig, Range
+from tinyzero_astar.config_checks import check_section
 from tinyzero_astar.config_json import from_dict, with_files_moved
 from tinyzero_astar.files import replace_text
 from tinyzero_astar.presets import PRESETS
@@ -49,13 +50,13 @@ class Solve:
     """
     reward_function: Annotated[str | None, tyro.conf.arg(name="data.reward-function")] = None
     """The same for the function that judges a table."""
-    beam_width: int = EvalConfig.beam_width
+    beam_width: Annotated[int, Range(1, 4096)] = EvalConfig.beam_width
     """Size of the open list."""
-    inverse_beta: float = DECODING_INVERSE_BETA
+    inverse_beta: Annotated[float, Range(0, 20)] = DECODING_INVERSE_BETA
     """1/beta, nats per unit of success. How much the value counts beside the log-probability."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto is a CUDA GPU if there is one, mps an Apple GPU."""
-    max_nodes: int = 60
+    max_nodes: Annotated[int, Range(1, 10**9)] = 60
     """Most prefixes drawn. The best by f are kept, with the path to the answer."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole trace as JSON (docs/trace.md) instead."""
@@ -67,7 +68,7 @@ def solve_main(argv: Sequence[str]) -> int:
     """Run the command line, and return the exit status."""
     try:
         options = tyro.cli(Solve, prog="tinyzero solve", args=list(argv))
-        _check(options)
+        check_section("solve", options)
         folder = None if options.checkpoint is None else resolve_checkpoint(options.checkpoint, "tiny")
         config = _config(options, folder)
         with redirect_stdout(sys.stderr):  # a task of the user's own may print, and stdout may be JSON
@@ -98,14 +99,6 @@ def _note(options: Solve, config: Config, folder: Path | None) -> str | None:
             " --inverse-beta 0 leaves them out."
         )
     return None
-
-
-def _check(options: Solve) -> None:
-    if options.beam_width < 1 or options.max_nodes < 1 or not 0 <= options.inverse_beta <= 20:
-        raise ValueError(
-            f"beam_width {options.beam_width} and max_nodes {options.max_nodes} must be at least 1, inverse_beta"
-            f" {options.inverse_beta} between 0 and 20"
-        )
 
 
 def _write_page(path: Path, trace: dict[str, Any], record: dict[str, Any], has_value: bool) -> None:

@@ -33,6 +33,7 @@ from tinyzero_astar.data.questions import Question, QuestionTask
 from tinyzero_astar.interfaces import Problem, Verdict
 
 _TRIES = 100  # numbers drawn for the same operators before others are taken
+_RAREST, _FIRST_DRAWS = 1000, 20_000  # draws for each question, at most, from that many on: rarer ones take minutes
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 _RANK = {"+": 0, "-": 0, "*": 1, "/": 1}
 _NUMBER_RANK = 2
@@ -83,17 +84,28 @@ class Countdown(QuestionTask):
         super().__init__(data, seed)
 
     def questions(self, rng: random.Random) -> Iterator[Question]:
-        """Solvable questions without end, as the module's docstring says."""
-        data = self.data
-        while True:
+        """Solvable questions without end, as the module's docstring says.
+
+        Raises:
+            ValueError: hardly any numbers have a solution.
+        """
+        data, num_drawn, num_found = self.data, 0, 0
+        while num_drawn < _FIRST_DRAWS or num_found * _RAREST >= num_drawn:
             count = rng.randint(data.min_numbers, data.max_numbers)
             operators = rng.choices(tuple(_OPERATORS), k=count - 1)
             for _ in range(_TRIES):
+                num_drawn += 1
                 numbers = tuple(rng.choices(range(1, data.max_number + 1), k=count))
                 solution = _joined_at_random(rng, numbers, operators)
                 if solution is not None and solution.value <= data.max_target:
+                    num_found += 1
                     yield self._question(Goal(numbers, solution.value), solution)
                     break
+        raise ValueError(
+            f"max_target {data.max_target} is hardly ever reached by {data.min_numbers} to {data.max_numbers} numbers"
+            f" up to {data.max_number} ({num_found} of {num_drawn:,} draws): raise it, or lower max_number or"
+            " max_numbers"
+        )
 
     def judge(self, answer: Any, text: str) -> Verdict:
         """See `judge_expression`."""

@@ -30,6 +30,7 @@ from tinyzero_astar.data.reward_function import RewardedTable
 from tinyzero_astar.data.scoring_process import MISHAPS
 from tinyzero_astar.data.table import Table, is_table
 from tinyzero_astar.interfaces import Task
+from tinyzero_astar.terminal import shortened
 
 FORMS = f"FILE.jsonl, FILE.py:Class, module:Class or {PREFIX}NAME"
 _METHODS = ("train_problems", "held_out_problems", "verify", "example", "ask")
@@ -95,7 +96,7 @@ def _made(data: DataConfig, seed: int) -> Task:
 def _class(text: str) -> Callable[[DataConfig, int], Task]:
     kind = _imported("data.task", text)
     if not inspect.isclass(kind):
-        raise ValueError(f"data.task {text}: {kind!r} is no class; name the class of the task")
+        raise ValueError(f"data.task {text}: {shortened(kind)} is no class; name the class of the task")
     missing = [name for name in _METHODS if not callable(getattr(kind, name, None))]
     if missing:
         raise ValueError(
@@ -120,7 +121,7 @@ def _check_arguments(text: str, kind: type) -> None:
 def _function(text: str) -> Callable[..., Any]:
     function = _imported("data.reward_function", text)
     if not callable(function) or inspect.isclass(function):
-        raise ValueError(f"data.reward_function {text}: {function!r} is no function")
+        raise ValueError(f"data.reward_function {text}: {shortened(function)} is no function")
     called: Callable[..., Any] = function
     return called
 
@@ -140,6 +141,8 @@ def _imported(field: str, text: str) -> Any:
 
 def _module_in(path: Path) -> ModuleType:
     name = f"own_task_{path.stem}"
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ImportError("it is no regular file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # for a name that ends in .py there is one
     module = importlib.util.module_from_spec(spec)

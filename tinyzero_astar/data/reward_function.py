@@ -26,9 +26,9 @@ from typing import Any, SupportsFloat
 from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data.answers import Reason
 from tinyzero_astar.data.questions import Question
-from tinyzero_astar.data.table import Line, Table, shortened, text_in
+from tinyzero_astar.data.table import Line, Table, text_in
 from tinyzero_astar.interfaces import Problem, Verdict
-from tinyzero_astar.terminal import FailedError
+from tinyzero_astar.terminal import FailedError, shortened
 
 _OURS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 

@@ -22,9 +22,10 @@ from typing import Any, TypeVar
 from tinyzero_astar.config import DataConfig
 from tinyzero_astar.data.questions import Question, QuestionTask, is_held_out
 from tinyzero_astar.data.verifiers import VERIFIERS, read_answer
+from tinyzero_astar.files import read_bytes
 from tinyzero_astar.interfaces import Verdict
+from tinyzero_astar.terminal import shortened
 
-MAX_BYTES = 1 << 28  # far more than 50,000 questions, the most of one set, should have
 _MAX_DIGITS = 4000  # of a whole number, while Python reads 4,300
 _EXAMPLE = '{"prompt": "2+3=?", "answer": 5}'
 Line = Mapping[str, Any]
@@ -123,18 +124,9 @@ def text_in(line: Line, name: str) -> str:
     return value
 
 
-def shortened(value: object) -> str:
-    """A value for a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
-
-
 def _content(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ValueError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read: keep fewer questions in it")
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
+        return read_bytes(path).removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
     except OSError as error:
         raise ValueError(f"data.task {path} cannot be read ({error.strerror or error}); say where it lies") from None
 

@@ -14,6 +14,7 @@ from tinyzero_astar.data.countdown import Countdown
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.data.questions import QuestionTask
 from tinyzero_astar.data.table import is_table
+from tinyzero_astar.files import read_bytes
 from tinyzero_astar.interfaces import Problem, Task
 
 TASKS: dict[str, type[QuestionTask]] = {"multiplication": Multiplication, "countdown": Countdown}
@@ -118,9 +119,8 @@ def _digest_of(origins: Sequence[own.Origin]) -> str:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # a name with a null byte is no name
+        return read_bytes(path)
+    except OSError as error:
         raise ValueError(
-            f"data.task: {path} cannot be read ({getattr(error, 'strerror', None) or error}); say where it lies with"
-            f" {_MOVED}"
+            f"data.task: {path} cannot be read ({error.strerror or error}); say where it lies with {_MOVED}"
         ) from None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tinyzero_astar.interfaces import END_OF_EXAMPLE
+from tinyzero_astar.terminal import shortened
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 if TYPE_CHECKING:  # seconds
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +46,8 @@ def text_fault(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> str 
     The place where a worked example ends is left out, since it holds no text.
     """
     pieces = list(dict.fromkeys(piece for text in texts for piece in text.split(END_OF_EXAMPLE)))
+    if (half := next(filter(_HALF.search, pieces), None)) is not None:
+        return f"tokenizer cannot read half of a character, as in {shortened(half)}"
     ids = tokenizer(pieces, add_special_tokens=False)["input_ids"]
     for piece, back in zip(pieces, tokenizer.batch_decode(ids), strict=True):
         if back != piece:

@@ -34,6 +34,7 @@ from tinyzero_astar.data.answers import (
     verify_answer,
 )
 from tinyzero_astar.interfaces import Verdict
+from tinyzero_astar.terminal import shortened
 
 MAX_DIGITS = 20  # of a numerator, a denominator, what stands before or behind a decimal point
 
@@ -105,7 +106,7 @@ def read_answer(verifier: str, line: Mapping[str, object]) -> Any:
         raise ValueError("has no answer")
     written = line["answer"]
     if isinstance(written, bool) or not isinstance(written, (str, int, Decimal)):
-        raise ValueError(f"answer {_short(written)} is neither a string nor a number")
+        raise ValueError(f"answer {shortened(written)} is neither a string nor a number")
     if verifier == "string" and not isinstance(written, str):
         raise ValueError(f'answer {written} is a number: write "{written}" for verifier string, or choose number')
     text = str(written)
@@ -113,7 +114,7 @@ def read_answer(verifier: str, line: Mapping[str, object]) -> Any:
     answer = VERIFIERS[verifier].read(text, line)
     verdict = verify_answer(f"{THINK_END}{ANSWER}{text}{ANSWER_END}", True, lambda inside: judge(answer, inside))
     if not verdict.accuracy:  # space around it, a tag in it, nothing in it
-        raise ValueError(f"answer {_short(written)} could never be right by verifier {verifier} ({verdict.reason})")
+        raise ValueError(f"answer {shortened(written)} could never be right by verifier {verifier} ({verdict.reason})")
     return answer
 
 
@@ -124,7 +125,7 @@ def _judged(is_right: bool, answer: str) -> Verdict:
 def _read_integer(text: str, line: Mapping[str, object]) -> int:
     verdict = judge_integer(0, text)
     if not verdict.format:
-        raise ValueError(f"answer {_short(text)} is not accepted by verifier integer ({verdict.reason})")
+        raise ValueError(f"answer {shortened(text)} is not accepted by verifier integer ({verdict.reason})")
     answer: int = verdict.answer
     return answer
 
@@ -132,7 +133,7 @@ def _read_integer(text: str, line: Mapping[str, object]) -> int:
 def _read_number(text: str, line: Mapping[str, object]) -> Fraction:
     value = _parse_number(text)
     if isinstance(value, Fault):
-        raise ValueError(f"answer {_short(text)} is not accepted by verifier number ({value})")
+        raise ValueError(f"answer {shortened(text)} is not accepted by verifier number ({value})")
     return value
 
 
@@ -146,7 +147,7 @@ def _read_choice(text: str, line: Mapping[str, object]) -> Choice:
         raise ValueError('needs choices for verifier choice, the list of 2 to 26 options, as in ["red", "green"]')
     offered = string.ascii_uppercase[: len(options)]
     if len(text) != 1 or text not in offered:
-        raise ValueError(f"answer {_short(text)} is none of the letters of its {len(options)} choices, {offered}")
+        raise ValueError(f"answer {shortened(text)} is none of the letters of its {len(options)} choices, {offered}")
     return Choice(text, offered)
 
 
@@ -185,12 +186,6 @@ def _digits_fault(digits: str) -> Fault | None:
 
 def _zero_fault(digits: str) -> Fault | None:
     return Fault.LEADING_ZERO if digits.startswith("0") and digits != "0" else None
-
-
-def _short(value: object) -> str:
-    """A value for a message, never long."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 VERIFIERS: dict[str, Verifier] = {

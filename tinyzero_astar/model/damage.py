@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+from tinyzero_astar.files import read_text
+from tinyzero_astar.terminal import first_line, is_out_of_memory
 
 
 class DamageInOneSentence:
@@ -31,7 +32,7 @@ class DamageInOneSentence:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
             return
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise _not_enough_memory(self._name, error) from error
         if isinstance(error, self._known) or kind is Exception:
             raise damaged(self._name, self._folder, first_line(error)) from error
@@ -51,7 +52,7 @@ def read_object(name: str, folder: Path, file: str) -> dict[str, Any]:
         ValueError: the file cannot be read or holds something else.
     """
     try:
-        found = json.loads((folder / file).read_text(encoding="utf-8"))
+        found = json.loads(read_text(folder / file))
     except (OSError, ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
         raise damaged(name, folder, first_line(error)) from error
     if not isinstance(found, dict):
@@ -65,13 +66,9 @@ def enough_memory(name: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise _not_enough_memory(name, error) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _not_enough_memory(name: str, error: BaseException) -> ValueError:
@@ -79,10 +76,3 @@ def _not_enough_memory(name: str, error: BaseException) -> ValueError:
         f"model_name {name!r}: there is not enough memory to load it ({first_line(error)}); `python -m tinyzero_astar"
         " doctor` with the same options tells what a run needs"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    line = " ".join(x.strip() for x in lines[: 2 if lines[0].endswith(":") else 1])
-    return f"{type(error).__name__} {line}" if isinstance(error, KeyError) else line  # whose line is the key alone

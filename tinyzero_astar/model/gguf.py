@@ -42,7 +42,7 @@ def gguf_file(name: str) -> Path | None:
     if not name.endswith(SUFFIX):
         return None
     path = Path(os.path.expanduser(name))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(
             f"model_name {name!r}: there is no such file; a {SUFFIX} file must lie on this machine: download it first"
         )

@@ -13,10 +13,9 @@ from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.errors import HTTPError as HubError  # type: ignore[attr-defined]  # httpx's or httpx2's
 
-from tinyzero_astar.model.damage import first_line
 from tinyzero_astar.model.model_config import checked_config
 from tinyzero_astar.model.model_folder import CONFIG, INDEX, WEIGHTS
-from tinyzero_astar.terminal import readable_bytes
+from tinyzero_astar.terminal import first_line, readable_bytes
 
 Say = Callable[[str], None]
 

@@ -12,8 +12,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from transformers.utils import logging as transformers_logging
 
 from tinyzero_astar.model.architecture import architecture_name, check_architecture, check_causal
-from tinyzero_astar.model.damage import DamageInOneSentence, first_line, read_object
+from tinyzero_astar.model.damage import DamageInOneSentence, read_object
 from tinyzero_astar.model.model_folder import ADAPTERS, CONFIG
+from tinyzero_astar.terminal import first_line
 
 # What transformers raises for a config.json that it cannot read. StrictDataclassError stands for a field of another
 # kind, or one that contradicts another. AttributeError stands for a dtype that PyTorch lacks, TypeError and ValueError

@@ -8,6 +8,11 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from tinyzero_astar.files import read_text
+
 EMBEDDED = "embedded"  # the name of the base model that comes with the package
 CONFIG, GENERATION, ADAPTERS = "config.json", "generation_config.json", "adapter_config.json"
 WEIGHTS = "model.safetensors"
@@ -26,21 +31,29 @@ def resolve_model(name: str) -> str:
 def local_folder(name: str) -> Path | None:
     """The folder that a name means, or None for a name on the hub."""
     folder = Path(os.path.expanduser(resolve_model(name)))  # that of pathlib raises for an unknown user
-    if (folder / CONFIG).is_file():
+    if os.path.isfile(folder / CONFIG):  # never raises, whatever the name
         return folder
     if name == EMBEDDED:
         raise ValueError(f"model_name {name!r}: {folder} is missing from this installation; make it with `make base`")
-    if (folder / ADAPTERS).is_file():
+    if os.path.isfile(folder / ADAPTERS):
         raise ValueError(
             f"model_name {name!r}: that folder holds adapters ({ADAPTERS}) without their model; merge them"
             " (merge_and_unload of peft) and give the folder of the whole model"
         )
-    if folder.exists() or not _HUB_NAME.fullmatch(name):
+    if os.path.lexists(folder) or not _is_hub_name(name):
         raise ValueError(
             f"model_name {name!r}: no folder with a {CONFIG} there; give the name of a Hugging Face model"
             f" or a folder that holds {CONFIG}, {WEIGHTS} and the tokenizer"
         )
     return None
+
+
+def _is_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return _HUB_NAME.fullmatch(name) is not None
 
 
 def lacking(name: str, folder: Path) -> str | None:
@@ -71,7 +84,7 @@ def weight_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return [WEIGHTS]
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = json.loads(read_text(folder / INDEX))
     except (OSError, ValueError, RecursionError):  # no JSON, no UTF-8, or nested too deeply
         return []
     parts = index.get("weight_map") if isinstance(index, dict) else None

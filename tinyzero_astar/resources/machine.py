@@ -126,6 +126,13 @@ def free_memory(device: torch.device, num_processes: int = 1) -> int:
     return (available_ram() + own_ram()) // num_processes
 
 
+def all_memory(device: torch.device, num_processes: int = 1) -> int:
+    """The same if nothing else ran: bytes of its GPU, or each process's share of the machine's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // num_processes
+
+
 def own_ram(statm: Path = Path("/proc/self/statm")) -> int:
     """Bytes of this process that are in memory. It is 0 where the system does not tell."""
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0

@@ -5,9 +5,9 @@ transformers and the hub's client are imported only where a model has to be look
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -89,7 +89,7 @@ def model_for(config: Config, prompts: Sequence[str], say: Callable[[str], None]
 def _known(model: ModelConfig) -> Shapes | None:
     """The shapes of a preset's model, unless its files are on this machine, since they tell more."""
     shapes = known_shapes(model.model_name, model.max_seq_length)
-    if shapes is None or Path(model.model_name).exists():
+    if shapes is None or os.path.exists(model.model_name):
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -128,7 +128,8 @@ def _kept(shapes: Shapes, work: Work, num_tokens: int) -> int:
 def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
     """Those of so many completions of full length that share nothing but their prompts, see `training.trees`.
 
-    Problems whose completions all fit in one tree share trees as far as their prompts begin alike.
+    Problems whose completions all fit in one tree share trees as far as their prompts begin alike. The micro-batches
+    stand in their order, and two stand for many equal ones.
     """
     longer = max(1, work.depth - 1)  # positions that a completion adds, as its last token has none
     linear_cost = shapes.layer_parameters / (2 * shapes.hidden_size)
@@ -142,17 +143,19 @@ def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
     if leaves == work.num_rollouts:
         together = _problems_together(work, leaves * longer, longer, linear_cost)
         num_full, rest = divmod(num_problems, together)
-        sizes = [(rest, leaves)] * (rest > 0) + [(together, leaves)] * num_full
+        sizes = [(int(rest > 0), rest, leaves), (num_full, together, leaves)]
     else:
-        sizes = [(1, rest)] * (num_problems if rest else 0) + [(1, leaves)] * (num_problems * num_whole)
+        sizes = [(num_problems if rest else 0, 1, rest), (num_problems * num_whole, 1, leaves)]
     groups: list[_Trees] = []
-    for problems, count in sizes:  # the smallest first
+    for num_trees, problems, count in sizes:  # the smallest first
         size = work.shared_length + problems * (prompt - work.shared_length + count * longer)
         scored = problems * count * work.depth
-        if groups and (groups[-1].num_trees + 1) * size <= work.micro_batch_tokens:
-            groups[-1] = _Trees(groups[-1].num_trees + 1, size, groups[-1].scored + scored)
-        else:
-            groups.append(_Trees(1, size, scored))
+        most = max(1, work.micro_batch_tokens // size)
+        joined = min(num_trees, max(0, most - groups[-1].num_trees)) if groups else 0
+        if joined:
+            groups[-1] = _Trees(groups[-1].num_trees + joined, size, groups[-1].scored + joined * scored)
+        whole, last = divmod(num_trees - joined, most)
+        groups += [_Trees(most, size, most * scored)] * min(whole, 2) + [_Trees(last, size, last * scored)] * (last > 0)
     return groups
 
 

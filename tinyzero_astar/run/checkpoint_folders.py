@@ -31,9 +31,9 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
     is_of_a_run = not path.is_absolute() and not path.is_relative_to(root)  # may be
     candidates = [*names, *(runs[max(runs)] / name for name in names if runs and is_of_a_run)]
     for candidate in candidates:
-        if (candidate / TRAINER_STATE).is_file():
+        if os.path.isfile(candidate / TRAINER_STATE):  # never raises, whatever the name
             return candidate
-        if (candidate / CHECKPOINTS).is_dir():
+        if os.path.isdir(candidate / CHECKPOINTS):
             return latest_checkpoint(candidate)
     looked = ", ".join(str(c) for c in candidates)
     raise ValueError(f"checkpoint {path}: no checkpoint folder found; looked for {looked}")
@@ -42,7 +42,7 @@ def resolve_checkpoint(path: Path, preset: str, root: Path = Path("runs")) -> Pa
 def checkpoint_at(name: str) -> Path | None:
     """The checkpoint that a folder is, or the newest of the run that it is. None for all else, such as a base model."""
     folder = Path(os.path.expanduser(name))  # as for the folder of a model
-    if (folder / TRAINER_STATE).is_file():
+    if os.path.isfile(folder / TRAINER_STATE):
         return folder
     return latest_checkpoint(folder) if numbered_checkpoints(folder) else None
 
@@ -85,7 +85,7 @@ def run_and_checkpoints(resume: Path) -> tuple[Path, list[Path]]:
             raise ValueError(f"--resume {resume}: no such checkpoint; {run / CHECKPOINTS} has: {names}")
         return run, [resume]
     found = numbered_checkpoints(resume)
-    if not found and not (resume / CONFIG).exists():
+    if not found and not os.path.exists(resume / CONFIG):
         raise _no_checkpoint("--resume", resume)
     return resume, [found[number] for number in sorted(found, reverse=True)]
 

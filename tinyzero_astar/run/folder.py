@@ -22,7 +22,7 @@ _CHECKPOINT = re.compile(r"checkpoint_iter_(0|[1-9][0-9]*)")
 def fresh_run_folder(preset: str, output_dir: Path | None) -> Iterator[Path]:
     """`new_run_folder`, but if the block fails, what was made and is still empty is removed again."""
     wanted = output_dir or Path("runs")
-    made = [folder for folder in (wanted, *wanted.parents) if not folder.exists()]
+    made = [folder for folder in (wanted, *wanted.parents) if not os.path.exists(folder)]
     folder = new_run_folder(preset, output_dir)
     made = [folder / CHECKPOINTS, *([folder] if output_dir is None else []), *made]
     try:
@@ -57,15 +57,15 @@ def new_run_folder(preset: str, output_dir: Path | None, root: Path = Path("runs
 
 
 def _check_is_free(output_dir: Path) -> None:
-    if output_dir.exists() and not output_dir.is_dir():
+    if os.path.exists(output_dir) and not output_dir.is_dir():
         raise ValueError(f"--output-dir {output_dir} is a file; name a folder")
-    if (output_dir / CONFIG).exists():
+    if os.path.exists(output_dir / CONFIG):
         since = "" if numbered_checkpoints(output_dir) else ", from iteration 0 as it has no checkpoint yet"
         raise ValueError(
             f"--output-dir {output_dir} already holds a run; name another folder, or continue it with"
             f" --resume {output_dir}{since}"
         )
-    left = [name for name in RECORDS if (output_dir / name).exists()]
+    left = [name for name in RECORDS if os.path.exists(output_dir / name)]
     if left or numbered_checkpoints(output_dir):
         raise ValueError(
             f"--output-dir {output_dir} holds {left[0] if left else CHECKPOINTS} of a run without its {CONFIG};"
@@ -148,5 +148,7 @@ def iteration_of(checkpoint: Path) -> int | None:
 
 def numbered_checkpoints(run: Path) -> dict[int, Path]:
     """The checkpoints of a run by their iteration."""
+    if not os.path.isdir(run / CHECKPOINTS):  # never raises, whatever the name
+        return {}
     found = ((iteration_of(folder), folder) for folder in (run / CHECKPOINTS).glob("checkpoint_iter_*"))
     return {number: folder for number, folder in found if number is not None}

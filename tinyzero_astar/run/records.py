@@ -6,6 +6,7 @@ Files are replaced or appended to, never rewritten in place. A crash at any mome
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     Raises:
         ValueError: a line is damaged, or no record.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return []
     if not path.is_file():
         raise ValueError(f"{path} is no regular file; move it away")

@@ -22,7 +22,7 @@ from tinyzero_astar.distributed import agree, from_main, is_main, world_size
 from tinyzero_astar.files import METRICS, replace_text
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.resources.advice import disk_advice, memory_advice
-from tinyzero_astar.resources.machine import choose_device, free_disk, free_memory
+from tinyzero_astar.resources.machine import all_memory, choose_device, free_disk, free_memory
 from tinyzero_astar.resources.model import check_options, model_for
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.run.build import Session, build, first_policy, optimizers
@@ -42,6 +42,8 @@ from tinyzero_astar.run.resuming import changes, first_usable, remember_length, 
 from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.algorithms import make_algorithm
+
+_ABSURD = 4  # times the machine's memory: no error of the prediction
 
 
 def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
@@ -222,10 +224,11 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
 
 
 def _check_fit(config: Config, problems: Problems, model_source: str, folder: Path, console: ConsoleLogger) -> None:
-    """Say whether memory and disk will do, before anything takes some. A prediction forbids nothing.
+    """Say whether memory and disk will do, before anything takes some.
 
     Raises:
-        ValueError: what is asked of model or device cannot be, or the folder cannot be written to.
+        ValueError: what is asked of model or device cannot be, many times the machine's memory is needed, or the folder
+            cannot be written to.
     """
     device = choose_device(config.model.device)
     check_options(config, device)
@@ -235,6 +238,8 @@ def _check_fit(config: Config, problems: Problems, model_source: str, folder: Pa
     run = PlannedRun(config, model, world_size(), device.type)
     memory, disk, outlook = free_memory(device, world_size()), free_disk(folder), run.outlook
     advice = [memory_advice(run, memory), disk_advice(run, disk)]
+    if advice[0] is not None and outlook.memory > _ABSURD * all_memory(device, world_size()):
+        raise ValueError(advice[0])
     for text in advice:
         if text is not None:
             console.warn(text)
