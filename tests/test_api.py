@@ -168,7 +168,10 @@ def test_a_mistake_is_one_sentence(config):
         (lambda: model.ask("?"), ""),
         (lambda: tz.load(options={"train.seed": 1}), "options: 'train.seed' is no field of a configuration"),
         (lambda: tz.load(options={"seed": 1}), "options: 'seed' is no field of a configuration"),
-        (lambda: tz.load(options={"search.beam_width": 1.5}), "options: beam_width is 1.5, which is not of type int"),
+        (
+            lambda: tz.load(options={"search.beam_width": 1.5}),
+            "options: search.beam_width is 1.5, which is not of type",
+        ),
         (lambda: tz.load(config="huge"), "--config 'huge' is no preset"),
         (lambda: tz.load("./nowhere", is_quiet=True), "model_name './nowhere': no folder"),
     ):

@@ -321,7 +321,8 @@ def test_a_damaged_model_is_refused(saved, name, change):
     damaged(saved, name, change)
     with pytest.raises(ValueError) as refused:
         load_language_model(str(saved), torch.float32)
-    assert str(refused.value).startswith(f"model_name '{saved}': a file in that folder cannot be used (")
+    what = "a file" if b'"hidden_size": 32' in (saved / name).read_bytes() else name  # transformers does not say which
+    assert str(refused.value).startswith(f"model_name '{saved}': {what} in that folder cannot be used (")
     assert "\n" not in str(refused.value)
 
 

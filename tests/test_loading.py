@@ -310,14 +310,15 @@ def folder(tiny_base, tmp_path):
 )
 def test_a_file_that_is_not_what_its_name_says_is_one_sentence(name, content, folder):
     (folder / name).write_bytes(content)
-    assert refusal(folder).startswith("a file in that folder cannot be used (")
+    is_found_by_use = content.startswith(b'{"')  # by transformers, which does not say which file
+    assert refusal(folder).startswith(f"{'a file' if is_found_by_use else name} in that folder cannot be used (")
 
 
 @pytest.mark.parametrize("keep", [7, 1000, 20000, -1])
 def test_truncated_weights_are_one_sentence(keep, folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    assert refusal(folder).startswith("a file in that folder cannot be used (")
+    assert refusal(folder).startswith("model.safetensors in that folder cannot be used (")
 
 
 def test_a_folder_without_weights_or_tokenizer_says_what_it_lacks(folder):

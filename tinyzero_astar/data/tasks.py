@@ -120,7 +120,8 @@ def _digest_of(origins: Sequence[own.Origin]) -> str:
 def _content(path: Path) -> bytes:
     try:
         return read_bytes(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a null byte is no name
         raise ValueError(
-            f"data.task: {path} cannot be read ({error.strerror or error}); say where it lies with {_MOVED}"
+            f"data.task: {path} cannot be read ({getattr(error, 'strerror', None) or error}); say where it lies with"
+            f" {_MOVED}"
         ) from None

@@ -39,9 +39,11 @@ class DamageInOneSentence:
 
 
 def damaged(name: str, folder: Path, cause: str) -> ValueError:
-    """The sentence about a file that is not what its name says."""
-    where = "that folder" if str(folder) == name else str(folder)
-    what = "that file" if folder.is_file() else f"a file in {where}"
+    """The sentence about a file, or one of a folder, that is not what its name says."""
+    is_file = folder.is_file()
+    place = folder.parent if is_file else folder
+    what = f"{folder.name if is_file else 'a file'} in {'that folder' if str(place) == name else place}"
+    what = "that file" if is_file and str(folder) == name else what
     return ValueError(f"model_name {name!r}: {what} cannot be used ({cause})")
 
 
@@ -52,12 +54,16 @@ def read_object(name: str, folder: Path, file: str) -> dict[str, Any]:
         ValueError: the file cannot be read or holds something else.
     """
     try:
-        found = json.loads(read_text(folder / file))
+        found = json.loads(read_text(folder / file), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
-        raise damaged(name, folder, first_line(error)) from error
+        raise damaged(name, folder / file, first_line(error)) from error
     if not isinstance(found, dict):
-        raise damaged(name, folder, f"{file} holds no JSON object")
+        raise damaged(name, folder / file, "it holds no JSON object")
     return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 @contextmanager

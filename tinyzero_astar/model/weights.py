@@ -54,6 +54,6 @@ def read_weights(
 
 def _not_floating(name: str, folder: Path, file: str) -> list[str]:
     """Matrices of integers or of 8 bits. Masks and the like, which old checkpoints hold, do not count."""
-    with DamageInOneSentence(name, folder, *_KNOWN), safe_open(folder / file, framework="pt") as tensors:
+    with DamageInOneSentence(name, folder / file, *_KNOWN), safe_open(folder / file, framework="pt") as tensors:
         kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys() if key.endswith("weight")}  # noqa: SIM118
     return [f"{key} ({kind})" for key, kind in kinds.items() if kind not in _FLOATING]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import NamedTuple
 
 from tinyzero_astar.model.token_logp import BLOCK_ELEMENTS, CHUNK_ELEMENTS, MIN_BLOCK
@@ -147,7 +148,7 @@ def _micro_batches(shapes: Shapes, work: Work, num_rows: int) -> list[_Trees]:
     else:
         sizes = [(num_problems if rest else 0, 1, rest), (num_problems * num_whole, 1, leaves)]
     groups: list[_Trees] = []
-    for num_trees, problems, count in sizes:  # the smallest first
+    for num_trees, problems, count in filter(itemgetter(0), sizes):  # the smallest first
         size = work.shared_length + problems * (prompt - work.shared_length + count * longer)
         scored = problems * count * work.depth
         most = max(1, work.micro_batch_tokens // size)
