@@ -1,12 +1,12 @@
-"""Runs that are killed again and again, and what is left of them: `python -m benchmarks.crash`, or `make crash`.
+"""Runs that are killed again and again, and what is left of them, by `python -m benchmarks.crash` or `make crash`.
 
 A small run of the embedded base is trained once without disturbance. Then runs with the same settings are killed with
 SIGKILL and continued, until so many kills are done. Each must end with the very files of the undisturbed run, and no
 file more. Only times may differ. It prints a table, then JSON.
 
 A kill comes at a random time of the process (`time`), just before a random one of its operations on files (`file`), or
-while something is being written (`write`). A continued run is killed in the same ways. With two processes
-one of them is killed. The other ends by itself as soon as it misses it, or is ended as torchrun would.
+while something is being written (`write`). A continued run is killed in the same ways. With two processes one of them
+is killed. The other ends by itself as soon as it misses it, or is ended as torchrun would.
 
 As root on Linux it also tries full and read-only disks (a small tmpfs) and the loss of power (copies of an ext4 image
 that were taken without a sync). benchmarks/crash_disks.py has these. Elsewhere it says that it leaves these out.
@@ -191,7 +191,7 @@ def _half_written(folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes | list[Any]]:
-    """What a run left, by path: of metrics all but the times, of what tells of times only that it is there."""
+    """What a run left, by path. Of metrics all but the times, and of what holds times only that it is there."""
     found: dict[str, bytes | list[Any]] = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         found[str(path.relative_to(folder))] = b"" if path.name in UNLIKE else path.read_bytes()

@@ -27,7 +27,7 @@ class Range(NamedTuple):
 
 
 class Length(NamedTuple):
-    """How many characters a text may have, both ends included; noted beside its field."""
+    """How many characters a text may have, both ends included. It is noted beside its field."""
 
     low: int
     high: int
@@ -42,7 +42,7 @@ class ModelConfig:
     max_seq_length: Annotated[int, Range(8, 1 << 20)] = 128
     """Tokens of prompt and completion together."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the language model's weights and activations. The value model and all optimizer state are float32."""
+    """Type of the language model's weights and activations. The value model and optimizer state are float32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes a CUDA GPU if there is one. mps is an Apple GPU, for algorithm astar_po on one process."""
     lora_rank: Annotated[int, Range(0, 1024)] = 0
@@ -86,7 +86,7 @@ class DataConfig:
     reward_function: Annotated[str, Length(0, 1000)] = ""
     """FILE.py:function or module:function that scores completions of a FILE.jsonl, as TRL's trainers call it."""
     task_sha256: tyro.conf.Suppress[Annotated[str, Length(0, 64)]] = ""
-    """Of the files that the task comes from, filled in when a run begins. "" means none, or not yet known."""
+    """Digest of the files that the task comes from, filled in when a run begins. "" means none, or not yet known."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class RewardConfig:
     """Weights of the two rewards."""
 
     accuracy: Annotated[float, Range(1e-6, 1e6)] = 1.0
-    """For a right answer in a well-formed completion, or its grade."""
+    """Reward for a right answer in a well-formed completion, times the grade if the task grades."""
     format: Annotated[float, Range(0, 1e6)] = 0.1
-    """For a well-formed completion."""
+    """Reward for a well-formed completion, right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,7 @@ class SearchConfig:
     problems_per_search: Annotated[int, Range(1, 10**6)] = 1
     """M, most problems that share one search and its K times M leaves. With 1 each has a search of its own."""
     root_tilt: Annotated[float, Range(0, 1)] = 0.0
-    """Share of the weight cap, in nats, spent on preferring half-solved problems (gumbel, shared searches).
-
-    0 is none.
-    """
+    """Share of the weight cap, in nats, spent on preferring half-solved problems (shared gumbel searches)."""
     beam_width: Annotated[int, Range(1, 4096)] = 12
     """Size of a problem's open list. gumbel needs K + 1 and is lossless from there on."""
     max_search_depth: Annotated[int, Range(1, 1 << 20)] = 80
@@ -143,9 +140,9 @@ class ValueConfig:
     hidden_size: Annotated[int, Range(1, 1 << 16)] = 128
     """Width of its MLP."""
     learning_rate: Annotated[float, Range(0, 1)] = 3e-3
-    """Constant."""
+    """Constant learning rate."""
     update_frequency: Annotated[int, Range(1, 10**6)] = 1
-    """It is trained after that many policy updates, and after an iteration's last, on all rows since the last time."""
+    """Policy updates after which it is trained, on all rows since the last time. Also after an iteration's last one."""
     num_steps: Annotated[int, Range(1, 10**5)] = 8
     """Gradient steps of one such training, on hidden states that the policy's updates have passed through."""
 
@@ -165,11 +162,11 @@ class TrainConfig:
     num_epochs: Annotated[int, Range(1, 100)] = 1
     """Passes over an iteration's rollouts."""
     learning_rate: Annotated[float, Range(0, 1)] = 3e-4
-    """Peak, which decays linearly to 0."""
+    """Peak learning rate, which decays linearly to 0."""
     warmup_iterations: Annotated[int, Range(0, 10**7)] = 1
-    """Linear warm-up, within the run."""
+    """Iterations of linear warm-up, within the run."""
     weight_decay: Annotated[float, Range(0, 10)] = 0.0
-    """AdamW's, on matrices."""
+    """Weight decay of AdamW, on matrices."""
     max_grad_norm: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """Gradients are scaled down to this norm."""
     clip_low: Annotated[float, Range(1e-6, 1 - 1e-6)] = 0.2
@@ -203,7 +200,7 @@ class EvalConfig:
     """Evaluation on held-out problems."""
 
     eval_frequency: Annotated[int, Range(1, 10**7)] = 5
-    """Every that many iterations, besides the start and the end."""
+    """Evaluate every that many iterations, and at the start and the end."""
     num_problems: Annotated[int, Range(1, _MAX_PROBLEMS)] = 500
     """Held-out problems."""
     num_problems_between: Annotated[int, Range(1, 10**6)] = 200
@@ -223,15 +220,15 @@ class RunConfig:
     """Everything about a run that is not about learning."""
 
     seed: Annotated[int, Range(0, 2**62)] = 0
-    """Of problems' order and search noise. Equal seeds give equal runs."""
+    """Seed of the problems' order and of the search noise. Equal seeds give equal runs."""
     num_threads: Annotated[int, Range(0, 1024)] = 1
     """CPU threads of PyTorch, at most one per core. 0 takes one per core that is idle when the run starts."""
     checkpoint_frequency: Annotated[int, Range(1, 10**7)] = 10
-    """Every that many iterations, besides the end."""
+    """Save a checkpoint every that many iterations, and at the end."""
     keep_last: Annotated[int, Range(0, 10**7)] = 2
-    """Newest checkpoints that are kept; 0: all that are ever made."""
+    """Newest checkpoints that are kept. 0 keeps all that are ever made."""
     keep_best: Annotated[int, Range(0, 10**7)] = 1
-    """So many with the highest held-out greedy accuracy are kept too, of those that were evaluated."""
+    """Checkpoints with the highest held-out greedy accuracy that are kept too, of those that were evaluated."""
     sample_frequency: Annotated[int, Range(1, 10**7)] = 5
     """Completions are shown every that many iterations."""
     collective_timeout_s: Annotated[float, Range(1, 10**6)] = 600.0

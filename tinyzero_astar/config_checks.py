@@ -118,7 +118,7 @@ def check_section(name: str, section: object) -> None:
 
 
 def check_sections(config: Config) -> None:
-    """Refuse any field by itself; `check` does this first.
+    """Refuse any field by itself. `check` does this first.
 
     Raises:
         ValueError: see `check_section`.
@@ -142,7 +142,7 @@ def check_whole(name: str, value: object, field: str) -> None:
 
 
 def _fault(value: object, hint: Any) -> str | None:
-    """What is wrong with a value, by the type and the notes of its field; None: nothing."""
+    """What is wrong with a value, by the type and the notes of its field. None means nothing."""
     kind = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     if not _fits(value, kind):
         return f"is {shortened(value)}, which is not {_type_name(kind)}"

@@ -128,7 +128,7 @@ def from_dict(data: Any, source: str) -> Config:
 
 
 def _build(kind: type, data: Any, source: str) -> Any:
-    """What the data say, by the names of fields; `check` looks at the values."""
+    """What the data say, by the names of fields. `check` looks at the values."""
     known = typing.get_type_hints(kind)
     if not isinstance(data, dict) or set(data) - set(known):
         unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else shortened(data)

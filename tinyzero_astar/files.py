@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-MAX_BYTES = 1 << 28  # of a file read as a whole: far more than 50,000 questions, the most of a set, should have
+MAX_BYTES = 1 << 28  # of a file read as a whole, far more than 50,000 questions, the most of a set, should have
 PARTIAL = ".partial"  # ends the name of what is not yet written to its end
 METRICS, SAMPLES, TRACE = "metrics.jsonl", "samples.jsonl", "trace.jsonl"  # of a run, written by loggers/jsonl.py
 TRACED_PROBLEMS, TRACED_NODES = 4, 5_000  # most of a line of trace.jsonl, or the problems of one search
@@ -38,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Content of a regular file of at most `MAX_BYTES`; reading a pipe or a device could go on for ever.
+    """Content of a regular file of at most `MAX_BYTES`. Reading a pipe or a device could go on for ever.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,7 +1,7 @@
-"""The list of a checkpoint's files, with the size and the SHA-256 of each: what was saved is known again.
+"""The list of a checkpoint's files, with the size and the SHA-256 of each, by which what was saved is known again.
 
-Written when all files are, and compared before anything is loaded. A file that is cut short, changed by a single bit,
-missing, edited, taken from another checkpoint, or a link that leads elsewhere is named in one sentence.
+It is written when all files are, and compared before anything is loaded. A file that is cut short, changed by a single
+bit, missing, edited, taken from another checkpoint, or a link that leads elsewhere is named in one sentence.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def write_manifest(folder: Path) -> None:
 
 
 def check_manifest(folder: Path) -> set[str]:
-    """The names that the list of a folder has; their files are what was listed, and no other file is there.
+    """The names in the list of a folder, whose files are what was listed, without any other file.
 
-    Model cards, evaluations and hidden files may come and go: nothing is loaded from them.
+    Model cards, evaluations and hidden files may come and go, since nothing is loaded from them.
 
     Raises:
         ValueError: names the first file that is not as it should be.
@@ -39,7 +39,7 @@ def check_manifest(folder: Path) -> set[str]:
     for name, path in there.items():
         if path.is_symlink():
             raise ValueError(f"{name} is a link, and what it leads to may change")
-    for name, entry in files.items():  # sizes first: they cost nothing
+    for name, entry in files.items():  # sizes first, as they cost nothing
         _check_size(folder / name, entry["size"])
     for name, entry in files.items():
         _check_contents(folder / name, entry["sha256"])

@@ -39,15 +39,9 @@ class Solve:
     problem: tyro.conf.Positional[str]
     """A question as the task writes it. For multiplication, two positive integers of at most 6 digits, as in 37*84."""
     checkpoint: Path | None = None
-    """Checkpoint folder, or that of a run for its newest one.
-
-    By default the embedded base, whose value model is untrained.
-    """
+    """Checkpoint or run folder. By default the embedded base, whose value model is untrained."""
     task: Annotated[str | None, tyro.conf.arg(name="data.task")] = None
-    """What is asked, where there is no checkpoint.
-
-    With a checkpoint, where the file of its task lies if it has moved.
-    """
+    """Task of the question without a checkpoint. With one, where the file of its task lies if it has moved."""
     reward_function: Annotated[str | None, tyro.conf.arg(name="data.reward-function")] = None
     """The same for the function that judges a table."""
     beam_width: Annotated[int, Range(1, 4096)] = EvalConfig.beam_width

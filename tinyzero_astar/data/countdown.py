@@ -33,7 +33,7 @@ from tinyzero_astar.data.questions import Question, QuestionTask
 from tinyzero_astar.interfaces import Problem, Verdict
 
 _TRIES = 100  # numbers drawn for the same operators before others are taken
-_RAREST, _FIRST_DRAWS = 1000, 20_000  # draws for each question, at most, from that many on: rarer ones take minutes
+_RAREST, _FIRST_DRAWS = 1000, 20_000  # most draws for each question, from that many on, as rarer ones take minutes
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
 _RANK = {"+": 0, "-": 0, "*": 1, "/": 1}
 _NUMBER_RANK = 2

@@ -127,7 +127,7 @@ def free_memory(device: torch.device, num_processes: int = 1) -> int:
 
 
 def all_memory(device: torch.device, num_processes: int = 1) -> int:
-    """The same if nothing else ran: bytes of its GPU, or each process's share of the machine's."""
+    """The same if nothing else ran, in bytes of its GPU, or each process's share of the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // num_processes

@@ -121,7 +121,7 @@ def remove_partial(run: Path) -> None:
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """It has lost its name before it loses its first file: what has the name is always whole."""
+    """Remove a checkpoint. It loses its name before it loses its first file, so what has the name is always whole."""
     shutil.rmtree(folder.replace(folder.with_name(f"{folder.name}.removed{PARTIAL}")))
 
 

@@ -14,7 +14,7 @@ from tinyzero_astar.files import PARTIAL, RECORDS
 from tinyzero_astar.run.lock import cannot_hold
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
-_MOST_TAKEN = 1 << 30  # bytes to try a quota with: a file system that cannot take room at once would write them all
+_MOST_TAKEN = 1 << 30  # bytes to try a quota with, since some file systems would write them all
 _CHECKPOINT = re.compile(r"checkpoint_iter_(0|[1-9][0-9]*)")
 
 

@@ -1,4 +1,4 @@
-"""The checkpoints of a run as it goes on: what they keep, when an old one goes, and the card that each has."""
+"""The checkpoints of a run as it goes on, with what they keep, when an old one goes, and the card that each has."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def checkpoint_of(session: Session, iteration: int) -> Path:
 
 
 def records_of(session: Session) -> list[dict[str, Any]]:
-    """What is recorded of the run; nothing where somebody damaged that, and on ranks that tell nobody."""
+    """What is recorded of the run. Nothing where somebody damaged that, and on ranks that report to nobody."""
     with suppress(ValueError):
         return read_jsonl(session.folder / METRICS) if is_main() else []
     return []
 
 
 def state_of(session: Session, iteration: int, record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps besides tensors; `record` is the iteration's."""
+    """What a checkpoint keeps besides tensors. `record` is the iteration's."""
     state = {
         "iteration": iteration,
         "num_updates": session.updater.num_updates,
@@ -50,10 +50,10 @@ def state_of(session: Session, iteration: int, record: Mapping[str, Any]) -> dic
 
 
 def save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
-    """Save a checkpoint; `record` is the iteration's, still without its evaluation.
+    """Save a checkpoint. `record` is the iteration's, still without its evaluation.
 
     Raises:
-        WriteFailedError: it could not be written, on rank 0; every rank raises it.
+        WriteFailedError: it could not be written, on rank 0. Every rank raises it.
     """
     folder, state = checkpoint_of(session, iteration), state_of(session, iteration, record)
     try:
@@ -68,10 +68,10 @@ def save(session: Session, iteration: int, record: Mapping[str, Any]) -> None:
 
 
 def write_card(session: Session, iteration: int) -> None:
-    """The model card of a checkpoint, with what is known by now; nothing where there is no checkpoint.
+    """The model card of a checkpoint, with what is known by now. Nothing where there is no checkpoint.
 
     Raises:
-        WriteFailedError: it could not be written, on rank 0; every rank raises it.
+        WriteFailedError: it could not be written, on rank 0. Every rank raises it.
     """
     folder, prompt = checkpoint_of(session, iteration), continued(session.tokenizer, session.held_out[0].prompt)
 
@@ -86,7 +86,7 @@ def prune(session: Session) -> None:
     """Remove the checkpoints that `run.keep_last` and `run.keep_best` do not keep.
 
     Raises:
-        WriteFailedError: one could not be removed, on rank 0; every rank raises it.
+        WriteFailedError: one could not be removed, on rank 0. Every rank raises it.
     """
     settings = session.config.run
 
@@ -106,13 +106,13 @@ def superfluous(
     Args:
         there: iterations of the checkpoints that there are.
         records: of the run. One that was evaluated says how good the checkpoint after its iteration is.
-        keep_last: how many of the newest are kept; 0: all.
-        keep_best: how many with the highest held-out greedy accuracy are kept too; of equals the newer.
+        keep_last: how many of the newest are kept. 0 keeps all.
+        keep_best: how many with the highest held-out greedy accuracy are kept too. Of equals the newer.
     """
     newest_first = sorted(there, reverse=True)
     if keep_last == 0:
         return []
     accuracy = {r["iteration"]: r[_ACCURACY] for r in records if r.get(_ACCURACY) is not None}
     evaluated = [number for number in newest_first if number in accuracy]
-    best = sorted(evaluated, key=lambda number: accuracy[number], reverse=True)[:keep_best]  # stable: the newer first
+    best = sorted(evaluated, key=lambda number: accuracy[number], reverse=True)[:keep_best]  # stable
     return sorted(set(newest_first[keep_last:]) - set(best))

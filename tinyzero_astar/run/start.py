@@ -43,7 +43,7 @@ from tinyzero_astar.run.writing import write_for_all
 from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.algorithms import make_algorithm
 
-_ABSURD = 4  # times the machine's memory: no error of the prediction
+_ABSURD = 4  # times the machine's memory, which is no error of the prediction
 
 
 def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
