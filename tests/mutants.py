@@ -2050,6 +2050,22 @@ FAULTS = (
         ("test_resume.py::test_a_signal_before_the_first_iteration_stops_there",),
     ),
     Mutant(
+        "weights-unseen",
+        "weights that are no longer finite are saved as a checkpoint",
+        "run/loop.py",
+        "        check_weights(session.policy)\n",
+        "",
+        ("test_non_finite.py::test_weights_that_are_not_finite_are_never_saved",),
+    ),
+    Mutant(
+        "batch-lost",
+        "the batch of a number that is not finite is not saved",
+        "run/loop.py",
+        "raise NonFiniteError(str(error), batch, problems) from error",
+        "raise",
+        ("test_non_finite.py::test_what_was_trained_on_is_saved_and_the_sentence_says_what_to_try",),
+    ),
+    Mutant(
         "room-untried",
         "a quota is noticed at the first checkpoint only",
         "run/folder.py",

@@ -282,8 +282,8 @@ def test_pressing_ctrl_c_twice_stops_at_once(options, tmp_path, capsys, monkeypa
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(trainer, "measure", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+def test_ctrl_c_twice_during_the_first_evaluation_is_no_traceback(options, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(trainer, "measure", lambda *_, **__: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
     assert run_command(lambda: main([*options, "--output-dir", str(tmp_path / "r")])) == 130
     assert capsys.readouterr().err == "stopped at once. Only what was saved before is kept\n"
 

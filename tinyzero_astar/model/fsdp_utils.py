@@ -94,6 +94,11 @@ def like(x: Tensor, full: Tensor) -> Tensor:
     return distribute_tensor(full, x.device_mesh, x.placements, src_data_rank=None)
 
 
+def local(x: Tensor) -> Tensor:
+    """What of a tensor lies here. All of it where it is not sharded."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
 def num_local(x: Tensor) -> int:
     """Elements that this rank holds."""
-    return (x.to_local() if isinstance(x, DTensor) else x).numel()
+    return local(x).numel()

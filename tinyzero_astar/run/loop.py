@@ -21,6 +21,7 @@ from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_dev
 from tinyzero_astar.run.build import Session
 from tinyzero_astar.run.measure import bellman_residual, finite, measure, reward_metrics, sample_records, search_metrics
 from tinyzero_astar.run.model_card import CARD
+from tinyzero_astar.run.non_finite import NonFiniteError, check_weights, explained
 from tinyzero_astar.run.processes import note_process
 from tinyzero_astar.run.saving import checkpoint_of, prune, records_of, save, write_card
 from tinyzero_astar.run.stopping import agreed, stop_requests
@@ -61,7 +62,7 @@ def _train(session: Session) -> int:
                 try:
                     metrics = _train_once(session, number)
                 except FloatingPointError as error:
-                    session.console.fail(f"iteration {number}: {error}; the last checkpoint is untouched")
+                    session.console.fail(explained(session, number, error))
                     return FAILED
                 stopped_by = _save_and_evaluate(session, number, metrics, received)
                 if stopped_by:
@@ -125,7 +126,11 @@ def iterate(session: Session, iteration: int, trace: Trace | None = None) -> tup
         searched = time.perf_counter()
         residual = bellman_residual(session, rewarded)  # before the update, like all measures of h
     batch, cost = _referred(session, make_batch(rewarded).to(session.policy.device), problems)
-    updated = session.updater.update(batch, len(problems), iteration)
+    try:
+        updated = session.updater.update(batch, len(problems), iteration)
+        check_weights(session.policy)
+    except FloatingPointError as error:
+        raise NonFiniteError(str(error), batch, problems) from error
     ended = time.perf_counter()
     metrics = {
         **cost,
