@@ -2066,6 +2066,14 @@ FAULTS = (
         ("test_non_finite.py::test_what_was_trained_on_is_saved_and_the_sentence_says_what_to_try",),
     ),
     Mutant(
+        "name-unsynced",
+        "a loss of power may take the whole file of metrics",
+        "files.py",
+        "        sync(path.parent)  # its name, too",
+        "        pass",
+        ("test_run_folder.py::test_names_of_folders_and_of_new_files_are_on_the_disk",),
+    ),
+    Mutant(
         "room-untried",
         "a quota is noticed at the first checkpoint only",
         "run/folder.py",

@@ -9,7 +9,12 @@ import pytest
 
 from tinyzero_astar.manifest import MANIFEST, check_manifest, write_manifest
 
-CONTENTS = {"model.safetensors": bytes(range(256)) * 40, "trainer.json": b'{"iteration": 3}', "empty.txt": b""}
+CONTENTS = {
+    "model.safetensors": bytes(range(256)) * 40,
+    "trainer.json": b'{"iteration": 3}',
+    "empty.txt": b"",
+    "templates/x": b"a template",
+}
 
 
 @pytest.fixture
@@ -17,6 +22,7 @@ def folder(tmp_path):
     held = tmp_path / "held"
     held.mkdir()
     for name, content in CONTENTS.items():
+        (held / name).parent.mkdir(exist_ok=True)
         (held / name).write_bytes(content)
     write_manifest(held)
     return held
@@ -71,7 +77,9 @@ def piped(path):
             lambda path: (path.parent / "adapter_config.json").write_text("{}"),
             "adapter_config.json was not saved with it",
         ),
-        (lambda path: (path.parent / "extra").mkdir(), "extra was not saved with it"),
+        (lambda path: (path.parent / "templates" / "x").write_bytes(b"other"), "templates/x is not what was saved"),
+        (lambda path: (path.parent / "templates" / "y").write_bytes(b""), "templates/y was not saved with it"),
+        (lambda path: (path.parent / "other").symlink_to(path.parent / "templates"), "other is a link"),
     ],
 )
 def test_every_other_change_is_named(change, sentence, folder):
@@ -98,6 +106,7 @@ def test_what_comes_to_a_checkpoint_later_is_no_fault(name, folder):
         {"../held/trainer.json": {"size": 16, "sha256": ""}},
         {"/etc/passwd": {"size": 16, "sha256": ""}},
         {"..": {"size": 16, "sha256": ""}},
+        {"templates//x": {"size": 10, "sha256": ""}},
     ],
 )
 def test_a_damaged_list_is_named(files, folder):

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tinyzero_astar import files
 from tinyzero_astar.files import append_jsonl
+from tinyzero_astar.run import folder as folders
 from tinyzero_astar.run.checkpoint_folders import (
     TRAINER_STATE,
     latest_checkpoint,
@@ -278,3 +280,14 @@ def test_a_file_system_that_cannot_take_room_at_once_is_no_fault(tmp_path, monke
     prepare(tmp_path, 1_000_000)
     monkeypatch.delattr(os, "posix_fallocate")
     prepare(tmp_path, 1_000_000)
+
+
+def test_names_of_folders_and_of_new_files_are_on_the_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(folders, "sync", synced.append)
+    monkeypatch.setattr(files, "sync", synced.append)
+    prepare(tmp_path)
+    assert synced == [tmp_path, tmp_path.parent]
+    for iteration in (0, 1):
+        append_jsonl(tmp_path / "r.jsonl", {"iteration": iteration})
+    assert synced[2:] == [tmp_path]  # once, when the file was new

@@ -85,7 +85,10 @@ def append_jsonl(path: Path, *records: Mapping[str, Any]) -> None:
 
     It is on the disk when this returns, so a crash loses nothing.
     """
+    is_new = not path.exists()
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         file.flush()
         os.fsync(file.fileno())
+    if is_new:
+        sync(path.parent)  # its name, too

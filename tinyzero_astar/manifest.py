@@ -21,8 +21,8 @@ _LATER = re.compile(rf"README\.md|evaluation(-\d+)?\.json|\..*|.*{re.escape(PART
 
 def write_manifest(folder: Path) -> None:
     """List all files that a folder holds now."""
-    listed = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in listed}
+    listed = {name: path for name, path in _files(folder).items() if name != MANIFEST}
+    files = {name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in listed.items()}
     (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -35,36 +35,42 @@ def check_manifest(folder: Path) -> set[str]:
         ValueError: names the first file that is not as it should be.
     """
     files = _read(folder)
-    there = {path.name: path for path in sorted(folder.iterdir())}
+    there = _files(folder)
     for name, path in there.items():
         if path.is_symlink():
             raise ValueError(f"{name} is a link, and what it leads to may change")
     for name, entry in files.items():  # sizes first, as they cost nothing
-        _check_size(folder / name, entry["size"])
+        _check_size(name, folder / name, entry["size"])
     for name, entry in files.items():
-        _check_contents(folder / name, entry["sha256"])
+        _check_contents(name, folder / name, entry["sha256"])
     for name in there:
         if name not in files and name != MANIFEST and _LATER.fullmatch(name) is None:
             raise ValueError(f"{name} was not saved with it")
     return set(files)
 
 
-def _check_size(path: Path, size: int) -> None:
+def _files(folder: Path) -> dict[str, Path]:
+    """All that is no folder, by name. A tokenizer may have a folder of its own."""
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix(): path for path in found}
+
+
+def _check_size(name: str, path: Path, size: int) -> None:
     if not path.exists():
-        raise ValueError(f"{path.name} is missing")
+        raise ValueError(f"{name} is missing")
     if not path.is_file():  # opening a pipe would wait for ever
-        raise ValueError(f"{path.name} is no regular file")
+        raise ValueError(f"{name} is no regular file")
     if (found := path.stat().st_size) != size:
-        raise ValueError(f"{path.name} is not what was saved: it has {found:,} bytes instead of {size:,}")
+        raise ValueError(f"{name} is not what was saved: it has {found:,} bytes instead of {size:,}")
 
 
-def _check_contents(path: Path, sha256: str) -> None:
+def _check_contents(name: str, path: Path, sha256: str) -> None:
     try:
         found = _sha256(path)
     except OSError as error:
-        raise ValueError(f"{path.name} cannot be read ({error.strerror or error})") from None
+        raise ValueError(f"{name} cannot be read ({error.strerror or error})") from None
     if found != sha256:
-        raise ValueError(f"{path.name} is not what was saved: its SHA-256 is another")
+        raise ValueError(f"{name} is not what was saved: its SHA-256 is another")
 
 
 def _sha256(path: Path) -> str:
@@ -87,6 +93,6 @@ def _read(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _is_entry(name: str, entry: object) -> bool:
     """Whether a name stays in its folder, and its size and SHA-256 are known."""
-    is_plain = name not in ("", ".", "..") and not {"/", "\\", "\0"}.intersection(name)
+    is_inside = not {"\\", "\0"}.intersection(name) and not {"", ".", ".."}.intersection(name.split("/"))
     kinds = {key: type(value) for key, value in entry.items()} if isinstance(entry, dict) else {}
-    return is_plain and kinds == {"size": int, "sha256": str}
+    return is_inside and kinds == {"size": int, "sha256": str}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tinyzero_astar.files import PARTIAL, RECORDS
+from tinyzero_astar.files import PARTIAL, RECORDS, sync
 from tinyzero_astar.run.lock import cannot_hold
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
@@ -100,6 +100,8 @@ def prepare(run: Path, num_bytes: int = 4096) -> None:
     """
     try:
         (run / CHECKPOINTS).mkdir(exist_ok=True)
+        for folder in (run, run.parent):  # the names of the folders are on the disk itself
+            sync(folder)
         for folder in (run, run / CHECKPOINTS):
             _try_to_write(folder, num_bytes)
     except OSError as error:
