@@ -212,6 +212,7 @@ def test_the_page_of_one_question_has_its_search_alone(see):
         assert page.locator(".plot").count() == 0 and shown(page) == trace(1, problems=1)["num_nodes"]
         to_step(page, 1)
         assert page.locator(".open-list button").count() == 3
+        assert page.locator(".cell.chosen").get_attribute("data-n") == "0"  # the prompt is extended in this step
         assert page.locator("#explorer h3").last.inner_text() == "Open list, largest f first"
         assert page.locator(".scale").inner_text().startswith("f ")  # not by success, of which it knows nothing
         assert "The value model was never trained" in page.locator("#explorer").inner_text()

@@ -71,7 +71,7 @@ def test_a_leaf_ends_at_every_end_token_and_at_nothing_else(mode):
     if mode != "sample":
         assert leaves == set(table.reward)
     for node in trace.nodes[1:]:
-        assert (node.status in ("leaf", "dropped")) == (node.token in ENDS or node.depth == 3), node
+        assert (node.status == "leaf") == (node.token in ENDS or node.depth == 3), node
 
 
 def test_greedy_decoding_ends_at_the_second_end_token():

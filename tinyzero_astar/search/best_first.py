@@ -98,17 +98,18 @@ class _Search:
             rest = (x.gather(1, index) for x in (child_logit, token, depth, nodes, slots, problems))
             return Entries(score, g.gather(1, index), last, least, *rest)
 
-        self._merge(self.leaves, group, best(is_leaf, self.leaves.f.shape[1]))
+        self.leaves.merge(group, best(is_leaf, self.leaves.f.shape[1]))
         num_children = torch.isfinite(torch.where(is_leaf, -torch.inf, f)).sum(1)
         num_before = self.open.count(self.num_problems)
-        self._merge(self.open, group, best(~is_leaf, self.width))
+        self._open(group, best(~is_leaf, self.width))
         num_lost = num_before - self.open.count(self.num_problems)
         self.pruned = (self.pruned + num_lost).index_add(0, popped.problem, num_children)
         self.expanded = self.expanded.index_add(0, popped.problem, torch.ones_like(group))
         self.max_open = torch.maximum(self.max_open, torch.isfinite(self.open.f).sum(1))
 
-    def _merge(self, into: Entries, group: Tensor, new: Entries) -> None:
-        joined, lost = into.merge(group, new)
+    def _open(self, group: Tensor, new: Entries) -> None:
+        """Put scored prefixes on the open lists, from which the worst are dropped."""
+        joined, lost = self.open.merge(group, new)
         if self.dropped is not None:
             entries = Entries(*(x.gather(1, lost) for x in joined))
             self.dropped.note(len(self.tree.parent) - 1, group, entries)

@@ -75,7 +75,7 @@ class Popped:
 
 @dataclass
 class Dropped:
-    """Scored prefixes of the first groups, finished or not, that better ones pushed out, for a trace."""
+    """Open prefixes of the first groups that better ones pushed out, for a trace."""
 
     num_groups: int  # that are looked at
     found: list[tuple[int, int, Entries]] = field(default_factory=list)

@@ -132,7 +132,8 @@
     board.replaceChildren(links, marks);
     legend();
     show();
-    if (state.node >= 0) mark(state.node);
+    if (layout.root.data.nodes.length) scroller.scrollTop = layout.root.row - scroller.clientHeight / 2;
+    if (state.node >= 0) mark(state.node, true);
     else describe(-1);
   }
 
@@ -218,6 +219,14 @@
     if (open.length > SHOWN_OPEN) list.append(el("li", { className: "rest" }, `and ${open.length - SHOWN_OPEN} more`));
   }
 
+  // What a step of best_first is about: the prefix that it extends.
+  function follow() {
+    const { nodes, mode } = tree.trace;
+    if (mode !== "best_first") return;
+    const n = nodes.end.findIndex((end, i) => end === state.step && STATUS[nodes.status[i]] === "expanded" && drawing.cells.has(i));
+    if (n >= 0) mark(n, true);
+  }
+
   // ------------------------------------------------------------------------------------------------ one prefix told
   function mark(n, isScrolled) {
     const before = drawing.cells.get(state.node), now = drawing.cells.get(n);
@@ -286,7 +295,7 @@
     event.preventDefault();
     if (to >= 0 && drawing.cells.has(to)) mark(to, true);
   });
-  slider.addEventListener("input", () => { stop(); state.step = Number(slider.value); show(); });
+  slider.addEventListener("input", () => { stop(); state.step = Number(slider.value); show(); follow(); });
   play.addEventListener("click", () => {
     if (timer) return stop();
     if (state.step >= tree.lastStep) state.step = -1;
@@ -295,6 +304,7 @@
       state.step += 1;
       slider.value = state.step;
       show();
+      follow();
       if (state.step >= tree.lastStep) stop();
     }, Math.max(60, Math.min(500, 12000 / (tree.lastStep + 1))));
   });
