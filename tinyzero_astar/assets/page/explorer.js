@@ -8,11 +8,6 @@
     place.append(el("p", {}, "No search was recorded."));
     return;
   }
-  const MODES = {
-    gumbel: "In each step every prefix on the list gets one more token, and the best stay, by G: the log-probability with noise that makes the choice a sample without replacement.",
-    best_first: "In each step the open prefix with the largest f = g + h is extended by one token.",
-    sample: "Every completion is sampled on its own. Nothing is compared.",
-  };
   const NAMES = { gumbel: "G", best_first: "f", sample: "g" };
   const SHOWN_OPEN = 40;
   const state = { search: searches.length - 1, problem: 0, step: 0, colours: 0, dropped: true, node: -1 };
@@ -65,22 +60,8 @@
     controls.append(choice("Colour", ["success probability", "f"], state.colours, (i) => { state.colours = i; draw(); }));
     const box = el("input", { type: "checkbox", checked: state.dropped, onchange: () => { state.dropped = box.checked; draw(); } });
     controls.append(el("label", { className: "pick" }, box, " what was left out"));
-    note.textContent = summary(trace);
+    note.textContent = tree.summary(searches[state.search].hasValue);
     draw();
-  }
-
-  function summary(trace) {
-    const right = trace.leaves.filter((leaf) => leaf.accuracy), rare = right.filter((leaf) => tree.mass[leaf.node] < 0.05).length;
-    const kappa = [...new Set(trace.problems.map((p) => p.kappa).filter((k) => k !== null))];
-    const parts = [MODES[trace.mode] ?? ""];
-    if (trace.leaves.length) {
-      const found = trace.leaves.length === 1 ? "1 completion" : trace.leaves.length + " completions";
-      parts.push(`It found ${found}, ${right.length} right` + (rare ? `, ${rare} of these with a probability below 5 % under the policy.` : "."));
-    }
-    if (kappa.length) parts.push(`κ = ${kappa.slice(0, 4).map(short).join(", ")} is the G of the best prefix that was left out. A completion's weight is its probability divided by the probability that its G exceeds κ.`);
-    if (trace.numNodes > tree.count) parts.push(`${tree.count.toLocaleString("en")} of ${trace.numNodes.toLocaleString("en")} prefixes are recorded, the best.`);
-    if (!searches[state.search].hasValue) parts.push("The value model was never trained: what it says of success means nothing.");
-    return parts.join(" ");
   }
 
   // --------------------------------------------------------------------------------------------------- the drawing
@@ -92,19 +73,19 @@
     const layout = tree.layout(problems, isShown, measure);
     const links = svg("g"), marks = svg("g");
     const f = nodes.g.map((g, n) => g + nodes.h[n]), low = Math.min(...f), high = Math.max(...f, low + 1e-9);
-    drawing = { layout, texts: [], cells: new Map(), ends: [], links: [], order: [], known: new Int8Array(tree.count).fill(-1), low, high };
+    drawing = { layout, cells: new Map(), segments: [], segmentOf: new Map(), order: [], known: new Int8Array(tree.count).fill(-1), low, high };
     board.setAttribute("viewBox", `0 0 ${layout.width} ${layout.height}`);
     board.setAttribute("width", layout.width);
     board.setAttribute("height", layout.height);
     for (const item of layout.items) {
-      const own = item.data.nodes;
+      const own = item.data.nodes, segment = { own, link: null, text: null, end: null };
       if (item.parent && own.length) {
         const x0 = item.parent.right + 2, x1 = item.left - 3, middle = (x0 + x1) / 2;
         const [y0, y1] = [item.parent.row + 5, item.row + 5];
         const path = svg("path", { d: `M${x0} ${y0}C${middle} ${y0} ${middle} ${y1} ${x1} ${y1}`, class: "link", "stroke-width": thickness(own[0]) });
         path.style.stroke = paint(own[0]);
         links.append(path);
-        drawing.links.push([path, own[0]]);
+        segment.link = path;
       }
       own.forEach((n, i) => {
         const cell = svg("g", { class: "cell", "data-n": n });
@@ -121,11 +102,13 @@
         const isRoot = nodes.parent[own[0]] < 0;
         const text = svg("text", { x: item.left, y: item.row - 1, class: isRoot ? "words question" : "words" });
         marks.append(text);
-        drawing.texts.push([text, own]);
+        segment.text = text;
+        drawing.segments.push(segment);
+        for (const n of own) drawing.segmentOf.set(n, segment);
         if (!item.children) {
           const end = svg("text", { x: item.right + 8, y: item.row + 2, class: "end" });
           marks.append(end);
-          drawing.ends.push([end, own[own.length - 1]]);
+          segment.end = end;
         }
       }
     }
@@ -162,25 +145,24 @@
   // ------------------------------------------------------------------------------------------------- the step shown
   const CLASSES = ["later", "open", "extended", "done", "gone"];
   function show() {
-    const step = state.step;
+    const changed = new Set();
     for (const [n, cell] of drawing.cells) {
-      const now = tree.state(n, step);
+      const now = tree.state(n, state.step);
       if (now === drawing.known[n]) continue;
       drawing.known[n] = now;
       cell.setAttribute("class", "cell " + CLASSES[now] + (n === state.node ? " chosen" : ""));
+      changed.add(drawing.segmentOf.get(n));
     }
-    for (const [path, n] of drawing.links) path.setAttribute("class", "link " + CLASSES[drawing.known[n]]);
-    for (const [text, own] of drawing.texts) {
-      const there = own.filter((n) => drawing.known[n] > 0);
+    for (const { own, link, text, end } of changed) {
+      const there = own.filter((n) => drawing.known[n] > 0), last = own[own.length - 1], leaf = tree.leaf.get(last);
+      if (link) link.setAttribute("class", "link " + CLASSES[drawing.known[own[0]]]);
       text.textContent = there.map((n) => tree.label(n)).join("");
       text.classList.toggle("gone", there.length > 0 && drawing.known[there[there.length - 1]] === 4);
+      if (!end) continue;
+      end.textContent = drawing.known[last] > 0 ? ending(last) : "";
+      end.setAttribute("class", "end" + (leaf && drawing.known[last] === 3 ? (leaf.accuracy ? " yes" : " no") : ""));
     }
-    for (const [end, n] of drawing.ends) {
-      end.textContent = drawing.known[n] > 0 ? ending(n) : "";
-      const leaf = tree.leaf.get(n);
-      end.setAttribute("class", "end" + (leaf && drawing.known[n] === 3 ? (leaf.accuracy ? " yes" : " no") : ""));
-    }
-    slider.setAttribute("aria-valuetext", `step ${step} of ${tree.lastStep}`);
+    slider.setAttribute("aria-valuetext", `step ${state.step} of ${tree.lastStep}`);
     showOpen();
   }
 
@@ -249,19 +231,7 @@
       detail.replaceChildren(el("p", { className: "count" }, "Point at a piece of the tree, or go to it with Tab and the arrow keys."));
       return;
     }
-    const { nodes, problems, mode } = tree.trace, leaf = tree.leaf.get(n);
-    const facts = [
-      ["g", short(nodes.g[n]), "log-probability so far"], ["h", short(nodes.h[n]), "what the value model adds"],
-      ["f", short(nodes.g[n] + nodes.h[n]), "g + h"],
-      ["success", percent(nodes.success[n]), "as the value model foresees it"], ["π", percent(tree.mass[n]), "probability under the policy"],
-      ["step", nodes.step[n] + (nodes.end[n] < 0 ? "" : " to " + nodes.end[n]), "on the list"],
-    ];
-    if (mode === "gumbel") facts.splice(3, 0, ["G", short(nodes.priority[n]), "what the search ordered by"]);
-    if (leaf) {
-      facts.push(["reward", short(leaf.reward), visible(String(leaf.reason))]);
-      if (leaf.weight !== null) facts.push(["weight", short(leaf.weight), "in the update"]);
-    }
-    const problem = problems[tree.problem[n]];
+    const problem = tree.trace.problems[tree.problem[n]], facts = tree.facts(n);
     detail.replaceChildren(
       el("dl", {}, ...facts.map(([name, value, meaning]) => el("div", {}, el("dt", {}, name), el("dd", {}, value, el("small", {}, meaning))))),
       el("pre", {}, el("span", { className: "prompt" }, visibleLines(String(problem.prompt ?? ""))), visibleLines(tree.written(n))));

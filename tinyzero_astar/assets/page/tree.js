@@ -4,6 +4,12 @@
 const STATUS = ["expanded", "leaf", "open", "dropped"];
 const ROW = 26, GAP = 26, LABEL = 8; // of the drawing, in pixels
 
+const MODES = {
+  gumbel: "In each step every prefix on the list gets one more token, and the best stay, by G. That is the log-probability with noise, which makes the choice a sample without replacement.",
+  best_first: "In each step the open prefix with the largest f = g + h is extended by one token.",
+  sample: "Every completion is sampled on its own. Nothing is compared.",
+};
+
 // Everything that is known of the prefixes of a search, by their number.
 class SearchTree {
   constructor(trace) {
@@ -103,5 +109,38 @@ class SearchTree {
       right = Math.max(right, item.right);
     });
     return { root, items: root.descendants(), width: right + 250, height: bottom - top + 2 * ROW };
+  }
+
+  // What the search was and what it found, in sentences.
+  summary(hasValue) {
+    const trace = this.trace;
+    const right = trace.leaves.filter((leaf) => leaf.accuracy), rare = right.filter((leaf) => this.mass[leaf.node] < 0.05).length;
+    const kappa = [...new Set(trace.problems.map((p) => p.kappa).filter((k) => k !== null))];
+    const parts = [MODES[trace.mode] ?? ""];
+    if (trace.leaves.length) {
+      const found = trace.leaves.length === 1 ? "1 completion" : trace.leaves.length + " completions";
+      parts.push(`It found ${found}, ${right.length} right` + (rare ? `, ${rare} of these with a probability below 5 % under the policy.` : "."));
+    }
+    if (kappa.length) parts.push(`κ = ${kappa.slice(0, 4).map(short).join(", ")} is the G of the best prefix that was left out. A completion's weight is its probability divided by the probability that its G exceeds κ.`);
+    if (trace.numNodes > this.count) parts.push(`${this.count.toLocaleString("en")} of ${trace.numNodes.toLocaleString("en")} prefixes are recorded, the best.`);
+    if (!hasValue) parts.push("The value model was never trained. What it says of success means nothing.");
+    return parts.join(" ");
+  }
+
+  // What is known of a prefix: names, values, and what they mean.
+  facts(n) {
+    const { nodes, mode } = this.trace, leaf = this.leaf.get(n);
+    const facts = [
+      ["g", short(nodes.g[n]), "log-probability so far"], ["h", short(nodes.h[n]), "what the value model adds"],
+      ["f", short(nodes.g[n] + nodes.h[n]), "g + h"],
+      ["success", percent(nodes.success[n]), "as the value model foresees it"], ["π", percent(this.mass[n]), "probability under the policy"],
+      ["step", nodes.step[n] + (nodes.end[n] < 0 ? "" : " to " + nodes.end[n]), "on the list"],
+    ];
+    if (mode === "gumbel") facts.splice(3, 0, ["G", short(nodes.priority[n]), "what the search ordered by"]);
+    if (leaf) {
+      facts.push(["reward", short(leaf.reward), visible(String(leaf.reason))]);
+      if (leaf.weight !== null) facts.push(["weight", short(leaf.weight), "in the update"]);
+    }
+    return facts;
   }
 }
