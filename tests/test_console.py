@@ -1,4 +1,7 @@
-"""What a person reads of a run, from the facts and the legend to the end, and a progress bar on a terminal."""
+"""What a person reads of a run, from the facts and the legend to the end.
+
+The view of a terminal has tests/test_live.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from tinyzero_astar.cli import train
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config
 from tinyzero_astar.interfaces import Table
-from tinyzero_astar.loggers.console import ConsoleLogger, broken, has_guidance, percent, short_count
+from tinyzero_astar.loggers.console import ConsoleLogger, has_guidance
+from tinyzero_astar.loggers.text import broken, percent, short_count
 from tinyzero_astar.run.summary import commands, summary
 
 METRICS = {
@@ -215,27 +219,15 @@ def test_commands_can_be_pasted():
     assert dict(commands(Path("r"), LONG))["tree"] == "tinyzero solve QUESTION --checkpoint r"
 
 
-# ------------------------------------------------------------------------------------- the bar, errors, ranks
+# ------------------------------------------------------------------------------------- plain lines, errors, ranks
 
 
-def test_a_terminal_shows_how_many_iterations_are_done_and_the_bar_goes_at_the_end():
-    console, shown = begun(done=2, is_terminal=True)
-    assert console._progress.tasks[0].completed == 2
-    console.iteration(3, METRICS, None)
-    assert console._progress.tasks[0].completed == 3
-    console.end()
-    console.end()  # there is none any more
-    assert "2/7" in shown.getvalue() or "3/7" in shown.getvalue()
-    assert shown.getvalue().endswith("\x1b[?25h\r\x1b[1A\x1b[2K")  # the cursor is back, and the bar's line is gone
-    assert console._progress is None
-
-
-def test_a_file_gets_plain_lines_and_no_bar():
+def test_a_file_gets_plain_lines_and_no_view():
     console, shown = begun(done=2)
     console.iteration(3, METRICS, None)
     console.end()
     assert "\n3/7  accuracy" in shown.getvalue() and "\x1b" not in shown.getvalue()
-    assert "2/7" not in shown.getvalue() and console._progress is None
+    assert "2/7" not in shown.getvalue() and console._view is None
 
 
 def test_warnings_and_errors_go_to_standard_error_and_the_rest_to_standard_output(capsys):
@@ -244,17 +236,6 @@ def test_warnings_and_errors_go_to_standard_error_and_the_rest_to_standard_outpu
     console.warn("warned")
     console.fail("failed")
     assert capsys.readouterr() == ("said\n", "warning: warned\nerror: failed\n")
-
-
-@pytest.mark.parametrize("is_terminal", [True, False])
-def test_a_terminal_that_shows_the_bar_gets_warnings_above_it(is_terminal, monkeypatch):
-    errors = StringIO()
-    monkeypatch.setattr("sys.stderr", errors)
-    console, shown = begun(done=2, is_terminal=True)
-    console._errors._force_terminal = is_terminal
-    console.warn("warned")
-    console.end()
-    assert ("warned" in shown.getvalue(), "warned" in errors.getvalue()) == (is_terminal, not is_terminal)
 
 
 @pytest.mark.parametrize("argv", [["--search.beam-widht", "8"], ["--train.gae-lambda", "2"], ["--resume", "nowhere"]])

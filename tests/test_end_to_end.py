@@ -574,6 +574,7 @@ ELSEWHERE = {
     "eval.beam_width": "as above: tests/test_evaluate.py",
     "run.num_threads": "speed: tests/test_cli.py",
     "run.sample_frequency": "what is shown: tests/test_run.py",
+    "run.loggers": "where it is recorded: tests/test_loggers.py",
 }
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
+import time
 from dataclasses import asdict, replace
+from importlib.machinery import ModuleSpec
 from io import StringIO
 from pathlib import Path
 
@@ -14,16 +17,21 @@ from rich.console import Console
 from tests.test_run import OPTIONS, assert_same_run, records
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config, TrainConfig
+from tinyzero_astar.config_file import read_config_file
 from tinyzero_astar.distributed import is_main
 from tinyzero_astar.files import WriteFailedError
 from tinyzero_astar.interfaces import Logger, Table
+from tinyzero_astar.loggers import loggers
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.loggers.loggers import LOGGERS
+from tinyzero_astar.loggers.services import COLUMNS, numbers
 from tinyzero_astar.run import loop, reporting, writing
 from tinyzero_astar.run.reporting import AllLoggers
 
 EVENTS = [name for name in vars(Logger) if not name.startswith("_")]
-SAMPLE = {"problem": "6*7", "completion": "42</think>", "reason": "right", "weight": 0.5}
+SAMPLE = {"problem": "6*7", "answer": 42, "completion": "42</think>", "accuracy": 1.0, "format": 1.0, "reason": "right"}
+SAMPLE |= {"weight": 0.5, "priority": -0.25}
+ROW = ["6*7", "42", "42</think>", 1.0, 1.0, "right", 0.5]
 
 
 class Spy(Logger):
@@ -42,8 +50,79 @@ class Spy(Logger):
 def told(monkeypatch):
     """Events of the runs of a test, as one more logger sees them."""
     told = []
-    monkeypatch.setitem(LOGGERS, "spy", lambda console: Spy(told))
+    add(monkeypatch, "spy", lambda console: Spy(told))
     return told
+
+
+def add(monkeypatch, name, make):
+    """One more logger for all runs."""
+    monkeypatch.setitem(LOGGERS, name, make)
+    monkeypatch.setattr(loggers, "ALWAYS", (*loggers.ALWAYS, name))
+
+
+class Service:
+    """What wandb and trackio have in common, as far as it is used. It notes every call."""
+
+    class Error(Exception):
+        pass
+
+    class AlertLevel:
+        WARN = "warn"
+
+    def __init__(self, name):
+        self.told = []
+        self.__spec__ = ModuleSpec(name, None)
+
+    def init(self, **options):
+        self.told.append(("init", options))
+        return self
+
+    def Table(self, *, columns, data):
+        return [dict(zip(columns, row, strict=True)) for row in data]
+
+    def Settings(self, **options):
+        return options
+
+    def log(self, metrics, *, step):
+        self.told.append(("log", step, metrics))
+
+    def alert(self, **options):
+        self.told.append(("alert", options))
+
+    def finish(self):
+        self.told.append(("finish",))
+
+
+@pytest.fixture
+def services(monkeypatch):
+    """Both by name, as the modules that the loggers import."""
+    made = {name: Service(name) for name in ("wandb", "trackio")}
+    for name, service in made.items():
+        monkeypatch.setitem(sys.modules, name, service)
+        monkeypatch.delitem(sys.modules, f"tinyzero_astar.loggers.{name}", raising=False)
+    yield made
+    for name in made:  # they hold the fakes
+        sys.modules.pop(f"tinyzero_astar.loggers.{name}", None)
+
+
+def events_of(folder):
+    """What TensorBoard would show."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(folder / "tensorboard")).Reload()
+
+
+def scalars(events):
+    """By iteration and name."""
+    found = {}
+    for name in events.Tags()["scalars"]:
+        for event in events.Scalars(name):
+            found.setdefault(event.step, {})[name] = event.value
+    return found
+
+
+def texts(events, name):
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(f"{name}/text_summary")]
 
 
 @pytest.fixture
@@ -66,7 +145,7 @@ def tell_everything(logger, folder):
 
 
 @pytest.mark.parametrize("name", LOGGERS)
-def test_every_logger_takes_every_event(name, tmp_path):
+def test_every_logger_takes_every_event(name, tmp_path, services):
     tell_everything(LOGGERS[name](ConsoleLogger()), tmp_path)
 
 
@@ -86,14 +165,134 @@ def test_the_console_shows_the_best_completion_of_the_first_problems_that_have_o
     ]
 
 
+# ------------------------------------------------------------------------------------------------- other places
+
+
+def test_services_get_numbers_by_iteration_a_table_of_completions_and_alerts(services, tmp_path):
+    for name, service in services.items():
+        logger = LOGGERS[name](ConsoleLogger())
+        tell_everything(logger, tmp_path)
+        (_, options), *rest = service.told
+        assert options["name"] == tmp_path.name and options["config"]["train"]["num_iterations"] == 2
+        shown = dict(zip(COLUMNS, ROW, strict=True))
+        (_, alert), *others = [call for call in rest if call[0] == "alert"]
+        assert others == [] and alert["text"] == "something" and alert["level"] == "warn"
+        assert alert["title"] == f"{tmp_path.name}, iteration 1"
+        assert [call for call in rest if call[0] != "alert"] == [
+            ("log", 0, {"eval/x": 0.5}),
+            ("log", 1, {"samples": [shown, shown]}),
+            ("log", 1, {}),
+            ("finish",),
+        ]
+
+
+def test_numbers_are_what_has_a_value():
+    metrics = {"a/b": 1, "c": True, "d": None, "e": "why", "f": [1.0], "alarms": ["ratio"], "g": 0.5}
+    assert numbers(metrics) == {"a/b": 1.0, "c": 1.0, "g": 0.5}
+
+
+def test_a_resumed_run_goes_on_at_each_service(services, tmp_path):
+    for done in (0, 3):
+        for name in services:
+            LOGGERS[name](ConsoleLogger()).begin({}, tmp_path, done, [])
+    (_, first), (_, then) = services["wandb"].told
+    assert first["id"] == then["id"] == (tmp_path / "wandb-id").read_text() and first["resume"] == "allow"
+    assert first["settings"] == {"console": "off"} and first["dir"] == str(tmp_path)
+    assert [options["resume"] for _, options in services["trackio"].told] == ["never", "allow"]
+
+
+def test_a_service_that_refuses_the_run_is_one_sentence(services, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise Service.Error("no key")
+
+    monkeypatch.setattr(services["wandb"], "init", refuse)
+    logger = LOGGERS["wandb"](ConsoleLogger())
+    with pytest.raises(WriteFailedError, match=r"W&B does not take the run \(no key\); call `wandb login`, or set"):
+        logger.begin({}, tmp_path, 0, [])
+    logger.end()  # as every run does
+
+
+def test_tensorboard_reads_the_events_back_and_those_of_repeated_iterations_once(tmp_path):
+    logger = LOGGERS["tensorboard"](ConsoleLogger())
+    logger.begin({"run": {"seed": 3}}, tmp_path, 0, [])
+    for number in range(5):
+        logger.record(number, {"train/x": number / 4, "none": None, "why": "text"})
+    logger.alarm(4, "a | <b> *c*")
+    logger.samples(4, [[SAMPLE | {"completion": "<script>|*x*\n[y](z)"}]])
+    events = events_of(tmp_path)  # it is written before the logger ends
+    assert scalars(events) == {number: {"train/x": number / 4} for number in range(5)}
+    assert '"seed": 3' in texts(events, "config")[0][1]
+    assert texts(events, "alarms") == [(4, "a &#124; &lt;b&gt; &#42;c&#42;")]
+    ((_, table),) = texts(events, "samples")
+    assert table.splitlines()[0] == f"| {' | '.join(COLUMNS)} |" and len(table.splitlines()) == 3
+    assert table.splitlines()[2].count("|") == len(COLUMNS) + 1 and "<script" not in table and "[y]" not in table
+    logger.end()
+    time.sleep(1.1)  # a file is named after its second
+    again = LOGGERS["tensorboard"](ConsoleLogger())
+    again.begin({}, tmp_path, 2, [])
+    again.record(3, {"train/x": 9.0})
+    again.end()
+    assert scalars(events_of(tmp_path)) == {
+        0: {"train/x": 0},
+        1: {"train/x": 0.25},
+        2: {"train/x": 0.5},
+        3: {"train/x": 9},
+    }
+
+
+def test_a_run_writes_the_numbers_of_its_records_everywhere(services, options, tmp_path, capsys):
+    folder = tmp_path / "r"
+    names = ["tensorboard", "wandb", "trackio"]
+    assert main([*options, "--train.num-iterations", "2", "--run.loggers", *names]) == 0
+    assert json.loads((folder / "config.json").read_text())["run"]["loggers"] == names
+    wanted = {row["iteration"]: numbers(row) for row in records(folder)}
+    for row in wanted.values():
+        del row["iteration"]
+    assert list(wanted) == [0, 1, 2] and len(wanted[2]) > 60
+    for service in services.values():
+        logged = [(step, metrics) for event, step, metrics in (c for c in service.told if c[0] == "log")]
+        assert {step: metrics for step, metrics in logged if "samples" not in metrics} == wanted
+        tables = {step: metrics["samples"] for step, metrics in logged if "samples" in metrics}
+        assert {step: len(rows) for step, rows in tables.items()} == {1: 12, 2: 12}
+        assert service.told[-1] == ("finish",)
+    assert scalars(events_of(folder)) == {step: pytest.approx(row, rel=1e-6) for step, row in wanted.items()}
+    capsys.readouterr()
+    assert main(["--resume", str(folder), "--train.num-iterations", "3", "--run.loggers", "trackio"]) == 0
+    assert [c[1]["resume"] for c in services["trackio"].told if c[0] == "init"] == ["never", "allow"]
+    assert len([c for c in services["wandb"].told if c[0] == "init"]) == 1
+    for name in names:  # an evaluation tells none of them, and needs none
+        services.pop(name, None)
+    sys.modules.update(dict.fromkeys(("wandb", "trackio")))
+    assert main(["--eval-only", "--checkpoint", str(folder)]) == 0
+
+
+def test_a_package_that_is_missing_and_a_logger_that_is_unknown_are_one_sentence(
+    options, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*options, "--run.loggers", "trackio"]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        "error: run.loggers trackio needs the package trackio, which is not installed: run pip install -e"
+        " '.[trackio]', or leave it out\n"
+    )
+    assert not (tmp_path / "r").exists()
+    (tmp_path / "c.toml").write_text('[run]\nloggers = ["tensorboard", "paper"]\n')
+    assert main(["--config", str(tmp_path / "c.toml")]) == 2
+    assert "loggers is ['tensorboard', 'paper'], which is not a list of tensorboard, wandb" in capsys.readouterr().err
+    (tmp_path / "c.toml").write_text('[run]\nloggers = ["tensorboard"]\n')
+    assert read_config_file(tmp_path / "c.toml").run.loggers == ("tensorboard",)
+
+
 # ---------------------------------------------------------------------------------------------------- all as one
 
 
 def test_all_loggers_are_told_everything_in_their_order(monkeypatch, tmp_path):
     told, names = [], ("first", "second")
     made = {name: lambda console, name=name: Spy(told, name) for name in names}
-    monkeypatch.setattr(reporting, "LOGGERS", made)
-    tell_everything(AllLoggers(ConsoleLogger()), tmp_path)
+    monkeypatch.setattr(loggers, "LOGGERS", made)
+    monkeypatch.setattr(loggers, "ALWAYS", ("second",))
+    tell_everything(AllLoggers(ConsoleLogger(), ["first"]), tmp_path)
     expected = []
     tell_everything(Spy(expected), tmp_path)
     assert len(expected) == 8 and {event for _, event, *_ in expected} == {*EVENTS} - {"iteration"}
@@ -104,12 +303,12 @@ def test_all_loggers_are_told_everything_in_their_order(monkeypatch, tmp_path):
 
 def test_a_rank_other_than_0_tells_nobody_and_learns_what_rank_0_could_not_write(monkeypatch, told, tmp_path):
     monkeypatch.setattr(reporting, "is_main", lambda: False)
-    loggers = AllLoggers(ConsoleLogger())
-    tell_everything(loggers, tmp_path)
+    everyone = AllLoggers(ConsoleLogger())
+    tell_everything(everyone, tmp_path)
     assert told == [] and list(tmp_path.iterdir()) == []
     monkeypatch.setattr(writing, "from_main", lambda mine: "rank 0 could not")
     with pytest.raises(WriteFailedError, match="rank 0 could not"):
-        loggers.record(0, {})
+        everyone.record(0, {})
 
 
 def test_all_loggers_end_though_one_cannot(monkeypatch):
@@ -120,7 +319,8 @@ def test_all_loggers_end_though_one_cannot(monkeypatch):
             raise WriteFailedError("stuck")
 
     made = {"a": lambda console: Spy(told, "a"), "b": lambda console: Stuck(), "c": lambda console: Spy(told, "c")}
-    monkeypatch.setattr(reporting, "LOGGERS", made)
+    monkeypatch.setattr(loggers, "LOGGERS", made)
+    monkeypatch.setattr(loggers, "ALWAYS", tuple(made))
     with pytest.raises(WriteFailedError, match="stuck"):
         AllLoggers(ConsoleLogger()).end()
     assert sorted(told) == [("a", "end"), ("c", "end")]
@@ -185,7 +385,7 @@ def test_a_logger_that_cannot_write_ends_the_run_in_one_sentence_and_nothing_is_
     setattr(Full, event, full)
     folder = tmp_path / "r"
     with monkeypatch.context() as patch:
-        patch.setitem(LOGGERS, "full", lambda console: Full())
+        add(patch, "full", lambda console: Full())
         assert main(options) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: the cloud cannot be written (it is full); what was saved before is kept: make room or raise the"

@@ -38,7 +38,7 @@ def names(requirements: list[str]) -> list[str]:
 
 def required(project: dict) -> list[str]:
     extras = project["optional-dependencies"]
-    own = ("plot", "lora", "gguf", "browser", "reasoning-gym")
+    own = ("plot", "lora", "gguf", "browser", "reasoning-gym", "tensorboard")
     return names([*project["dependencies"], *(name for extra in own for name in extras[extra]), *extras["dev"][1:]])
 
 

@@ -231,6 +231,8 @@ class RunConfig:
     """Checkpoints with the highest held-out greedy accuracy that are kept too, of those that were evaluated."""
     sample_frequency: Annotated[int, Range(1, 10**7)] = 5
     """Completions are shown every that many iterations."""
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where else a run is recorded, such as `tensorboard wandb`. Each needs the package of its name."""
     collective_timeout_s: Annotated[float, Range(1, 10**6)] = 600.0
     """With --distributed, seconds that a process waits for the slowest one before the run fails."""
 

@@ -168,6 +168,8 @@ def _end(x: float) -> str:
 def _type_name(wanted: Any) -> str:
     """A type in words, such as "of type int", or "one of grpo, rloo"."""
     choices = typing.get_args(wanted)
+    if typing.get_origin(wanted) is tuple:
+        return f"a list of {_type_name(choices[0]).removeprefix('one of ')}"
     if typing.get_origin(wanted) is Literal:
         return f"one of {', '.join(choices)}"
     if choices:
@@ -179,6 +181,8 @@ def _fits(value: object, wanted: Any) -> bool:
     origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is Literal:
         return isinstance(value, str) and value in choices
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, choices[0]) for item in value)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, choice) for choice in choices)
     if wanted in (int, float):

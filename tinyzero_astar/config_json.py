@@ -26,6 +26,7 @@ FREE_ON_RESUME = (
     "run.keep_last",
     "run.keep_best",
     "run.sample_frequency",
+    "run.loggers",
     "run.collective_timeout_s",
 )
 
@@ -133,10 +134,10 @@ def _build(kind: type, data: Any, source: str) -> Any:
     if not isinstance(data, dict) or set(data) - set(known):
         unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else shortened(data)
         raise ValueError(f"{source}: {unknown} is not a field of {kind.__name__}; this version knows {sorted(known)}")
-    sections = {key: wanted for key, wanted in known.items() if dataclasses.is_dataclass(wanted)}
-    return kind(
-        **{
-            key: _build(typing.cast(type, sections[key]), value, source) if key in sections else value
-            for key, value in data.items()
-        }
-    )
+    return kind(**{key: _read(value, known[key], source) for key, value in data.items()})
+
+
+def _read(value: Any, wanted: Any, source: str) -> Any:
+    if dataclasses.is_dataclass(wanted):
+        return _build(typing.cast(type, wanted), value, source)
+    return tuple(value) if isinstance(value, list) and typing.get_origin(wanted) is tuple else value  # JSON has lists

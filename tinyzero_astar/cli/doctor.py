@@ -143,7 +143,8 @@ def _time(run: PlannedRun, speed: Speed) -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from tinyzero_astar.loggers.console import Terminal, broken, safe
+    from tinyzero_astar.loggers.console import Terminal, safe
+    from tinyzero_astar.loggers.text import broken
 
     console = Terminal(highlight=False, soft_wrap=True)
 

@@ -244,7 +244,8 @@ def _trace(
 
 
 def _show(trace: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_nodes: int, note: str | None) -> None:
-    from tinyzero_astar.loggers.console import Terminal, broken, safe
+    from tinyzero_astar.loggers.console import Terminal, safe
+    from tinyzero_astar.loggers.text import broken
     from tinyzero_astar.report.tree import drawn_tree
 
     console = Terminal(highlight=False, soft_wrap=True)

@@ -1,15 +1,15 @@
 """What a person sees.
 
-Facts and a legend at the start, then a line for each iteration, evaluations, samples and a progress bar. A line of an
-iteration fits into 80 columns. Other text is broken at words where the width is known. A pipe gets each sentence on one
-line, and commands stay whole everywhere.
+Facts at the start, then a view that is drawn anew in its place, with evaluations above it. Where the output is no
+terminal, a legend, a line for each iteration, evaluations and samples. A line of an iteration fits into 80 columns.
+Other text is broken at words where the width is known. A pipe gets each sentence on one line, and commands stay whole
+everywhere.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +17,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from tinyzero_astar.config import WITH_CRITIC
 from tinyzero_astar.interfaces import Logger, Table
+from tinyzero_astar.loggers.live import LiveView
+from tinyzero_astar.loggers.text import broken, on_one_line, percent, short_count, short_seconds
 from tinyzero_astar.terminal import printable
 
 _MAX_SAMPLE_CHARACTERS = 600
@@ -45,35 +46,6 @@ class Terminal(Console):
 def safe(text: str) -> str:
     """Text of foreign origin for rich, without markup and without anything that a terminal would obey."""
     return escape(printable(text))
-
-
-def broken(text: str, width: int, indent: str = "") -> str:
-    """Each line broken at its spaces, further ones with an indent. Longer words stay whole."""
-    return "\n".join(
-        textwrap.fill(line, max(width, 20), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-        for line in text.split("\n")
-    )
-
-
-def percent(value: float | None) -> str:
-    """A share in five characters, two digits of it, or a dash where nothing could be measured."""
-    if value is None:
-        return "  –  "
-    return f"{100 * value:3.1f} %" if 100 * value < 9.95 else f"{100 * value:3.0f} %"
-
-
-def short_count(count: int) -> str:
-    """At most three digits, in thousands, millions or billions, such as 950, 61 k, 1.2 M."""
-    number, unit = float(count), ""
-    for larger in (" k", " M", " G"):
-        if number < 999.5:
-            break
-        number, unit = number / 1000, larger
-    return f"{number:.1f}{unit}" if unit and number < 9.95 else f"{number:.0f}{unit}"
-
-
-def _short_seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 99.95 else f"{seconds:.0f} s"
 
 
 def has_guidance(config: Mapping[str, Any]) -> bool:
@@ -125,7 +97,7 @@ class ConsoleLogger(Logger):
         options: dict[str, Any] = {"highlight": False, "soft_wrap": True, "quiet": is_silent}
         self.console = console or Terminal(force_terminal=terminal, **options)
         self._errors = Terminal(stderr=True, force_terminal=terminal, **options)
-        self._progress: Progress | None = None
+        self._view: LiveView | None = None
         self._num_iterations: int | None = None  # of the run that has begun
         self._spent: dict[int, int] = {}  # tokens by iteration
 
@@ -155,39 +127,36 @@ class ConsoleLogger(Logger):
         self._alert(f"[bold red]error:[/] {safe(text)}")
 
     def _alert(self, markup: str) -> None:
-        # a terminal that shows the bar must get its lines through the bar's console, or they would be overwritten
-        is_shared = self._progress is not None and self._errors.is_terminal
+        # a terminal that shows the view must get its lines through the view's console, or they would be overwritten
+        is_shared = self._view is not None and self._errors.is_terminal
         (self.console if is_shared else self._errors).print(markup)
 
     def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """Explain the lines to come, and show a progress bar until `end`."""
+        """Show the view until `end`, or explain the lines to come."""
         self._num_iterations = config["train"]["num_iterations"]
         self._num_leaves = leaves_of(config)
         self._has_guidance = has_guidance(config)
         self._spent = {r["iteration"]: num_tokens(r) for r in records}
-        if done < self._num_iterations:
+        if _can_show_a_view(self.console):
+            self._view = LiveView(
+                self.console, self._num_iterations, self._has_guidance, self._num_leaves, self._errors.is_terminal
+            )
+            self._view.earlier(done, records)
+            self._view.tokens(self._tokens())
+            self._view.start()
+        elif done < self._num_iterations:
             self.say("\na line for each iteration:")
             for name, text in _legend(config):
                 indent = " " * _NAME_WIDTH
                 self._named(name, broken(f"{name:{_NAME_WIDTH - 1}s} {text}", self.console.width, indent))
             self.say("")
-        if not self.console.is_terminal:
-            return
-        self._progress = Progress(
-            TextColumn("iterations"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-        )
-        self._task = self._progress.add_task("training", total=self._num_iterations, completed=done)
-        self._progress.start()
 
     def iteration(self, number: int, metrics: Mapping[str, Any], ranking: float | None) -> None:
-        """The one line of an iteration."""
+        """The one line of an iteration, or the view with it."""
         self._spent[number] = num_tokens(metrics)
+        if self._view is not None:
+            self._view.iteration(number, metrics, self._tokens())
+            return
         parts = [
             f"[bold]{self._place(number)}[/]",
             f"accuracy [bold]{percent(metrics['rollout/policy_accuracy'])}[/]",
@@ -197,16 +166,19 @@ class ConsoleLogger(Logger):
             state = "on" if metrics["guidance/is_open"] else "off"
             known = "–" if ranking is None else f"{ranking:.2f}".lstrip("0")
             parts.append(f"guide {state} ({known})".ljust(15))
-        parts.append(f"{short_count(sum(self._spent.values())):>5s} tokens")
-        parts.append(f"{_short_seconds(metrics['time/iteration_s']):>6s}")
+        parts.append(f"{short_count(self._tokens()):>5s} tokens")
+        parts.append(f"{short_seconds(metrics['time/iteration_s']):>6s}")
         line = Text.from_markup("  ".join(parts))
         self.console.print(line if line.cell_len <= self.console.width else " ".join(line.plain.split()))
-        if self._progress is not None:
-            self._progress.update(self._task, completed=number)
 
     def record(self, number: int, metrics: Mapping[str, Any]) -> None:
         """Count what an earlier process decoded in an iteration that it could not record."""
         self._spent[number] = num_tokens(metrics)
+        if self._view is not None:
+            self._view.tokens(self._tokens())
+
+    def _tokens(self) -> int:
+        return sum(self._spent.values())
 
     def _place(self, number: int) -> str:
         width = len(str(self._num_iterations))
@@ -217,18 +189,24 @@ class ConsoleLogger(Logger):
         self.warn(text)
 
     def samples(self, number: int, records: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-        """The best completion of each of the first problems, with what the verifier said."""
+        """The best completion of each of the first problems, with what the verifier said, or of more in the view."""
+        best = (first for first, *_ in filter(None, records))
+        if self._view is not None:
+            self._view.samples(number, [*best])
+            return
         self.say("  completions that the search ranked first:")
-        for first, *_ in itertools.islice(filter(None, records), _NUM_SHOWN):
+        for first in itertools.islice(best, _NUM_SHOWN):
             self._sample(first["problem"], first["completion"], first["reason"])
 
     def _sample(self, question: str, completion: str, verdict: str) -> None:
-        question = _fitted(self.console, f"  {_on_one_line(question, _MAX_QUESTION_CHARACTERS)}", "  ")
-        text = _fitted(self.console, f"    {_on_one_line(completion, _MAX_SAMPLE_CHARACTERS)}", "    ")
+        question = _fitted(self.console, f"  {on_one_line(question, _MAX_QUESTION_CHARACTERS)}", "  ")
+        text = _fitted(self.console, f"    {on_one_line(completion, _MAX_SAMPLE_CHARACTERS)}", "    ")
         self.console.print(f"[cyan]{safe(question)}[/]  [dim]({safe(verdict)})[/]\n{safe(text)}")
 
     def evaluation(self, number: int, metrics: Mapping[str, Any], tables: Sequence[Table]) -> None:
         """The tables. For the few greedy completions between the first and the last evaluation it is one line."""
+        if self._view is not None:
+            self._view.evaluation(number, metrics)
         if f"{_HELD_OUT}_format" not in metrics or _SAMPLED in metrics or self._num_iterations is None:
             for table in tables:
                 self._table(table)
@@ -250,22 +228,21 @@ class ConsoleLogger(Logger):
             self.console.print(safe(_fitted(self.console, whole, " " * (width + 4))))
 
     def end(self) -> None:
-        """Remove the progress bar."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        """Leave the view as it is."""
+        if self._view is not None:
+            self._view.stop()
+            self._view = None
+
+
+def _can_show_a_view(console: Console) -> bool:
+    """Whether it is a terminal that moves its cursor and knows the characters of the view."""
+    return console.is_interactive and console.encoding.startswith("utf")
 
 
 def _fitted(console: Console, text: str, indent: str) -> str:
     """Broken at words where a terminal or COLUMNS says how wide a line may be."""
     is_known = console.is_terminal or "COLUMNS" in os.environ
     return broken(text, console.width, indent) if is_known else text
-
-
-def _on_one_line(text: str, most: int) -> str:
-    shown = text[:most]
-    rest = len(text) - len(shown)
-    return " ⏎ ".join(shown.split("\n")) + (f" … ({rest} more characters)" if rest else "")
 
 
 def num_tokens(metrics: Mapping[str, Any]) -> int:

@@ -32,6 +32,7 @@ _FREE = (
     "run.keep_last",
     "run.keep_best",
     "run.sample_frequency",
+    "run.loggers",
     "run.collective_timeout_s",
 )
 

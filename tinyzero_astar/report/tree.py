@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tinyzero_astar.loggers.console import percent
+from tinyzero_astar.loggers.text import percent
 from tinyzero_astar.terminal import printable
 
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible

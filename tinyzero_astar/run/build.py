@@ -138,7 +138,7 @@ def build(
         updater=Updater(policy, algorithm, config.train, config.value),
         reference=reference,
         console=console,
-        log=AllLoggers(console),
+        log=AllLoggers(console, config.run.loggers),
         first_iteration=first_iteration,
         history=[],
         searched={},

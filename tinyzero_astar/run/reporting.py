@@ -10,7 +10,7 @@ from typing import Any
 from tinyzero_astar.distributed import is_main
 from tinyzero_astar.interfaces import Logger, Table
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.loggers.loggers import LOGGERS
+from tinyzero_astar.loggers.loggers import make_loggers
 from tinyzero_astar.run.writing import fail_together
 
 
@@ -19,10 +19,11 @@ class AllLoggers(Logger):
 
     Args:
         console: the one that is there already.
+        names: of those to be told besides those that always are.
     """
 
-    def __init__(self, console: ConsoleLogger) -> None:
-        self._loggers = [make(console) for make in LOGGERS.values()] if is_main() else []
+    def __init__(self, console: ConsoleLogger, names: Sequence[str] = ()) -> None:
+        self._loggers = make_loggers(names, console) if is_main() else []
 
     def _tell(self, tell: Callable[[Logger], None]) -> None:
         def tell_all() -> None:

@@ -21,6 +21,7 @@ from tinyzero_astar.data.tasks import Problems, make_problems, pinned
 from tinyzero_astar.distributed import agree, from_main, is_main, world_size
 from tinyzero_astar.files import METRICS, replace_text
 from tinyzero_astar.loggers.console import ConsoleLogger
+from tinyzero_astar.loggers.loggers import check_loggers
 from tinyzero_astar.resources.advice import disk_advice, memory_advice
 from tinyzero_astar.resources.machine import all_memory, choose_device, free_disk, free_memory
 from tinyzero_astar.resources.model import check_options, model_for
@@ -107,6 +108,7 @@ def _lock(folder: Path, held: ExitStack) -> None:
 
 def _begin_run(config: Config, folder: Path) -> Session:
     console = _console()
+    _check_loggers(config)
     make_algorithm(config)  # first, as it may refuse
     problems = _problems(config)
     _prepare(folder)
@@ -132,8 +134,13 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
     """
     with ExitStack() as held:
         _lock(folder, held)
+        _check_loggers(config)
         session = _opened(_pinned(config), folder, checkpoints, _console())
         return replace(session, held=held.pop_all())
+
+
+def _check_loggers(config: Config) -> None:
+    agree(lambda: check_loggers(config.run.loggers) if is_main() else None)
 
 
 def _opened(config: Config, folder: Path, checkpoints: Sequence[Path], console: ConsoleLogger) -> Session:
@@ -205,6 +212,7 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
             given.
     """
     console = _console()
+    config = _unrecorded(config)
     agree(lambda: check_source(str(checkpoint or config.model.model_name)) if is_main() else None)
     if checkpoint is None:
         # first, as it may refuse
@@ -216,11 +224,16 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
     config = _pinned(with_fields_of(saved, config, names))
     check(config)
     # model.safetensors has the adapters in it
-    config = replace(config, model=replace(config.model, lora_rank=0, liger=False))
+    config = replace(_unrecorded(config), model=replace(config.model, lora_rank=0, liger=False))
     session = build(config, _problems(config), checkpoint, str(checkpoint), console, int(state["iteration"]))
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
     console.say(f"evaluating {checkpoint}")
     return session, checkpoint
+
+
+def _unrecorded(config: Config) -> Config:
+    """An evaluation is told to the console alone, so it needs no packages of loggers."""
+    return replace(config, run=replace(config.run, loggers=()))
 
 
 def _check_fit(config: Config, problems: Problems, model_source: str, folder: Path, console: ConsoleLogger) -> None:
