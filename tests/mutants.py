@@ -2357,6 +2357,38 @@ LOGGING = (
         ("test_loggers.py::test_all_loggers_end_though_one_cannot",),
     ),
     Mutant(
+        "repeated-iterations-twice",
+        "TensorBoard shows what an earlier process wrote of iterations that are repeated",
+        "loggers/tensorboard.py",
+        "purge_step=done + 1 if done else 0",
+        "purge_step=None",
+        ("test_loggers.py::test_tensorboard_reads_the_events_back_and_those_of_repeated_iterations_once",),
+    ),
+    Mutant(
+        "text-as-markdown",
+        "TensorBoard reads what a model wrote as Markdown",
+        "loggers/tensorboard.py",
+        """"|\\\\`*_[]#~:!\"""",
+        '"|"',
+        ("test_loggers.py::test_tensorboard_reads_the_events_back_and_those_of_repeated_iterations_once",),
+    ),
+    Mutant(
+        "another-run-each-time",
+        "a resumed run is a new one at W&B",
+        "loggers/wandb.py",
+        "if not path.exists():",
+        "if True:",
+        ("test_loggers.py::test_a_resumed_run_goes_on_at_each_service",),
+    ),
+    Mutant(
+        "package-unchecked",
+        "a run begins though the package of a logger is missing",
+        "run/start.py",
+        "check_loggers(config.run.loggers) if is_main() else None",
+        "None",
+        ("test_loggers.py::test_a_package_that_is_missing_and_a_logger_that_is_unknown_are_one_sentence",),
+    ),
+    Mutant(
         "worst-shown",
         "the console shows the worst completion of a problem",
         "loggers/console.py",
@@ -3830,6 +3862,10 @@ OWN_TASKS = (
 
 COMPARED = ("test_compare.py::test_groups_are_compared_at_equal_spending_seed_by_seed",)
 INSIDE = ("test_compare.py::test_the_share_inside_is_the_integral_of_the_density",)
+BOOTSTRAP = (
+    "test_compare.py::test_a_bootstrap_interval_has_the_exact_share_of_the_resampled_means_outside",
+    "test_compare.py::test_a_bootstrap_interval_of_few_numbers_is_their_range_and_of_many_that_of_student",
+)
 COMMANDS = (
     Mutant(
         "unpaired",
@@ -3862,6 +3898,38 @@ COMMANDS = (
         "range(is_odd, freedom - 1, 2)",
         "range(is_odd, freedom - 3, 2)",
         INSIDE,
+    ),
+    Mutant(
+        "resamples-without-replacement",
+        "the bootstrap draws fewer numbers than there are",
+        "report/intervals.py",
+        "k=count) for _",
+        "k=count - 1) for _",
+        BOOTSTRAP,
+    ),
+    Mutant(
+        "percentiles-of-few",
+        "bootstrap intervals of few numbers are too narrow",
+        "report/intervals.py",
+        "outside = int(share_outside(count) * RESAMPLES)",
+        "outside = int(0.025 * RESAMPLES)",
+        BOOTSTRAP,
+    ),
+    Mutant(
+        "other-draws-each-time",
+        "bootstrap intervals differ from call to call",
+        "report/intervals.py",
+        "random.Random(_SEED)",
+        "random.Random(_SEED if count < 8 else None)",
+        ("test_compare.py::test_the_draws_are_those_of_the_seed",),
+    ),
+    Mutant(
+        "groups-in-one-colour",
+        "on the page of a comparison each run has a colour of its own",
+        "report/page.py",
+        "else compared.places",
+        "else range(len(runs))",
+        ("test_compare.py::test_the_page_has_the_table_and_the_curves_of_each_group_in_its_colour",),
     ),
     Mutant(
         "standard-deviation",

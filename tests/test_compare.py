@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import re
+from collections import Counter
 from dataclasses import replace
+from fractions import Fraction
+from io import StringIO
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.pages import Elements
 from tinyzero_astar.cli.compare import compare_main
 from tinyzero_astar.config import Config
 from tinyzero_astar.config_json import to_json
+from tinyzero_astar.report import intervals
 from tinyzero_astar.report.compare import accuracy_at, compare_runs
-from tinyzero_astar.report.intervals import mean_of, student_inside, student_quantile
+from tinyzero_astar.report.intervals import (
+    RESAMPLES,
+    bootstrap_mean,
+    mean_of,
+    share_outside,
+    student_inside,
+    student_quantile,
+)
 
 ACCURACY = "eval/greedy_accuracy"
 
@@ -63,6 +78,51 @@ def test_the_interval_of_a_mean():
     assert mean_of([0.25]) == (0.25, None, None)
 
 
+def resampled(numbers):
+    """The sum of as many draws with replacement, and the probability of each value, without any draw."""
+    share, found = Fraction(1, len(numbers)), Counter({0: Fraction(1)})
+    for _ in numbers:
+        after = Counter()
+        for total, probability in found.items():
+            for number in numbers:
+                after[total + number] += probability * share
+        found = after
+    return found
+
+
+@pytest.mark.parametrize(
+    "numbers", [[3, 8, 1, 1], [0, 5, 2, 9, 4], [7, 1, 4, 4, 2, 9, 3, 0], [(7 * i * i) % 31 for i in range(20)]]
+)
+def test_a_bootstrap_interval_has_the_exact_share_of_the_resampled_means_outside(numbers):
+    count, outside, exact = len(numbers), share_outside(len(numbers)), resampled(numbers)
+    reach = math.sqrt(count / (count - 1)) * student_quantile(count - 1)
+    x = torch.linspace(-40, -reach, 400_001, dtype=torch.float64)
+    normal = torch.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    assert outside == pytest.approx(float(torch.trapezoid(normal, x)), rel=1e-5)
+    found = bootstrap_mean([float(number) for number in numbers])
+    assert found.value == pytest.approx(sum(numbers) / count)
+    slack = 5 * math.sqrt(outside / RESAMPLES) + 1 / RESAMPLES  # of so many draws
+    for end, sign in ((found.low, 1), (found.high, -1)):
+        total = round(end * count)
+        assert end * count == pytest.approx(total)
+        beyond = sum(p for value, p in exact.items() if sign * value < sign * total)
+        assert beyond <= outside + slack and beyond + exact[total] >= outside - slack
+
+
+def test_the_draws_are_those_of_the_seed():
+    numbers = [math.cos(i) for i in range(9)]
+    first = bootstrap_mean(numbers)
+    intervals._draws.cache_clear()
+    assert bootstrap_mean(numbers) == first
+
+
+def test_a_bootstrap_interval_of_few_numbers_is_their_range_and_of_many_that_of_student():
+    assert bootstrap_mean([0.25]) == (0.25, None, None)
+    assert bootstrap_mean([1.0, 2.0, 6.0]) == pytest.approx((3.0, 1.0, 6.0))
+    many = [math.sin(1.7 * i) for i in range(40)]
+    assert bootstrap_mean(many) == pytest.approx(mean_of(many), abs=0.02)
+
+
 # --------------------------------------------------------------------------------------------- comparison
 
 
@@ -86,19 +146,25 @@ def two_groups(folder):
 
 
 def test_groups_are_compared_at_equal_spending_seed_by_seed(elsewhere):
-    found = compare_runs(two_groups(elsewhere))
-    assert found.names == ["search.mode gumbel", "search.mode sample"]
+    runs = two_groups(elsewhere)
+    found = compare_runs(runs, "tokens")
+    assert found.names == ["search.mode gumbel", "search.mode sample"] and found.by == "tokens"
     assert [[run.seed for run in group] for group in found.groups] == [[0, 1, 2], [1, 2, 5]]
-    tokens, seconds = found.rows["tokens"], found.rows["seconds"]
-    assert [row.budget for row in tokens[::2]] == [25, 50, 75, 100]  # the sampled runs spent 100, the others 200
+    assert [row.budget for row in found.rows[::2]] == [25, 50, 75, 100]  # the sampled runs spent 100, the others 200
+    a, b = found.rows[-2:]
+    assert a.gain is None and a.accuracy == pytest.approx(bootstrap_mean([0.45, 0.3, 0.3]))
+    assert b.accuracy == pytest.approx(bootstrap_mean([0.2, 0.4, 1.0]))
+    assert b.gain == pytest.approx(bootstrap_mean([0.2 - 0.3, 0.4 - 0.3]))  # seeds 1 and 2
+    seconds = compare_runs(runs, "seconds").rows
     assert [row.budget for row in seconds[::2]] == [0.5, 1, 1.5, 2]  # and 4 seconds against 2
-    a, b = tokens[-2:]
-    assert a.gain is None and a.accuracy == pytest.approx(mean_of([0.45, 0.3, 0.3]))
-    assert b.accuracy == pytest.approx(mean_of([0.2, 0.4, 1.0]))
-    assert b.gain == pytest.approx(mean_of([0.2 - 0.3, 0.4 - 0.3]))  # seeds 1 and 2
     a, b = seconds[-2:]
-    assert a.accuracy.value == pytest.approx(0.7) and b.accuracy == pytest.approx(mean_of([0.1, 0.2, 0.5]))
-    assert b.gain == pytest.approx(mean_of([0.1 - 0.6, 0.2 - 0.6]))
+    assert a.accuracy.value == pytest.approx(0.7) and b.accuracy == pytest.approx(bootstrap_mean([0.1, 0.2, 0.5]))
+    assert b.gain == pytest.approx(bootstrap_mean([0.1 - 0.6, 0.2 - 0.6]))
+    iterations = compare_runs(runs, "iterations").rows
+    assert [row.budget for row in iterations[::2]] == [0.5, 1.0, 1.5, 2.0]
+    assert iterations[-2].accuracy.value == pytest.approx(0.7) and iterations[-1].accuracy.value == pytest.approx(
+        1.6 / 3
+    )
 
 
 def test_tokens_of_a_reference_count(elsewhere):
@@ -106,7 +172,7 @@ def test_tokens_of_a_reference_count(elsewhere):
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[1]) | {"reference/num_decoded_tokens": 60}
     (folder / "metrics.jsonl").write_text(lines[0] + "\n" + json.dumps(last) + "\n")
-    assert compare_runs([folder]).groups[0][0].curves["tokens"] == [(0, 0), (100, 1)]
+    assert compare_runs([folder], "tokens").groups[0][0].curve == [(0, 0), (100, 1)]
 
 
 def test_the_table_has_80_columns(elsewhere, capsys):
@@ -125,18 +191,46 @@ def test_the_table_as_json_and_one_run_alone(elsewhere, capsys):
     folder = make_run(elsewhere / "r", 4, [(0.0, 0, 0), (1.0, 40, 1)])
     assert compare_main([str(folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["groups"] == [{"name": "embedded", "runs": [str(folder)], "seeds": [4]}]
+    assert found["groups"] == [{"name": "embedded", "runs": [str(folder)], "seeds": [4]}] and found["by"] == "tokens"
     row = {"budget": 40, "group": 0, "accuracy": {"value": 1, "low": None, "high": None}, "gain": None}
-    assert found["tokens"][-1] == row
+    assert found["rows"][-1] == row
     assert compare_main([str(folder)]) == 0
     assert "minus A" not in capsys.readouterr().out
 
 
+def test_the_table_as_csv(elsewhere, capsys):
+    folders = [str(folder) for folder in two_groups(elsewhere)]
+    assert compare_main([*folders, "--csv", "--by", "seconds"]) == 0
+    rows = [*csv.DictReader(StringIO(capsys.readouterr().out))]
+    assert len(rows) == 8 and rows[0]["gain"] == ""
+    found = compare_runs([Path(folder) for folder in folders], "seconds").rows[-1]
+    last = rows[-1]
+    assert (last["seconds"], last["group"], last["name"], last["seeds"]) == ("2.0", "B", "search.mode sample", "1 2 5")
+    assert [float(last[f"gain{end}"]) for end in ("", "_low", "_high")] == pytest.approx([*found.gain])
+    assert [float(last[f"accuracy{end}"]) for end in ("", "_low", "_high")] == pytest.approx([*found.accuracy])
+
+
+def test_the_page_has_the_table_and_the_curves_of_each_group_in_its_colour(elsewhere, capsys):
+    folders = [str(folder) for folder in two_groups(elsewhere)]
+    assert compare_main([*folders, "--by", "seconds", "--page", "c.html"]) == 0
+    table = capsys.readouterr().out
+    page = Path("c.html").read_text(encoding="utf-8")
+    data = Elements(page).data
+    assert data["axis"] == "seconds" and [run["colour"] for run in data["runs"]] == [0, 0, 0, 1, 1, 1]
+    assert [run["name"] for run in data["runs"]] == ["g0", "g1", "g2", "s1", "s2", "s5"]
+    assert "B  search.mode sample; seeds 1, 2, 5</li>" in page
+    cells = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page)
+    assert len(cells) == 8 and all(accuracy in table and gain in table for _, _, accuracy, gain in cells)
+    assert compare_main([*folders, "--page", "nowhere/c.html"]) == 2
+    assert capsys.readouterr().err.startswith("error: nowhere/c.html cannot be written (No such file")
+
+
 def test_seconds_are_not_compared_where_they_are_not_known(elsewhere, capsys):
     folder = make_run(elsewhere / "r", 0, [(0.0, 0, 0), (0.5, 40, None), (1.0, 40, 1)])
+    assert compare_main([str(folder), "--by", "seconds"]) == 2
+    assert "r: it was stopped where its time was not recorded; compare --by tokens or it" in capsys.readouterr().err
     assert compare_main([str(folder)]) == 0
-    out = capsys.readouterr().out
-    assert "seconds: not compared" in out and "80   A   100.0" in out
+    assert "80   A   100.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -160,6 +254,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(elsewhere, capsys):
         (["a", "b"], "a and b have the same configuration and seed 0; name one of them"),
         (["nowhere"], "nowhere: no metrics.jsonl there; name the folder of a run"),
         ([], "compare needs the folders of runs"),
+        (["a", "--json", "--csv"], "--json and --csv exclude each other"),
     ):
         assert compare_main(argv) == 2
         err = capsys.readouterr().err

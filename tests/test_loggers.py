@@ -321,8 +321,11 @@ def test_all_loggers_end_though_one_cannot(monkeypatch):
     made = {"a": lambda console: Spy(told, "a"), "b": lambda console: Stuck(), "c": lambda console: Spy(told, "c")}
     monkeypatch.setattr(loggers, "LOGGERS", made)
     monkeypatch.setattr(loggers, "ALWAYS", tuple(made))
+    everyone = AllLoggers(ConsoleLogger())
+    everyone.begin({}, Path(), 0, [])
+    told.clear()
     with pytest.raises(WriteFailedError, match="stuck"):
-        AllLoggers(ConsoleLogger()).end()
+        everyone.end()
     assert sorted(told) == [("a", "end"), ("c", "end")]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import string
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from tinyzero_astar.report.compare import MEASURES, Comparison, Measure, Row, compare_runs
+from tinyzero_astar.report.compare import Comparison, Measure, Row, compare_runs
 from tinyzero_astar.report.intervals import Mean
 from tinyzero_astar.terminal import complain, printable
 
@@ -22,15 +24,21 @@ _MOST = len(string.ascii_uppercase)  # groups that have a letter
 
 @dataclass(frozen=True)
 class Compare:
-    """Held-out accuracy of runs at equal decoded tokens and at equal seconds.
+    """Held-out accuracy of runs where they have spent as much, paired over seeds.
 
     Runs that differ in their seed alone are one group. Groups are compared with that of the first run, seed by seed.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs."""
+    by: Measure = "tokens"
+    """What is spent. Decoded tokens, seconds of search and update, or iterations."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print JSON instead of tables."""
+    """Print JSON instead of a table."""
+    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print CSV instead of a table."""
+    page: Path | None = None
+    """Also write an HTML page with the table and the curves of all runs to this file."""
 
 
 def compare_main(argv: Sequence[str]) -> int:
@@ -39,13 +47,35 @@ def compare_main(argv: Sequence[str]) -> int:
     try:
         if not options.runs:
             raise ValueError("compare needs the folders of runs, such as runs/tiny-001 runs/tiny-002")
-        found = compare_runs(options.runs)
+        if options.json and options.csv:
+            raise ValueError("--json and --csv exclude each other; name one of them")
+        found = compare_runs(options.runs, options.by)
         if len(found.groups) > _MOST:
             raise ValueError(f"{len(found.groups)} groups of runs are too many for a table; compare at most {_MOST}")
+        if options.page is not None:
+            _write_page(options.page, found)
     except ValueError as error:
         return complain(error)
-    print(json.dumps(_as_json(found), indent=1) if options.json else "\n".join(_lines(found)))
+    if options.csv:
+        _print_csv(found)
+    else:
+        print(json.dumps(_as_json(found), indent=1) if options.json else "\n".join(_lines(found)))
     return 0
+
+
+def _write_page(path: Path, found: Comparison) -> None:
+    from tinyzero_astar.report.page import write_comparison_page
+
+    names = [f"{letter}  {_named(found, i)}" for i, letter in enumerate(string.ascii_uppercase[: len(found.groups)])]
+    rows = [
+        (_budget(found, row), string.ascii_uppercase[row.group], _mean(row.accuracy, ".1f"), _gain(row))
+        for row in found.rows
+    ]
+    folders = [[run.folder for run in group] for group in found.groups]
+    try:
+        write_comparison_page(path, folders, found.by, names, rows)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror}); name another file with --page") from None
 
 
 def _as_json(found: Comparison) -> dict[str, object]:
@@ -53,7 +83,7 @@ def _as_json(found: Comparison) -> dict[str, object]:
         {"name": name, "runs": [str(run.folder) for run in runs], "seeds": [run.seed for run in runs]}
         for name, runs in zip(found.names, found.groups, strict=True)
     ]
-    return {"groups": groups, **{measure: [_row_as_json(row) for row in rows] for measure, rows in found.rows.items()}}
+    return {"by": found.by, "groups": groups, "rows": [_row_as_json(row) for row in found.rows]}
 
 
 def _row_as_json(row: Row) -> dict[str, object]:
@@ -61,32 +91,46 @@ def _row_as_json(row: Row) -> dict[str, object]:
     return {**row._asdict(), "accuracy": row.accuracy._asdict(), "gain": gain}
 
 
+def _print_csv(found: Comparison) -> None:
+    """A line for each row of the table. Accuracies are shares, and what is not known is empty."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ends = ("", "_low", "_high")
+    head = [f"{what}{end}" for what in ("accuracy", "gain") for end in ends]
+    writer.writerow([found.by, "group", "name", "seeds", *head])
+    for row in found.rows:
+        seeds = " ".join(str(run.seed) for run in found.groups[row.group])
+        name = printable(found.names[row.group])
+        means = (*row.accuracy, *(row.gain or (None, None, None)))
+        writer.writerow([row.budget, string.ascii_uppercase[row.group], name, seeds, *means])
+
+
 def _lines(found: Comparison) -> Iterator[str]:
-    for letter, name, runs in zip(string.ascii_uppercase, found.names, found.groups, strict=False):
-        seeds = f"seed{'' if len(runs) == 1 else 's'} {', '.join(str(run.seed) for run in runs)}"
-        text = printable(f"{letter}  {name}; {seeds}")
+    for i, letter in enumerate(string.ascii_uppercase[: len(found.groups)]):
+        text = printable(f"{letter}  {_named(found, i)}")
         yield textwrap.fill(text, _WIDTH, subsequent_indent="   ")
     yield ""
-    yield "held-out greedy accuracy in %, means over seeds and their 95 % intervals (t)"
-    for measure in MEASURES:
-        yield ""
-        if measure in found.rows:
-            yield from _table(measure, found.rows[measure], len(found.groups))
-        else:
-            yield "seconds: not compared, a run was stopped where its time was not recorded"
+    yield "held-out greedy accuracy in %, means over seeds and their 95 % bootstrap"
+    yield "intervals"
+    yield ""
+    yield _line(found.by, " ", "accuracy", "minus A, same seeds" if len(found.groups) > 1 else "")
+    for row in found.rows:
+        budget = _budget(found, row)
+        accuracy = _mean(row.accuracy, ".1f")
+        yield _line(budget if row.group == 0 else "", string.ascii_uppercase[row.group], accuracy, _gain(row))
 
 
-def _table(measure: Measure, rows: Sequence[Row], num_groups: int) -> Iterator[str]:
-    gain = "minus A, same seeds" if num_groups > 1 else ""
-    yield _line(measure, " ", "accuracy", gain)
-    for row in rows:
-        budget = f"{row.budget:,.0f}" if measure == "tokens" else f"{row.budget:,.1f}"
-        yield _line(
-            budget if row.group == 0 else "",
-            string.ascii_uppercase[row.group],
-            _mean(row.accuracy, ".1f"),
-            "" if row.gain is None else _mean(row.gain, "+.1f"),
-        )
+def _named(found: Comparison, group: int) -> str:
+    runs = found.groups[group]
+    seeds = f"seed{'' if len(runs) == 1 else 's'} {', '.join(str(run.seed) for run in runs)}"
+    return f"{found.names[group]}; {seeds}"
+
+
+def _budget(found: Comparison, row: Row) -> str:
+    return f"{row.budget:,.0f}" if found.by == "tokens" else f"{row.budget:,.1f}"
+
+
+def _gain(row: Row) -> str:
+    return "" if row.gain is None else _mean(row.gain, "+.1f")
 
 
 def _line(budget: str, letter: str, accuracy: str, gain: str) -> str:

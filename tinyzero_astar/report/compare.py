@@ -1,7 +1,8 @@
-"""Runs side by side by held-out accuracy at equal decoded tokens and at equal seconds, paired over seeds.
+"""Runs side by side by held-out accuracy where they have spent as much, paired over seeds.
 
-Runs that differ in their seed alone are one group. A run's accuracy between two evaluations is read off the straight
-line between them. Seconds are those of search and update, without evaluations and checkpoints.
+What is spent is decoded tokens, seconds or iterations. Runs that differ in their seed alone are one group. A run's
+accuracy between two evaluations is read off the straight line between them. Seconds are those of search and update,
+without evaluations and checkpoints.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from tinyzero_astar.config import Config
 from tinyzero_astar.config_json import differences, from_json
 from tinyzero_astar.files import METRICS
 from tinyzero_astar.loggers.console import TOKENS
-from tinyzero_astar.report.intervals import Mean, mean_of
+from tinyzero_astar.report.intervals import Mean, bootstrap_mean
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.run.records import read_jsonl
 
-Measure = Literal["tokens", "seconds"]
-MEASURES: tuple[Measure, ...] = ("tokens", "seconds")
+Measure = Literal["tokens", "seconds", "iterations"]
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of what the shortest run has spent
 _ACCURACY, _TIME = "eval/greedy_accuracy", "time/iteration_s"
 # In these the runs of a group may differ, besides the seed, since they change neither what is learned nor how fast.
@@ -45,7 +45,7 @@ class Run:
 
     folder: Path
     config: Config
-    curves: dict[Measure, Curve]  # without seconds where an iteration's time is not known
+    curve: Curve
 
     @property
     def seed(self) -> int:
@@ -67,27 +67,25 @@ class Comparison(NamedTuple):
 
     groups: list[list[Run]]
     names: list[str]
-    rows: dict[Measure, list[Row]]
+    by: Measure
+    rows: list[Row]
 
 
-def compare_runs(folders: Sequence[Path]) -> Comparison:
+def compare_runs(folders: Sequence[Path], by: Measure) -> Comparison:
     """Compare runs, the first one's group being what the others are compared with.
 
     Raises:
         ValueError: a folder holds no run or a damaged one, or two runs are the same.
     """
-    groups = _grouped([read_run(folder) for folder in folders])
-    rows = {
-        measure: _rows(groups, measure) for measure in MEASURES if all(measure in r.curves for g in groups for r in g)
-    }
-    return Comparison(groups, _names([group[0].config for group in groups]), rows)
+    groups = _grouped([read_run(folder, by) for folder in folders])
+    return Comparison(groups, _names([group[0].config for group in groups]), by, _rows(groups))
 
 
-def read_run(folder: Path) -> Run:
-    """The configuration of a run and its learning curves.
+def read_run(folder: Path, by: Measure) -> Run:
+    """The configuration of a run and its learning curve.
 
     Raises:
-        ValueError: they are not there or damaged.
+        ValueError: they are not there or damaged, or the seconds are not known.
     """
     rows = read_jsonl(folder / METRICS)
     if not rows:
@@ -95,18 +93,18 @@ def read_run(folder: Path) -> Run:
     first, last = rows[0]["iteration"], rows[-1]["iteration"]
     if first != 0 or last == 0:
         raise ValueError(f"{folder}: its {METRICS} goes from iteration {first} to {last}; a curve needs 0 and one more")
-    curves: dict[Measure, Curve] = {"tokens": _curve(folder, rows, TOKENS)}
-    if all(_number(folder, row, _TIME) is not None for row in rows[1:]):  # else the run was stopped there
-        curves["seconds"] = _curve(folder, rows, (_TIME,))
-    return Run(folder, from_json(folder / CONFIG), curves)
+    if by == "seconds" and any(_number(folder, row, _TIME) is None for row in rows[1:]):
+        raise ValueError(f"{folder}: it was stopped where its time was not recorded; compare --by tokens or iterations")
+    return Run(folder, from_json(folder / CONFIG), _curve(folder, rows, by))
 
 
-def _curve(folder: Path, rows: Sequence[dict[str, Any]], costs: Sequence[str]) -> Curve:
+def _curve(folder: Path, rows: Sequence[dict[str, Any]], by: Measure) -> Curve:
+    costs = {"tokens": TOKENS, "seconds": (_TIME,), "iterations": ()}[by]
     spent, curve = 0.0, []
     for row in rows:
         spent += sum(_number(folder, row, name) or 0.0 for name in costs)
         if (accuracy := _number(folder, row, _ACCURACY)) is not None:
-            curve.append((spent, accuracy))
+            curve.append((float(row["iteration"]) if by == "iterations" else spent, accuracy))
     if len(curve) < 2:
         raise ValueError(f"{folder}: {len(curve)} evaluation(s) in its {METRICS}; a curve needs two")
     return curve
@@ -157,15 +155,13 @@ def _names(configs: Sequence[Config]) -> list[str]:
     return names
 
 
-def _rows(groups: Sequence[Sequence[Run]], measure: Measure) -> list[Row]:
-    least = min(run.curves[measure][-1][0] for group in groups for run in group)
-    return [
-        _row(groups, index, measure, share * least) for share in SHARES for index in range(len(groups))
-    ]  # budget by budget
+def _rows(groups: Sequence[Sequence[Run]]) -> list[Row]:
+    least = min(run.curve[-1][0] for group in groups for run in group)
+    return [_row(groups, index, share * least) for share in SHARES for index in range(len(groups))]  # budget by budget
 
 
-def _row(groups: Sequence[Sequence[Run]], index: int, measure: Measure, budget: float) -> Row:
-    first, own = ({r.seed: accuracy_at(r.curves[measure], budget) for r in groups[i]} for i in (0, index))
+def _row(groups: Sequence[Sequence[Run]], index: int, budget: float) -> Row:
+    first, own = ({r.seed: accuracy_at(r.curve, budget) for r in groups[i]} for i in (0, index))
     gains = [own[seed] - first[seed] for seed in own if seed in first]
-    gain = mean_of(gains) if gains and index > 0 else None
-    return Row(budget, index, mean_of(list(own.values())), gain)
+    gain = bootstrap_mean(gains) if gains and index > 0 else None
+    return Row(budget, index, bootstrap_mean(list(own.values())), gain)

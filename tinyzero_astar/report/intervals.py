@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
+
+RESAMPLES = 10_000
+_SEED = 0
 
 
 class Mean(NamedTuple):
@@ -23,6 +28,40 @@ def mean_of(values: Sequence[float]) -> Mean:
         return Mean(mean, None, None)
     half = student_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return Mean(mean, mean - half, mean + half)
+
+
+def bootstrap_mean(values: Sequence[float]) -> Mean:
+    """Mean and its 95 % interval by the bootstrap. The draws are the same in every call.
+
+    As many numbers as there are, n, are drawn with replacement, `RESAMPLES` times. The ends are quantiles of their
+    means.
+    Percentiles of few numbers are too narrow, so the share beyond either end is not 2.5 % but
+
+        Φ(-√(n / (n - 1)) t)    with P(|T| ≤ t) = 95 % for Student's T with n - 1 degrees of freedom
+
+    The interval of two or three numbers is their range. For a paired interval, `values` are the differences of the
+    pairs.
+
+    Source: Hesterberg 2015, expanded percentiles.
+    """
+    count, mean = len(values), statistics.fmean(values)
+    if count == 1:
+        return Mean(mean, None, None)
+    means = sorted(sum(values[i] for i in draw) / count for draw in _draws(count))
+    outside = int(share_outside(count) * RESAMPLES)
+    return Mean(mean, means[outside], means[-1 - outside])
+
+
+def share_outside(count: int) -> float:
+    """Of the resampled means of so many numbers, beyond either end of the interval."""
+    reach = math.sqrt(count / (count - 1)) * student_quantile(count - 1)
+    return math.erfc(reach / math.sqrt(2)) / 2
+
+
+@cache
+def _draws(count: int) -> list[list[int]]:
+    generator = random.Random(_SEED)
+    return [generator.choices(range(count), k=count) for _ in range(RESAMPLES)]
 
 
 def student_quantile(freedom: int, inside: float = 0.95) -> float:

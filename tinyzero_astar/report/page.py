@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -48,12 +49,48 @@ def write_run_page(path: Path, folders: Sequence[Path]) -> None:
     replace_text(path, run_page([RunRecords(folder) for folder in folders]))
 
 
-def run_page(runs: Sequence[RunRecords]) -> str:
+def write_comparison_page(
+    path: Path,
+    groups: Sequence[Sequence[Path]],
+    axis: str,
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+) -> None:
+    """Write the page of groups of runs, each of which has a colour.
+
+    Args:
+        path: of the page.
+        groups: the folders of the runs of each.
+        axis: of the curves at first, such as tokens.
+        names: of the groups.
+        rows: of the table, each what was spent, the group's letter, its accuracy, and what it gained.
+
+    Raises:
+        ValueError: a folder holds no run, or its records are damaged.
+        OSError: the page cannot be written.
+    """
+    runs = [RunRecords(folder) for group in groups for folder in group]
+    places = [place for place, group in enumerate(groups) for _ in group]
+    replace_text(path, run_page(runs, Compared(axis, names, rows, places)))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How the runs of a page compare."""
+
+    axis: str
+    names: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    places: Sequence[int]  # the group of each run
+
+
+def run_page(runs: Sequence[RunRecords], compared: Compared | None = None) -> str:
     """The page of some runs, at least one.
 
     Raises:
         ValueError: a record is damaged.
     """
+    places = range(len(runs)) if compared is None else compared.places
     charts = {
         group: [
             {"title": c.title, "note": c.note, "unit": c.unit, "band": c.band, "series": [*c.series.items()]}
@@ -61,9 +98,12 @@ def run_page(runs: Sequence[RunRecords]) -> str:
         ]
         for group, charts in CHARTS.items()
     }
-    data = {"charts": [*charts.items()], "runs": page_data(runs)}
+    shown = [told | {"colour": place} for told, place in zip(page_data(runs), places, strict=True)]
+    axis = "iterations" if compared is None else compared.axis
+    data = {"charts": [*charts.items()], "runs": shown, "axis": axis}
     names = ", ".join(run.name for run in runs)
-    return _rendered(data, title=names, runs=[(headline(run), run.config) for run in runs])
+    heads = [(headline(run), run.config, place) for run, place in zip(runs, places, strict=True)]
+    return _rendered(data, title=names, runs=heads, compared=compared)
 
 
 def solve_page(trace: Mapping[str, Any], facts: Sequence[tuple[str, str]], *, has_value: bool) -> str:

@@ -23,7 +23,8 @@ class AllLoggers(Logger):
     """
 
     def __init__(self, console: ConsoleLogger, names: Sequence[str] = ()) -> None:
-        self._loggers = make_loggers(names, console) if is_main() else []
+        self._console, self._names = console, names
+        self._loggers: list[Logger] = []
 
     def _tell(self, tell: Callable[[Logger], None]) -> None:
         def tell_all() -> None:
@@ -33,7 +34,8 @@ class AllLoggers(Logger):
         fail_together(tell_all)
 
     def begin(self, config: Mapping[str, Any], folder: Path, done: int, records: Sequence[Mapping[str, Any]]) -> None:
-        """See `Logger`."""
+        """See `Logger`. They are made now, as an evaluation needs none of them."""
+        self._loggers = make_loggers(self._names, self._console) if is_main() else []
         self._tell(lambda logger: logger.begin(config, folder, done, records))
 
     def iteration(self, number: int, metrics: Mapping[str, Any], ranking: float | None) -> None:

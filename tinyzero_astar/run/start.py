@@ -212,7 +212,6 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
             given.
     """
     console = _console()
-    config = _unrecorded(config)
     agree(lambda: check_source(str(checkpoint or config.model.model_name)) if is_main() else None)
     if checkpoint is None:
         # first, as it may refuse
@@ -224,16 +223,11 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
     config = _pinned(with_fields_of(saved, config, names))
     check(config)
     # model.safetensors has the adapters in it
-    config = replace(_unrecorded(config), model=replace(config.model, lora_rank=0, liger=False))
+    config = replace(config, model=replace(config.model, lora_rank=0, liger=False))
     session = build(config, _problems(config), checkpoint, str(checkpoint), console, int(state["iteration"]))
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
     console.say(f"evaluating {checkpoint}")
     return session, checkpoint
-
-
-def _unrecorded(config: Config) -> Config:
-    """An evaluation is told to the console alone, so it needs no packages of loggers."""
-    return replace(config, run=replace(config.run, loggers=()))
 
 
 def _check_fit(config: Config, problems: Problems, model_source: str, folder: Path, console: ConsoleLogger) -> None:

@@ -8,7 +8,7 @@
   const AXES = [["iterations", "iterations"], ["tokens", "decoded tokens"], ["seconds", "seconds of search and update"]];
   const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3], [1, 5]];
   const drawn = []; // charts with what is needed to draw them again
-  let axis = "iterations";
+  let axis = DATA.axis;
 
   const fieldset = document.getElementById("axis");
   for (const [name, title] of AXES) {
@@ -20,14 +20,14 @@
   // The lines of a chart: one for each metric and run that has it.
   function linesOf(chart) {
     const lines = [];
-    chart.series.forEach(([metric, label], kind) => runs.forEach((run, index) => {
+    chart.series.forEach(([metric, label], kind) => runs.forEach((run) => {
       const values = run.metrics[metric];
       if (!values) return;
       const many = runs.length > 1;
       lines.push({
         run, values, metric,
         label: many ? run.name + ", " + label : label,
-        colour: RUN_COLOURS[(many ? index : kind) % RUN_COLOURS.length],
+        colour: RUN_COLOURS[(many ? run.colour : kind) % RUN_COLOURS.length],
         dash: DASHES[kind % DASHES.length],
         band: chart.band === metric && run.metrics[metric + "_low"] ? [run.metrics[metric + "_low"], run.metrics[metric + "_high"]] : null,
       });
@@ -112,7 +112,7 @@
       }
     }
     known.forEach((run) => {
-      const index = runs.indexOf(run);
+      const index = run.colour;
       for (const [said, came, share] of run.calibration.bins) {
         const dot = svg("circle", { cx: at(said), cy: up(came), r: 2 + 9 * Math.sqrt(share), class: "dot" + (index % RUN_COLOURS.length) });
         const title = svg("title");
