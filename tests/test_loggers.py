@@ -279,7 +279,7 @@ def test_a_package_that_is_missing_and_a_logger_that_is_unknown_are_one_sentence
     assert not (tmp_path / "r").exists()
     (tmp_path / "c.toml").write_text('[run]\nloggers = ["tensorboard", "paper"]\n')
     assert main(["--config", str(tmp_path / "c.toml")]) == 2
-    assert "loggers is ['tensorboard', 'paper'], which is not a list of tensorboard, wandb" in capsys.readouterr().err
+    assert "which is not a list of tensorboard, wandb, trackio" in capsys.readouterr().err
     (tmp_path / "c.toml").write_text('[run]\nloggers = ["tensorboard"]\n')
     assert read_config_file(tmp_path / "c.toml").run.loggers == ("tensorboard",)
 

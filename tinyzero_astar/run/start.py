@@ -132,15 +132,11 @@ def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Sessi
         ValueError: none can, or it or the records of the run do not fit.
         WriteFailedError: the folder cannot be written to, on rank 0. Every rank raises it.
     """
+    _check_loggers(config)
     with ExitStack() as held:
         _lock(folder, held)
-        _check_loggers(config)
         session = _opened(_pinned(config), folder, checkpoints, _console())
         return replace(session, held=held.pop_all())
-
-
-def _check_loggers(config: Config) -> None:
-    agree(lambda: check_loggers(config.run.loggers) if is_main() else None)
 
 
 def _opened(config: Config, folder: Path, checkpoints: Sequence[Path], console: ConsoleLogger) -> Session:
@@ -228,6 +224,10 @@ def open_evaluation(config: Config, checkpoint: Path | None, given: Iterable[str
     agree(lambda: load_trainer(checkpoint, session.policy, {}))
     console.say(f"evaluating {checkpoint}")
     return session, checkpoint
+
+
+def _check_loggers(config: Config) -> None:
+    agree(lambda: check_loggers(config.run.loggers) if is_main() else None)
 
 
 def _check_fit(config: Config, problems: Problems, model_source: str, folder: Path, console: ConsoleLogger) -> None:
