@@ -102,9 +102,10 @@ CHOICES = (
     "eval.search",
 )
 SWITCHES = ("model.cuda_graphs", "model.liger", "train.gradient_checkpointing")
+LISTS = ("run.loggers",)
 NUMBERS = WHOLE | REAL
 MAY_BE_NONE = ("data.second_min_digits", "data.second_max_digits", "search.weight_cap")
-FIELDS = [*NUMBERS, *TEXTS, *CHOICES, *SWITCHES]
+FIELDS = [*NUMBERS, *TEXTS, *CHOICES, *SWITCHES, *LISTS]
 NOT_TYPED = ("data.task_sha256",)  # no option: a run fills it in
 
 # Fields that are right one by one, and what their sentence begins with.
@@ -160,6 +161,8 @@ def wrong_type(name):
     """Values of other types than a field's."""
     if name in SWITCHES:
         return [0, 1, "true", None, []]
+    if name in LISTS:
+        return [3, None, True, "wandb", b"x", {"a": 1}]
     if name in TEXTS or name in CHOICES:
         return [3, None, True, ["x"], b"x", {"a": 1}]
     others = ["1", "nan", True, [1], {}, b"1", 1j]
@@ -208,6 +211,12 @@ def test_a_word_that_is_no_choice_is_refused_with_all_choices(name):
     choices = ", ".join(typing.get_args(kind))
     for value in ("", "nonsense", getattr(getattr(TINY, section), key).upper(), "x" * 10_000):
         assert refusal(name, value) == f"is {shortened(value)}, which is not one of {choices}"
+
+
+def test_a_list_with_anything_but_its_choices_is_refused():
+    for value in (["nonsense"], ["wandb", 3], ["tensorboard", ["wandb"]], ["x" * 10_000]):
+        assert refusal("run.loggers", value).endswith("which is not a list of tensorboard, wandb, trackio")
+    assert with_options(TINY, {"run.loggers": ["wandb", "wandb"]}).run.loggers == ("wandb", "wandb")
 
 
 @pytest.mark.parametrize("name", TEXTS)
