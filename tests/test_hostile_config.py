@@ -58,6 +58,8 @@ WHOLE = {  # fields that hold a whole number: the ends of their ranges, written 
     "run.seed": (0, 4_611_686_018_427_387_904),
     "run.num_threads": (0, 1024),
     "run.checkpoint_frequency": (1, 10**7),
+    "run.keep_last": (0, 10**7),
+    "run.keep_best": (0, 10**7),
     "run.sample_frequency": (1, 10**7),
 }
 REAL = {  # and those that hold any number
