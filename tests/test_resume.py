@@ -274,6 +274,29 @@ def test_a_run_is_locked_until_it_ends_and_a_second_process_is_refused(options, 
         assert contents(copy) == before
 
 
+def test_what_another_process_saved_before_the_lock_was_free_counts(finished, options, copy, monkeypatch):
+    """Between the command and its lock another process may save checkpoints and remove older ones."""
+    away = copy.parent / "away"
+    for before, after in (([], [2, 4]), ([2], [4])):
+        (copy / "checkpoints").rename(away)
+        (copy / "checkpoints").mkdir()
+        for iteration in before:
+            shutil.copytree(away / f"checkpoint_iter_{iteration}", checkpoint(copy, iteration))
+
+        @contextmanager
+        def late(run, after=after):
+            shutil.rmtree(copy / "checkpoints")
+            away.rename(copy / "checkpoints")
+            for iteration in {2, 4}.difference(after):
+                shutil.rmtree(checkpoint(copy, iteration))
+            yield None
+
+        monkeypatch.setattr(session, "locked", late)
+        assert main(["--resume", str(copy)]) == 0
+        assert timeless(copy) == timeless(finished.folder)
+        assert names(copy) == [f"checkpoint_iter_{iteration}" for iteration in after]
+
+
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -354,7 +377,7 @@ def test_a_checkpoint_that_is_not_this_runs_falls_back_to_the_one_before(
     monkeypatch.setattr(session, "_continued", lambda *args: replace(finished, folder=args[3]))  # nothing is loaded
     damage(checkpoint(copy, 4))
     config = from_json(copy / CONFIG)
-    assert session.open_run(config, copy, run_and_checkpoints(copy)[1]).folder == checkpoint(copy, 2)
+    assert session.open_run(config, copy, copy).folder == checkpoint(copy, 2)
     out, err = capsys.readouterr()
     assert err.startswith("warning: ") and f"{checkpoint(copy, 4)}{sentence}" in err and err.count("\n") == 1
     assert f"going back to {checkpoint(copy, 2)}\n" in out

@@ -115,7 +115,7 @@ def _run(parser: Callable[[Sequence[str]], Command], argv: Sequence[str]) -> int
         if command.checkpoint is not None:
             checkpoint = resolve_checkpoint(command.checkpoint, name)
         elif command.resume is not None:
-            run, checkpoints = run_and_checkpoints(command.resume)
+            run, _ = run_and_checkpoints(command.resume)
             config = with_fields_of(from_json(run / CONFIG), command, given.intersection(FREE_ON_RESUME))
             config = with_files_moved(config, command, given)
             check(config)  # what was given fits the preset, but does it fit the run?
@@ -135,10 +135,8 @@ def _run(parser: Callable[[Sequence[str]], Command], argv: Sequence[str]) -> int
                 session, folder = start.open_evaluation(config, checkpoint, given)
             elif command.resume is None:
                 session = start.start_run(config, name, command.output_dir)
-            elif checkpoints:
-                session = start.open_run(config, run, checkpoints)
             else:
-                session = start.restart_run(config, run)
+                session = start.open_run(config, run, command.resume)
         except ValueError as error:
             return _refuse(error)
         if command.eval_only:

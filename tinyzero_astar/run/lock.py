@@ -27,7 +27,6 @@ def locked(run: Path) -> Iterator[str | None]:
         ValueError: another process works on the run, or the folder cannot be written to.
     """
     path = run / LOCK
-    was = _holder(path)
     lock = FileLock(path, timeout=0)
     try:
         lock.acquire()
@@ -37,8 +36,10 @@ def locked(run: Path) -> Iterator[str | None]:
         ) from None
     except OSError as error:
         raise cannot_hold(run, error) from None
+    was = None
     try:
         if not isinstance(lock, SoftFileLock):  # where the system has no locks, that one writes the same by itself
+            was = _holder(path)  # one that ended well would have removed it
             with suppress(OSError):  # a full disk, which `prepare` reports
                 path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
         yield was

@@ -35,7 +35,7 @@ from tinyzero_astar.run.checkpoint import (
     read_state,
     remembered_by,
 )
-from tinyzero_astar.run.checkpoint_folders import go_back_to, start_over
+from tinyzero_astar.run.checkpoint_folders import go_back_to, run_and_checkpoints, start_over
 from tinyzero_astar.run.folder import CONFIG, fresh_run_folder, new_run_folder, prepare
 from tinyzero_astar.run.lock import locked
 from tinyzero_astar.run.records import check_complete
@@ -75,21 +75,6 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
     return session
 
 
-def restart_run(config: Config, folder: Path) -> Session:
-    """A run that was stopped before its first checkpoint, from iteration 0.
-
-    Raises:
-        ValueError: the model or the problems cannot be had.
-        WriteFailedError: the folder cannot be written to, on rank 0. Every rank raises it.
-    """
-    with ExitStack() as held:
-        _lock(folder, held)
-        session = _begin_run(_pinned(config), folder)
-        write_for_all(folder, lambda: _start_over(config, folder) if is_main() else None)
-        session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
-        return replace(session, held=held.pop_all())
-
-
 def _start_over(config: Config, folder: Path) -> None:
     start_over(folder)
     remember_length(config, folder)
@@ -125,18 +110,35 @@ def _problems(config: Config) -> Problems:
     return agree(lambda: make_problems(config))
 
 
-def open_run(config: Config, folder: Path, checkpoints: Sequence[Path]) -> Session:
-    """A run to be continued from the first of some checkpoints that can be loaded.
+def open_run(config: Config, folder: Path, resume: Path) -> Session:
+    """A run to be continued from its newest checkpoint that can be used, or from iteration 0 where it has none.
+
+    Args:
+        config: of the run, with what was given anew.
+        folder: of the run.
+        resume: the run, or one of its checkpoints.
 
     Raises:
-        ValueError: none can, or it or the records of the run do not fit.
+        ValueError: no checkpoint can be used, or it or the records of the run do not fit.
         WriteFailedError: the folder cannot be written to, on rank 0. Every rank raises it.
     """
     _check_loggers(config)
     with ExitStack() as held:
         _lock(folder, held)
-        session = _opened(_pinned(config), folder, checkpoints, _console())
+        # only now, as another process may have saved and removed some while this one waited
+        checkpoints = from_main(agree(lambda: run_and_checkpoints(resume)[1] if is_main() else []))
+        if checkpoints:
+            session = _opened(_pinned(config), folder, checkpoints, _console())
+        else:
+            session = _restarted(_pinned(config), folder)
         return replace(session, held=held.pop_all())
+
+
+def _restarted(config: Config, folder: Path) -> Session:
+    session = _begin_run(config, folder)
+    write_for_all(folder, lambda: _start_over(config, folder) if is_main() else None)
+    session.console.say(f"{folder} has no checkpoint: starting again from iteration 0 with its configuration")
+    return session
 
 
 def _opened(config: Config, folder: Path, checkpoints: Sequence[Path], console: ConsoleLogger) -> Session:
