@@ -210,6 +210,13 @@ def begun(total=7):
     return console
 
 
+def place_of(screen, word):
+    """The one line that starts so."""
+    places = starts(screen, word)
+    assert len(places) == 1, screen
+    return places[0]
+
+
 def starts(screen, word):
     return [i for i, line in enumerate(screen) if line.startswith(word)]
 
@@ -234,7 +241,7 @@ def test_whatever_is_written_goes_above_the_view_and_the_view_stays_one(open_ter
     logger.removeHandler(handler)
     console.say("good bye")
     screen = terminal.screen()
-    (place,) = starts(screen, "iteration")
+    place = place_of(screen, "iteration")
     assert screen[place].startswith("iteration  3/7 ")
     for word in ("printed", "noted", "logged", "warning: warned"):
         assert [screen[i] for i in starts(screen, word)] == [f"{word} {n}" for n in (1, 2, 3)]
@@ -285,7 +292,7 @@ def test_a_run_on_a_terminal_ends_with_its_view_and_what_it_came_to(tiny_base, t
     argv = ["--model.model-name", str(tiny_base), *OPTIONS.split(), "--train.num-iterations", "2"]
     assert main([*argv, "--output-dir", "r"]) == 0
     screen = terminal.screen()
-    (place,) = starts(screen, "iteration  ")
+    place = place_of(screen, "iteration  ")
     assert screen[place].startswith("iteration  2/2 ") and "left" not in screen[place]
     last = records(Path("r"))[-1]
     assert f"found      {percent(last['rollout/accuracy']).strip()} of 12 completions right" in screen

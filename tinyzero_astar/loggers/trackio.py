@@ -22,7 +22,13 @@ class TrackioLogger(Logger):
         self._name = folder.name
         resume = "allow" if done else "never"
         self._run = trackio.init(
-            project=PROJECT, name=self._name, config=dict(config), resume=resume, embed=False, auto_log_gpu=False
+            project=PROJECT,
+            name=self._name,
+            config=dict(config),
+            resume=resume,
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
         )
 
     def alarm(self, number: int, text: str) -> None:
@@ -41,4 +47,4 @@ class TrackioLogger(Logger):
     def end(self) -> None:
         """Wait until all is stored."""
         if self._run is not None:
-            self._run.finish()
+            trackio.finish()
