@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory
 WORKERS ?= 2
 PYTEST := -m pytest -q -rs -n $(WORKERS) --dist loadfile
 
-.PHONY: help train test test-pages test-newest coverage mutants crash check lint types base format clean
+.PHONY: help train test test-pages test-newest coverage mutants crash check lint types base docs format clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -55,6 +55,9 @@ types: $(STAMP)  ## mypy, strict, on the package
 base: $(STAMP)  ## make the embedded base model anew
 	@$(VENV_PYTHON) -m recipes.embedded_base.make_base $(ARGS)
 
+docs: $(VENV)/.docs  ## build the site in build/site, open build/site/index.html; fails on a broken link
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict --quiet
+
 format: $(STAMP)  ## let ruff sort imports, fix what it can and format
 	@$(VENV_PYTHON) -m ruff check --fix --quiet --exit-zero .
 	@$(VENV_PYTHON) -m ruff format .
@@ -65,6 +68,10 @@ clean:  ## remove caches and build products; keeps .venv and runs/
 
 $(STAMP): pyproject.toml constraints.txt
 	$(call set_up,$(VENV),-c constraints.txt)
+	@touch $@
+
+$(VENV)/.docs: $(STAMP)
+	@$(VENV_PYTHON) -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]' >&2
 	@touch $@
 
 # $(call set_up,FOLDER,WHICH): an environment with what `.[dev]` asks for; WHICH tells pip the versions.

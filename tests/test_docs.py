@@ -19,7 +19,8 @@ from tinyzero_astar.cli.solve import solve_main
 from tinyzero_astar.cli.train import main
 
 ROOT = Path(__file__).resolve().parents[1]
-_STEP = re.compile(r"^(?:`([\w.-]+)`:\n\n)?```(\w+)\n(.*?)```$", re.DOTALL | re.MULTILINE)
+STEP = re.compile(r"^(?:`([\w.-]+)`:\n\n)?```(\w+)\n(.*?)```$", re.DOTALL | re.MULTILINE)
+STORY = "tutorial.md"  # one story from top to bottom, run by tests/test_tutorial.py
 COMMANDS = {
     ("python", "train.py"): main,
     ("python", "-m", "tinyzero_astar", "solve"): solve_main,
@@ -41,7 +42,7 @@ def sections_of(page: str) -> dict[str, list[Step]]:
 
 def steps_of(text: str) -> list[Step]:
     steps = []
-    for file, language, inside in _STEP.findall(text):
+    for file, language, inside in STEP.findall(text):
         if file:
             steps.append(Step(file, inside))
         elif language == "bash":
@@ -59,7 +60,7 @@ PAGES = {path.name: path.read_text("utf-8") for path in PATHS}
 SECTIONS = {
     f"{name}, {heading}": steps
     for name, page in PAGES.items()
-    if has_examples(page)
+    if name != STORY and has_examples(page)
     for heading, steps in sections_of(page).items()
 }
 

@@ -20,6 +20,7 @@ FILES = (
     "Makefile",
     "README.md",
     "constraints.txt",
+    "mkdocs.yml",
     "pyproject.toml",
     "requirements.txt",
     "train.py",
@@ -38,7 +39,7 @@ def names(requirements: list[str]) -> list[str]:
 
 def required(project: dict) -> list[str]:
     extras = project["optional-dependencies"]
-    own = ("plot", "lora", "gguf", "browser", "reasoning-gym", "tensorboard")
+    own = ("plot", "lora", "gguf", "browser", "reasoning-gym", "tensorboard", "docs")
     return names([*project["dependencies"], *(name for extra in own for name in extras[extra]), *extras["dev"][1:]])
 
 

@@ -46,7 +46,8 @@ def commands_of(text):
     return list(dict.fromkeys(line for line in bare if _COMMAND.fullmatch(line)))
 
 
-EXAMPLES = ("own-task.md",)  # whose commands need the files that the page shows: tests/test_docs.py runs them
+# whose commands need the files that the pages show. tests/test_docs.py and tests/test_tutorial.py run them
+EXAMPLES = ("own-task.md", "tutorial.md")
 RUN = ("README.md", "commands.md")  # whose cheap commands are run. Those of the other pages are parsed
 DOCS = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in EXAMPLES]
 COMMANDS = {command: path.name for path in [*DOCS, README] for command in commands_of(path.read_text("utf-8"))}

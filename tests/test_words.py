@@ -73,6 +73,10 @@ Before a list:
 a: b; c
 ```
 
+::: a.module; of docstrings
+    options:
+      c: d
+
 The colon before a block:
 """
     prose = ["Before a list:", "One item ends here", "code and a link", "**Another** item", "The colon before a block:"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _BLOCK = re.compile(r"^ *```.*?^ *```", re.DOTALL | re.MULTILINE)
+_DIRECTIVE = re.compile(r"^:::.*(?:\n +\S.*)*", re.MULTILINE)  # of mkdocstrings, stands for docstrings
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _CODE = re.compile(r"``.+?``|`[^`]+`")
@@ -35,7 +36,7 @@ class Count(NamedTuple):
 
 def sentences_of(text: str) -> list[str]:
     """The sentences of Markdown prose, each on one line. Code stands as the word `code`."""
-    text = _COMMENT.sub("", _BLOCK.sub("\n\n", text))
+    text = _DIRECTIVE.sub("", _COMMENT.sub("", _BLOCK.sub("\n\n", text)))
     text = _TABLE_OR_HEADING.sub("\n", text)
     text = _CODE.sub("code", _LINK.sub(r"\1", text))
     text = _ITEM.sub("\n", text)

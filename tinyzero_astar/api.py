@@ -60,7 +60,7 @@ class Leaf(NamedTuple):
     logp: float  # log-probability under the policy, nats
     success: float  # the value model's guess before the last token, in [0, 1]
     is_finished: bool  # by an end token, not by the depth limit
-    tokens: list[int]
+    tokens: list[int]  # with the end token, where there is one
     verdict: Verdict | None  # None where the prompt is no problem of the task
 
 
