@@ -267,9 +267,9 @@ def test_a_run_writes_the_numbers_of_its_records_everywhere(services, options, t
 
 
 def test_a_package_that_is_missing_and_a_logger_that_is_unknown_are_one_sentence(
-    options, tmp_path, monkeypatch, capsys
+    services, options, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
     assert main([*options, "--run.loggers", "trackio"]) == 2
     err = capsys.readouterr().err
     assert err == (
