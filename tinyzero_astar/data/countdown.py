@@ -19,16 +19,14 @@ from __future__ import annotations
 import operator
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from tinyzero_astar.config import DataConfig
 from tinyzero_astar.config_checks import check_section
 from tinyzero_astar.data.answers import Reason, refused
-from tinyzero_astar.data.expression import Fault, read_expression
+from tinyzero_astar.data.expression import Exact, Fault, read_expression
 from tinyzero_astar.data.questions import Question, QuestionTask
 from tinyzero_astar.interfaces import Problem, Verdict
 
@@ -152,13 +150,18 @@ def judge_expression(text: str, goal: Goal) -> Verdict:
 
 
 def _numbers_miss(used: Sequence[int], given: Sequence[int]) -> Miss | None:
-    excess, missing = Counter(used) - Counter(given), Counter(given) - Counter(used)
+    left, excess = list(given), []
+    for number in used:
+        if number in left:
+            left.remove(number)
+        else:
+            excess.append(number)
     if excess:
-        return Miss.TOO_OFTEN if excess.keys() <= set(given) else Miss.NOT_GIVEN
-    return Miss.LEFT_OUT if missing else None
+        return Miss.TOO_OFTEN if set(excess) <= set(given) else Miss.NOT_GIVEN
+    return Miss.LEFT_OUT if left else None
 
 
-def _value_miss(value: Fraction | None, target: int) -> Miss | None:
+def _value_miss(value: Exact | None, target: int) -> Miss | None:
     if value is None:
         return Miss.BY_ZERO
     return None if value == target else Miss.WRONG_VALUE
