@@ -44,6 +44,65 @@ class Outcome(NamedTuple):
     detail: str  # the first failing test, or what is wrong
 
 
+HOSTILE = (
+    Mutant(
+        "types-unchecked",
+        "a number may be given as text",
+        "config_checks.py",
+        "    if not _fits(value, kind):\n",
+        "    if False:\n",
+        ("test_hostile_config.py::test_a_value_of_another_type_is_refused[train.num_epochs]",),
+    ),
+    Mutant(
+        "switches-as-numbers",
+        "true counts as 1 where a number is wanted",
+        "config_checks.py",
+        "return isinstance(value, (int, wanted)) and not isinstance(value, bool)",
+        "return isinstance(value, (int, wanted))",
+        ("test_hostile_config.py::test_a_value_of_another_type_is_refused[train.num_epochs]",),
+    ),
+    Mutant(
+        "names-without-end",
+        "a text may have any length",
+        "config_checks.py",
+        "not low <= len(value) <= high",
+        "not low <= len(value)",
+        ("test_hostile_config.py::test_text_without_end_and_null_characters_are_refused[data.task]",),
+    ),
+    Mutant(
+        "absurd-memory",
+        "a run starts though it needs many times the machine's memory",
+        "run/start.py",
+        "outlook.memory > _ABSURD * all_memory(",
+        "outlook.memory > 10**6 * all_memory(",
+        ("test_hostile_config.py::test_fields_that_contradict_each_other_are_refused_before_anything_is_written",),
+    ),
+    Mutant(
+        "layers-uncounted",
+        "a config.json may ask for any number of layers",
+        "model/model_config.py",
+        "if (layers := _most_layers(raw)) > _MOST_LAYERS:",
+        "if (layers := _most_layers(raw)) > 10**4:",
+        ("test_hostile_paths.py::test_layers_without_end_are_refused_before_they_are_counted",),
+    ),
+    Mutant(
+        "pictures",
+        "what a model wrote becomes a picture",
+        "loggers/console.py",
+        "super().__init__(emoji=False, **options)",
+        "super().__init__(**options)",
+        ("test_terminal.py::test_what_a_model_wrote_is_no_picture",),
+    ),
+    Mutant(
+        "space-of-unicode",
+        "any space of Unicode may stand around an answer",
+        "data/answers.py",
+        "return completion.partition(ANSWER)[2].partition(ANSWER_END)[0].strip(_SPACE)",
+        "return completion.partition(ANSWER)[2].partition(ANSWER_END)[0].strip()",
+        ("test_verifier_fuzz.py::test_a_verdict_is_what_the_rules_say[multiplication]",),
+    ),
+)
+
 UNBIASED_FOREST = ("test_forest.py::test_the_weights_of_a_forest_are_unbiased",)
 
 HEURISTIC = (
@@ -4121,6 +4180,7 @@ PAGES = (
 )
 
 MUTANTS = (
+    *HOSTILE,
     *HEURISTIC,
     *SCORING,
     *GUMBEL,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 from dataclasses import asdict
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -351,6 +352,30 @@ def test_one_thing_has_no_plural():
 def test_nothing_that_a_terminal_obeys_is_printable():
     assert printable(HOSTILE) == "a�[2J�31m���b"
     assert printable("a\nŵ ⏎") == "a\nŵ ⏎"
+
+
+def test_control_and_direction_characters_are_not_printable_wherever_unicode_has_them():
+    controls = [chr(i) for i in range(0x110000) if unicodedata.category(chr(i)) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    assert {"\x1b", "\x9b", "\x7f", "\u202e", "\u2066", "\u2028", "\ud800", "\U000e0041"} <= set(controls)
+    assert set(printable("".join(controls))) == {"\n", "\N{REPLACEMENT CHARACTER}"}
+
+
+def test_what_a_model_wrote_is_no_picture(capsys):
+    ConsoleLogger().say(":smile: :warning: [bold]x[/] \\[y]")
+    assert capsys.readouterr().out == ":smile: :warning: [bold]x[/] \\[y]\n"
+
+
+def test_a_lack_of_memory_is_one_sentence_and_status_1(capsys):
+    def allocate(error):
+        raise error
+
+    told = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+    for error in (RuntimeError(told), MemoryError()):
+        assert terminal.run_command(lambda error=error: allocate(error)) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: there is not enough memory (") and err.count("\n") == 1
+    with pytest.raises(RuntimeError, match="another"):
+        terminal.run_command(lambda: allocate(RuntimeError("another")))
 
 
 def test_hostile_text_reaches_the_terminal_harmless(capsys):

@@ -36,6 +36,9 @@ TOKENS = ("search/num_decoded_tokens", "reference/num_decoded_tokens")
 class Terminal(Console):
     """Rich's console, but output that nobody reads any more ends in `run_command`, not in status 1."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)  # :smile: stays what a model wrote
+
     def on_broken_pipe(self) -> None:
         """Called by rich."""
         if threading.current_thread() is threading.main_thread():

@@ -23,9 +23,9 @@ def fresh_run_folder(preset: str, output_dir: Path | None) -> Iterator[Path]:
     """`new_run_folder`, but if the block fails, what was made and is still empty is removed again."""
     wanted = output_dir or Path("runs")
     made = [folder for folder in (wanted, *wanted.parents) if not os.path.exists(folder)]
-    folder = new_run_folder(preset, output_dir)
-    made = [folder / CHECKPOINTS, *([folder] if output_dir is None else []), *made]
     try:
+        folder = new_run_folder(preset, output_dir)
+        made = [folder / CHECKPOINTS, *([folder] if output_dir is None else []), *made]
         yield folder
         made.clear()
     finally:
