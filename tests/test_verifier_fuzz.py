@@ -148,6 +148,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return found
 
 
+WRONG = ["A", "22", "7+5-3"]  # well-formed for one task or another
 NAMES = ("multiplication", "countdown", *TABLES)
 
 # ------------------------------------------------------------------------------------ what is written
@@ -193,7 +194,7 @@ def test_a_verdict_is_what_the_rules_say(name: str, cases: dict[str, Case]) -> N
     seen = set()
 
     @PROFILE
-    @given(completions(right), st.sampled_from([True, True, True, False]))
+    @given(completions([*right, *WRONG]), st.sampled_from([True, True, True, False]))
     def agrees(completion: str, is_finished: bool) -> None:
         verdict = task.verify(problem, completion, is_finished)
         answer = answer_in(completion, is_finished)
