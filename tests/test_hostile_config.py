@@ -20,6 +20,7 @@ from tinyzero_astar.config import Config
 from tinyzero_astar.config_checks import check
 from tinyzero_astar.config_json import with_options
 from tinyzero_astar.presets import PRESETS
+from tinyzero_astar.run import start
 from tinyzero_astar.terminal import shortened
 
 TINY = PRESETS["tiny"]
@@ -312,6 +313,16 @@ def test_fields_that_contradict_each_other_are_refused_before_anything_is_writte
     err = capsys.readouterr().err
     assert err.startswith(f"error: {start}") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_times_the_memory_of_the_machine_is_refused_and_a_little_more_is_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(start, "free_memory", lambda device, num_processes: 1000)
+    argv = ["--train.num-iterations", "0", "--eval.num-problems", "1", "--output-dir", "r"]
+    for size, status in ((10**6, 2), (10**9, 0)):
+        monkeypatch.setattr(start, "all_memory", lambda device, num_processes, size=size: size)
+        assert main(argv) == status
+        assert "memory: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

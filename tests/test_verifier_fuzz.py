@@ -167,20 +167,19 @@ PIECES = st.sampled_from(
         *("Bern, \xc7a", "Bern, C\u0327a", "bern, \xe7a", "__import__('os')", "{}", "%s", "\\n"),
     ]
 )
+ENDS = ["", " ", "\n \t", "\xa0", "\u2003", "x", "</answer>"]
 ARITHMETIC = st.text("0123456789+-*/() ", max_size=14)
 ANSWERS = st.one_of(
     PIECES, st.sampled_from("ABCD"), ARITHMETIC, st.text(max_size=6), st.integers().map(str), st.fractions().map(str)
 )
-WRAPPED = st.tuples(
-    st.text(max_size=8) | PIECES, ANSWERS, st.sampled_from(["", " ", "\n \t", "\xa0", "x", "</answer>"])
-)
+WRAPPED = st.tuples(st.text(max_size=8) | PIECES, ANSWERS, st.sampled_from(ENDS))
 
 
 def completions(right: list[str]) -> st.SearchStrategy[str]:
     """Completions that are nearly right, in ways that a policy may find."""
     answers = st.sampled_from(right) | ANSWERS
-    good = st.tuples(st.text(max_size=8), st.sampled_from(["", " ", "\n"]), answers, st.sampled_from(["", " ", "\r\n"]))
-    formed = good.map(lambda p: f"{p[0]}</think>{p[1]}<answer>{p[3]}{p[2]}{p[1]}</answer>{p[3]}")
+    good = st.tuples(st.text(max_size=8), st.sampled_from(["", " ", "\n"]), answers, st.sampled_from(ENDS[:5]))
+    formed = good.map(lambda p: f"{p[0]}</think>{p[1]}<answer>{p[3]}{p[2]}{p[1]}</answer>{p[1]}")
     loose = WRAPPED.map(lambda p: f"{p[0]}</think><answer>{p[1]}</answer>{p[2]}")
     edited = st.tuples(formed, st.integers(0, 60), st.integers(0, 3), PIECES | st.just("")).map(
         lambda p: p[0][: p[1]] + p[3] + p[0][p[1] + p[2] :]
