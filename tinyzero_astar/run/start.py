@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar, cast
 
 from transformers.utils import logging as transformers_logging
 
@@ -45,6 +46,8 @@ from tinyzero_astar.terminal import counted, readable_bytes
 from tinyzero_astar.training.algorithms import make_algorithm
 
 _ABSURD = 4  # times the machine's memory, which is no error of the prediction
+
+T = TypeVar("T")
 
 
 def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
@@ -126,7 +129,7 @@ def open_run(config: Config, folder: Path, resume: Path) -> Session:
     with ExitStack() as held:
         _lock(folder, held)
         # only now, as another process may have saved and removed some while this one waited
-        checkpoints = from_main(agree(lambda: run_and_checkpoints(resume)[1] if is_main() else []))
+        checkpoints = _made_by_main(lambda: run_and_checkpoints(resume)[1])
         if checkpoints:
             session = _opened(_pinned(config), folder, checkpoints, _console())
         else:
@@ -269,6 +272,6 @@ def _console() -> ConsoleLogger:
     return ConsoleLogger(is_silent=not is_main())
 
 
-def _made_by_main(make: Callable[[], Path]) -> Path:
-    """The folder that rank 0 made."""
-    return from_main(agree(lambda: make() if is_main() else Path()))
+def _made_by_main(make: Callable[[], T]) -> T:
+    """What rank 0 made or found."""
+    return cast(T, from_main(agree(lambda: make() if is_main() else None)))
