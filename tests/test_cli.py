@@ -235,7 +235,7 @@ def test_help_and_mistakes_do_not_wait_for_torch(argv, status, elsewhere):
     done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines()[-1:] == [f"loaded: [] status: {status}"], done.stderr
     if argv == ["--help"]:
-        for option in ("--config {tiny,local,training}|FILE.toml", "--search.beam-width INT", "--eval-only"):
+        for option in ("--config {tiny,small,local,training}|FILE.toml", "--search.beam-width INT", "--eval-only"):
             assert option in done.stdout
 
 

@@ -56,9 +56,10 @@ def test_preset_training_holds_the_documented_values():
 
 
 def test_presets_local_and_tiny_are_what_the_table_of_commands_says():
-    assert set(PRESETS) == {"tiny", "local", "training"}
+    assert set(PRESETS) == {"tiny", "small", "local", "training"}
     assert PRESETS["local"].model.model_name == "Qwen/Qwen2.5-1.5B"
     assert PRESETS["local"].data.num_problems == 100
+    assert PRESETS["small"].model.model_name == "HuggingFaceTB/SmolLM2-135M"
     assert TINY.model.model_name == "embedded" and TINY.model.dtype == "float32"
     assert TINY.eval.num_problems >= 500
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from transformers import Qwen2Config
+from transformers import LlamaConfig, Qwen2Config
 
 from tests.test_run import OPTIONS
 from tinyzero_astar.cli.doctor import Doctor, doctor_main
@@ -203,6 +203,22 @@ def test_the_known_shapes_are_those_of_the_architecture(name, parameters, sizes)
     assert known_shapes(name, sizes[-1]) == shapes_of(config)
     assert shapes_of(config).num_parameters == parameters
     assert known_shapes(name, sizes[-1] + 1) is None and known_shapes("Qwen/Qwen2.5-7B", 8) is None
+
+
+def test_the_known_shapes_of_a_llama_are_those_of_the_architecture():
+    config = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49_152,
+        tie_word_embeddings=True,
+        max_position_embeddings=8192,
+        architectures=["LlamaForCausalLM"],
+    )
+    found = known_shapes("HuggingFaceTB/SmolLM2-135M", 8192)
+    assert found == shapes_of(config) and found.num_parameters == 134_515_008
 
 
 def test_a_preset_is_answered_without_the_hub_or_transformers(tmp_path):

@@ -153,9 +153,10 @@ def test_decoding_and_scoring_run_the_plain_layers(mlp_calls):
     assert not any("forward" in vars(layer) for layer in decoder_layers(policy.language_model))
 
 
-def test_presets_for_gpus_recompute_and_the_one_for_cpus_does_not():
+def test_presets_for_gpus_recompute_and_those_for_cpus_do_not():
     assert {name: p.train.gradient_checkpointing for name, p in PRESETS.items()} == {
         "tiny": False,
+        "small": False,
         "local": True,
         "training": True,
     }

@@ -1,4 +1,4 @@
-"""Presets `local` and `training` end to end through the command line, with a model in a folder, on a CPU."""
+"""Presets `small`, `local` and `training` from end to end by the command line, with a model in a folder."""
 
 from __future__ import annotations
 
@@ -40,21 +40,25 @@ def assert_finished(folder, preset, output):
     (found,) = (folder / "runs").iterdir()
     assert found.name == f"{preset}-001"
     saved = json.loads((found / "config.json").read_text())
-    assert saved["model"]["dtype"] == "bfloat16" and saved["data"]["template"] == "conversation"
-    assert saved["train"]["micro_batch_tokens"] == 16384 and saved["train"]["gradient_checkpointing"]
+    is_for_gpus = preset != "small"
+    assert saved["model"]["dtype"] == ("bfloat16" if is_for_gpus else "float32")
+    assert saved["data"]["template"] == ("conversation" if is_for_gpus else "compact")
+    assert saved["train"]["micro_batch_tokens"] == (16384 if is_for_gpus else 1024)
+    assert saved["train"]["gradient_checkpointing"] == is_for_gpus
     records = [json.loads(line) for line in (found / "metrics.jsonl").read_text().splitlines()]
     assert [r["iteration"] for r in records] == [0, 1, 2]
     assert records[1]["audit/ratio_error"] < saved["train"]["ratio_tolerance"]
     assert all(r["train/num_rows"] > 0 and r["train/grad_norm"] >= 0 for r in records[1:])
     assert "needs     " in output and "warning: memory" not in output
     checkpoint = found / "checkpoints" / "checkpoint_iter_2"
-    model, tokenizer = load_language_model(str(checkpoint), torch.bfloat16)
-    assert model.dtype == torch.bfloat16 and tokenizer.eos_token_id is not None
+    dtype = getattr(torch, saved["model"]["dtype"])
+    model, tokenizer = load_language_model(str(checkpoint), dtype)
+    assert model.dtype == dtype and tokenizer.eos_token_id is not None
     return checkpoint
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["local", "training"])
+@pytest.mark.parametrize("preset", ["small", "local", "training"])
 def test_a_preset_trains_and_its_checkpoint_is_evaluated(preset, stand_in, tmp_path):
     words = ["--config", preset, "--model.model-name", str(stand_in), *FEW.split()]
     done = run(tmp_path, words)

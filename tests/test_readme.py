@@ -86,7 +86,7 @@ def words_of(command):
 
 
 def is_for_a_cpu(argv):
-    return not ({"local", "training"} & set(argv))
+    return not ({"small", "local", "training"} & set(argv))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -21,6 +21,21 @@ _TINY = Config(
     run=RunConfig(checkpoint_frequency=25, sample_frequency=5),
 )
 
+_SMALL = Config(
+    model=ModelConfig(model_name="HuggingFaceTB/SmolLM2-135M", max_seq_length=192),
+    data=DataConfig(num_problems=500, num_shots=3, second_min_digits=1, second_max_digits=1),
+    search=SearchConfig(num_rollouts_per_problem=1, problems_per_search=32, root_tilt=0.5, max_search_depth=40),
+    train=TrainConfig(
+        num_iterations=60,
+        problems_per_iteration=32,
+        batch_size=32,
+        learning_rate=4e-5,
+        ratio_tolerance=1e-3,
+    ),
+    eval=EvalConfig(eval_frequency=10, num_problems=144, num_problems_between=100),
+    run=RunConfig(checkpoint_frequency=20, sample_frequency=5, num_threads=0),
+)
+
 _LOCAL = Config(
     model=ModelConfig(model_name="Qwen/Qwen2.5-1.5B", max_seq_length=512, dtype="bfloat16"),
     data=DataConfig(min_digits=2, max_digits=2, num_problems=100, template="conversation"),
@@ -59,4 +74,4 @@ _TRAINING = Config(
     run=RunConfig(checkpoint_frequency=20, num_threads=0),
 )
 
-PRESETS = {"tiny": _TINY, "local": _LOCAL, "training": _TRAINING}
+PRESETS = {"tiny": _TINY, "small": _SMALL, "local": _LOCAL, "training": _TRAINING}

@@ -16,20 +16,28 @@ def known_shapes(name: str, max_length: int) -> Shapes | None:
     return shapes if max_length <= max_positions else None
 
 
-def _qwen2(hidden_size: int, intermediate_size: int, num_layers: int, num_heads: int) -> Shapes:
-    """A Qwen2 with two heads of keys and values, 151,936 tokens and one matrix for embedding and head."""
-    d, i, kv_heads, vocab = hidden_size, intermediate_size, 2, 151_936
+def _shapes(
+    hidden_size: int,
+    intermediate_size: int,
+    num_layers: int,
+    num_heads: int,
+    num_kv_heads: int,
+    vocab_size: int,
+    has_biases: bool,
+) -> Shapes:
+    """A Qwen2 or Llama, with one matrix for embedding and head. `has_biases` tells whether q, k and v have some."""
+    d, i, vocab = hidden_size, intermediate_size, vocab_size
     head_dim = d // num_heads
-    kv = kv_heads * head_dim
+    kv = num_kv_heads * head_dim
     linear = 2 * d * d + 2 * d * kv + 3 * d * i  # q and output, k and v, gate and up and down
-    layer = linear + (d + 2 * kv) + 2 * d  # and the biases of q, k and v, and two norms
+    layer = linear + (d + 2 * kv) * has_biases + 2 * d  # and two norms
     return Shapes(
         num_parameters=num_layers * layer + vocab * d + d,
         layer_parameters=layer,
         num_layers=num_layers,
         hidden_size=d,
         num_heads=num_heads,
-        num_kv_heads=kv_heads,
+        num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         intermediate_size=i,
         vocab_size=vocab,
@@ -41,6 +49,7 @@ def _qwen2(hidden_size: int, intermediate_size: int, num_layers: int, num_heads:
 
 
 _KNOWN = {  # and the most positions
-    "Qwen/Qwen2.5-1.5B": (_qwen2(1536, 8960, 28, 12), 131_072),
-    "Qwen/Qwen2.5-3B": (_qwen2(2048, 11008, 36, 16), 32_768),
+    "HuggingFaceTB/SmolLM2-135M": (_shapes(576, 1536, 30, 9, 3, 49_152, has_biases=False), 8192),
+    "Qwen/Qwen2.5-1.5B": (_shapes(1536, 8960, 28, 12, 2, 151_936, has_biases=True), 131_072),
+    "Qwen/Qwen2.5-3B": (_shapes(2048, 11008, 36, 16, 2, 151_936, has_biases=True), 32_768),
 }
