@@ -103,6 +103,9 @@ def test_a_documented_command_works_as_written(command, project, capsys):
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert argv[0] in targets
     elif program == "pip":
+        if argv[0] == "download":
+            assert argv[1] == "--no-deps" and unpacked_wheel() == argv[2].replace("-", "_").replace("==", "-")
+            return
         assert argv[0] == "install" and argv[1] in ("-e", "-r")
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         assert (ROOT / argv[2]).is_file() if argv[1] == "-r" else argv[2].strip(".[]") in extras
@@ -140,9 +143,17 @@ def run_python(argv, is_run):
     elif argv[1].startswith("benchmarks."):
         source = Path(importlib.util.find_spec(argv[1]).origin).read_text(encoding="utf-8")
         assert all(f'"{word}"' in source for word in argv if word.startswith("--"))
+    elif argv[:3] == ["-m", "zipfile", "-e"]:
+        assert argv[3].startswith(unpacked_wheel())
     else:
         assert argv == ["-m", "venv", ".venv"]
     return 0
+
+
+def unpacked_wheel():
+    """Name and version of the wheel that the documents unpack; it is downloaded before."""
+    (command,) = (command for command in COMMANDS if "zipfile" in command)
+    return "-".join(shlex.split(command)[4].split("-")[:2])
 
 
 def test_the_readers_find_commands_in_tables_blocks_and_sentences():
