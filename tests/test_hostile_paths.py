@@ -46,7 +46,7 @@ def refused(argv, capsys, command=main):
     return err
 
 
-@pytest.mark.parametrize("name", [*places(), *places(".gguf"), *STRANGE])
+@pytest.mark.parametrize("name", [*places(), "pipe.gguf", "gone.gguf", *STRANGE])
 def test_what_is_no_model_is_refused(name, capsys):
     if name == "gone":  # may be a name on the hub
         assert "no folder of that name here" in refused(["train", f"--model.model-name={name}"], capsys)
@@ -54,7 +54,7 @@ def test_what_is_no_model_is_refused(name, capsys):
         assert refused(["train", f"--model.model-name={name}"], capsys).startswith("error: model_name '")
 
 
-@pytest.mark.parametrize("name", [*places(".jsonl"), *(f"{p}:X" for p in places(".py")), *MODULES])
+@pytest.mark.parametrize("name", [*places(".jsonl"), "pipe.py:X", "device.py:X", *MODULES])
 def test_what_is_no_task_is_refused(name, capsys):
     assert refused(["train", f"--data.task={name}"], capsys).startswith("error: data.task")
 
@@ -71,7 +71,7 @@ def test_what_is_no_file_of_settings_is_refused(name, capsys):
     assert refused(["train", f"--config={name}"], capsys).startswith("error: --config")
 
 
-@pytest.mark.parametrize("name", [*places(), *places(".pt")])
+@pytest.mark.parametrize("name", [*places(), "pipe.pt"])
 def test_what_is_no_run_or_checkpoint_is_refused_by_every_command(name, capsys):
     for words in (["eval"], ["train", "--resume"], ["solve", "2*3", "--checkpoint"], ["report"], ["compare", name]):
         assert name in refused([*words, name], capsys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from tinyzero_astar.config import Config, EvalConfig, Length, Range, root_tilt_of, search_size
@@ -97,22 +98,22 @@ def _check_evaluation(evaluation: EvalConfig) -> None:
 
 def ranges() -> dict[str, Range]:
     """What the numbers of a configuration may be, by section and name."""
-    sections = typing.get_type_hints(Config).items()
+    sections = hints_of(Config).items()
     return {
         f"{section}.{name}": note
         for section, kind in sections
-        for name, hint in typing.get_type_hints(kind, include_extras=True).items()
+        for name, hint in hints_of(kind).items()
         for note in _notes(hint, Range)
     }
 
 
-def check_section(name: str, section: object) -> None:
+def check_section(name: str, section: Any) -> None:
     """Refuse a field of one section that is of the wrong type or out of range. `check` does this for all.
 
     Raises:
         ValueError: names the field, its value, and what it must be.
     """
-    for key, hint in typing.get_type_hints(type(section), include_extras=True).items():
+    for key, hint in hints_of(section.__class__).items():
         if (fault := _fault(getattr(section, key), hint)) is not None:
             raise ValueError(f"{name}.{key} {fault}")
 
@@ -123,7 +124,7 @@ def check_sections(config: Config) -> None:
     Raises:
         ValueError: see `check_section`.
     """
-    for name, kind in typing.get_type_hints(Config).items():
+    for name, kind in hints_of(Config).items():
         section = getattr(config, name)
         if not isinstance(section, kind):
             raise ValueError(f"{name} is {shortened(section)}, which is not {_type_name(kind)}")
@@ -155,6 +156,12 @@ def _fault(value: object, hint: Any) -> str | None:
     if isinstance(value, str) and "\0" in value:
         return f"{shortened(value)} has a null character, which no name can have: leave it out"
     return None
+
+
+@cache
+def hints_of(kind: type) -> dict[str, Any]:
+    """Types and notes of the fields; to read them takes longer than all checks."""
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _notes(hint: Any, kind: type[Note]) -> list[Note]:

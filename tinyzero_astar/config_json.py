@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyzero_astar.config import Config
-from tinyzero_astar.config_checks import check
+from tinyzero_astar.config_checks import check, hints_of
 from tinyzero_astar.files import read_text
 from tinyzero_astar.terminal import shortened
 
@@ -130,7 +130,7 @@ def from_dict(data: Any, source: str) -> Config:
 
 def _build(kind: type, data: Any, source: str) -> Any:
     """What the data say, by the names of fields. `check` looks at the values."""
-    known = typing.get_type_hints(kind)
+    known = hints_of(kind)
     if not isinstance(data, dict) or set(data) - set(known):
         unknown = sorted(set(data) - set(known)) if isinstance(data, dict) else shortened(data)
         raise ValueError(f"{source}: {unknown} is not a field of {kind.__name__}; this version knows {sorted(known)}")
