@@ -239,6 +239,7 @@ def test_completions_are_filtered_by_verdict_iteration_and_text(see):
         assert cards.count() == 12 and not page.get_by_role("button", name="Show more").is_visible()
         page.get_by_label("Show", exact=True).select_option("right")
         assert cards.count() == 6 and set(page.locator(".verdict").all_inner_texts()) == {"✓ right"}
+        assert page.locator("#sample-list h3").first.inner_text() == "Iteration 1: 2 of 2 right"  # not of the policy
         page.get_by_label("Show", exact=True).select_option("wrong")
         assert cards.count() == 6 and set(page.locator(".verdict").all_inner_texts()) == {"✗ wrong"}
         page.get_by_label("Iteration", exact=True).select_option("10")
@@ -247,6 +248,7 @@ def test_completions_are_filtered_by_verdict_iteration_and_text(see):
         assert cards.count() == 1
         page.get_by_label("Containing").fill("nowhere")
         assert cards.count() == 0 and count.inner_text() == "0 completions, 0 right"
+        assert "No completion matches" in page.locator("#sample-list").inner_text()
 
 
 def test_hostile_data_is_shown_as_text(see):

@@ -39,9 +39,9 @@
     return el("article", { className: "sample" }, el("header", {}, ...head), text, cut, el("small", {}, told.filter(Boolean).join(" · ")));
   }
 
-  // What the completions say of the policy, by their weights; of one run alone, as others have their own.
+  // What all completions of an iteration say of the policy, by their weights. Not of some of them, nor of several runs.
   function policy(iteration) {
-    if (DATA.runs.length > 1) return "";
+    if (DATA.runs.length > 1 || state.verdict !== 0 || state.words) return "";
     const run = DATA.runs[0], estimates = run.metrics["rollout/policy_accuracy"];
     const known = estimates ? estimates[run.iterations.indexOf(iteration)] : null;
     return known === null || known === undefined ? "" : `. By their weights the policy is right in ${percent(Math.min(1, known))}`;
@@ -60,6 +60,7 @@
         el("div", { className: "cards" }, ...own.slice(0, most).map(card)));
       if (own.length > most) more.hidden = false;
     }
+    if (!found.length) list.append(el("p", {}, "No completion matches. Choose “right and wrong” and all iterations, and clear the words, to see all."));
     count.textContent = `${found.length.toLocaleString("en")} completions, ${right.toLocaleString("en")} right`
       + (lost ? `. ${lost.toLocaleString("en")} more are in samples.jsonl` : "");
   }
@@ -73,6 +74,6 @@
     place.append(el("p", {}, "No completions were recorded."));
     return;
   }
-  place.append(el("p", { className: "count" }, "What the searches found. A low weight marks what the policy itself would rarely write."), filters, count, list, more);
+  place.append(el("p", { className: "count" }, "What the searches found. The weight is the probability of a completion under the policy, divided by the probability that the search finds it."), filters, count, list, more);
   show();
 })();

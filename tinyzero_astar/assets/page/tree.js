@@ -5,7 +5,7 @@ const STATUS = ["expanded", "leaf", "open", "dropped"];
 const ROW = 26, GAP = 26, LABEL = 8; // of the drawing, in pixels
 
 const MODES = {
-  gumbel: "In each step every prefix on the list gets one more token, and the best stay, by G. That is the log-probability with noise, which makes the choice a sample without replacement.",
+  gumbel: "In each step every prefix on the list gets one more token, and the best stay, by G. That is the log-probability under the proposal with noise, which makes the choice a sample without replacement. Where the value model guides, the proposal is the policy bent towards its h.",
   best_first: "In each step the open prefix with the largest f = g + h is extended by one token.",
   sample: "Every completion is sampled on its own. Nothing is compared.",
 };
