@@ -2380,6 +2380,7 @@ PROCESSES = (
         TWO,
     ),
 )
+DOCUMENTED = "test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say"
 TRAINS = ("test_end_to_end.py::test_two_iterations_of_the_program_are_what_the_documents_say",)
 BOUNDED = "test_every_setting_changes_what_it_says_by_what_the_documents_say"
 LOGGING = (
@@ -2804,6 +2805,38 @@ WIRING = (
         "self._mass + mass, self._num_updates + 1",
         "mass, self._num_updates + 1",
         ("test_training.py::test_the_value_model_learns_from_all_rows_since_the_last_time",),
+    ),
+    Mutant(
+        "cost-unread-prompts",
+        "prompts of problems without a row count as read",
+        "rollout/records.py",
+        "if own]",
+        "]",
+        (f"{DOCUMENTED}[search.problems_per_search]", f"{DOCUMENTED}[search.root_tilt]"),
+    ),
+    Mutant(
+        "cost-tilt",
+        "the prompts that a tilted root reads are not counted",
+        "rollout/records.py",
+        "if settings.root_tilt > 0:",
+        "if settings.root_tilt > 1:",
+        (f"{DOCUMENTED}[search.root_tilt]",),
+    ),
+    Mutant(
+        "cost-value-steps",
+        "a step of the value model is a forward alone",
+        "resources/operations.py",
+        "3 * value_steps",
+        "value_steps",
+        TRAINS,
+    ),
+    Mutant(
+        "cost-attention",
+        "attention costs half",
+        "resources/operations.py",
+        "+ 4 * shapes",
+        "+ 2 * shapes",
+        TRAINS,
     ),
     Mutant(
         "rate-unweighted",

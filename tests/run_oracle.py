@@ -661,6 +661,7 @@ class Oracle:
         train, seed = self.config["train"], self.config["run"]["seed"]
         beta, num = train["optimal_value_beta"], train["num_reference_samples"]
         new, tokens = [pair for pair in pairs if pair not in self.best_values], 0
+        read = tokens_read([self.prompt_of(pair) for pair in new])
         for pair in new:
             root = self.root(problem_seed(seed, REFERENCE, pair[0] * 10**6 + pair[1]))
             found = self.rewarded(search_samples(self.first, self.alone(pair, root), num)[0], pair)
@@ -670,7 +671,11 @@ class Oracle:
             row.best_value = self.best_values[pairs[row.problem]]
             prompt, own = row.ids[: row.num_prompt], row.ids[row.num_prompt :]
             row.logp_ref = [self.first.at(prompt, own[:t]).logp[token] for t, token in enumerate(own)]
-        return {"reference/num_problems": len(new), "reference/num_decoded_tokens": tokens}
+        return {
+            "reference/num_problems": len(new),
+            "reference/num_decoded_tokens": tokens,
+            "reference/num_prompt_tokens": read,
+        }
 
     def prepare(self, rows: Sequence[Row]) -> dict[str, float]:
         """One number for every token of a completion, by equations 15, 17, 19 or 20, but for A*PO."""
@@ -932,6 +937,7 @@ class Oracle:
             metrics |= dict.fromkeys([*of_value, "weight/variance_ratio"], NAN)
         if self.algorithm == "optimal_advantage":
             metrics |= self.referred(rows, pairs)
+        metrics |= self.costs(by_search, rows, metrics, is_open, is_root_open)
         metrics |= self.update(rows, iteration)
         metrics |= {
             "guidance/is_open": float(is_open),
@@ -944,6 +950,48 @@ class Oracle:
         }
         self.history.append(metrics)
         return metrics, results
+
+    def costs(
+        self,
+        by_search: Sequence[Sequence[Found]],
+        rows: Sequence[Row],
+        metrics: Mapping[str, Any],
+        is_open: bool,
+        is_root_open: bool,
+    ) -> dict[str, float]:
+        """Two operations for each weight of a matrix and token, and four for each position attended to and width."""
+        search, train, value, model = (*(self.config[n] for n in ("search", "train", "value")), self.net.model.config)
+        results = [found for own in by_search for found in own]
+        read = tokens_read([found.prompt for found in results if found.num_expanded])
+        if is_root_open and search["root_tilt"] > 0 and search["mode"] == "gumbel" and len(by_search[0]) > 1:
+            read += sum(tokens_read([found.prompt for found in own]) for own in by_search)
+        tokens = read + metrics["search/num_decoded_tokens"]
+        tokens += metrics.get("reference/num_decoded_tokens", 0) + metrics.get("reference/num_prompt_tokens", 0)
+        lengths = [len(leaf.tokens) for found in results for leaf in found.leaves]
+        prompt = sum(len(found.prompt) for found in results) / len(results)
+        attended = (prompt + sum(lengths) / len(lengths)) / 2
+        heads = model.num_attention_heads * (
+            getattr(model, "head_dim", None) or model.hidden_size // model.num_attention_heads
+        )
+        layers = sum(p.numel() for name, p in self.net.model.named_parameters() if ".layers." in name)
+        head = self.net.model.get_output_embeddings().weight.numel()
+        token = 2 * (layers + head) + 4 * model.num_hidden_layers * heads * attended
+        own = 2 * (self.net.value["trunk.weight"].numel() + self.net.value["output.weight"].numel())
+        rank = self.net.value["up.weight"].shape[1]
+        one, every = (own + 2 * rank, own + 2 * rank * head // model.hidden_size) if self.has_critic else (0, 0)
+        is_guided = is_open and search["mode"] != "sample" and search["guidance_strength"] > 0
+        trained = sum(len(row.ids) for row in rows) * train["num_epochs"]
+        generated = trained - len(rows) * prompt * train["num_epochs"]
+        passes = (2 if self.net.adapters else 3) + train["gradient_checkpointing"]
+        update = passes * trained * token + 3 * value["num_steps"] * generated * one
+        if self.algorithm == "optimal_advantage":
+            update += trained / train["num_epochs"] * token
+        return {
+            "search/num_prompt_tokens": read,
+            "cost/tokens": tokens,
+            "cost/search_flops": tokens * (token + (every if is_guided else one)),
+            "cost/update_flops": update,
+        }
 
     def value_metrics(self, results: Sequence[Found]) -> dict[str, Any]:
         results = [found for found in results if found.leaves]
@@ -1128,6 +1176,14 @@ def rollout_metrics(groups: Sequence[Sequence[Found]], mode: str) -> dict[str, f
         "search/num_pruned": sum(f.num_pruned for f in results),
         "search/tokens_per_leaf": tokens / num,
     }
+
+
+def tokens_read(prompts: Sequence[Tokens]) -> int:
+    """What all prompts begin with is read once where that saves 512 positions or more. Each has its last token."""
+    columns = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    alike = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+    saved = alike * (len(prompts) - 1)
+    return sum(map(len, prompts)) - (saved if saved >= 512 else 0)
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -280,7 +280,7 @@ def assert_same_weights(oracle, run):
             mean, square = oracle.moments[f"{kind}.{name}"]
             for slot, wanted in (("exp_avg", mean), ("exp_avg_sq", square)):
                 gap = run.trainer_after[f"{kind}_optimizer.{index}.{slot}"] - wanted
-                assert gap.abs().max() <= 3e-4 * max(1, num_steps / 4) * wanted.abs().max(), f"{slot} of {name}"
+                assert gap.abs().max() <= 5e-4 * max(1, num_steps / 4) * wanted.abs().max(), f"{slot} of {name}"
             steps = (after[prefix + name] - parameters[name].detach()) / (rate or 1e-3)
             allowed = 1e-3 * oracle.num_updates + 1e-4 * oracle.doubt[f"{kind}.{name}"]
             assert (steps.abs() <= allowed).all(), f"{name} is off by {steps.abs().max():.2g} steps"

@@ -202,7 +202,7 @@ def test_every_metric_is_documented_and_every_documented_one_is_written(session)
     written.add("policy/kl_to_base")  # with adapters only: tests/test_adapters.py
     for kind in ALGORITHMS.values():  # of other algorithms: tests/test_algorithm_runs.py
         written |= set(kind.measures)
-    written |= {"reference/num_problems", "reference/num_decoded_tokens"}
+    written |= {f"reference/num_{what}" for what in ("problems", "decoded_tokens", "prompt_tokens")}
     names = documented()
     assert [w for w in sorted(written) if not any(is_named(w, name) for name in names)] == []
     assert [name for name in names if not any(is_named(w, name) for w in written)] == []

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tinyzero_astar.config import SearchConfig
+from tinyzero_astar.engine.shared_prompt import length_read_apart, shared_length
 from tinyzero_astar.interfaces import Problem, Rollouts, Verdict
 
 Record = TypeVar("Record")
@@ -52,6 +54,25 @@ class RewardedRollouts:
             weight=more(self.weight),
             update_weight=more(self.update_weight),
         )
+
+
+def num_prompt_tokens(rewarded: RewardedRollouts, settings: SearchConfig) -> int:
+    """Tokens of prompts that a search put through the model. What all of them begin with counts once.
+
+    A problem that got no row was not read, unless the root was tilted, for which all prompts are read once more.
+    """
+    is_read = (rewarded.rollouts.stats.num_expanded > 0).tolist()
+    searched = [prompt for prompt, own in zip(rewarded.prompts, is_read, strict=True) if own]
+    total = _tokens_read(searched)
+    if settings.root_tilt > 0:
+        size = settings.problems_per_search
+        total += sum(_tokens_read(rewarded.prompts[i : i + size]) for i in range(0, len(rewarded.prompts), size))
+    return total
+
+
+def _tokens_read(prompts: Sequence[Sequence[int]]) -> int:
+    apart = length_read_apart(shared_length(prompts), len(prompts))
+    return sum(len(prompt) for prompt in prompts) - apart * (len(prompts) - 1)
 
 
 def concatenate(parts: Sequence[RewardedRollouts], pad_id: int) -> RewardedRollouts:

@@ -29,6 +29,8 @@ from tinyzero_astar.model.policy_loading import load_policy
 from tinyzero_astar.resources.allocator import keep_freed_memory
 from tinyzero_astar.resources.machine import choose_device, idle_cores, num_cores
 from tinyzero_astar.resources.model import check_options
+from tinyzero_astar.resources.operations import Operations
+from tinyzero_astar.resources.shapes import shapes_of
 from tinyzero_astar.rollout.generator import Generator
 from tinyzero_astar.run.reporting import AllLoggers
 from tinyzero_astar.terminal import counted
@@ -55,6 +57,7 @@ class Session:
     generator: Generator
     search: SearchConfig  # with the depth that the longest prompt allows
     updater: Updater
+    operations: Operations
     reference: ReferencePolicy | None  # of an algorithm that needs one, in training
     console: ConsoleLogger
     log: Logger  # all of them, the console included
@@ -136,6 +139,9 @@ def build(
         generator=generator,
         search=_search(config, depth),
         updater=Updater(policy, algorithm, config.train, config.value),
+        operations=Operations(
+            shapes_of(policy.language_model.config), config.value.hidden_size if algorithm.has_critic else None
+        ),
         reference=reference,
         console=console,
         log=AllLoggers(console, config.run.loggers),

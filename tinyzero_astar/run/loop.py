@@ -19,7 +19,15 @@ from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remember
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
 from tinyzero_astar.run.build import Session
-from tinyzero_astar.run.measure import bellman_residual, finite, measure, reward_metrics, sample_records, search_metrics
+from tinyzero_astar.run.measure import (
+    bellman_residual,
+    cost_metrics,
+    finite,
+    measure,
+    reward_metrics,
+    sample_records,
+    search_metrics,
+)
 from tinyzero_astar.run.model_card import CARD
 from tinyzero_astar.run.non_finite import NonFiniteError, check_weights, explained
 from tinyzero_astar.run.processes import note_process
@@ -140,6 +148,7 @@ def iterate(session: Session, iteration: int, trace: Trace | None = None) -> tup
         **gates,
         **reward_metrics(rewarded),
         **_counted(session, rewarded),
+        **cost_metrics(session, search, rewarded, {**cost, **updated}),
         "time/search_s": searched - began,
         "time/update_s": ended - searched,
         "time/iteration_s": ended - began,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tinyzero_astar.config import SearchConfig
 from tinyzero_astar.eval.decoding import Arm, compare
 from tinyzero_astar.eval.evaluate import evaluate
 from tinyzero_astar.interfaces import Problem, Table
@@ -17,7 +18,7 @@ from tinyzero_astar.metrics.heuristic import MEASURES, heuristic_quality
 from tinyzero_astar.metrics.rollouts import rollout_metrics
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.generator import guidance_of
-from tinyzero_astar.rollout.records import RewardedRollouts
+from tinyzero_astar.rollout.records import RewardedRollouts, num_prompt_tokens
 from tinyzero_astar.run.build import Session
 from tinyzero_astar.search.heuristic import inverse_beta_of
 
@@ -50,6 +51,43 @@ def search_metrics(session: Session, rewarded: RewardedRollouts) -> dict[str, An
     if not session.updater.algorithm.has_critic:
         return metrics | dict.fromkeys((*MEASURES, "weight/variance_ratio"))
     return metrics | heuristic_quality(rollouts, grade, weight, _inverse_beta(session, rewarded))
+
+
+def cost_metrics(
+    session: Session, search: SearchConfig, rewarded: RewardedRollouts, spent: Mapping[str, float]
+) -> dict[str, float]:
+    """Tokens that went through the model for an iteration's rollouts, and its floating-point operations.
+
+    Args:
+        session: of the run.
+        search: of the iteration, as far as it was guided.
+        rewarded: what it found.
+        spent: metrics of the reference and of the update.
+    """
+    train = session.config.train
+    read = num_prompt_tokens(rewarded, search)
+    reference = spent.get("reference/num_decoded_tokens", 0) + spent.get("reference/num_prompt_tokens", 0)
+    num_tokens = read + int(rewarded.rollouts.stats.num_decoded_tokens.sum()) + reference
+    trained, rows = spent["train/num_tokens"], spent["train/num_rows"]
+    prompts = sum(len(prompt) for prompt in rewarded.prompts) / len(rewarded.prompts)
+    length = rewarded.rollouts.length
+    context = (prompts + float(length[length > 0].double().mean())) / 2
+    update = session.operations.update(
+        train.num_epochs * trained,
+        train.num_epochs * max(trained - rows * prompts, 0.0),
+        context,
+        value_steps=session.config.value.num_steps,
+        passes=(2 if session.policy.has_adapters else 3)
+        + train.gradient_checkpointing,  # frozen weights need no gradient
+    )
+    scored = session.operations.forward(trained, context) if session.reference is not None else 0.0
+    is_guided = search.mode != "sample" and search.guidance_strength > 0
+    return {
+        "search/num_prompt_tokens": read,
+        "cost/tokens": num_tokens,
+        "cost/search_flops": session.operations.search(num_tokens, context, is_guided=is_guided),
+        "cost/update_flops": update + scored,
+    }
 
 
 def reward_metrics(rewarded: RewardedRollouts) -> dict[str, float]:

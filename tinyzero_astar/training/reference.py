@@ -16,6 +16,7 @@ from tinyzero_astar.interfaces import Batch, Problem, Reference
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.rollout.records import num_prompt_tokens
 from tinyzero_astar.training.advantages import optimal_value
 from tinyzero_astar.training.trees import grow_trees, micro_batches, stack
 
@@ -51,10 +52,14 @@ class ReferencePolicy:
         """
         new = [problem for problem in problems if problem.id not in self.values]
         with self._in_use():
-            num_tokens = self._estimate(new)
+            num_tokens, num_read = self._estimate(new)
             logp = self._logp(batch)
         values = torch.tensor([self.values[problem.id] for problem in problems], device=logp.device)
-        cost = {"reference/num_problems": float(len(new)), "reference/num_decoded_tokens": float(num_tokens)}
+        cost = {
+            "reference/num_problems": float(len(new)),
+            "reference/num_decoded_tokens": float(num_tokens),
+            "reference/num_prompt_tokens": float(num_read),
+        }
         return Reference(logp, values[batch.problem]), cost
 
     @contextmanager
@@ -62,22 +67,27 @@ class ReferencePolicy:
         with unsharded(self._policy), self._policy.base() if self._policy.has_adapters else nullcontext():
             yield
 
-    def _estimate(self, problems: Sequence[Problem]) -> int:
-        """Fill in V* of new problems, each rank its share of them. Returns the tokens that all ranks decoded for it."""
-        total = 0
-        for values, num_tokens in gather(agree(lambda: self._sampled(share_of(problems)))):
-            self.values |= values
-            total += num_tokens
-        return total
+    def _estimate(self, problems: Sequence[Problem]) -> tuple[int, int]:
+        """Fill in V* of new problems, each rank its share of them.
 
-    def _sampled(self, problems: Sequence[Problem]) -> tuple[dict[int, float], int]:
+        Returns:
+            The tokens that all ranks decoded for it, and those of the prompts that they read.
+        """
+        decoded, read = 0, 0
+        for values, num_tokens, num_read in gather(agree(lambda: self._sampled(share_of(problems)))):
+            self.values |= values
+            decoded, read = decoded + num_tokens, read + num_read
+        return decoded, read
+
+    def _sampled(self, problems: Sequence[Problem]) -> tuple[dict[int, float], int, int]:
         if not problems:
-            return {}, 0
+            return {}, 0, 0
         found = self._generator.generate(problems, self._search, seed=self._config.run.seed, iteration=_ITERATION)
         values = optimal_value(found.reward, self._config.train.optimal_value_beta).tolist()
         return (
             {problem.id: value for problem, value in zip(problems, values, strict=True)},
             int(found.rollouts.stats.num_decoded_tokens.sum()),
+            num_prompt_tokens(found, self._search),
         )
 
     @torch.no_grad()
