@@ -131,6 +131,7 @@ UNTOLD = {
     "time/search_s",
     "time/update_s",
     "time/iteration_s",
+    "time/cpu_s",
 }
 
 

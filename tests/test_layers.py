@@ -30,6 +30,7 @@ FLOORS = (
     {"training", "eval", "metrics", "resources"},
     {"run"},
     {"report", "api"},
+    {"study"},
     {"cli"},
 )
 # These import torch, the standard library and the package, nothing else.

@@ -50,6 +50,12 @@ def _compare() -> Command:
     return compare_main
 
 
+def _study() -> Command:
+    from tinyzero_astar.cli.study import study_main
+
+    return study_main
+
+
 def _version() -> Command:
     from tinyzero_astar.cli.version import version_main
 
@@ -63,6 +69,7 @@ COMMANDS: dict[str, tuple[Callable[[], Command], str]] = {
     "doctor": (_doctor, "will a run fit this machine, and how long will it take"),
     "report": (_report, "a page with curves, search trees and completions of runs"),
     "compare": (_compare, "runs side by side, at equal tokens and at equal seconds"),
+    "study": (_study, "many runs with several seeds, and what they show at equal cost"),
     "version": (_version, "versions of everything, and the device"),
 }
 

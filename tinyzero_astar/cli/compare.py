@@ -53,7 +53,7 @@ def compare_main(argv: Sequence[str]) -> int:
         if len(found.groups) > _MOST:
             raise ValueError(f"{len(found.groups)} groups of runs are too many for a table; compare at most {_MOST}")
         if options.page is not None:
-            _write_page(options.page, found)
+            write_page(options.page, found)
     except ValueError as error:
         return complain(error)
     if options.csv:
@@ -63,7 +63,12 @@ def compare_main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _write_page(path: Path, found: Comparison) -> None:
+def write_page(path: Path, found: Comparison) -> None:
+    """The table and the curves of all runs as one HTML page.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
     from tinyzero_astar.report.page import write_comparison_page
 
     names = [f"{letter}  {_named(found, i)}" for i, letter in enumerate(string.ascii_uppercase[: len(found.groups)])]

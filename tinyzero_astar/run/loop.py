@@ -126,7 +126,7 @@ def iterate(session: Session, iteration: int, trace: Trace | None = None) -> tup
 
     `trace` receives nodes of the searches of this rank.
     """
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     search, gates = _guided(session)
     problems = session.task.train_problems(iteration, session.config.train.problems_per_iteration)
     with unsharded(session.policy):
@@ -152,6 +152,7 @@ def iterate(session: Session, iteration: int, trace: Trace | None = None) -> tup
         "time/search_s": searched - began,
         "time/update_s": ended - searched,
         "time/iteration_s": ended - began,
+        "time/cpu_s": time.process_time() - used,
     }
     # Decisions are taken on metrics, so not one bit may differ between ranks.
     return from_main(finite(metrics)), rewarded

@@ -1,0 +1,58 @@
+"""Learning curves of a study as a picture, with the spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinyzero_astar.report.compare import accuracy_at
+from tinyzero_astar.report.intervals import bootstrap_mean
+from tinyzero_astar.study.outcomes import BUDGETS, Budget, Outcome
+from tinyzero_astar.study.summary import least_budget
+
+_STEPS = 40  # of a curve
+_LABELS: dict[Budget, tuple[str, float]] = {
+    "tokens": ("tokens read and decoded, thousands", 1e3),
+    "flops": ("floating-point operations, 10¹²", 1e12),
+    "seconds": ("core seconds of search and update", 1.0),
+}
+
+
+def draw_curves(outcomes: Sequence[Outcome], path: Path) -> None:
+    """Mean held-out accuracy of each arm over each budget, shaded with the 95 % bootstrap interval over seeds.
+
+    Args:
+        outcomes: of one task.
+        path: of the PNG file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    by_arm: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_arm.setdefault(outcome.trial.arm, []).append(outcome)
+    figure, axes = plt.subplots(1, len(BUDGETS), figsize=(15, 4.8), sharey=True, layout="constrained")
+    colours = plt.get_cmap("tab20")
+    for place, (axis, budget) in enumerate(zip(axes, BUDGETS, strict=True)):
+        label, scale = _LABELS[budget]
+        last = least_budget(outcomes, budget)
+        grid = [last * i / _STEPS for i in range(_STEPS + 1)]
+        for colour, (arm, own) in enumerate(by_arm.items()):
+            curves = [outcome.spent(budget) for outcome in own]
+            means = [bootstrap_mean([100 * accuracy_at(curve, x) for curve in curves]) for x in grid]
+            x = [value / scale for value in grid]
+            shown = colours(colour % 20)
+            axis.plot(x, [mean.value for mean in means], color=shown, label=arm.replace("_", " "), linewidth=1.8)
+            if means[0].low is not None:
+                axis.fill_between(
+                    x, [m.low for m in means], [m.high for m in means], color=shown, alpha=0.12, linewidth=0
+                )
+        axis.set(xlabel=label, ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        if place == 0:
+            axis.set(ylabel=f"held-out greedy accuracy, %, mean of {len(next(iter(by_arm.values())))} seeds")
+    axes[-1].legend(loc="lower right", frameon=False, fontsize="small")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
