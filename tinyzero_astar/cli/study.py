@@ -66,15 +66,15 @@ def _study(options: Options) -> int:
     swept, chosen = study.swept(), {}
     if swept:
         if not options.report_only:
-            run_trials(study, swept, root, cores, print)
-        chosen = choose([outcome_of(trial, root) for trial in finished(study, swept, root)])
+            run_trials(swept, root, cores, print)
+        chosen = choose([outcome_of(trial, root) for trial in finished(swept, root)])
     pairs = [(task, arm) for task in study.tasks for arm in study.arms]
     if options.report_only and any(pair not in chosen for pair in pairs) and swept:
         raise ValueError(f"{root}: the sweep of {options.file} is not done; start the study without --report-only")
     trials = study.reported({pair: chosen.get(pair) for pair in pairs})
     if not options.report_only:
-        run_trials(study, trials, root, cores, print)
-    done = _balanced(study, [outcome_of(trial, root) for trial in finished(study, trials, root)])
+        run_trials(trials, root, cores, print)
+    done = _balanced(study, [outcome_of(trial, root) for trial in finished(trials, root)])
     if not done:
         raise ValueError(f"{root}: no seed is done with every arm of a task; start the study without --report-only")
     _report(study, done, root)

@@ -85,7 +85,7 @@ class Study:
         if self.sweep is None:
             return []
         return [
-            self._trial(task, arm, value, seed)
+            self._trial(task, arm, value, seed, samples=1)
             for seed in self.sweep.seeds
             for task in self.tasks
             for value in self.sweep.values
@@ -95,17 +95,18 @@ class Study:
     def reported(self, chosen: Mapping[tuple[str, str], float | None]) -> list[Trial]:
         """The runs that are reported, given the value of each task and arm."""
         return [
-            self._trial(task, arm, chosen[task, arm], seed)
+            self._trial(task, arm, chosen[task, arm], seed, samples=self.samples)
             for seed in self.seeds
             for task in self.tasks
             for arm in self.arms
         ]
 
-    def _trial(self, task: str, arm: str, value: float | None, seed: int) -> Trial:
+    def _trial(self, task: str, arm: str, value: float | None, seed: int, *, samples: int) -> Trial:
         changes: dict[str, Any] = {"run.seed": seed}
         if self.sweep is not None:
             changes[self.sweep.field] = value
-        return Trial(task, arm, value, seed, with_options(self.configs[task][arm], changes))
+        config = with_options(self.configs[task][arm], changes)
+        return Trial(task, arm, value, seed, config, self.preset, samples, self.sampled_problems)
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,9 @@ class Trial:
     value: float | None  # of the swept field, None without a sweep
     seed: int
     config: Config
+    preset: str  # that the configuration is told from
+    samples: int  # completions per problem of a last evaluation, 1 for none
+    sampled_problems: int
 
     @property
     def folder(self) -> Path:

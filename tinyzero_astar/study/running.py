@@ -20,7 +20,7 @@ from tinyzero_astar.config_json import differences, from_json
 from tinyzero_astar.files import replace_text
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.study.outcomes import EVALUATION, is_done
-from tinyzero_astar.study.plan import Study, Trial
+from tinyzero_astar.study.plan import Trial
 from tinyzero_astar.terminal import FailedError
 
 _POLL_S = 0.1
@@ -31,11 +31,10 @@ _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 Say = Callable[[str], None]
 
 
-def run_trials(study: Study, trials: Sequence[Trial], root: Path, cores: int, say: Say) -> None:
+def run_trials(trials: Sequence[Trial], root: Path, cores: int, say: Say) -> None:
     """Run what is not done yet of some trials.
 
     Args:
-        study: that they belong to.
         trials: in the order in which they begin.
         root: folder of the study.
         cores: processes at a time.
@@ -45,7 +44,7 @@ def run_trials(study: Study, trials: Sequence[Trial], root: Path, cores: int, sa
         ValueError: a folder holds another run than the study says, or its records are damaged.
         FailedError: a trial failed. Those that ran beside it were stopped.
     """
-    done_before = finished(study, trials, root)
+    done_before = finished(trials, root)
     waiting = [trial for trial in trials if trial not in done_before]
     if not waiting:
         return
@@ -55,7 +54,7 @@ def run_trials(study: Study, trials: Sequence[Trial], root: Path, cores: int, sa
         done = 0
         while True:
             while len(running) < cores and (trial := next(queue, None)) is not None:
-                running[_start(study, trial, root)] = trial
+                running[_start(trial, root)] = trial
             if not running:
                 return
             time.sleep(_POLL_S)
@@ -63,24 +62,24 @@ def run_trials(study: Study, trials: Sequence[Trial], root: Path, cores: int, sa
                 trial = running.pop(process)
                 if process.returncode != 0:
                     raise FailedError(_why(trial, root, process.returncode))
-                if not _is_finished(study, trial, root):  # trained, and still to be sampled
-                    running[_start(study, trial, root)] = trial
+                if not _is_finished(trial, root):  # trained, and still to be sampled
+                    running[_start(trial, root)] = trial
                     continue
                 done += 1
                 left = (time.monotonic() - began) / done * (len(waiting) - done)
                 say(f"{done}/{len(waiting)}  {trial.folder.relative_to('runs')}  about {_readable(left)} left")
 
 
-def finished(study: Study, trials: Sequence[Trial], root: Path) -> list[Trial]:
+def finished(trials: Sequence[Trial], root: Path) -> list[Trial]:
     """Those of some trials that are done.
 
     Raises:
         ValueError: a folder holds another run than the study says, or its records are damaged.
     """
-    return [trial for trial in trials if _is_finished(study, trial, root)]
+    return [trial for trial in trials if _is_finished(trial, root)]
 
 
-def _is_finished(study: Study, trial: Trial, root: Path) -> bool:
+def _is_finished(trial: Trial, root: Path) -> bool:
     folder = root / trial.folder
     if not (folder / CONFIG).is_file():
         return False
@@ -90,20 +89,20 @@ def _is_finished(study: Study, trial: Trial, root: Path) -> bool:
             f"{folder} was made with another {others[0]} than the study says now; name another folder with --output, or"
             " remove that run"
         )
-    return is_done(trial, root) and (study.samples == 1 or (root / trial.checkpoint / EVALUATION).is_file())
+    return is_done(trial, root) and (trial.samples == 1 or (root / trial.checkpoint / EVALUATION).is_file())
 
 
-def _start(study: Study, trial: Trial, root: Path) -> subprocess.Popen[bytes]:
+def _start(trial: Trial, root: Path) -> subprocess.Popen[bytes]:
     folder = root / trial.folder
     settings = folder.with_name(f"{folder.name}.toml")
     folder.parent.mkdir(parents=True, exist_ok=True)
     if is_done(trial, root):
-        words = ["eval", str(root / trial.checkpoint), "--eval.num-samples", str(study.samples)]
-        words += ["--eval.num-problems", str(study.sampled_problems)]
+        words = ["eval", str(root / trial.checkpoint), "--eval.num-samples", str(trial.samples)]
+        words += ["--eval.num-problems", str(trial.sampled_problems)]
     elif (folder / CONFIG).is_file():
         words = ["train", "--resume", str(folder)]
     else:
-        replace_text(settings, to_toml(trial.config, study.preset))
+        replace_text(settings, to_toml(trial.config, trial.preset))
         words = ["train", "--config", str(settings), "--output-dir", str(folder)]
     with _log(trial, root).open("ab") as log:
         return subprocess.Popen(

@@ -9,7 +9,11 @@ from tinyzero_astar.report.intervals import Mean
 from tinyzero_astar.study.outcomes import BUDGETS, Budget
 from tinyzero_astar.study.summary import Reached, Row
 
-_UNITS: dict[Budget, tuple[str, float]] = {"tokens": ("k tokens", 1e3), "flops": ("TFLOP", 1e12), "seconds": ("core s", 1.0)}
+_UNITS: dict[Budget, tuple[str, float]] = {
+    "tokens": ("k tokens", 1e3),
+    "flops": ("TFLOP", 1e12),
+    "seconds": ("core s", 1.0),
+}
 
 
 def terminal_lines(rows: Sequence[Row], baseline: str, level: float) -> Iterator[str]:
