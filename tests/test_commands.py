@@ -21,7 +21,7 @@ from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.run.checkpoint_folders import model_of_run
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ["train", "eval", "solve", "doctor", "report", "compare", "version"]
+NAMES = ["train", "eval", "solve", "doctor", "report", "compare", "study", "version"]
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.resources import machine
 from tinyzero_astar.resources.machine import Speed
 from tinyzero_astar.run.folder import CONFIG
+from tinyzero_astar.study.plan import read_study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -125,6 +126,8 @@ def run_command(argv):
         return 0 if parse_train(rest) else 1
     if name == "doctor":
         return 0 if parse_as(Doctor, "doctor", rest) else 1
+    if name == "study":
+        return 0 if read_study(ROOT / rest[0]) else 1
     status = commands.main(argv)
     assert name != "report" or Path("runs/tiny-001/report.html").stat().st_size > 100_000
     return status

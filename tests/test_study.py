@@ -434,3 +434,27 @@ def test_every_study_of_the_repository_can_be_read():
         }
         assert len(sizes) == 1  # every arm has as many completions an iteration
         assert isinstance(study.configs[study.tasks[0]][study.baseline], Config)
+
+
+@pytest.mark.slow
+def test_the_small_study_of_the_repository_runs_from_its_sweep_to_its_tables(tmp_path, monkeypatch, capsys):
+    """Two arms and two seeds, in a few minutes. Nothing is claimed of them, but both must learn something."""
+    from tests.test_docs import ROOT
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    file = ROOT / "benchmarks" / "studies" / "quick.toml"
+    assert study_main([str(file)]) == 0
+    out, root = capsys.readouterr().out, tmp_path / "runs" / "study-quick"
+    assert "quick, all: accuracy in % and 95 % intervals over 2 seeds" in out
+    results = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
+    assert [(r["arm"], r["seed"]) for r in results] == [(a, s) for s in (0, 1) for a in ("grpo_8x8", "forest")]
+    for result in results:
+        points = result["curve"]
+        assert len(points) == 6
+        assert all(
+            b["tokens"] > a["tokens"] and b["flops"] > a["flops"] for a, b in zip(points, points[1:], strict=False)
+        )
+        assert points[0]["accuracy"] < 0.05 < points[-1]["accuracy"]
+        assert 0 < result["final"]["eval/pass_at_1"] < result["final"]["eval/pass_at_16"]
+    assert study_main([str(file), "--report-only"]) == 0

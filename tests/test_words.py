@@ -13,7 +13,7 @@ MOST = 0.12  # share of joined sentences. Well-liked READMEs of the field have 0
 FOLDERS = [
     *("tests", "benchmarks", "recipes/embedded_base", "recipes/lm_eval", "tinyzero_astar"),
     *(f"tinyzero_astar/{name}" for name in ("search", "rollout", "training", "engine", "metrics", "eval", "model")),
-    *(f"tinyzero_astar/{name}" for name in ("resources", "loggers", "cli", "data", "run", "report")),
+    *(f"tinyzero_astar/{name}" for name in ("resources", "loggers", "cli", "data", "run", "report", "study")),
 ]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
