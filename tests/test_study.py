@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import statistics
@@ -452,9 +453,7 @@ def test_the_small_study_of_the_repository_runs_from_its_sweep_to_its_tables(tmp
     for result in results:
         points = result["curve"]
         assert len(points) == 6
-        assert all(
-            b["tokens"] > a["tokens"] and b["flops"] > a["flops"] for a, b in zip(points, points[1:], strict=False)
-        )
+        assert all(b["tokens"] > a["tokens"] and b["flops"] > a["flops"] for a, b in itertools.pairwise(points))
         assert points[0]["accuracy"] < 0.05 < points[-1]["accuracy"]
         assert 0 < result["final"]["eval/pass_at_1"] < result["final"]["eval/pass_at_16"]
     assert study_main([str(file), "--report-only"]) == 0
