@@ -31,7 +31,7 @@ class Mutant(NamedTuple):
 
     name: str
     meaning: str  # in plain words, for the table
-    file: str  # below tinyzero_astar/
+    file: str  # seen from tinyzero_astar/
     old: str  # occurs exactly once in the file
     new: str
     tests: tuple[str, ...]  # node ids below tests/, the quickest that catch it
@@ -3500,16 +3500,16 @@ COUNTDOWN = (
         "countdown-key-with-target",
         "the same numbers with another target may stand on both sides of the split",
         "data/countdown.py",
-        'key=f"countdown {sorted(goal.numbers)}"',
-        'key=f"countdown {sorted(goal.numbers)} {goal.target}"',
+        "key=key_of(goal.numbers)",
+        "key=key_of((*goal.numbers, goal.target))",
         ("test_countdown.py::test_the_sides_share_no_numbers_in_any_order_with_any_target",),
     ),
     Mutant(
         "countdown-key-in-order",
         "the same numbers in another order may stand on both sides of the split",
         "data/countdown.py",
-        'key=f"countdown {sorted(goal.numbers)}"',
-        'key=f"countdown {list(goal.numbers)}"',
+        'return f"countdown {sorted(numbers)}"',
+        'return f"countdown {list(numbers)}"',
         ("test_countdown.py::test_the_sides_share_no_numbers_in_any_order_with_any_target",),
     ),
     Mutant(
@@ -3958,6 +3958,56 @@ BOOTSTRAP = (
     "test_compare.py::test_a_bootstrap_interval_has_the_exact_share_of_the_resampled_means_outside",
     "test_compare.py::test_a_bootstrap_interval_of_few_numbers_is_their_range_and_of_many_that_of_student",
 )
+BASES = (
+    Mutant(
+        "corpus-all-numbers",
+        "the text for countdown uses numbers of held-out questions",
+        "../recipes/embedded_base/countdown_corpus.py",
+        "        if not is_held_out(tuple(sorted(numbers))):\n",
+        "        if True:\n",
+        ("test_corpora.py::test_numbers_are_drawn_from_the_training_side",),
+    ),
+    Mutant(
+        "corpus-leaks-kept",
+        "documents that use held-out numbers by coincidence are kept",
+        "../recipes/embedded_base/countdown_corpus.py",
+        "        if not held_out_leaks(text):\n",
+        "        if True:\n",
+        ("test_corpora.py::test_countdown_uses_no_held_out_numbers_together",),
+    ),
+    Mutant(
+        "corpus-leaks-in-steps",
+        "held-out numbers that are joined step by step are not found",
+        "../recipes/embedded_base/countdown_corpus.py",
+        "for one, other in ((c, d), (d, c)) if one == result",
+        "for one, other in () if one == result",
+        ("test_corpora.py::test_planted_numbers_are_found_in_every_form",),
+    ),
+    Mutant(
+        "corpus-leaks-one-way",
+        "a result that stands second in the next step is not followed",
+        "../recipes/embedded_base/countdown_corpus.py",
+        "for one, other in ((c, d), (d, c)) if one == result",
+        "for one, other in ((c, d),) if one == result",
+        ("test_corpora.py::test_planted_numbers_are_found_in_every_form",),
+    ),
+    Mutant(
+        "corpus-leaks-short",
+        "held-out products with a factor of 3 digits are not found",
+        "../recipes/embedded_base/corpus.py",
+        "if 10 <= n < 10**digits)",
+        "if 10 <= n < 100)",
+        ("test_corpora.py::test_planted_products_of_three_digits_are_found_in_every_form",),
+    ),
+    Mutant(
+        "corpus-too-able",
+        "most transcripts for countdown are solutions",
+        "../recipes/embedded_base/countdown_corpus.py",
+        "    if rng.random() < worked_share:\n",
+        "    if rng.random() > worked_share:\n",
+        ("test_corpora.py::test_few_transcripts_of_countdown_are_right",),
+    ),
+)
 COMMANDS = (
     Mutant(
         "unpaired",
@@ -4234,6 +4284,7 @@ MUTANTS = (
     *COUNTDOWN,
     *TASKS,
     *OWN_TASKS,
+    *BASES,
     *COMMANDS,
     *PAGES,
 )

@@ -1,5 +1,7 @@
 """The synthetic arithmetic text that the embedded base model is pre-trained on.
 
+The first operand of a product has 2 digits, or as many as `digits` says, and the second always has 2.
+
 Every document is drawn from seeded templates. Skills (sums, small multiples, worked products) appear as plain text.
 Question/answer transcripts are mostly bad. They guess, ramble, slip or break off, and few work the product out. So the
 ability is latent in the base model, and pure RL has something to find.
@@ -35,16 +37,20 @@ _MUSINGS = (
 _MUSING_WEIGHTS = (10, *[1] * (len(_MUSINGS) - 1))  # the first is what the base begins with, left to itself
 
 
-def train_pair(rng: random.Random) -> tuple[int, int]:
-    """Two 2-digit operands whose unordered pair is on the training side."""
+def _factor(rng: random.Random, digits: int) -> int:
+    return rng.randint(10 ** (digits - 1), 10**digits - 1)
+
+
+def train_pair(rng: random.Random, digits: int = 2) -> tuple[int, int]:
+    """Operands of `digits` and of 2 digits whose unordered pair is on the training side."""
     while True:
-        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        a, b = _factor(rng, digits), _factor(rng, 2)
         if not is_held_out(a, b):
             return a, b
 
 
 def steps(a: int, b: int) -> list[str]:
-    """The schoolbook product of two 2-digit numbers, one fact a line."""
+    """The schoolbook product of a number and a 2-digit one, one fact a line."""
     tens, ones = divmod(b, 10)
     high, low = a * tens, a * ones
     return [f"{a}*{tens}={high}", f"{a}*{ones}={low}", f"{high}0+{low}={high * 10 + low}"]
@@ -65,96 +71,100 @@ def _guess(a: int, b: int, rng: random.Random) -> int:
             return guess
 
 
-def _sums(rng: random.Random) -> str:
+def _sums(rng: random.Random, digits: int) -> str:
     lines = []
     for _ in range(rng.randint(2, 5)):
         if rng.random() < 0.7:  # the kind that the last line of a product needs
-            x, y = rng.randint(10, 99) * rng.randint(1, 9) * 10, rng.randint(10, 99) * rng.randint(0, 9)
+            x, y = _factor(rng, digits) * rng.randint(1, 9) * 10, _factor(rng, digits) * rng.randint(0, 9)
         else:
-            x, y = rng.randint(0, 9999), rng.randint(0, 999)
+            x, y = rng.randint(0, 10 ** (digits + 2) - 1), rng.randint(0, 10 ** (digits + 1) - 1)
         lines.append(f"{x}+{y}={x + y}")
     return "\n".join(lines)
 
 
-def _facts(rng: random.Random) -> str:
+def _facts(rng: random.Random, digits: int) -> str:
     return "\n".join(
-        f"{a}*{d}={a * d}" for a, d in ((rng.randint(10, 99), rng.randint(0, 9)) for _ in range(rng.randint(2, 6)))
+        f"{a}*{d}={a * d}" for a, d in ((_factor(rng, digits), rng.randint(0, 9)) for _ in range(rng.randint(2, 6)))
     )
 
 
-def _multiples(rng: random.Random) -> str:
-    a = rng.randint(10, 99)
+def _multiples(rng: random.Random, digits: int) -> str:
+    a = _factor(rng, digits)
     return f"multiples of {a}: " + " ".join(str(a * d) for d in range(1, 10))
 
 
-def _expansion(rng: random.Random) -> str:
-    a, b = train_pair(rng)
+def _expansion(rng: random.Random, digits: int) -> str:
+    a, b = train_pair(rng, digits)
     return f"{a}*{b}={a}*{b // 10} tens+{a}*{b % 10}"
 
 
-def _worked(rng: random.Random) -> str:
-    a, b = train_pair(rng)
+def _worked(rng: random.Random, digits: int) -> str:
+    a, b = train_pair(rng, digits)
     return f"{a}*{b}\n" + "\n".join(steps(a, b))
 
 
-def _muse(rng: random.Random, count: int) -> str:
+def muse(rng: random.Random, count: int) -> str:
+    """Words that lead nowhere."""
     return ", ".join(rng.choices(_MUSINGS, weights=_MUSING_WEIGHTS, k=count))
 
 
-def _answer(value: int | str) -> str:
+def closing(value: int | str) -> str:
+    """The end of a completion that answers `value`."""
     return f"</think><answer>{value}</answer>"
 
 
-def transcript(rng: random.Random, worked_share: float) -> str:
+def transcript(rng: random.Random, worked_share: float, digits: int = 2) -> str:
     """One question and an attempt at it. `worked_share` of them work it out and are right."""
-    a, b = train_pair(rng)
+    a, b = train_pair(rng, digits)
     prompt, lines = PROMPT.format(a=a, b=b), steps(a, b)
     kind = rng.random()
     if kind < worked_share:
-        return prompt + "\n".join(lines) + _answer(a * b)
+        return prompt + "\n".join(lines) + closing(a * b)
     kind = rng.random()
     if kind < 0.05:  # starts well, slips, and believes the slip
         place = rng.randrange(3)
         lines[place] = _slip(lines[place], rng)
         value = lines[2].split("=")[1] if place == 2 else str(_guess(a, b, rng))
-        return prompt + "\n".join(lines[: place + 1]) + _answer(value)
+        return prompt + "\n".join(lines[: place + 1]) + closing(value)
     if kind < 0.60:  # guesses
-        return prompt + _muse(rng, rng.randint(1, 3)) + _answer(_guess(a, b, rng))
+        return prompt + muse(rng, rng.randint(1, 3)) + closing(_guess(a, b, rng))
     if kind < 0.70:  # gives an answer in words
-        return prompt + _muse(rng, 1) + _answer(_muse(rng, 1))
+        return prompt + muse(rng, 1) + closing(muse(rng, 1))
     if kind < 0.87:  # rambles and never answers
-        return prompt + _muse(rng, rng.randint(3, 9))
+        return prompt + muse(rng, rng.randint(3, 9))
     if kind < 0.93:  # breaks off in the middle of a step
         text = "\n".join(lines[: rng.randint(1, 2)])
         return prompt + text[: rng.randint(1, len(text))]
-    return prompt + f"about {_guess(a, b, rng)}, {_muse(rng, 2)}, or {_guess(a, b, rng)}"
+    return prompt + f"about {_guess(a, b, rng)}, {muse(rng, 2)}, or {_guess(a, b, rng)}"
 
 
-def document(rng: random.Random, worked_share: float) -> str:
+def document(rng: random.Random, worked_share: float, digits: int = 2) -> str:
     """One document of the corpus, free of held-out products."""
-    kinds: tuple[Callable[[random.Random], str], ...]
-    kinds = (_sums, _facts, _multiples, _expansion, _worked, lambda r: transcript(r, worked_share))
+    kinds: tuple[Callable[[random.Random, int], str], ...]
+    kinds = (_sums, _facts, _multiples, _expansion, _worked, lambda r, d: transcript(r, worked_share, d))
     while True:
-        text = rng.choices(kinds, weights=(24, 18, 4, 3, 22, 29))[0](rng)
-        if not held_out_leaks(text):
+        text = rng.choices(kinds, weights=(24, 18, 4, 3, 22, 29))[0](rng, digits)
+        if not held_out_leaks(text, digits):
             return text
 
 
-def documents(seed: int, worked_share: float) -> Iterator[str]:
-    """An endless, reproducible stream of documents."""
+def documents(seed: int, worked_share: float, digits: int = 2) -> Iterator[str]:
+    """An endless, reproducible stream of documents on products of a number of `digits` and a 2-digit one."""
     rng = random.Random(seed)
     while True:
-        yield document(rng, worked_share)
+        yield document(rng, worked_share, digits)
 
 
-def held_out_leaks(text: str) -> list[tuple[int, int]]:
-    """Held-out pairs of 2-digit operands whose product the text could give away.
+def held_out_leaks(text: str, digits: int = 2) -> list[tuple[int, int]]:
+    """Held-out pairs of operands of 2 to `digits` digits whose product the text could give away.
 
     A pair counts when it is written as a product, in either order (`a*b`, `a x b`, `a times b`), or when both
     operands and their product stand anywhere in the document, in whatever form.
     """
-    pairs = {(int(a), int(b)) for a, b in re.findall(r"(?<!\d)(\d\d)\s*(?:[*x×]|times)\s*\(?(\d\d)(?!\d)", text)}
+    operand = rf"(\d{{2,{digits}}})"
+    written = re.findall(rf"(?<!\d){operand}\s*(?:[*x×]|times)\s*\(?{operand}(?!\d)", text)
+    pairs = {(int(a), int(b)) for a, b in written}
     numbers = {int(n) for n in re.findall(r"\d+", text)}
-    operands = sorted(n for n in numbers if 10 <= n <= 99)
+    operands = sorted(n for n in numbers if 10 <= n < 10**digits)
     pairs |= {(a, b) for a, b in combinations_with_replacement(operands, 2) if a * b in numbers}
     return sorted(pair for pair in pairs if is_held_out(*pair))

@@ -1,8 +1,20 @@
-"""Makes the embedded base model, by `make base`.
+"""Makes the embedded base model, by `make base`, and others like it from the same or another corpus.
 
 The tokenizer is byte-level BPE with Qwen's split pattern, so that AutoTokenizer reloads it unchanged. The model is a
 Qwen2-shaped decoder with next-token training on the synthetic corpus. Then a measurement shows what the base model can
 and cannot do. Nothing here trains it to follow the task.
+
+`--begin-with` goes on from the weights of another model, with its tokenizer. The three base models in `recipes/bases`
+go on from the embedded one:
+
+    make base ARGS="--begin-with embedded --worked-share 0.005 --tokens 2000000 --learning-rate 1e-3 \
+        --seed 1 --float16 --output recipes/bases/rare"
+    make base ARGS="--corpus countdown --begin-with embedded --worked-share 0.01 --tokens 5000000 \
+        --learning-rate 2e-3 --seed 2 --float16 --output recipes/bases/countdown"
+    make base ARGS="--corpus long --begin-with embedded --worked-share 0.05 --tokens 4000000 \
+        --learning-rate 2e-3 --seed 3 --float16 --output recipes/bases/long"
+
+`python -m recipes.embedded_base.measure --model FOLDER --corpus NAME` measures one.
 """
 
 from __future__ import annotations
@@ -18,11 +30,20 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-from recipes.embedded_base.corpus import documents, held_out_leaks
+from recipes.embedded_base.corpora import CORPORA, Corpus
+from tinyzero_astar.model.loading import load_language_model
+from tinyzero_astar.model.model_folder import resolve_model
 
 EOS = "<|endoftext|>"
+RECORDED = ("corpus", "begin_with", "tokens", "learning_rate", "worked_share", "seed")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -45,7 +66,7 @@ def make_tokenizer(vocab_size: int, seed: int, worked_share: float) -> PreTraine
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = itertools.islice(documents(seed + 1, worked_share), 5000)
+    sample = itertools.islice(CORPORA["multiplication"].documents(seed + 1, worked_share), 5000)
     plain = (text.translate(str.maketrans("<>", "  ")) for text in sample)
     tokenizer.train_from_iterator(plain, trainer)
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
@@ -53,13 +74,15 @@ def make_tokenizer(vocab_size: int, seed: int, worked_share: float) -> PreTraine
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=EOS)
 
 
-def rows(tokenizer: PreTrainedTokenizerFast, seed: int, worked_share: float, length: int) -> Iterator[list[int]]:
+def rows(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, seed: int, worked_share: float, length: int
+) -> Iterator[list[int]]:
     """Rows of `length` tokens that start where a document starts. The last document is cut."""
-    source = documents(seed, worked_share)
+    source = corpus.documents(seed, worked_share)
     while True:
         texts = list(itertools.islice(source, 512))
         for text in texts:
-            assert not held_out_leaks(text), f"held-out product in the corpus: {text!r}"
+            assert not corpus.held_out_leaks(text), f"held-out question in the corpus: {text!r}"
         row: list[int] = []
         for ids in tokenizer(texts)["input_ids"]:
             row += [*ids, tokenizer.eos_token_id]
@@ -68,7 +91,7 @@ def rows(tokenizer: PreTrainedTokenizerFast, seed: int, worked_share: float, len
                 row = []
 
 
-def train(model: Qwen2ForCausalLM, batches: Iterator[Tensor], steps: int, peak_lr: float) -> None:
+def train(model: PreTrainedModel, batches: Iterator[Tensor], steps: int, peak_lr: float) -> None:
     """AdamW with a short warm-up and cosine decay, bf16 autocast."""
     decay = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
@@ -98,41 +121,55 @@ def train(model: Qwen2ForCausalLM, batches: Iterator[Tensor], steps: int, peak_l
             )
 
 
+def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """Four layers of width 128, with weights drawn from PyTorch's seed."""
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("tinyzero_astar/assets/embedded_base"))
+    parser.add_argument("--corpus", choices=tuple(CORPORA), default="multiplication")
     parser.add_argument("--tokens", type=int, default=11_000_000)
     parser.add_argument("--worked-share", type=float, default=0.036, help="share of transcripts worked out right")
+    parser.add_argument("--begin-with", default="", metavar="FOLDER", help="whose weights and tokenizer are taken over")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="its peak")
+    parser.add_argument("--float16", action="store_true", help="save half as many bytes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    tokenizer = make_tokenizer(320, args.seed, args.worked_share)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    model = Qwen2ForCausalLM(config)
+    if args.begin_with:
+        model = load_language_model(args.begin_with, torch.float32)[0].train()
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(resolve_model(args.begin_with))
+    else:
+        tokenizer = make_tokenizer(320, args.seed, args.worked_share)
+        model = new_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, vocabulary {len(tokenizer)}", flush=True)
     length, batch = 128, 32
-    stream = rows(tokenizer, args.seed, args.worked_share, length)
+    stream = rows(CORPORA[args.corpus], tokenizer, args.seed, args.worked_share, length)
     batches = (torch.tensor(list(itertools.islice(stream, batch))) for _ in itertools.count())
-    train(model, batches, args.tokens // (length * batch), peak_lr=3e-3)
+    train(model, batches, args.tokens // (length * batch), args.learning_rate)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(args.output, safe_serialization=True)
+    (model.half() if args.float16 else model).save_pretrained(args.output, safe_serialization=True)
     tokenizer.save_pretrained(args.output)
-    recipe = {name: getattr(args, name) for name in ("tokens", "worked_share", "seed")}
+    recipe = {name: getattr(args, name) for name in RECORDED}
     (args.output / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
 
 

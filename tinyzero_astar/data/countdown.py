@@ -43,6 +43,11 @@ _ASKED = {
 _WRITTEN = re.compile(r"\s*([1-9]\d{0,2}(?:\s+[1-9]\d{0,2}){1,5})\s*=\s*([1-9]\d{0,2})\s*", re.ASCII)
 
 
+def key_of(numbers: Sequence[int]) -> str:
+    """The key of all questions with these numbers, in any order and with any target."""
+    return f"countdown {sorted(numbers)}"
+
+
 class Goal(NamedTuple):
     """What an answer must do."""
 
@@ -94,7 +99,7 @@ class Countdown(QuestionTask):
             for _ in range(_TRIES):
                 num_drawn += 1
                 numbers = tuple(rng.choices(range(1, data.max_number + 1), k=count))
-                solution = _joined_at_random(rng, numbers, operators)
+                solution = joined_at_random(rng, numbers, operators)
                 if solution is not None and solution.value <= data.max_target:
                     num_found += 1
                     yield self._question(Goal(numbers, solution.value), solution)
@@ -124,13 +129,13 @@ class Countdown(QuestionTask):
         asked = self._question(Goal(tuple(map(int, match[1].split())), int(match[2])))
         return Problem(self.id_of(asked), self._prompt(asked), asked.text, asked.answer, asked.key)
 
-    def _question(self, goal: Goal, solution: _Part | None = None) -> Question:
+    def _question(self, goal: Goal, solution: Part | None = None) -> Question:
         numbers = " ".join(map(str, goal.numbers))
         return Question(
             asked=_ASKED[self.data.template].format(numbers=numbers, target=goal.target),
             answer=goal,
             text=f"{numbers} = {goal.target}",
-            key=f"countdown {sorted(goal.numbers)}",
+            key=key_of(goal.numbers),
             worked="\n".join(solution.steps) if solution else "",
             shown=solution.text if solution else "",
         )
@@ -167,7 +172,7 @@ def _value_miss(value: Exact | None, target: int) -> Miss | None:
     return None if value == target else Miss.WRONG_VALUE
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """A piece of a solution."""
 
     value: int
@@ -176,9 +181,9 @@ class _Part(NamedTuple):
     steps: tuple[str, ...]  # how it came about, "3*5=15" and so on
 
 
-def _joined_at_random(rng: random.Random, numbers: Sequence[int], operators: Sequence[str]) -> _Part | None:
+def joined_at_random(rng: random.Random, numbers: Sequence[int], operators: Sequence[str]) -> Part | None:
     """The numbers in a random expression with these operators. None where a step is no positive integer."""
-    parts = [_Part(number, str(number), _NUMBER_RANK, ()) for number in numbers]
+    parts = [Part(number, str(number), _NUMBER_RANK, ()) for number in numbers]
     for symbol in operators:
         a, b = (parts.pop(int(rng.random() * len(parts))) for _ in range(2))
         part = _joined(symbol, a, b)
@@ -188,7 +193,7 @@ def _joined_at_random(rng: random.Random, numbers: Sequence[int], operators: Seq
     return parts[0]
 
 
-def _joined(symbol: str, a: _Part, b: _Part) -> _Part | None:
+def _joined(symbol: str, a: Part, b: Part) -> Part | None:
     """a symbol b, the larger first where the order counts. None where that is no positive integer."""
     is_ordered = symbol in "-/"
     if is_ordered and a.value < b.value:
@@ -199,4 +204,4 @@ def _joined(symbol: str, a: _Part, b: _Part) -> _Part | None:
     left = a.text if a.rank >= rank else f"({a.text})"
     right = b.text if b.rank >= rank + is_ordered else f"({b.text})"
     step = f"{a.value}{symbol}{b.value}={value}"
-    return _Part(value, f"{left}{symbol}{right}", rank, (*a.steps, *b.steps, step))
+    return Part(value, f"{left}{symbol}{right}", rank, (*a.steps, *b.steps, step))
