@@ -9,8 +9,8 @@ go on from the embedded one:
 
     make base ARGS="--begin-with embedded --worked-share 0.005 --tokens 2000000 --learning-rate 1e-3 \
         --seed 1 --float16 --output recipes/bases/rare"
-    make base ARGS="--corpus countdown --begin-with embedded --worked-share 0.01 --tokens 5000000 \
-        --learning-rate 2e-3 --seed 2 --float16 --output recipes/bases/countdown"
+    make base ARGS="--corpus countdown --begin-with embedded --worked-share 0.015 --tokens 7000000 \
+        --learning-rate 3e-3 --seed 2 --float16 --output recipes/bases/countdown"
     make base ARGS="--corpus long --begin-with embedded --worked-share 0.05 --tokens 4000000 \
         --learning-rate 2e-3 --seed 3 --float16 --output recipes/bases/long"
 
