@@ -8,9 +8,9 @@ policy, without clipping. Reported are
     signal    S = |E g|² = |mean g|² - N / R   unbiased, may be negative where noise is large
     SNR       S / N                            of one update, whatever the scale of the loss
 
-and SNR per thousand tokens, prompts and decoded ones. Intervals are percentiles over random halves of the updates. Their
-spread is that of all of them (delete-half jackknife, Shao and Wu 1989). An arm that is guided is guided here whatever
-its gate would say.
+and SNR per thousand tokens, which are prompts and decoded ones. Intervals are percentiles over random halves of the
+updates, since their spread is that of all of them (delete-half jackknife, Shao and Wu 1989). An arm that is guided is
+guided here whatever its gate would say.
 """
 
 from __future__ import annotations
