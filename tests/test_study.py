@@ -226,23 +226,30 @@ def test_the_effect_size_is_the_mean_difference_in_its_own_deviations():
 # ---------------------------------------------------------------------------------------------- outcomes
 
 
+CHOSEN = {("all", "grpo"): 1e-4, ("all", "forest"): 2e-4}
+
+
 @pytest.fixture
 def done(file):
-    """A study of one task whose runs are all there. Forest costs half of GRPO and is better by 10 to 30 points."""
+    """A study of one task whose runs are all there. Forest costs half of GRPO."""
     file.write_text(FILE.partition("[tasks.easy]")[0])
     study, root = read_study(file), file.parent / "out"
     for trial in study.swept():
         best = trial.value == (1e-4 if trial.arm == "grpo" else 2e-4)
         finish(trial, root, [(0, 0, 0, 0.0), (0, 0, 0, 0.0)] + [(100, 10, 1, 0.5 + 0.2 * best)] * 3)
-    chosen = choose([outcome_of(trial, root) for trial in study.swept()])
-    assert chosen == {("all", "grpo"): 1e-4, ("all", "forest"): 2e-4}
-    for trial in study.reported(chosen):
+    for trial in study.reported(CHOSEN):
         if trial.arm == "grpo":
-            finish(trial, root, [(100 * i, 10 * i, i, 0.2 * i) for i in range(5)], **{"eval/pass_at_1": 0.25})
+            step = (0.2, 0.1)[trial.seed]
+            finish(trial, root, [(100 * i, 10 * i, i, step * i) for i in range(5)], **{"eval/pass_at_1": 0.25})
         else:
             top = (0.9, 0.3)[trial.seed]
             finish(trial, root, [(50 * i, 40 * i, i, top * i / 4) for i in range(5)], **{"eval/pass_at_1": 0.5})
-    return study, root, [outcome_of(trial, root) for trial in study.reported(chosen)]
+    return study, root, [outcome_of(trial, root) for trial in study.reported(CHOSEN)]
+
+
+def test_the_sweep_chooses_the_value_with_the_largest_mean_area(done):
+    study, root, _ = done
+    assert choose([outcome_of(trial, root) for trial in study.swept()]) == CHOSEN
 
 
 def test_what_a_run_spent_adds_up_and_its_means_leave_out_what_was_not_measured(done):
@@ -267,16 +274,17 @@ def test_what_a_run_spent_adds_up_and_its_means_leave_out_what_was_not_measured(
 def test_the_summary_pairs_by_seed_at_what_the_cheapest_run_spent(done):
     _, _, outcomes = done
     grpo, forest = summarise(outcomes, "grpo", 0.5, [0.2, 0.8])["all"]
-    assert (grpo.arm, grpo.value, grpo.seeds, grpo.lost) == ("grpo", 1e-4, [0, 1], 0)
+    assert (grpo.arm, grpo.value, grpo.seeds, grpo.lost) == ("grpo", 1e-4, [0, 1], 1)
     assert (forest.lost, forest.end.value, forest.middle.value) == (1, pytest.approx(0.6), pytest.approx(0.6))
-    # 200 tokens: GRPO is at 0.4 then, so 0.2 on average, and forest at its top, 0.45 and 0.15
-    assert grpo.area["tokens"].value == pytest.approx(0.2)
-    assert (forest.gain["tokens"].low, forest.gain["tokens"].high) == (pytest.approx(-0.05), pytest.approx(0.25))
-    assert forest.gain["tokens"].value == pytest.approx(0.1)
-    assert forest.wins["tokens"] == 1
-    assert forest.effect["tokens"] == pytest.approx(0.1 / statistics.stdev([0.25, -0.05]))
-    # 40 operations: GRPO is at its end, 0.8, and forest at a quarter of its top
-    assert forest.gain["flops"].value == pytest.approx(statistics.fmean([0.9 / 8, 0.3 / 8]) - 0.4)
+    # 200 tokens: GRPO is at 0.4 and 0.2 then, so at 0.2 and 0.1 on average. Forest is at its top, 0.45 and 0.15
+    assert grpo.area["tokens"].value == pytest.approx(0.15)
+    assert (forest.gain["tokens"].low, forest.gain["tokens"].high) == (pytest.approx(0.05), pytest.approx(0.25))
+    assert forest.gain["tokens"].value == pytest.approx(0.15)
+    assert forest.wins["tokens"] == 2
+    assert forest.effect["tokens"] == pytest.approx(0.15 / statistics.stdev([0.25, 0.05]))
+    # 40 operations: GRPO is at its end, 0.8 and 0.4, and forest at a quarter of its top
+    assert forest.gain["flops"].value == pytest.approx(statistics.fmean([0.9 / 8 - 0.4, 0.3 / 8 - 0.2]))
+    assert forest.wins["flops"] == 0
     assert grpo.gain["tokens"] == (0, 0, 0)
     assert forest.passes == {1: (0.5, 0.5, 0.5)}
 
@@ -285,7 +293,7 @@ def test_the_ratio_of_costs_is_a_geometric_mean_over_seeds_that_both_reached(don
     _, _, outcomes = done
     grpo, forest = ([o for o in outcomes if o.trial.arm == arm] for arm in ("grpo", "forest"))
     found = reached(forest, grpo, "tokens", 0.2)
-    ratios = [200 * 0.2 / 0.9 / 100, 200 * 0.2 / 0.3 / 100]
+    ratios = [200 * 0.2 / 0.9 / 100, 200 * 0.2 / 0.3 / 200]
     assert (found.runs, found.pairs) == (2, 2)
     assert found.ratio.value == pytest.approx(math.sqrt(ratios[0] * ratios[1]))
     assert found.ratio.low == pytest.approx(ratios[0])
@@ -319,7 +327,7 @@ def test_a_finished_study_runs_nothing_and_reports_again(done, file, monkeypatch
     assert max(map(len, out.splitlines())) <= 80 + len(str(root))
     results = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
     assert [(r["arm"], r["seed"]) for r in results] == [("grpo", 0), ("forest", 0), ("grpo", 1), ("forest", 1)]
-    assert json.loads((root / "summary.json").read_text())["all"][1]["gain"]["tokens"]["value"] == pytest.approx(0.1)
+    assert json.loads((root / "summary.json").read_text())["all"][1]["gain"]["tokens"]["value"] == pytest.approx(0.15)
     assert "forest" in (root / "all.md").read_text()
     assert (root / "all.html").stat().st_size > 10_000
 
