@@ -166,8 +166,8 @@ def accuracy_at(curve: Sequence[Sequence[float]], column: int, budget: float) ->
 def cost_of(curve: Sequence[Sequence[float]], column: int, accuracy: float) -> float | None:
     """What it took until an accuracy was first reached, by linear interpolation. None if it never was."""
     for before, after in itertools.pairwise(curve):
-        if after[2] >= accuracy:
-            share = (accuracy - before[2]) / (after[2] - before[2])
+        if after[-1] >= accuracy:
+            share = (accuracy - before[-1]) / (after[-1] - before[-1])
             return before[column] + (after[column] - before[column]) * share
     return None
 
