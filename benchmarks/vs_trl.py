@@ -1,4 +1,4 @@
-"""Time and tokens to an accuracy, against TRL's GRPOTrainer: `python -m benchmarks.vs_trl`, after `pip install -e '.[trl]'`.
+"""Time and tokens to an accuracy, against TRL's GRPOTrainer: `python -m benchmarks.vs_trl`. It needs extra `trl`.
 
 Both sides start from the embedded base, see the same products in the same order, and are rewarded by the same verifier
 (1 for the right answer, 0.1 for the format). Both sample at temperature 1 from the whole distribution. Both are
@@ -11,8 +11,8 @@ start, data and evaluations. TRL's tokens are those of the completions up to the
 
 First the learning rates of every arm are tried on a seed that is not reported. An arm's rate is the one that reached
 the lowest target in the least CPU time. TRL's arm is chosen in the same way. Then both sides train on the reported
-seeds in turn. A run ends when it has reached the highest target, in the sweep the lowest, or has used up its CPU time.
-Finished runs are kept in the output folder and not
+seeds in turn, ours also at the rate of preset tiny. A run ends when it has reached the highest target, in the sweep the
+lowest, or has used up its CPU time. Finished runs are kept in the output folder and not
 repeated. The result is a table, and result.json in that folder.
 """
 
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import torch
 
-from benchmarks.ablation import cost_of
+from benchmarks.costs import COSTS, TARGETS, costs_to, quickest, ratios, table
 from tinyzero_astar.config import Config
 from tinyzero_astar.data.tasks import make_problems
 from tinyzero_astar.data.trl_reward import multiplication_reward
@@ -44,16 +44,14 @@ from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.metrics.alarms import remembered
 from tinyzero_astar.model.model_folder import EMBEDDED, resolve_model
 from tinyzero_astar.presets import PRESETS
-from tinyzero_astar.report.intervals import bootstrap_mean
 from tinyzero_astar.run import loop
 from tinyzero_astar.run.build import Session, build
 
-TARGETS = (0.8, 0.9)  # accuracies whose cost is told
-COSTS = ("tokens", "wall_s", "cpu_s")  # the columns of a curve before the accuracy
 SWEEP_SEED = 100  # of the runs that choose a learning rate
 GROUP = 8  # completions of a prompt in TRL's arms
 MICRO_BATCH = 64  # completions of a forward and backward pass in TRL's arms, quicker on a CPU than 256 at once
 OURS = "ours"
+TINY = PRESETS["tiny"].train
 TRL: dict[str, Any] = {  # settings of GRPOConfig that are not its defaults
     "num_generations": GROUP,
     "temperature": 1.0,
@@ -81,9 +79,9 @@ class Arm(NamedTuple):
 
 
 ARMS = {
-    OURS: Arm(PRESETS["tiny"].train.problems_per_iteration, PRESETS["tiny"].train.num_iterations, 2, (1e-4, 2e-4, 4e-4)),
+    OURS: Arm(TINY.problems_per_iteration, TINY.num_iterations, 2, (2e-4, 4e-4, 8e-4)),
     "trl_256": Arm(32, 30, 1, (1.5e-4, 3e-4, 6e-4)),
-    "trl_64": Arm(8, 100, 4, (1.5e-4, 3e-4, 6e-4)),
+    "trl_64": Arm(8, 100, 2, (3e-4, 6e-4, 1.2e-3)),
 }
 
 
@@ -234,69 +232,23 @@ def record_of(name: str, rate: float, seed: int, args: argparse.Namespace) -> di
     return found
 
 
-def costs_to(curve: Sequence[Sequence[float]], target: float) -> dict[str, float | None]:
-    """Tokens and seconds until an accuracy was first reached, interpolated linearly. None where it was not."""
-    return {name: cost_of(curve, column, target) for column, name in enumerate(COSTS)}
-
-
-def quickest(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The run with the least CPU time to the lowest target. Of runs that did not reach it, the most accurate one."""
-
-    def order(record: Mapping[str, Any]) -> tuple[float, float]:
-        cost = costs_to(record["curve"], min(TARGETS))["cpu_s"]
-        return math.inf if cost is None else cost, -record["curve"][-1][-1]
-
-    return min(records, key=order)
-
-
-def ratios(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Ours over TRL's for each target and cost, seed by seed, and the geometric mean with its 95 % interval.
-
-    The interval is that of the bootstrap on the logarithms of the ratios, which are paired by seed. There is no mean
-    where a run did not reach the target.
-    """
-    found: dict[str, Any] = {}
-    for target in TARGETS:
-        for cost in COSTS:
-            pairs = [(costs_to(a["curve"], target)[cost], costs_to(b["curve"], target)[cost]) for a, b in zip(ours, theirs, strict=True)]
-            each = [None if x is None or y is None else x / y for x, y in pairs]
-            known = [ratio for ratio in each if ratio is not None]
-            mean = bootstrap_mean([math.log(x) for x in known]) if len(known) == len(each) else (None, None, None)
-            names = ("mean", "low", "high")
-            summary = {n: None if x is None else math.exp(x) for n, x in zip(names, mean, strict=True)}
-            found[f"{cost} to {target}"] = {"each": each, **summary}
-    return found
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each run."""
-    heads = ["arm", "rate", "seed", *(f"{cost} to {target}" for target in TARGETS for cost in COSTS), "last"]
-    lines = [heads]
-    for row in rows:
-        costs = [row["to"][str(target)][cost] for target in TARGETS for cost in COSTS]
-        shown = ["–" if x is None else f"{x:,.0f}" if x > 1000 else f"{x:.1f}" for x in costs]
-        lines.append([row["arm"], f"{row['rate']:.1e}", str(row["seed"]), *shown, f"{row['curve'][-1][-1]:.3f}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(x.rjust(width) for x, width in zip(line, widths, strict=True)) for line in lines)
-
-
 def study(args: argparse.Namespace) -> dict[str, Any]:
     """The sweep, then the reported seeds, both sides in turn."""
-    sweep = {
-        name: [record_of(name, rate, SWEEP_SEED, args) for rate in arm.rates] for name, arm in ARMS.items()
-    }
+    sweep = {name: [record_of(name, rate, SWEEP_SEED, args) for rate in arm.rates] for name, arm in ARMS.items()}
     best = {name: quickest(records) for name, records in sweep.items()}
     other = quickest([best[name] for name in ARMS if name != OURS])
-    ours, theirs = [], []
+    rates = dict.fromkeys((best[OURS]["rate"], TINY.learning_rate))
+    sides = [(other["arm"], other["rate"]), *((OURS, rate) for rate in rates)]
+    runs: list[list[dict[str, Any]]] = [[] for _ in sides]
     for seed in range(args.seeds):
-        theirs.append(record_of(other["arm"], other["rate"], seed, args))
-        ours.append(record_of(OURS, best[OURS]["rate"], seed, args))
+        for rows, (name, rate) in zip(runs, sides, strict=True):
+            rows.append(record_of(name, rate, seed, args))
     return {
         "what": "cost of training until a held-out greedy accuracy was first reached; ratios are ours over TRL's",
-        "curves": ["tokens", "wall seconds", "CPU seconds", "accuracy"],
+        "curves": [*COSTS, "accuracy"],
         "sweep": [record for records in sweep.values() for record in records],
-        "runs": [*theirs, *ours],
-        "ratios": ratios(ours, theirs),
+        "runs": [record for rows in runs for record in rows],
+        "ratios": {f"ours at {rows[0]['rate']:.1e}": ratios(rows, runs[0]) for rows in runs[1:]},
     }
 
 
@@ -304,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many are reported")
     parser.add_argument("--held-out", type=int, default=300, help="problems of an evaluation")
-    parser.add_argument("--most-cpu-s", type=float, default=60.0, help="of training in a run")
+    parser.add_argument("--most-cpu-s", type=float, default=30.0, help="of training in a run")
     parser.add_argument("--output", type=Path, default=Path("runs/vs_trl"))
     parser.add_argument("--one", nargs=3, metavar=("ARM", "RATE", "SEED"), help="one run alone")
     args = parser.parse_args()
@@ -315,9 +267,11 @@ def main() -> None:
     result = study(args)
     (args.output / "result.json").write_text(json.dumps(result, indent=2))
     print(table([*result["sweep"], *result["runs"]]))
-    for name, ratio in result["ratios"].items():
-        shown = {key: None if ratio[key] is None else round(ratio[key], 3) for key in ("mean", "low", "high")}
-        print(f"ours / TRL, {name}: {shown} each {[x and round(x, 3) for x in ratio['each']]}")
+    for side, found in result["ratios"].items():
+        for name, ratio in found.items():
+            numbers = [ratio["mean"], ratio["low"], ratio["high"], *ratio["each"]]
+            mean, low, high, *each = ("–" if x is None else f"{x:.3f}" for x in numbers)
+            print(f"{side} over TRL, {name}: {mean} [{low}, {high}], by seed {', '.join(each)}")
 
 
 if __name__ == "__main__":

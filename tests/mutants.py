@@ -3603,6 +3603,17 @@ TASKS = (
         ("test_generation.py::test_problems_are_consistent",),
     ),
     Mutant(
+        "split-by-order",
+        "a product may be trained on with its factors the other way round",
+        "data/generation.py",
+        'low, high = sorted((a, b))\n    return f"multiply',
+        'low, high = a, b\n    return f"multiply',
+        (
+            "test_split_audit.py::test_no_held_out_question_has_the_numbers_of_a_training_question"
+            "[multiplication 2x2 digits]",
+        ),
+    ),
+    Mutant(
         "held-out-by-seed",
         "the held-out problems depend on the run's seed",
         "data/questions.py",
