@@ -4130,7 +4130,7 @@ COMMANDS = (
         "study/summary.py",
         "areas[b][seed] - others[b][seed] for seed in areas[b]",
         "areas[b][seed] - statistics.fmean(others[b].values()) for seed in areas[b]",
-        ("test_study.py::test_the_summary_pairs_by_seed_at_what_the_cheapest_run_spent",),
+        ("test_study.py::test_the_summary_pairs_by_seed_at_what_the_baseline_spent",),
     ),
     Mutant(
         "study-choose",

@@ -188,9 +188,8 @@ def test_the_area_is_the_mean_height_of_the_curve(budget):
     assert area(CURVE, budget) == pytest.approx(float(height.mean()), abs=1e-5)
 
 
-def test_an_area_beyond_the_curve_is_refused():
-    with pytest.raises(ValueError, match="beyond"):
-        area(CURVE, 100.5)
+def test_a_run_that_spent_less_keeps_its_last_accuracy():
+    assert area(CURVE, 400.0) == pytest.approx((100 * area(CURVE, 100.0) + 300 * 0.9) / 400)
 
 
 def test_a_cost_is_read_off_the_line_where_an_accuracy_is_first_reached():
@@ -249,7 +248,7 @@ def done(file):
 
 def test_the_sweep_chooses_the_value_with_the_largest_mean_area(done):
     study, root, _ = done
-    assert choose([outcome_of(trial, root) for trial in study.swept()]) == CHOSEN
+    assert choose([outcome_of(trial, root) for trial in study.swept()], "grpo") == CHOSEN
 
 
 def test_what_a_run_spent_adds_up_and_its_means_leave_out_what_was_not_measured(done):
@@ -271,17 +270,17 @@ def test_what_a_run_spent_adds_up_and_its_means_leave_out_what_was_not_measured(
     }
 
 
-def test_the_summary_pairs_by_seed_at_what_the_cheapest_run_spent(done):
+def test_the_summary_pairs_by_seed_at_what_the_baseline_spent(done):
     _, _, outcomes = done
     grpo, forest = summarise(outcomes, "grpo", 0.5, [0.2, 0.8])["all"]
     assert (grpo.arm, grpo.value, grpo.seeds, grpo.lost) == ("grpo", 1e-4, [0, 1], 1)
     assert (forest.lost, forest.end.value, forest.middle.value) == (1, pytest.approx(0.6), pytest.approx(0.6))
-    # 200 tokens: GRPO is at 0.4 and 0.2 then, so at 0.2 and 0.1 on average. Forest is at its top, 0.45 and 0.15
-    assert grpo.area["tokens"].value == pytest.approx(0.15)
-    assert (forest.gain["tokens"].low, forest.gain["tokens"].high) == (pytest.approx(0.05), pytest.approx(0.25))
-    assert forest.gain["tokens"].value == pytest.approx(0.15)
+    # 400 tokens: GRPO is at its end then, 0.8 and 0.4. Forest rises for 200 and stays at its top, 0.9 and 0.3
+    gains = [(0.45 + 0.9) / 2 - 0.4, (0.15 + 0.3) / 2 - 0.2]
+    assert grpo.area["tokens"].value == pytest.approx(0.3)
+    assert forest.gain["tokens"] == pytest.approx((statistics.fmean(gains), gains[1], gains[0]))
     assert forest.wins["tokens"] == 2
-    assert forest.effect["tokens"] == pytest.approx(0.15 / statistics.stdev([0.25, 0.05]))
+    assert forest.effect["tokens"] == pytest.approx(statistics.fmean(gains) / statistics.stdev(gains))
     # 40 operations: GRPO is at its end, 0.8 and 0.4, and forest at a quarter of its top
     assert forest.gain["flops"].value == pytest.approx(statistics.fmean([0.9 / 8 - 0.4, 0.3 / 8 - 0.2]))
     assert forest.wins["flops"] == 0

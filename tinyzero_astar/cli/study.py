@@ -67,7 +67,7 @@ def _study(options: Options) -> int:
     if swept:
         if not options.report_only:
             run_trials(swept, root, cores, print)
-        chosen = choose([outcome_of(trial, root) for trial in finished(swept, root)])
+        chosen = choose([outcome_of(trial, root) for trial in finished(swept, root)], study.baseline)
     pairs = [(task, arm) for task in study.tasks for arm in study.arms]
     if options.report_only and any(pair not in chosen for pair in pairs) and swept:
         raise ValueError(f"{root}: the sweep of {options.file} is not done; start the study without --report-only")
@@ -113,7 +113,7 @@ def _report(study: Study, outcomes: Sequence[Outcome], root: Path) -> None:
         else:
             from tinyzero_astar.study.curves import draw_curves
 
-            draw_curves(own, root / f"{task}.png")
+            draw_curves(own, study.baseline, root / f"{task}.png")
         if len(own) <= _MOST_PAGE_RUNS:
             write_page(root / f"{task}.html", compare_runs([root / o.trial.folder for o in own], "tokens"))
     print(f"\nall tables, curves and results: {root}")

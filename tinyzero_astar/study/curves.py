@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from tinyzero_astar.report.compare import accuracy_at
-from tinyzero_astar.report.intervals import bootstrap_mean
+from tinyzero_astar.report.intervals import mean_of
 from tinyzero_astar.study.outcomes import BUDGETS, Budget, Outcome
 from tinyzero_astar.study.summary import least_budget
 
@@ -18,11 +19,12 @@ _LABELS: dict[Budget, tuple[str, float]] = {
 }
 
 
-def draw_curves(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Mean held-out accuracy of each arm over each budget, shaded with the 95 % bootstrap interval over seeds.
+def draw_curves(outcomes: Sequence[Outcome], baseline: str, path: Path) -> None:
+    """Mean held-out accuracy of each arm over each budget, shaded with the 95 % interval over seeds (Student's t).
 
     Args:
         outcomes: of one task.
+        baseline: whose cheapest run ends the axes. A run that spent less keeps its last accuracy.
         path: of the PNG file.
     """
     import matplotlib
@@ -37,11 +39,11 @@ def draw_curves(outcomes: Sequence[Outcome], path: Path) -> None:
     colours = plt.get_cmap("tab20")
     for place, (axis, budget) in enumerate(zip(axes, BUDGETS, strict=True)):
         label, scale = _LABELS[budget]
-        last = least_budget(outcomes, budget)
+        last = least_budget(outcomes, baseline, budget)
         grid = [last * i / _STEPS for i in range(_STEPS + 1)]
         for colour, (arm, own) in enumerate(by_arm.items()):
-            curves = [outcome.spent(budget) for outcome in own]
-            means = [bootstrap_mean([100 * accuracy_at(curve, x) for curve in curves]) for x in grid]
+            curves = [[*outcome.spent(budget), (math.inf, outcome.accuracy)] for outcome in own]
+            means = [mean_of([100 * accuracy_at(curve, x) for curve in curves]) for x in grid]
             x = [value / scale for value in grid]
             shown = colours(colour % 20)
             axis.plot(x, [mean.value for mean in means], color=shown, label=arm.replace("_", " "), linewidth=1.8)

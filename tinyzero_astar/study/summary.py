@@ -29,7 +29,7 @@ class Row(NamedTuple):
     end: Mean  # accuracy at the end
     middle: Mean  # the same without the lowest and the highest quarter of runs
     lost: int  # runs below `lost_below` at their end
-    area: dict[Budget, Mean]  # mean accuracy until the least budget of all runs of the task is spent
+    area: dict[Budget, Mean]  # mean accuracy until what the baseline's cheapest run spent
     gain: dict[Budget, Mean]  # area minus the baseline's, same seeds
     effect: dict[Budget, float | None]  # of that gain
     wins: dict[Budget, int]  # seeds with a positive gain
@@ -38,11 +38,11 @@ class Row(NamedTuple):
     means: dict[str, float | None]  # of the rollouts, over all runs
 
 
-def choose(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], float | None]:
+def choose(outcomes: Sequence[Outcome], baseline: str) -> dict[tuple[str, str], float | None]:
     """For each task and arm the value of the sweep with the largest mean area over tokens."""
     found: dict[tuple[str, str], float | None] = {}
     for task, own in _by_task(outcomes).items():
-        budget = least_budget(own, "tokens")
+        budget = least_budget(own, baseline, "tokens")
         areas: dict[tuple[str, float | None], list[float]] = {}
         for outcome in own:
             key = outcome.trial.arm, outcome.trial.value
@@ -68,13 +68,13 @@ def summarise(
     return {task: _rows(own, baseline, lost_below, levels) for task, own in _by_task(outcomes).items()}
 
 
-def least_budget(outcomes: Sequence[Outcome], budget: Budget) -> float:
-    """What the run that spent least has spent."""
-    return min(outcome.spent(budget)[-1][0] for outcome in outcomes)
+def least_budget(outcomes: Sequence[Outcome], arm: str, budget: Budget) -> float:
+    """What the run of an arm that spent least has spent."""
+    return min(outcome.spent(budget)[-1][0] for outcome in outcomes if outcome.trial.arm == arm)
 
 
 def _rows(outcomes: Sequence[Outcome], baseline: str, lost_below: float, levels: Sequence[float]) -> list[Row]:
-    least = {budget: least_budget(outcomes, budget) for budget in BUDGETS}
+    least = {budget: least_budget(outcomes, baseline, budget) for budget in BUDGETS}
     by_arm: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_arm.setdefault(outcome.trial.arm, []).append(outcome)
