@@ -198,7 +198,7 @@ def test_long_curves_are_thinned_but_for_evaluations_and_what_was_spent_is_summe
 
 def test_of_too_many_trees_the_first_and_the_last_stay(monkeypatch):
     monkeypatch.setattr(page_data, "TREE_BYTES", 5 * len(json.dumps(packed(trace(1)))))
-    found = page_data._traces([trace(i) for i in range(1, 30)], page_data.TREE_BYTES)
+    found = page_data._traces([trace(i) for i in range(1, 30)], {}, page_data.TREE_BYTES)
     assert 3 <= len(found) <= 5 and (found[0]["iteration"], found[-1]["iteration"]) == (1, 29)
 
 

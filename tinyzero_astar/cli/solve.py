@@ -105,7 +105,7 @@ def _write_page(path: Path, trace: dict[str, Any], record: dict[str, Any], has_v
         ("Cost", counted(trace["stats"]["num_decoded_tokens"], "token") + " decoded"),
     ]
     try:
-        replace_text(path, solve_page(record, told, has_value=has_value))
+        replace_text(path, solve_page(record, told, has_value=has_value, inverse_beta=trace["inverse_beta"]))
     except OSError as error:
         raise ValueError(f"--html {path} cannot be written ({error.strerror}); name another file") from None
     print(f"page: {printable(str(path))}", file=sys.stderr)  # stdout may be JSON

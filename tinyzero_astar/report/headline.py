@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tinyzero_astar.loggers.console import num_tokens
+from tinyzero_astar.report.answers import Answer, answers, setting
+from tinyzero_astar.report.evidence import examples
 from tinyzero_astar.report.page_data import RunRecords
 from tinyzero_astar.run.model_card import shown
-from tinyzero_astar.terminal import counted, readable_seconds
+from tinyzero_astar.terminal import counted, printable
 
-_ACCURACY, _POLICY = "eval/greedy_accuracy", "rollout/policy_accuracy"
-_RARE = 0.05  # probability under the policy below which one sample would hardly show a completion
+_ACCURACY = "eval/greedy_accuracy"
+_MOST_SHOWN = 600  # characters of an example
 
 # what each alarm of metrics/alarms.py means, and what to do
 ALARMS = {
@@ -33,6 +33,14 @@ class Accuracy(NamedTuple):
     interval: str
 
 
+class Example(NamedTuple):
+    """A completion."""
+
+    title: str
+    problem: str
+    completion: str
+
+
 class Headline(NamedTuple):
     """The head of one run."""
 
@@ -40,7 +48,8 @@ class Headline(NamedTuple):
     sentence: str  # what it is
     before: Accuracy | None
     after: Accuracy | None
-    facts: list[tuple[str, str]]  # names and what is to be said
+    answers: list[Answer]
+    examples: list[Example]  # of the first completions and of the last, or none
     alarms: list[tuple[str, str]]  # when each held, and what it means
     processes: list[tuple[str, str, str]]  # when each began, its command, what it ran on
 
@@ -54,22 +63,19 @@ def headline(run: RunRecords) -> Headline:
         sentence=_sentence(run),
         before=_accuracy(evaluated[0]) if len(evaluated) > 1 else None,
         after=_accuracy(evaluated[-1]) if evaluated else None,
-        facts=[*_facts(run, evaluated, trained)],
+        answers=answers(run),
+        examples=_examples(run),
         alarms=[*_alarms(trained)],
         processes=[*map(_process, run.processes)],
     )
 
 
-def _setting(run: RunRecords, section: str, name: str) -> Any:
-    return run.config.get(section, {}).get(name)
-
-
 def _sentence(run: RunRecords) -> str:
-    model, task = (shown(str(_setting(run, *name))) for name in (("model", "model_name"), ("data", "task")))
+    model, task = (shown(str(setting(run, *name))) for name in (("model", "model_name"), ("data", "task")))
     name = "the embedded base model" if model == "embedded" else model
     size = next((p["parameters"] for p in run.processes if isinstance(p.get("parameters"), int)), None)
     parameters = "" if size is None else f" ({size:,} parameters)"
-    return f"{name}{parameters} on the task {task}, by algorithm {_setting(run, 'train', 'algorithm')}"
+    return f"{name}{parameters} on the task {task}, by algorithm {setting(run, 'train', 'algorithm')}"
 
 
 def _accuracy(row: Mapping[str, Any]) -> Accuracy:
@@ -78,55 +84,17 @@ def _accuracy(row: Mapping[str, Any]) -> Accuracy:
     return Accuracy(f"{100 * row[_ACCURACY]:.1f} %", interval)
 
 
-def _facts(
-    run: RunRecords, evaluated: Sequence[Mapping[str, Any]], trained: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, str]]:
-    if trained:
-        seconds = sum(row.get("time/iteration_s") or 0.0 for row in trained)
-        device = next((str(p["device"]) for p in run.processes if "device" in p), "")
-        on = f" on {device}" if device else ""
-        yield "Time", f"{readable_seconds(seconds)} of search and update in {counted(len(trained), 'iteration')}{on}"
-        yield "Tokens", f"{sum(map(num_tokens, trained)):,} decoded for training"
-    if (half := _half_way(trained)) is not None:
-        yield "Half way", f"half of the gain of accuracy in training was there after iteration {half}"
-    if told := _lengths(trained):
-        yield "Length", told
-    if rare := _rare(run.traces):
-        yield "Search", rare
-    if guided := [row for row in trained if row.get("guidance/is_open") is not None]:
-        count = sum(row["guidance/is_open"] == 1 for row in guided)
-        yield "Heuristic", f"guided {count} of {counted(len(guided), 'iteration')}. {guided[-1].get('guidance/reason')}"
+def _examples(run: RunRecords) -> list[Example]:
+    found = examples(run.samples)
+    return [] if found is None else [_example(sample) for sample in found]
 
 
-def _half_way(trained: Sequence[Mapping[str, Any]]) -> int | None:
-    """The first iteration half way from the first to the last mean over three estimates. None without a gain."""
-    known = [(int(row["iteration"]), float(row[_POLICY])) for row in trained if row.get(_POLICY) is not None]
-    means = [(known[i][0], sum(x for _, x in known[i - 1 : i + 2]) / 3) for i in range(1, len(known) - 1)]
-    if len(means) < 2 or means[-1][1] <= means[0][1]:
-        return None
-    return next(iteration for iteration, mean in means if mean >= (means[0][1] + means[-1][1]) / 2)
-
-
-def _lengths(trained: Sequence[Mapping[str, Any]]) -> str:
-    known = [row["rollout/length"] for row in trained if row.get("rollout/length") is not None]
-    if len(known) < 2:
-        return ""
-    return (
-        f"completions grew from {known[0]:.0f} to {known[-1]:.0f} tokens, as answers were worked out"
-        if (known[-1] > 1.2 * known[0])
-        else f"completions had {known[0]:.0f} tokens at first and {known[-1]:.0f} at the end"
-    )
-
-
-def _rare(traces: Sequence[Mapping[str, Any]]) -> str:
-    """What the recorded searches found that sampling would hardly have."""
-    right = [trace["nodes"]["g"][leaf["node"]] for trace in traces for leaf in trace["leaves"] if leaf["accuracy"]]
-    if not right:
-        return ""
-    rare = sum(math.exp(g) < _RARE for g in right)
-    return (
-        f"{counted(len(right), 'right completion')} in the recorded searches, {rare} of which the policy itself would"
-        f" write with a probability below {100 * _RARE:.0f} %"
+def _example(sample: Mapping[str, Any]) -> Example:
+    verdict = "right answer" if sample.get("accuracy") else f"wrong ({sample.get('reason')})"
+    completion = str(sample.get("completion", ""))
+    shown = completion if len(completion) <= _MOST_SHOWN else f"{completion[:_MOST_SHOWN]}…"
+    return Example(
+        f"Iteration {sample['iteration']}, {verdict}", printable(str(sample.get("problem"))), printable(shown)
     )
 
 

@@ -106,15 +106,18 @@ def run_page(runs: Sequence[RunRecords], compared: Compared | None = None) -> st
     return _rendered(data, title=names, runs=heads, compared=compared)
 
 
-def solve_page(trace: Mapping[str, Any], facts: Sequence[tuple[str, str]], *, has_value: bool) -> str:
+def solve_page(
+    trace: Mapping[str, Any], facts: Sequence[tuple[str, str]], *, has_value: bool, inverse_beta: float
+) -> str:
     """The page of one search.
 
     Args:
         trace: a record as of trace.jsonl, docs/trace.md.
         facts: what is to be said of the answer, the question first.
         has_value: whether the value model was trained.
+        inverse_beta: 1/beta of the heuristic, nats.
     """
-    run = {"name": "", "traces": [packed(trace)], "numTraces": 1, "samples": [], "hasValue": has_value}
+    run = {"name": "", "traces": [packed(trace, inverse_beta)], "numTraces": 1, "samples": [], "hasValue": has_value}
     data = {"charts": [], "runs": [run]}
     return _rendered(data, title=trace["problems"][0]["problem"], facts=facts)
 

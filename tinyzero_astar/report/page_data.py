@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tinyzero_astar.config import WITH_CRITIC
+from tinyzero_astar.config import WITH_CRITIC, SearchConfig
 from tinyzero_astar.files import METRICS, PROCESSES, SAMPLES, TRACE
 from tinyzero_astar.loggers.console import num_tokens
 from tinyzero_astar.report.charts import CALIBRATION, drawn_metrics
+from tinyzero_astar.report.evidence import with_gate
 from tinyzero_astar.run.folder import CONFIG
 from tinyzero_astar.run.records import read_jsonl
 
@@ -19,8 +20,10 @@ MOST_POINTS = 500  # of a curve
 MOST_CHARACTERS = 4_000  # of a completion
 SAMPLE_BYTES, TREE_BYTES = 200_000, 480_000  # of a page, shared by its runs
 _DIGITS = 5  # that count
+_PLACES = 3  # after the point, in trees
 _NODE_COLUMNS = ("parent", "g", "h", "priority", "success", "step", "end")
 _STATUS = ("expanded", "leaf", "open", "dropped")
+_READ = ("time/iteration_s", "cost/search_flops", "cost/update_flops")  # besides what is drawn
 _SAMPLE_FIELDS = ("iteration", "problem", "answer", "completion", "accuracy", "reason", "weight")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -42,7 +45,7 @@ class RunRecords:
         self.traces = read_jsonl(folder / TRACE)
         self.processes = read_jsonl(folder / PROCESSES)
         for row in self.rows:
-            for name in (*drawn_metrics(), "time/iteration_s"):
+            for name in (*drawn_metrics(), *_READ):
                 if not _is_number(row.get(name)):
                     raise ValueError(f"{folder / METRICS}: {name} of iteration {row['iteration']} is no number")
         self.config = _config(folder / CONFIG)
@@ -51,6 +54,12 @@ class RunRecords:
     def has_value(self) -> bool:
         """Whether its value model was trained."""
         return self.config.get("train", {}).get("algorithm") in WITH_CRITIC
+
+    @property
+    def num_problems(self) -> int | None:
+        """Of an iteration, where the configuration says so."""
+        number = self.config.get("train", {}).get("problems_per_iteration")
+        return number if isinstance(number, int) and number > 0 else None
 
     @property
     def name(self) -> str:
@@ -81,8 +90,9 @@ def page_data(runs: Sequence[RunRecords]) -> list[dict[str, Any]]:
             **curves(run.rows),
             "samples": _samples(run.samples, SAMPLE_BYTES // len(runs)),
             "numSamples": len(run.samples),
-            "traces": _traces(run.traces, TREE_BYTES // len(runs)),
+            "traces": _traces(run.traces, run.config.get("search", {}), TREE_BYTES // len(runs)),
             "numTraces": len(run.traces),
+            "numProblems": run.num_problems,
             "hasValue": run.has_value,
         }
         for run in runs
@@ -104,7 +114,8 @@ def curves(rows: Rows) -> dict[str, Any]:
     kept = [i for i, row in enumerate(rows) if i % stride == 0 or i == len(rows) - 1 or "eval/greedy_accuracy" in row]
     if len(kept) > 2 * MOST_POINTS:
         kept = kept[:: math.ceil(len(kept) / MOST_POINTS)]
-    found = {name: [_rounded(rows[i].get(name)) for i in kept] for name in drawn_metrics()}
+    gated = with_gate(rows)
+    found = {name: [_rounded(gated[i].get(name)) for i in kept] for name in drawn_metrics()}
     last = next((row for row in reversed(rows) if row.get(CALIBRATION)), None)
     return {
         "iterations": [rows[i]["iteration"] for i in kept],
@@ -153,26 +164,51 @@ def _size(value: Any) -> int:
 # ----------------------------------------------------------------------------------------------------------- trees
 
 
-def _traces(traces: Rows, budget: int) -> list[dict[str, Any]]:
+def _traces(traces: Rows, search: Mapping[str, Any], budget: int) -> list[dict[str, Any]]:
     """The recorded searches, fewer of those between the first and the last where there are too many for a page."""
-    found = [packed(trace) for trace in traces]
+    bound = search.get("max_inverse_beta", SearchConfig.max_inverse_beta)
+    found = [packed(trace, search.get("inverse_beta", SearchConfig.inverse_beta), bound) for trace in traces]
     while len(found) > 1 and sum(map(_size, found)) > budget:
         found = [found[0], *found[2:-1:2], found[-1]] if len(found) > 2 else found[-1:]
     return found
 
 
-def packed(trace: Mapping[str, Any]) -> dict[str, Any]:
+def packed(
+    trace: Mapping[str, Any],
+    inverse_beta: float | Literal["balanced"] = "balanced",
+    bound: float = SearchConfig.max_inverse_beta,
+) -> dict[str, Any]:
     """A record of trace.jsonl, of which docs/trace.md tells, with each text once and three digits after the point.
+
+    Args:
+        trace: the record.
+        inverse_beta: 1/beta of the heuristic, nats. With balanced it is clip(-logit(p), ±bound) of each prompt.
+        bound: on it where it is balanced, nats.
 
     Raises:
         ValueError: it is none.
     """
     try:
-        return _packed(trace)
+        tilts = [_tilt(p, inverse_beta, bound) for p in _successes(trace["nodes"])]
+        return _packed(trace) | {"tilts": tilts}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise ValueError(
             f"the record of iteration {trace.get('iteration')} in {TRACE} is damaged; restore the file, or move it away"
         ) from None
+
+
+def _successes(nodes: Mapping[str, Any]) -> list[float]:
+    """Of the prompts."""
+    return [float(p) for p, parent in zip(nodes["success"], nodes["parent"], strict=True) if parent < 0]
+
+
+def _tilt(success: float, inverse_beta: float | Literal["balanced"], bound: float) -> float:
+    """1/beta of a problem with so much success at its prompt, nats (eq. 7 of docs/algorithm.md)."""
+    if inverse_beta != "balanced":
+        return float(inverse_beta)
+    if not 0 < success < 1:
+        return bound if success <= 0 else -bound
+    return round(min(bound, max(-bound, math.log((1 - success) / success))), _PLACES)
 
 
 def _packed(trace: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,4 +234,4 @@ def _packed(trace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(x: Any) -> Any:
-    return round(x, 3) if isinstance(x, float) else x
+    return round(x, _PLACES) if isinstance(x, float) else x
