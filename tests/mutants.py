@@ -4338,10 +4338,54 @@ PAGES = (
     Mutant(
         "page-half-way",
         "half way is told of the iteration after",
-        "report/headline.py",
-        "means = [(known[i][0],",
-        "means = [(known[i + 1][0],",
-        ("test_page.py::test_half_way_is_where_the_mean_of_three_estimates_passes_the_middle",),
+        "report/evidence.py",
+        "means = [(told[i][0],",
+        "means = [(told[i + 1][0],",
+        ("test_evidence.py::test_half_way_is_where_the_mean_of_three_estimates_passes_the_middle",),
+    ),
+    Mutant(
+        "page-worked-out",
+        "right completions count as worked out however short they are",
+        "report/evidence.py",
+        'bool(sample.get("accuracy")) and _length(sample) > guess',
+        'bool(sample.get("accuracy"))',
+        (
+            "test_evidence.py::"
+            "test_answers_are_worked_out_from_the_first_iteration_on_in_which_most_are_right_and_longer_than_a_guess",
+        ),
+    ),
+    Mutant(
+        "page-expected",
+        "one sample stands for as many as the search found",
+        "report/evidence.py",
+        "seen = -math.expm1(count * math.log1p(-pi))",
+        "seen = -math.expm1(math.log1p(-pi))",
+        ("test_evidence.py::test_samples_are_expected_to_show_and_to_repeat_what_enumeration_says",),
+    ),
+    Mutant(
+        "page-gate",
+        "what the gate saw contains the iteration itself",
+        "report/evidence.py",
+        "        means = {name: statistics.fmean(values)",
+        "        _ = [values.extend(known([row], name)) for name, values in seen.items()]\n"
+        "        means = {name: statistics.fmean(values)",
+        ("test_evidence.py::test_what_the_gate_saw_is_what_it_said",),
+    ),
+    Mutant(
+        "page-verdict",
+        "a heuristic that ranks worse than chance is called good",
+        "report/search_answers.py",
+        "if low is not None and low > 0.5:",
+        "if low is not None and low < 0.5:",
+        ("test_answers.py::test_the_heuristic_is_judged_against_chance",),
+    ),
+    Mutant(
+        "page-scale-of-h",
+        "the scale of h has the wrong sign",
+        "report/page_data.py",
+        "math.log((1 - success) / success)",
+        "math.log(success / (1 - success))",
+        ("test_answers.py::test_the_scale_of_h_is_that_of_each_prompt",),
     ),
     Mutant(
         "traced-best",

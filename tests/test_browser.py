@@ -42,7 +42,7 @@ def pages(tmp_path_factory):
         "two": run_page([RunRecords(run), RunRecords(other)]),
         "hostile": run_page([RunRecords(hostile_run(folder))]),
         "large": run_page([RunRecords(make_run(folder / "large", traces=[trace(1, branches=52, depth=48)]))]),
-        "solve": solve_page(alone, [("Question", "0*7"), ("Answer", HOSTILE)], has_value=False),
+        "solve": solve_page(alone, [("Question", "0*7"), ("Answer", HOSTILE)], has_value=False, inverse_beta=3.0),
     }
     for name, page in told.items():
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
@@ -98,10 +98,13 @@ def test_curves_and_tree_are_there(see):
         assert num_charts > 20 and drawn_charts(page) == num_charts
         assert page.locator(".plot").first.get_attribute("aria-label").startswith("Accuracy. held out, greedy: from 0")
         assert page.locator(".reliability circle").count() == 2
-        last = trace(10)
-        assert shown(page) == last["num_nodes"]
+        opened = trace(1)  # the earlier of the two, half way
+        assert page.locator(".told").inner_text().startswith("step 2 of 4: 6 open")
+        assert shown(page) == sum(step <= 2 for step in opened["nodes"]["step"])
+        to_step(page, 4)
+        assert shown(page) == opened["num_nodes"]
         ends = page.locator(".tree .end").all_text_contents()
-        assert ends.count("left out") == 2 and sum("✓ reward 1.1 · ŵ 0.7" in x for x in ends) == 2
+        assert ends.count("left out") == 2 and sum("✓ ŵ 0.7 · π " in x for x in ends) == 2
         assert "κ = -0.5" in page.locator("#explorer").inner_text()
 
 
@@ -132,6 +135,7 @@ def test_the_slider_moves_the_tree_and_the_open_list(see):
     record = trace(10)
     nodes = record["nodes"]
     with see("run") as page:
+        page.get_by_label("Search of").select_option(index=1)
         for step in (0, 2, 4, 1):
             to_step(page, step)
             assert shown(page) == sum(s <= step for s in nodes["step"])
@@ -159,12 +163,16 @@ def test_play_goes_through_all_steps(see):
 def test_one_problem_and_without_what_was_left_out(see):
     record = trace(10)
     with see("run") as page:
+        page.get_by_label("Search of").select_option(index=1)
+        to_step(page, 4)
         page.get_by_label("Problem", exact=True).select_option(index=2)
+        assert "2 completions of this problem, 1 right" in page.locator("#explorer .count").first.inner_text()
         assert shown(page) == sum(problem == 1 for problem in record["nodes"]["problem"])
         page.get_by_label("what was left out").uncheck()
         assert shown(page) == sum(problem == 1 for problem in record["nodes"]["problem"]) - 2
         assert "left out" not in page.locator(".tree .end").all_text_contents()
         page.get_by_label("Search of").select_option(index=0)
+        to_step(page, 4)
         assert shown(page) == trace(1)["num_nodes"]
 
 
@@ -173,6 +181,8 @@ def test_pointing_at_a_prefix_tells_its_scores_and_its_text(see):
     record = trace(10)
     node = record["leaves"][0]["node"]
     with see("run") as page:
+        page.get_by_label("Search of").select_option(index=1)
+        to_step(page, 4)
         page.locator(f'.cell[data-n="{node}"]').hover()
         detail = page.locator("#detail").inner_text()
         g, h = record["nodes"]["g"][node], record["nodes"]["h"][node]
@@ -238,7 +248,7 @@ def test_completions_are_filtered_by_verdict_iteration_and_text(see):
         page.get_by_role("button", name="Show more").click()
         assert cards.count() == 12 and not page.get_by_role("button", name="Show more").is_visible()
         page.get_by_label("Show", exact=True).select_option("right")
-        assert cards.count() == 6 and set(page.locator(".verdict").all_inner_texts()) == {"✓ right"}
+        assert cards.count() == 6 and set(page.locator(".verdict").all_inner_texts()) == {"✓ right answer"}
         assert page.locator("#sample-list h3").first.inner_text() == "Iteration 1: 2 of 2 right"  # not of the policy
         page.get_by_label("Show", exact=True).select_option("wrong")
         assert cards.count() == 6 and set(page.locator(".verdict").all_inner_texts()) == {"✗ wrong"}
@@ -249,6 +259,36 @@ def test_completions_are_filtered_by_verdict_iteration_and_text(see):
         page.get_by_label("Containing").fill("nowhere")
         assert cards.count() == 0 and count.inner_text() == "0 completions, 0 right"
         assert "No completion matches" in page.locator("#sample-list").inner_text()
+
+
+@pytest.mark.slow
+def test_a_phone_sees_the_verdict_at_the_left_and_that_the_tree_goes_on(see):
+    with see("run", PHONE) as page:
+        to_step(page, 4)
+        marks = page.locator(".tree .mark")
+        assert sorted(marks.all_text_contents()) == ["✓", "✓", "✗", "✗"]
+        box = page.locator(".scroller").bounding_box()
+        assert marks.first.bounding_box()["x"] < box["x"] + box["width"] / 2
+        assert page.locator(".wide-tree").is_visible() == page.locator(".scroller").evaluate(
+            "e => e.scrollWidth > e.clientWidth + 1"
+        )
+
+
+@pytest.mark.slow
+def test_the_letters_are_explained_and_h_has_its_scale(see):
+    with see("run") as page:
+        page.locator(".letters summary").click()
+        assert "h = log(1 + success · (e^(1/β)" in page.locator(".letters").inner_text()
+        page.locator(".cell").nth(1).hover()
+        assert "from 0 (sure failure) to 3 (sure success)" in page.locator("#detail").inner_text()  # of success 0
+
+
+@pytest.mark.slow
+def test_the_tree_that_has_the_focus_is_outlined(see):
+    with see("run") as page:
+        page.locator("#step").focus()
+        page.keyboard.press("Tab")
+        assert page.locator(".scroller").evaluate("e => getComputedStyle(e).outlineWidth") == "3px"
 
 
 def test_hostile_data_is_shown_as_text(see):
@@ -301,6 +341,8 @@ def test_all_of_it_can_be_used_with_the_keyboard(see):
     record = trace(10)
     children = [n for n, parent in enumerate(record["nodes"]["parent"]) if parent == 0]
     with see("run") as page:
+        page.get_by_label("Search of").select_option(index=1)
+        to_step(page, 4)
         page.get_by_role("radio", name="iterations").focus()
         page.keyboard.press("ArrowRight")
         assert page.get_by_label("decoded tokens").is_checked()

@@ -183,6 +183,7 @@ def test_the_table_has_80_columns(elsewhere, capsys):
     assert lines[:2] == ["A  search.mode gumbel; seeds 0, 1, 2", "B  search.mode sample; seeds 1, 2, 5"]
     head = next(i for i, line in enumerate(lines) if "tokens" in line)
     assert lines[head].split() == ["tokens", "accuracy", "minus", "A,", "same", "seeds"]
+    assert lines[head + 10].startswith("An accuracy between two evaluations") and "no interval" not in lines[-1]
     assert lines[head + 7].split()[:3] == ["100", "A", "35.0"] and lines[head + 8].split()[:2] == ["B", "53.3"]
     assert " +0.0 [" in lines[head + 8]
 
@@ -195,7 +196,8 @@ def test_the_table_as_json_and_one_run_alone(elsewhere, capsys):
     row = {"budget": 40, "group": 0, "accuracy": {"value": 1, "low": None, "high": None}, "gain": None}
     assert found["rows"][-1] == row
     assert compare_main([str(folder)]) == 0
-    assert "minus A" not in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "minus A" not in out and "There is no interval for A, which is one run." in out and "--run.seed 1" in out
 
 
 def test_the_table_as_csv(elsewhere, capsys):
@@ -219,6 +221,7 @@ def test_the_page_has_the_table_and_the_curves_of_each_group_in_its_colour(elsew
     assert data["axis"] == "seconds" and [run["colour"] for run in data["runs"]] == [0, 0, 0, 1, 1, 1]
     assert [run["name"] for run in data["runs"]] == ["g0", "g1", "g2", "s1", "s2", "s5"]
     assert "B  search.mode sample; seeds 1, 2, 5</li>" in page
+    assert "is read off the straight line between them" in page
     cells = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page)
     assert len(cells) == 8 and all(accuracy in table and gain in table for _, _, accuracy, gain in cells)
     assert compare_main([*folders, "--page", "nowhere/c.html"]) == 2

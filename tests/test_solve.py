@@ -84,7 +84,7 @@ def test_the_base_says_that_its_value_model_is_untrained_and_tokens_are_quoted(c
 
 
 def traced():
-    """prompt -> a b -> (c d the end, e not extended), prompt -> f -> g h given up. What leads to the end has less f."""
+    """prompt -> a b -> (c d the end, e still open), prompt -> f -> g h given up. What leads to the end has less f."""
     told = [  # parent, f, h, status
         *(
             (-1, 0.0, 1.0, "expanded"),
@@ -112,7 +112,7 @@ def test_a_tree_has_a_line_for_each_stretch_with_success_and_the_path_to_the_ans
         '├─ "fgh"  success 4.0 %  f -0.70  given up',
         '└━ "ab"  success 10 %  f -1.50',
         '   ├━ "cd"  success 20 %  f -2.50  the answer',
-        '   └─ "e"  success 1.0 %  f -9.00  not extended',
+        '   └─ "e"  success 1.0 %  f -9.00  still open',
     ]
     assert num_drawn == 9 and is_answer == [False, True, True, False]
 
@@ -130,9 +130,7 @@ def test_a_long_stretch_is_shortened_in_the_middle_to_the_width():
     nodes = [n for n in traced() if n["node"] < 5]
     found, _ = drawn_tree(nodes, lambda tokens: "start" + 90 * "-" + "\n end", 60, 0.0, 60)
     line = f"{found[0].indent}{found[0].text}  {found[0].note}"
-    assert (
-        len(line) == 60 and line.startswith('└━ "start---') and '\\n end"  f -2.50  the answer' in line and "…" in line
-    )
+    assert len(line) == 60 and line.startswith('└━ "start---') and '⏎ end"  f -2.50  the answer' in line and "…" in line
 
 
 def test_a_right_answer_stands_out_in_colour_and_no_answer_is_said_to_be_none(run, capsys, monkeypatch):

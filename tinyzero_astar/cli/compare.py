@@ -78,7 +78,7 @@ def write_page(path: Path, found: Comparison) -> None:
     ]
     folders = [[run.folder for run in group] for group in found.groups]
     try:
-        write_comparison_page(path, folders, found.by, names, rows)
+        write_comparison_page(path, folders, found.by, names, rows, [*_notes(found)])
     except OSError as error:
         raise ValueError(f"{path} cannot be written ({error.strerror}); name another file with --page") from None
 
@@ -122,6 +122,21 @@ def _lines(found: Comparison) -> Iterator[str]:
         budget = _budget(found, row)
         accuracy = _mean(row.accuracy, ".1f")
         yield _line(budget if row.group == 0 else "", string.ascii_uppercase[row.group], accuracy, _gain(row))
+    yield ""
+    yield from textwrap.wrap(" ".join(_notes(found)), _WIDTH)
+
+
+def _notes(found: Comparison) -> Iterator[str]:
+    """What a reader must know of the numbers."""
+    yield "An accuracy between two evaluations is read off the straight line between them."
+    single = [letter for letter, runs in zip(string.ascii_uppercase, found.groups, strict=False) if len(runs) == 1]
+    if single:
+        yield (
+            f"There is no interval for {' and '.join(single)}, which is one run. Train the same settings with other"
+            " seeds, as in --run.seed 1, and name all their folders."
+        )
+    if any(row.group > 0 and row.gain is None for row in found.rows):
+        yield "A group without a gain has no seed in common with A."
 
 
 def _named(found: Comparison, group: int) -> str:

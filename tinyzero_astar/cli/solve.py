@@ -243,6 +243,17 @@ def _trace(
     return trace, verdict
 
 
+def _legend(inverse_beta: float) -> str:
+    """What the words and numbers of the tree mean."""
+    text = "The search tree. f is the log-probability, and the largest f is extended first."
+    if inverse_beta:
+        text = (
+            "The search tree. success is the value model's guess. f is the log-probability plus h, where h rises from 0"
+            f" at success 0 % to {inverse_beta:g} at 100 %. So f may be positive. The largest f is extended first."
+        )
+    return f"{text} What is still open at the end has a smaller f than the answer."
+
+
 def _show(trace: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_nodes: int, note: str | None) -> None:
     from tinyzero_astar.loggers.console import Terminal, safe
     from tinyzero_astar.loggers.text import broken
@@ -261,16 +272,14 @@ def _show(trace: dict[str, Any], tokenizer: PreTrainedTokenizerBase, max_nodes: 
     console.print(safe(trace["completion"]))
     answer = "no answer" if trace["answer"] is None else f"answer [bold {colour}]{safe(str(trace['answer']))}[/]"
     console.print(f"{answer}  ({safe(trace['verdict'])})\n")
-    guess = "success is the value model's guess. " if inverse_beta else ""
-    adds = " and what the guess adds" if inverse_beta else ""
-    say(f"The search tree. {guess}f is the log-probability{adds}. The largest f is extended first.")
+    say(_legend(inverse_beta))
     for line in lines:
         text = f"[bold {colour}]{safe(line.text)}[/]" if line.is_answer else safe(line.text)
         console.print(f"{line.indent}{text}  [dim]{safe(line.note)}[/]")
     stats, hidden = trace["stats"], sum(n["status"] != "dropped" for n in trace["nodes"]) - num_drawn
     say(
         f"{stats['num_expanded']:,} prefixes extended,"
-        f" {counted(stats['num_decoded_tokens'], 'token')} decoded, {stats['num_pruned']:,} more prefixes dropped"
-        f" for a smaller f (the open list holds {trace['beam_width']})"
+        f" {counted(stats['num_decoded_tokens'], 'token')} decoded. {stats['num_pruned']:,} more had a smaller f and"
+        f" were left out, as the open list has room for {trace['beam_width']} (--beam-width)"
         + (f". {hidden:,} prefixes are not drawn (--max-nodes)" if hidden else "")
     )

@@ -30,8 +30,8 @@ CHARTS: dict[str, list[Chart]] = {
                 "eval/greedy_accuracy": "held out, greedy",
                 "rollout/policy_accuracy": "in training, estimated",
             },
-            "Held-out problems are never trained on. Shade: 95 % interval. In training: Σ ŵ R of the completions that the"
-            " search found. It is right on average but noisy, and may exceed 100 %.",
+            "Held-out problems are never trained on. Shade: 95 % interval. In training: Σ ŵ R of the completions that"
+            " the search found. It is right on average but noisy, and may exceed 100 %.",
             "share",
             "eval/greedy_accuracy",
         ),
@@ -43,8 +43,8 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "Length of completions",
             {"rollout/length": "in training", "eval/mean_length": "held out, sampled"},
-            "Tokens. It rises where working is written before the answer. Held-out problems are sampled at the start and the"
-            " end alone, so the line between is no measurement.",
+            "Tokens. It rises where working is written before the answer. Held-out problems are sampled at the start"
+            " and the end alone, so the line between is no measurement.",
         ),
     ],
     "The update": [
@@ -119,8 +119,8 @@ CHARTS: dict[str, list[Chart]] = {
         Chart(
             "Errors of h",
             {"heuristic/bellman_residual": "Bellman residual", "heuristic/overestimate_nats": "overestimate"},
-            "Nats, 0 if h is exact. Residual: how far h and the h of its continuations contradict each other. Overestimate:"
-            " how far h was above what was found.",
+            "Nats, 0 if h is exact. Residual: how far h and the h of its continuations contradict each other."
+            " Overestimate: how far h was above what was found.",
         ),
     ],
     "Weights and diversity": [
@@ -144,8 +144,8 @@ CHARTS: dict[str, list[Chart]] = {
                 "rollout/mixed_fraction": "problems with right and wrong ones",
                 "search/unsearched_fraction": "problems without a completion",
             },
-            "Without a completion: its search gave all room to other problems. Right and wrong ones: there is something to"
-            " compare.",
+            "Without a completion: its search gave all room to other problems. Right and wrong ones: there is something"
+            " to compare.",
             "share",
         ),
     ],

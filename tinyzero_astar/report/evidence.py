@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -105,7 +106,8 @@ def _typical(samples: Rows) -> Row:
 # --------------------------------------------------------------------------------------------- search and sampling
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """What recorded searches found, beside what the policy would be expected to write, sampled as often."""
 
     count: int  # completions

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tinyzero_astar.report.answers import Answer, answers, setting
+from tinyzero_astar.report.answer import Answer
+from tinyzero_astar.report.answers import answers
 from tinyzero_astar.report.evidence import examples
 from tinyzero_astar.report.page_data import RunRecords
 from tinyzero_astar.run.model_card import shown
@@ -71,11 +72,11 @@ def headline(run: RunRecords) -> Headline:
 
 
 def _sentence(run: RunRecords) -> str:
-    model, task = (shown(str(setting(run, *name))) for name in (("model", "model_name"), ("data", "task")))
+    model, task = (shown(str(run.setting(*name))) for name in (("model", "model_name"), ("data", "task")))
     name = "the embedded base model" if model == "embedded" else model
     size = next((p["parameters"] for p in run.processes if isinstance(p.get("parameters"), int)), None)
     parameters = "" if size is None else f" ({size:,} parameters)"
-    return f"{name}{parameters} on the task {task}, by algorithm {setting(run, 'train', 'algorithm')}"
+    return f"{name}{parameters} on the task {task}, by algorithm {run.setting('train', 'algorithm')}"
 
 
 def _accuracy(row: Mapping[str, Any]) -> Accuracy:

@@ -55,6 +55,7 @@ def write_comparison_page(
     axis: str,
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
 ) -> None:
     """Write the page of groups of runs, each of which has a colour.
 
@@ -64,6 +65,7 @@ def write_comparison_page(
         axis: of the curves at first, such as tokens.
         names: of the groups.
         rows: of the table, each what was spent, the group's letter, its accuracy, and what it gained.
+        notes: sentences about the table.
 
     Raises:
         ValueError: a folder holds no run, or its records are damaged.
@@ -71,7 +73,7 @@ def write_comparison_page(
     """
     runs = [RunRecords(folder) for group in groups for folder in group]
     places = [place for place, group in enumerate(groups) for _ in group]
-    replace_text(path, run_page(runs, Compared(axis, names, rows, places)))
+    replace_text(path, run_page(runs, Compared(axis, names, rows, places, notes)))
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Compared:
     names: Sequence[str]
     rows: Sequence[Sequence[str]]
     places: Sequence[int]  # the group of each run
+    notes: Sequence[str]  # sentences about the table
 
 
 def run_page(runs: Sequence[RunRecords], compared: Compared | None = None) -> str:

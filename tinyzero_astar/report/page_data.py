@@ -50,15 +50,19 @@ class RunRecords:
                     raise ValueError(f"{folder / METRICS}: {name} of iteration {row['iteration']} is no number")
         self.config = _config(folder / CONFIG)
 
+    def setting(self, section: str, name: str) -> Any:
+        """Of the configuration, None where it is not there."""
+        return self.config.get(section, {}).get(name)
+
     @property
     def has_value(self) -> bool:
         """Whether its value model was trained."""
-        return self.config.get("train", {}).get("algorithm") in WITH_CRITIC
+        return self.setting("train", "algorithm") in WITH_CRITIC
 
     @property
     def num_problems(self) -> int | None:
         """Of an iteration, where the configuration says so."""
-        number = self.config.get("train", {}).get("problems_per_iteration")
+        number = self.setting("train", "problems_per_iteration")
         return number if isinstance(number, int) and number > 0 else None
 
     @property

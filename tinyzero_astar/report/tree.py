@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from tinyzero_astar.loggers.text import percent
 from tinyzero_astar.terminal import printable
 
+_BREAK = "\N{RETURN SYMBOL}"  # as in the completions that the console shows
 _SPACE = "\N{OPEN BOX}"  # a token that is a space, or begins with one, would be invisible
 
 _ENDS = {"open": "(open)", "expanded": "(given up)"}  # where a path ends before it is a completion
 
-_STATUS = {"open": "not extended", "expanded": "given up", "leaf": "finished"}  # the same, and other completions
+_STATUS = {"open": "still open", "expanded": "given up", "leaf": "finished"}  # the same, and other completions
 _LEAST_TEXT = 16  # characters of a stretch, however deep it stands
 
 Node = dict[str, Any]  # of docs/trace.md
@@ -140,8 +141,8 @@ def _shortened(text: str, room: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """On one line, between quotation marks that show the spaces at its ends."""
-    return printable(json.dumps(text, ensure_ascii=False))
+    """On one line, between quotation marks that show the spaces at its ends, with a sign for each line break."""
+    return printable(json.dumps(text.replace("\n", _BREAK), ensure_ascii=False))
 
 
 def _visible(text: str) -> str:

@@ -189,8 +189,8 @@ def measure(session: Session, iteration: int, *, is_whole: bool = True) -> Measu
 
 
 def _title(name: str) -> str:
-    """The name of a metric for people, such as pass@4 for eval/pass_at_4."""
-    return name.removeprefix("eval/").replace("_at_", "@").replace("_", " ")
+    """The name of a metric for people, such as sampled pass@4 for eval/pass_at_4."""
+    return name.removeprefix("eval/").replace("pass_at_", "sampled pass@").replace("_", " ")
 
 
 def _compare_decoding(session: Session, problems: list[Problem]) -> list[Arm]:

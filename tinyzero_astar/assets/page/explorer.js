@@ -10,7 +10,8 @@
   }
   const NAMES = { gumbel: "G", best_first: "f", sample: "g" };
   const SHOWN_OPEN = 40;
-  const state = { search: searches.length - 1, problem: 0, step: 0, colours: 0, dropped: true, node: -1 };
+  const ofFirst = DATA.runs.find((run) => run.traces.length).traces.length; // the middle search of the first run that has some
+  const state = { search: Math.floor((ofFirst - 1) / 2), problem: 0, step: 0, colours: 0, dropped: true, node: -1 };
   let tree, drawing, timer = 0;
 
   // ------------------------------------------------------------------------------------------------ what is there
@@ -33,8 +34,11 @@
   const openTitle = el("h3");
   const detail = el("div", { className: "detail", id: "detail", role: "status", "aria-live": "polite" });
   const scale = el("div", { className: "scale" });
-  place.append(note, controls, replay, el("div", { className: "stage" },
-    el("div", { className: "stage-tree" }, scroller, scale),
+  const wide = el("p", { className: "count wide-tree" }, "The tree goes on to the right. Scroll it sideways, or go along it with the arrow keys.");
+  const letters = el("details", { className: "letters" }, el("summary", {}, "What g, h, f, G, κ, ŵ and “left out” mean"),
+    el("dl", {}, ...LETTERS.map(([name, meaning]) => el("div", {}, el("dt", {}, name), el("dd", {}, meaning)))));
+  place.append(note, letters, controls, replay, el("div", { className: "stage" },
+    el("div", { className: "stage-tree" }, scroller, wide, scale),
     el("aside", {}, el("h3", {}, "This prefix"), detail, openTitle, list)));
 
   // ---------------------------------------------------------------------------------------------------- the choice
@@ -42,7 +46,7 @@
     const trace = searches[state.search].trace;
     tree = new SearchTree(trace);
     state.problem = 0;
-    state.step = tree.lastStep;
+    state.step = trace.mode === "best_first" ? tree.lastStep : Math.floor(tree.lastStep / 2); // where there is something to see
     state.node = -1;
     const many = tree.trace.mode === "best_first" && tree.trace.nodes.status.filter((s) => STATUS[s] === "dropped").length > 60;
     state.dropped = !many;
@@ -55,13 +59,22 @@
       controls.append(choice("Search of", searches.map((s) => (several ? DATA.runs[s.run].name + ", " : "") + "iteration " + s.trace.iteration), state.search, (i) => { state.search = i; begin(); }));
     }
     if (trace.problems.length > 1) {
-      controls.append(choice("Problem", [`all ${trace.problems.length}`, ...trace.problems.map((p) => brief(p.problem))], 0, (i) => { state.problem = i; state.node = -1; draw(); }));
+      controls.append(choice("Problem", [`all ${trace.problems.length}`, ...trace.problems.map((p) => brief(p.problem))], 0, (i) => { state.problem = i; state.node = -1; tell(); draw(); }));
     }
     controls.append(choice("Colour", ["success probability", "f"], state.colours, (i) => { state.colours = i; draw(); }));
     const box = el("input", { type: "checkbox", checked: state.dropped, onchange: () => { state.dropped = box.checked; draw(); } });
     controls.append(el("label", { className: "pick" }, box, " what was left out"));
-    note.textContent = tree.summary(searches[state.search].hasValue);
+    tell();
     draw();
+  }
+
+  function tell() {
+    const { run, hasValue, trace } = searches[state.search], { metrics, iterations, numProblems, numTraces, traces } = DATA.runs[run];
+    const open = metrics && metrics["guidance/is_open"] ? metrics["guidance/is_open"][iterations.indexOf(trace.iteration)] : null;
+    const isGuided = open === null || open === undefined ? null : open === 1;
+    const problem = state.problem === 0 ? null : state.problem - 1;
+    const fewer = numTraces > traces.length ? ` This page has ${traces.length} of the ${numTraces} recorded iterations, for lack of room.` : "";
+    note.textContent = tree.summary({ hasValue, isGuided, numProblems, problem }) + fewer;
   }
 
   // --------------------------------------------------------------------------------------------------- the drawing
@@ -78,7 +91,8 @@
     board.setAttribute("width", layout.width);
     board.setAttribute("height", layout.height);
     for (const item of layout.items) {
-      const own = item.data.nodes, segment = { own, link: null, text: null, end: null };
+      const own = item.data.nodes, segment = { own, link: null, text: null, end: null, mark: null };
+      const isMarked = own.length > 0 && !item.children && tree.leaf.has(own[own.length - 1]);
       if (item.parent && own.length) {
         const x0 = item.parent.right + 2, x1 = item.left - 3, middle = (x0 + x1) / 2;
         const [y0, y1] = [item.parent.row + 5, item.row + 5];
@@ -109,10 +123,15 @@
           const end = svg("text", { x: item.right + 8, y: item.row + 2, class: "end" });
           marks.append(end);
           segment.end = end;
+          if (isMarked) {
+            segment.mark = svg("text", { x: item.left - MARK, y: item.row - 1 });
+            marks.append(segment.mark);
+          }
         }
       }
     }
     board.replaceChildren(links, marks);
+    wide.hidden = layout.width <= scroller.clientWidth + 1;
     legend();
     show();
     if (layout.root.data.nodes.length) scroller.scrollTop = layout.root.row - scroller.clientHeight / 2;
@@ -139,7 +158,7 @@
     const bar = el("i", { className: state.colours ? "by-f" : "by-success" });
     const ends = state.colours ? [short(drawing.low), short(drawing.high)] : ["0 %", "100 %"];
     scale.replaceChildren(el("span", {}, state.colours ? "f " + ends[0] : "success 0 %"), bar, el("span", {}, ends[1]),
-      el("span", {}, " · thick: likely under the policy · ✓ right ✗ wrong · faint: left out"));
+      el("span", {}, " · thick: likely under the policy · ✓ right answer, ✗ wrong · faint: left out · dashed: open"));
   }
 
   // ------------------------------------------------------------------------------------------------- the step shown
@@ -153,14 +172,18 @@
       cell.setAttribute("class", "cell " + CLASSES[now] + (n === state.node ? " chosen" : ""));
       changed.add(drawing.segmentOf.get(n));
     }
-    for (const { own, link, text, end } of changed) {
+    for (const { own, link, text, end, mark } of changed) {
       const there = own.filter((n) => drawing.known[n] > 0), last = own[own.length - 1], leaf = tree.leaf.get(last);
       if (link) link.setAttribute("class", "link " + CLASSES[drawing.known[own[0]]]);
       text.textContent = there.map((n) => tree.label(n)).join("");
       text.classList.toggle("gone", there.length > 0 && drawing.known[there[there.length - 1]] === 4);
       if (!end) continue;
       end.textContent = drawing.known[last] > 0 ? ending(last) : "";
-      end.setAttribute("class", "end" + (leaf && drawing.known[last] === 3 ? (leaf.accuracy ? " yes" : " no") : ""));
+      const verdict = leaf && drawing.known[last] === 3 ? (leaf.accuracy ? " yes" : " no") : "";
+      end.setAttribute("class", "end" + verdict);
+      if (!mark) continue;
+      mark.textContent = verdict ? (leaf.accuracy ? "✓" : "✗") : "";
+      mark.setAttribute("class", "mark" + verdict);
     }
     slider.setAttribute("aria-valuetext", `step ${state.step} of ${tree.lastStep}`);
     showOpen();
@@ -172,9 +195,8 @@
     if (now === 1) return "open";
     if (now === 2) return "";
     if (!leaf) return "completion";
-    const parts = [(leaf.accuracy ? "✓" : "✗") + " reward " + short(leaf.reward)];
-    if (leaf.weight !== null) parts.push("ŵ " + short(leaf.weight));
-    return parts.join(" · ") + " · π " + percent(tree.mass[n]);
+    const parts = [leaf.accuracy ? "✓" : "✗", ...(leaf.weight === null ? [] : ["ŵ " + short(leaf.weight), "·"])];
+    return parts.join(" ") + " π " + percent(tree.mass[n]);
   }
 
   function showOpen() {

@@ -29,7 +29,7 @@
   function card(s) {
     const right = Boolean(s.accuracy);
     const head = [
-      el("span", { className: right ? "verdict right" : "verdict wrong" }, right ? "✓ right" : "✗ wrong"),
+      el("span", { className: right ? "verdict right" : "verdict wrong" }, right ? "✓ right answer" : "✗ wrong"),
       el("b", { className: "code" }, visible(String(s.problem))),
     ];
     if (DATA.runs.length > 1) head.push(el("span", {}, DATA.runs[s.run].name));
@@ -47,6 +47,20 @@
     return known === null || known === undefined ? "" : `. By their weights the policy is right in ${percent(Math.min(1, known))}`;
   }
 
+  // Of several iterations some cards of each: of different problems, a right one among them where there is one.
+  function some(own, most) {
+    if (own.length <= most) return own;
+    const seen = new Map(), turn = new Map(own.map((s) => {
+      const times = seen.get(s.problem) ?? 0;
+      seen.set(s.problem, times + 1);
+      return [s, times];
+    }));
+    const spread = [...own].sort((a, b) => turn.get(a) - turn.get(b)), first = spread.slice(0, most);
+    const good = spread.find((s) => s.accuracy);
+    if (good && !first.some((s) => s.accuracy)) first[most - 1] = good;
+    return first;
+  }
+
   function show() {
     const found = chosen(), right = found.filter((s) => s.accuracy).length;
     const most = state.pages * (state.iteration === 0 ? EACH : PAGE);
@@ -57,7 +71,7 @@
       if (!own.length) continue;
       const good = own.filter((s) => s.accuracy).length;
       list.append(el("h3", {}, `Iteration ${iteration}: ${good} of ${own.length} right` + policy(iteration)),
-        el("div", { className: "cards" }, ...own.slice(0, most).map(card)));
+        el("div", { className: "cards" }, ...some(own, most).map(card)));
       if (own.length > most) more.hidden = false;
     }
     if (!found.length) list.append(el("p", {}, "No completion matches. Choose “right and wrong” and all iterations, and clear the words, to see all."));
@@ -74,6 +88,7 @@
     place.append(el("p", {}, "No completions were recorded."));
     return;
   }
-  place.append(el("p", { className: "count" }, "What the searches found. The weight is the probability of a completion under the policy, divided by the probability that the search finds it."), filters, count, list, more);
+  const everything = `All that the searches of ${iterations.length === 1 ? "1 iteration" : iterations.length + " iterations"} found, not only the searches of the tree above.`;
+  place.append(el("p", { className: "count" }, everything + " “Right” is the answer’s verdict. The verifier does not read the working, which may be wrong all the same. At first a few cards of each iteration are shown, of different problems. The weight is the probability of a completion under the policy, divided by the probability that the search finds it."), filters, count, list, more);
   show();
 })();

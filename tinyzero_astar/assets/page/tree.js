@@ -2,13 +2,24 @@
 // A recorded search as a tree: what is known of every prefix, chains as segments, and where each is drawn.
 
 const STATUS = ["expanded", "leaf", "open", "dropped"];
-const ROW = 26, GAP = 26, LABEL = 8; // of the drawing, in pixels
+const ROW = 26, GAP = 26, LABEL = 8, MARK = 14, END = 170; // of the drawing, in pixels
 
 const MODES = {
-  gumbel: "In each step every prefix on the list gets one more token, and the best stay, by G. That is the log-probability under the proposal with noise, which makes the choice a sample without replacement. Where the value model guides, the proposal is the policy bent towards its h.",
+  gumbel: "In each step every prefix on the list gets one more token, and those with the largest G stay.",
   best_first: "In each step the open prefix with the largest f = g + h is extended by one token.",
   sample: "Every completion is sampled on its own. Nothing is compared.",
 };
+
+// What the letters of a search mean, for the reader who opens that.
+const LETTERS = [
+  ["π, g", "π is the probability of a prefix under the policy, and g its logarithm. It is 0 at the prompt and falls with every token. The unit of all scores is the nat, that of natural logarithms."],
+  ["success", "The value model's guess of how likely a completion of this prefix by the policy is right."],
+  ["h", "What the value model adds to g. h = log(1 + success · (e^(1/β) − 1)). That is 0 where success is 0 %, and 1/β where it is 100 %. With a positive 1/β the search prefers success. With a negative one it looks for failures, so that sure success has the lowest h. In training 1/β is log((1 − p) / p) of the success p at the prompt, within bounds. It is negative for problems that the policy mostly solves, since there a failure tells more than one more success."],
+  ["f", "g + h. It may be positive, as h may be larger than what g has lost."],
+  ["G", "What mode gumbel orders by. Each token is drawn from a proposal, which is the policy bent towards a large f of the next prefix. G is the logarithm of that proposal plus random noise, and the noise makes the choice a sample without replacement. Where the value model does not guide, the proposal is the policy, and h and f play no part."],
+  ["left out", "Other prefixes had a larger G (or f), and there is room for so many alone. Where all prefixes of a problem were left out, it gets no completion in this iteration."],
+  ["κ, ŵ", "κ is the G of the best prefix that was left out. The weight ŵ of a completion is its probability π divided by the probability that its G exceeds κ. Weights make up for what the search prefers, and the update uses them."],
+];
 
 // Everything that is known of the prefixes of a search, by their number.
 class SearchTree {
@@ -102,41 +113,58 @@ class SearchTree {
     });
     root.eachBefore((item) => {
       item.row = item.x - top + ROW;
-      item.left = item.parent ? item.parent.right + GAP : LABEL;
+      const nodes = item.data.nodes; // there is room for a mark before what ends in a completion
+      const mark = nodes.length && this.leaf.has(nodes[nodes.length - 1]) ? MARK : 0;
+      item.left = item.parent ? item.parent.right + GAP + mark : LABEL;
       item.at = [item.left];
-      for (const n of item.data.nodes) item.at.push(item.at[item.at.length - 1] + measure(this.label(n)));
+      for (const n of nodes) item.at.push(item.at[item.at.length - 1] + measure(this.label(n)));
       item.right = item.at[item.at.length - 1];
       right = Math.max(right, item.right);
     });
-    return { root, items: root.descendants(), width: right + 250, height: bottom - top + 2 * ROW };
+    return { root, items: root.descendants(), width: right + END, height: bottom - top + 2 * ROW };
   }
 
-  // What the search was and what it found, in sentences.
-  summary(hasValue) {
-    const trace = this.trace;
-    const right = trace.leaves.filter((leaf) => leaf.accuracy), rare = right.filter((leaf) => this.mass[leaf.node] < 0.05).length;
-    const kappa = [...new Set(trace.problems.map((p) => p.kappa).filter((k) => k !== null))];
-    const parts = [MODES[trace.mode] ?? ""];
+  // What the search was and what it found, in sentences, of all problems or of one.
+  summary({ hasValue, isGuided, numProblems, problem }) {
+    const trace = this.trace, isOne = problem !== null;
+    const own = trace.leaves.filter((leaf) => !isOne || this.problem[leaf.node] === problem);
+    const right = own.filter((leaf) => leaf.accuracy), rare = right.filter((leaf) => this.mass[leaf.node] < 0.05).length;
+    const kappa = [...new Set(trace.problems.filter((p, i) => !isOne || i === problem).map((p) => p.kappa).filter((k) => k !== null))];
+    const parts = [this.scope(numProblems), MODES[trace.mode] ?? ""];
+    if (trace.mode !== "sample" && isGuided !== null) parts.push(isGuided ? "The value model guided it." : "The value model did not guide it yet, so h played no part.");
     if (trace.leaves.length) {
-      const found = trace.leaves.length === 1 ? "1 completion" : trace.leaves.length + " completions";
+      const found = (own.length === 1 ? "1 completion" : own.length + " completions") + (isOne ? " of this problem" : "");
       parts.push(`It found ${found}, ${right.length} right` + (rare ? `, ${rare} of these with a probability below 5 % under the policy.` : "."));
+      const without = trace.problems.length - new Set(own.map((leaf) => this.problem[leaf.node])).size;
+      if (!isOne && without) parts.push(`${without} of its ${trace.problems.length} problems got none, as all their prefixes were left out.`);
     }
-    if (kappa.length) parts.push(`κ = ${kappa.slice(0, 4).map(short).join(", ")} is the G of the best prefix that was left out. A completion's weight is its probability divided by the probability that its G exceeds κ.`);
+    if (kappa.length) parts.push(`κ = ${kappa.slice(0, 4).map(short).join(", ")}.`);
     if (trace.numNodes > this.count) parts.push(`${this.count.toLocaleString("en")} of ${trace.numNodes.toLocaleString("en")} prefixes are recorded, the best.`);
     if (!hasValue) parts.push("The value model was never trained. What it says of success means nothing.");
-    return parts.join(" ");
+    return parts.filter(Boolean).join(" ");
+  }
+
+  // Which searches of an iteration these are, where that is known.
+  scope(numProblems) {
+    const { problems, shared } = this.trace;
+    if (!Number.isInteger(numProblems) || !(shared > 0) || numProblems <= problems.length) return "";
+    const number = Math.ceil(numProblems / shared), shown = Math.ceil(problems.length / shared);
+    const what = shown === 1 ? "This is the first" : `These are the first ${shown}`;
+    return `${what} of the ${number} searches of this iteration. Of the other${number - shown === 1 ? "" : "s"} no tree is recorded.`;
   }
 
   // What is known of a prefix: names, values, and what they mean.
   facts(n) {
     const { nodes, mode } = this.trace, leaf = this.leaf.get(n);
+    const tilt = this.trace.tilts[this.problem[n]];
     const facts = [
-      ["g", short(nodes.g[n]), "log-probability so far"], ["h", short(nodes.h[n]), "what the value model adds"],
+      ["g", short(nodes.g[n]), "log-probability so far, nats"],
+      ["h", short(nodes.h[n]), `from 0 (sure failure) to ${short(tilt)} (sure success)`],
       ["f", short(nodes.g[n] + nodes.h[n]), "g + h"],
       ["success", percent(nodes.success[n]), "as the value model foresees it"], ["π", percent(this.mass[n]), "probability under the policy"],
       ["step", nodes.step[n] + (nodes.end[n] < 0 ? "" : " to " + nodes.end[n]), "on the list"],
     ];
-    if (mode === "gumbel") facts.splice(3, 0, ["G", short(nodes.priority[n]), "what the search ordered by"]);
+    if (mode === "gumbel") facts.splice(3, 0, ["G", short(nodes.priority[n]), "log-probability under the proposal, with noise"]);
     if (leaf) {
       facts.push(["reward", short(leaf.reward), visible(String(leaf.reason))]);
       if (leaf.weight !== null) facts.push(["weight", short(leaf.weight), "in the update"]);
