@@ -127,7 +127,9 @@ def test_the_heuristic_is_judged_against_chance(values, verdict, tmp_path):
 
 def test_it_is_told_how_often_it_guided_and_why_not_at_first(tmp_path):
     found = told(tmp_path)[JUDGED]
-    assert "It guided 17 of 20 iterations, first iteration 4. Whether that helped cannot be told" in text(found)
+    assert "It guided 17 of 20 iterations, and iteration 4 was the first. Whether that helped cannot be told" in text(
+        found
+    )
     assert "it was closed 3 times, 3 of these because fewer than 3 iterations had measured both" in text(found)
     assert "while both exceed their bounds, 60 and 55 %" in text(found)
     assert "Before the last iteration AUC was 70 %, sibling ranking 80 %" in text(found)
@@ -141,10 +143,11 @@ def test_it_is_told_how_often_it_guided_and_why_not_at_first(tmp_path):
 
 
 def test_costs_are_told_where_they_are_recorded_and_threads_of_a_cpu(tmp_path):
-    rows = [metrics(i, **{"cost/search_flops": 1e9, "cost/update_flops": 2e9}) for i in range(21)]
+    rows = [metrics(i, **{"cost/tokens": 150, "cost/search_flops": 1e9, "cost/update_flops": 2e9}) for i in range(21)]
     process = {"iteration": 0, "device": "cpu, 2 cores", "threads": 1, "processes": 1}
     said = text(told(tmp_path, rows=rows, processes=[process])[SPENT])
     assert "2e+10 of the search, 4e+10 of the update" in said
+    assert "With the prompts 3,000 tokens went through the model" in said
     assert "20 iterations on cpu, 2 cores, of which the run used 1 thread." in said
 
 

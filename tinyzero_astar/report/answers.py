@@ -104,6 +104,8 @@ def _spent(run: RunRecords, trained: Sequence[Mapping[str, Any]]) -> Answer:
         f"{counted(len(trained), 'iteration')}{_device(run)}. Search took {readable_seconds(search)}, the update"
         f" {readable_seconds(update)}."
     ]
+    if all_tokens := sum(known(trained, "cost/tokens")):
+        reasons.append(f"With the prompts {all_tokens:,.0f} tokens went through the model for the search.")
     operations = [sum(known(trained, f"cost/{part}_flops")) for part in ("search", "update")]
     if all(operations):
         reasons.append("Floating-point operations: {:.2g} of the search, {:.2g} of the update.".format(*operations))

@@ -23,7 +23,7 @@ _DIGITS = 5  # that count
 _PLACES = 3  # after the point, in trees
 _NODE_COLUMNS = ("parent", "g", "h", "priority", "success", "step", "end")
 _STATUS = ("expanded", "leaf", "open", "dropped")
-_READ = ("time/iteration_s", "cost/search_flops", "cost/update_flops")  # besides what is drawn
+_READ = ("time/iteration_s", "cost/tokens", "cost/search_flops", "cost/update_flops")  # besides what is drawn
 _SAMPLE_FIELDS = ("iteration", "problem", "answer", "completion", "accuracy", "reason", "weight")
 
 Rows = Sequence[Mapping[str, Any]]

@@ -157,9 +157,9 @@ def _guided(gated: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"It guided none of {counted(len(gated), 'iteration')}."
         return
     yield (
-        f"It guided {len(open_in)} of {counted(len(gated), 'iteration')}, first iteration {open_in[0]}. Whether that"
-        " helped cannot be told from one run. Train another one with --search.guidance-strength 0 and the same seed,"
-        " and put the two side by side with tinyzero compare."
+        f"It guided {len(open_in)} of {counted(len(gated), 'iteration')}, and iteration {open_in[0]} was the first."
+        " Whether that helped cannot be told from one run. Train others with --search.guidance-strength 0 and the same"
+        " seeds, and put them side by side with tinyzero compare. Or let tinyzero study do both."
     )
 
 

@@ -2,7 +2,7 @@
 // A recorded search as a tree: what is known of every prefix, chains as segments, and where each is drawn.
 
 const STATUS = ["expanded", "leaf", "open", "dropped"];
-const ROW = 26, GAP = 26, LABEL = 8, MARK = 14, END = 170; // of the drawing, in pixels
+const ROW = 26, GAP = 26, LABEL = 8, MARK = 14, END = 170, SHORT_END = 90; // of the drawing, in pixels
 
 const MODES = {
   gumbel: "In each step every prefix on the list gets one more token, and those with the largest G stay.",
@@ -121,7 +121,7 @@ class SearchTree {
       item.right = item.at[item.at.length - 1];
       right = Math.max(right, item.right);
     });
-    return { root, items: root.descendants(), width: right + END, height: bottom - top + 2 * ROW };
+    return { root, items: root.descendants(), width: right + (this.trace.leaves.some((leaf) => leaf.weight !== null) ? END : SHORT_END), height: bottom - top + 2 * ROW };
   }
 
   // What the search was and what it found, in sentences, of all problems or of one.
