@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyzero_astar.loggers.console import num_tokens
 from tinyzero_astar.report.answer import Answer, percent
-from tinyzero_astar.report.evidence import half_way, known, worked_out
+from tinyzero_astar.report.evidence import examples, half_way, known, worked_out
 from tinyzero_astar.report.page_data import RunRecords
 from tinyzero_astar.report.search_answers import judged, searched
 from tinyzero_astar.terminal import counted, readable_seconds
@@ -38,6 +38,8 @@ def _learned(run: RunRecords, trained: Sequence[Mapping[str, Any]]) -> Answer:
     lengths = known(trained, "rollout/length")
     if len(lengths) > 1:
         reasons.append(f"Completions have {lengths[-1]:.0f} tokens, at first {lengths[0]:.0f}.")
+    if examples(run.samples) is not None:
+        reasons.append("Two typical ones, of the first iteration on record and of the last, show what changed.")
     return Answer("What did it learn?", _learned_in_short(run, evaluated), [" ".join(reasons)], [])
 
 

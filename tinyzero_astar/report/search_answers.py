@@ -138,7 +138,7 @@ def judged(run: RunRecords, trained: Sequence[Mapping[str, Any]]) -> Answer:
 
 
 _NEEDS = (
-    "That takes a problem with a right and a wrong completion which part after the first token, and while few"
+    "Measuring it takes a problem with a right and a wrong completion that part after the first token. While few"
     " completions are right such pairs are rare."
 )
 
