@@ -12,7 +12,8 @@ from tests.test_end_tokens import edited, load
 from tinyzero_astar.config import DataConfig, RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.eval.decoding import beam_search, best_beams, compare
+from tinyzero_astar.eval.beams import beam_search, best_beams
+from tinyzero_astar.eval.decoding import compare
 from tinyzero_astar.model.loading import load_language_model
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.generator import Generator

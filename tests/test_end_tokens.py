@@ -14,7 +14,7 @@ from tests.oracles import Table, TableDecoder
 from tinyzero_astar.config import DataConfig, RewardConfig, SearchConfig
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.engine.decoder import SlotDecoder
-from tinyzero_astar.eval.decoding import best_beams
+from tinyzero_astar.eval.beams import best_beams
 from tinyzero_astar.interfaces import Trace
 from tinyzero_astar.model.loading import end_tokens, load_language_model
 from tinyzero_astar.model.model_folder import resolve_model

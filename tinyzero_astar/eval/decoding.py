@@ -1,50 +1,67 @@
 """A* at test time against other ways of decoding with the same number of decoded tokens.
 
-The arms are greedy decoding, best_first (the literal A* with the value model), best of N samples chosen by value, and
-beam search as Hugging Face implements it. N and the number of beams are chosen so that their decoded tokens come
-closest to those of best_first. The tokens that each arm really used are reported beside its accuracy.
+The arms are greedy decoding, best_first (the literal A* with the value model), value-guided search without replacement,
+N samples from which one is chosen by value or by majority, beam search as Hugging Face implements it, and power
+sampling. N, the number of beams and the steps of power sampling are chosen so that the decoded tokens come closest to
+those of best_first, for each arm by itself. The tokens that each arm really used are reported beside its accuracy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
+from typing import TypeVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from tinyzero_astar.config import DECODING_INVERSE_BETA, SearchConfig
-from tinyzero_astar.eval.evaluate import Estimate, wilson
+from tinyzero_astar.eval.beams import beam_search, read
+from tinyzero_astar.eval.evaluate import Estimate, paired_difference, wilson
+from tinyzero_astar.eval.power import Chains, spend
 from tinyzero_astar.interfaces import Problem, Task
 from tinyzero_astar.model.model import Policy
-from tinyzero_astar.rollout.generator import Generator
+from tinyzero_astar.modes import SearchMode
+from tinyzero_astar.rollout.generator import Generator, problem_seeds
 from tinyzero_astar.rollout.records import RewardedRollouts
 from tinyzero_astar.terminal import counted
 
 _SEED, _ITERATION = 0, 1 << 41  # noise apart from that of training and of other evaluations
+_NAN = float("nan")
+
+Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """One way of decoding, on all problems."""
 
     name: str  # in metrics
     title: str  # for people
-    accuracy: Estimate
+    correct: Tensor  # [P] float64, 1 where the answer is right and 0 where it is wrong
     tokens: float  # decoded per problem
-    expanded: float  # prefixes whose children were scored, per problem, nan where not counted
-    forks: float  # per problem, nan where not counted
+    expanded: float = _NAN  # prefixes whose children were scored, per problem, nan where not counted
+    forks: float = _NAN  # per problem, nan where not counted
 
-    def metrics(self) -> dict[str, float]:
-        """Numbers by their names in metrics.jsonl."""
-        numbers = {
-            "accuracy": self.accuracy.value,
-            "accuracy_low": self.accuracy.low,
-            "accuracy_high": self.accuracy.high,
-            "tokens": self.tokens,
-            "expanded": self.expanded,
-            "forks": self.forks,
-        }
+    @property
+    def accuracy(self) -> Estimate:
+        """Share of the problems with a right answer."""
+        return wilson(float(self.correct.mean()), len(self.correct))
+
+    def gain(self, other: Arm) -> Estimate:
+        """How much higher the accuracy is than that of another way on the same problems."""
+        gained, lost = (int((x > 0).sum()) for x in (self.correct - other.correct, other.correct - self.correct))
+        return paired_difference(gained, lost, len(self.correct))
+
+    def metrics(self, greedy: Arm) -> dict[str, float]:
+        """Numbers by their names in metrics.jsonl. Those of greedy decoding have no gain over it."""
+        numbers = {"tokens": self.tokens, "expanded": self.expanded, "forks": self.forks}
+        estimates = {"accuracy": self.accuracy} | ({} if self is greedy else {"gain": self.gain(greedy)})
+        for what, estimate in estimates.items():
+            numbers |= {what: estimate.value, f"{what}_low": estimate.low, f"{what}_high": estimate.high}
         return {f"decode/{self.name}_{what}": number for what, number in numbers.items()}
 
 
@@ -59,7 +76,7 @@ def compare(
     beam_width: int,
     max_rows: int,
 ) -> list[Arm]:
-    """Decode every problem in every way.
+    """Decode every problem in every way, greedily first.
 
     Args:
         policy: with its value model.
@@ -71,130 +88,145 @@ def compare(
         beam_width: of best_first.
         max_rows: sequences decoded at once.
     """
-    count = len(problems)
-    chunks = [problems[i : i + max_rows] for i in range(0, count, max_rows)]
-    greedy = [generator.greedy(chunk, settings.max_search_depth) for chunk in chunks]
-    literal = replace(
-        settings.one_by_one("best_first", 1),
-        beam_width=beam_width,
+
+    def search(wanted: SearchConfig, rows: int) -> list[RewardedRollouts]:
+        run = partial(generator.generate, settings=wanted, seed=_SEED, iteration=_ITERATION)
+        return _in_chunks(run, problems, max_rows // rows)
+
+    def beams_of(number: int) -> tuple[Tensor, float]:
+        return beam_search(policy, tokenizer, task, generator, problems, settings, number, max_rows)
+
+    greedy = _in_chunks(lambda chunk: generator.greedy(chunk, settings.max_search_depth), problems, max_rows)
+    searched = search(_guided(settings, "best_first", 1, beam_width), beam_width)
+    budget, length = _tokens(searched), _tokens(greedy)
+    guess = max(1, round(budget / length)) if length else 1  # no tokens where every answer ends at once
+    leaves, found = closest(lambda n: search(_guided(settings, "gumbel", n, n + 1), n), _tokens, budget, guess)
+    number, sampled = closest(lambda n: search(settings.one_by_one("sample", n), n), _tokens, budget, guess)
+    width, (beams, beam_tokens) = closest(beams_of, itemgetter(1), budget, guess)
+    powered, power_tokens, steps = power_sample(
+        policy, tokenizer, task, generator, problems, settings, budget, max_rows
+    )
+    samples = counted(number, "sample")
+    return [
+        _arm("greedy", "greedy", greedy, first),
+        _arm("best_first", f"best_first, width {beam_width}", searched, first),
+        _arm("gumbel", f"gumbel, best of {counted(leaves, 'completion')} by value", found, best_by_value),
+        _arm("best_of_n", f"best of {samples} by value", sampled, best_by_value),
+        _arm("majority", f"majority of {samples}", sampled, majority),
+        Arm("beam_search", f"beam search, {counted(width, 'beam')}", beams, beam_tokens / len(problems)),
+        Arm("power", f"power sampling, {counted(steps, 'step')}", powered, power_tokens / len(problems)),
+    ]
+
+
+def closest(
+    decode: Callable[[int], Found], tokens: Callable[[Found], float], budget: float, guess: int
+) -> tuple[int, Found]:
+    """How many completions (or beams) to ask for so that the decoded tokens are near a budget, and what was decoded.
+
+    A first number is tried, then the one that its tokens suggest. Of the two, the one that is closer is taken.
+
+    Args:
+        decode: with so many.
+        tokens: decoded, of what was found.
+        budget: tokens.
+        guess: the first number, at least 1.
+    """
+    found = decode(guess)
+    spent = tokens(found)
+    number = max(1, round(guess * budget / spent)) if spent else guess
+    if number == guess:
+        return guess, found
+    other = decode(number)
+    return (number, other) if abs(tokens(other) - budget) < abs(spent - budget) else (guess, found)
+
+
+def _guided(settings: SearchConfig, mode: SearchMode, leaves: int, width: int) -> SearchConfig:
+    """The whole of h for every problem, looking for success, without the bound that keeps weights small."""
+    return replace(
+        settings.one_by_one(mode, leaves),
+        beam_width=width,
         inverse_beta=DECODING_INVERSE_BETA,
         weight_cap=None,
         guidance_strength=1.0,
         unguided_fraction=0.0,
     )
-    rows = max(1, max_rows // beam_width)
-    searched = [
-        generator.generate(problems[i : i + rows], literal, seed=_SEED, iteration=_ITERATION)
-        for i in range(0, count, rows)
-    ]
-    budget = _tokens(searched, count)
-    length = _tokens(greedy, count)
-    width = max(1, round(budget / length)) if length else 1  # no tokens where every answer ends at once
-    sampled = _sample(generator, problems, settings, width, max_rows)
-    chosen = torch.cat([best_by_value(s) for s in sampled])
-    beams, beam_tokens = beam_search(policy, tokenizer, task, generator, problems, settings, width, max_rows)
-    nan = float("nan")
-    return [
-        _arm("greedy", "greedy", torch.cat([g.accuracy[:, 0] for g in greedy]), greedy),
-        _arm(
-            "best_first", f"best_first, width {beam_width}", torch.cat([s.accuracy[:, 0] for s in searched]), searched
-        ),
-        _arm("best_of_n", f"best of {counted(width, 'sample')} by value", chosen, sampled),
-        Arm(
-            "beam_search",
-            f"beam search, {counted(width, 'beam')}",
-            wilson(float(beams.mean()), count),
-            beam_tokens / count,
-            nan,
-            nan,
-        ),
-    ]
 
 
-def _tokens(parts: Sequence[RewardedRollouts], count: int) -> float:
-    return float(sum(int(p.rollouts.stats.num_decoded_tokens.sum()) for p in parts)) / count
+def _in_chunks(
+    decode: Callable[[Sequence[Problem]], RewardedRollouts], problems: Sequence[Problem], size: int
+) -> list[RewardedRollouts]:
+    size = max(1, size)
+    return [decode(problems[i : i + size]) for i in range(0, len(problems), size)]
 
 
-def _arm(name: str, title: str, correct: torch.Tensor, parts: Sequence[RewardedRollouts]) -> Arm:
+def _tokens(parts: Sequence[RewardedRollouts]) -> int:
+    return sum(int(p.rollouts.stats.num_decoded_tokens.sum()) for p in parts)
+
+
+def _arm(name: str, title: str, parts: Sequence[RewardedRollouts], choose: Callable[[RewardedRollouts], Tensor]) -> Arm:
+    correct = torch.cat([choose(part) for part in parts]).cpu()
     count = len(correct)
     expanded = sum(int(p.rollouts.stats.num_expanded.sum()) for p in parts) / count
     forks = sum(int(p.rollouts.stats.num_forks.sum()) for p in parts) / count
-    return Arm(name, title, wilson(float(correct.mean()), count), _tokens(parts, count), expanded, forks)
+    return Arm(name, title, correct, _tokens(parts) / count, expanded, forks)
 
 
-def _sample(
-    generator: Generator, problems: Sequence[Problem], settings: SearchConfig, width: int, max_rows: int
-) -> list[RewardedRollouts]:
-    plain = settings.one_by_one("sample", width)
-    rows = max(1, max_rows // width)
-    return [
-        generator.generate(problems[i : i + rows], plain, seed=_SEED, iteration=_ITERATION)
-        for i in range(0, len(problems), rows)
-    ]
+def first(found: RewardedRollouts) -> Tensor:
+    """Whether the first leaf is right, [P]."""
+    return found.accuracy[:, 0]
 
 
-def best_by_value(sampled: RewardedRollouts) -> torch.Tensor:
-    """Whether the sample whose last prefix has the highest value is right, [P]. Unfinished ones come last."""
-    rollouts = sampled.rollouts
+def best_by_value(found: RewardedRollouts) -> Tensor:
+    """Whether the leaf whose last prefix has the highest value is right, [P]. Unfinished ones come last."""
+    rollouts = found.rollouts
     last = (rollouts.length - 1).clamp(min=0)[..., None]
     value = rollouts.value.gather(-1, last)[..., 0] + rollouts.is_finished.double()
-    return sampled.accuracy.gather(1, value.argmax(1, keepdim=True))[:, 0]
+    return found.accuracy.gather(1, value.argmax(1, keepdim=True))[:, 0]
 
 
-@torch.no_grad()
-def beam_search(
+def majority(sampled: RewardedRollouts) -> Tensor:
+    """Whether the answer that most samples give is right, [P].
+
+    Of answers with as many samples, the one whose samples have the larger sum of probabilities is chosen. Samples in a
+    wrong format do not vote, unless all are. Source: Wang et al. 2023, self-consistency.
+    """
+    logp = sampled.rollouts.logp.sum(-1)
+    chosen = []
+    for verdicts, texts, probability in zip(sampled.verdicts, sampled.texts, logp.exp().tolist(), strict=True):
+        votes: dict[str, list[int]] = {}
+        for k in [k for k, verdict in enumerate(verdicts) if verdict.format] or range(len(verdicts)):
+            answer = verdicts[k].answer
+            votes.setdefault(texts[k] if answer is None else repr(answer), []).append(k)
+        chosen.append(max(votes.values(), key=lambda own: (len(own), sum(probability[k] for k in own)))[0])
+    return sampled.accuracy.gather(1, torch.tensor(chosen, device=sampled.accuracy.device)[:, None])[:, 0]
+
+
+def power_sample(
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     generator: Generator,
     problems: Sequence[Problem],
     settings: SearchConfig,
-    num_beams: int,
+    budget: int,
     max_rows: int,
-) -> tuple[torch.Tensor, float]:
-    """Accuracy per problem and the tokens decoded by all beams until their best hypothesis ended."""
-    correct: list[float] = []
-    num_tokens = 0
-    rows = max(1, max_rows // num_beams)
-    for i in range(0, len(problems), rows):
-        chunk = problems[i : i + rows]
-        prompts, depth = generator.encode(chunk, settings.max_search_depth)
-        for problem, row in zip(chunk, best_beams(policy, prompts, depth, num_beams), strict=True):
-            length = next((n for n, token in enumerate(row) if token in policy.eos_ids), len(row))
-            is_finished = length < len(row)
-            num_tokens += num_beams * (length + is_finished - 1)  # the last token is not decoded, here as in the search
-            verdict = task.verify(problem, tokenizer.decode(row[:length]), is_finished)
-            correct.append(float(verdict.accuracy))
-    return torch.tensor(correct, dtype=torch.float64, device="cpu"), float(num_tokens)
-
-
-def best_beams(policy: Policy, prompts: Sequence[Sequence[int]], depth: int, num_beams: int) -> list[list[int]]:
-    """The completion of the largest log-probability that beam search finds for each prompt, padded after its end.
+) -> tuple[Tensor, int, int]:
+    """Accuracy per problem by power sampling, the tokens that were decoded, and the steps of each chain.
 
     Args:
         policy: whose language model decodes.
-        prompts: token lists.
-        depth: most tokens of a completion.
-        num_beams: kept at each depth.
+        tokenizer: of the policy.
+        task: verifies.
+        generator: of the policy.
+        problems: held out.
+        settings: for the depth limit.
+        budget: tokens, of all problems together.
+        max_rows: sequences decoded at once.
     """
-    longest, pad = max(len(p) for p in prompts), policy.eos_ids[0]
-    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts], device=policy.device)
-    start = torch.tensor([[longest - len(p)] for p in prompts], device=policy.device)
-    settings = GenerationConfig(  # the model's own says nothing else, see `loading.load_language_model`
-        do_sample=False,
-        num_beams=num_beams,
-        # the plain sum of log-probabilities, like the search's g
-        **({"length_penalty": 0.0} if num_beams > 1 else {}),
-        suppress_tokens=policy.textless or None,
-        renormalize_logits=True,
-        max_new_tokens=depth,
-        eos_token_id=list(policy.eos_ids),
-        pad_token_id=pad,
-    )
-    output = policy.language_model.generate(
-        input_ids=ids,
-        attention_mask=(torch.arange(longest, device=policy.device) >= start).long(),
-        generation_config=settings,
-    )
-    found: list[list[int]] = output[:, longest:].tolist()
-    return found
+    prompts, depth = generator.encode(problems, settings.max_search_depth)
+    seeds = problem_seeds(problems, _SEED, _ITERATION)
+    chains = Chains(generator.decoder_fn, prompts, seeds, depth, max_rows)
+    found, steps = spend(chains, budget)
+    rows = [row[:n] for row, n in zip(found.tokens.tolist(), found.length.tolist(), strict=True)]
+    correct = [read(policy, tokenizer, task, p, row)[0] for p, row in zip(problems, rows, strict=True)]
+    return torch.tensor(correct, dtype=torch.float64, device="cpu"), found.num_tokens, steps

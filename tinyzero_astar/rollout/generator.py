@@ -45,7 +45,7 @@ class Generator:
         reward: Reward,
         max_seq_length: int,
     ) -> None:
-        self._decoder_fn, self._tokenizer, self._task = decoder_fn, tokenizer, task
+        self.decoder_fn, self._tokenizer, self._task = decoder_fn, tokenizer, task
         self._reward, self._max_seq_length = reward, max_seq_length
 
     def generate(
@@ -64,7 +64,7 @@ class Generator:
         prompts, depth = self.encode(problems, settings.max_search_depth)
         log_tilt = self._log_tilt(prompts, settings) if settings.root_tilt > 0 else None
         rollouts = astar_rollouts(
-            self._decoder_fn(depth),
+            self.decoder_fn(depth),
             prompts,
             seeds=seeds,
             num_rollouts=settings.num_rollouts_per_problem,
@@ -80,7 +80,7 @@ class Generator:
     def greedy(self, problems: Sequence[Problem], max_search_depth: int) -> RewardedRollouts:
         """The greedy completion of every problem."""
         prompts, depth = self.encode(problems, max_search_depth)
-        rollouts = greedy_rollouts(self._decoder_fn(depth), prompts, depth)
+        rollouts = greedy_rollouts(self.decoder_fn(depth), prompts, depth)
         return self._judge(problems, prompts, rollouts, problem_seeds(problems, 0, 0), 0.0)
 
     def encode(self, problems: Sequence[Problem], max_search_depth: int) -> tuple[list[list[int]], int]:
@@ -98,7 +98,7 @@ class Generator:
         assert settings.weight_cap is not None  # or `config.check` refuses
         for first in range(0, len(prompts), size):
             home = torch.arange(size, device="cpu")
-            said = self._decoder_fn(1).start(prompts[first : first + size], home).value_logit
+            said = self.decoder_fn(1).start(prompts[first : first + size], home).value_logit
             tilts.append(log_root_tilt(said, settings.weight_cap**settings.root_tilt))
         return torch.cat(tilts).cpu()
 

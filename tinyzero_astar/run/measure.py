@@ -184,7 +184,7 @@ def measure(session: Session, iteration: int, *, is_whole: bool = True) -> Measu
     if settings.search != "best_first":
         return found
     arms = _compare_decoding(session, problems)
-    metrics = {name: number for arm in arms for name, number in arm.metrics().items()}
+    metrics = {name: number for arm in arms for name, number in arm.metrics(arms[0]).items()}
     return Measured(found.metrics | metrics, [*found.tables, _decoding_table(arms)])
 
 
@@ -210,7 +210,8 @@ def _compare_decoding(session: Session, problems: list[Problem]) -> list[Arm]:
 
 def _decoding_table(arms: list[Arm]) -> Table:
     rows = []
-    for a in arms:  # beam search does not tell its forks
+    for a in arms:  # beam search and power sampling do not tell their forks
         counts = "" if math.isnan(a.forks) else f", {a.forks:.1f} forks"
-        rows.append((a.title, f"{a.accuracy}  {a.tokens:.1f} tokens{counts}"))
+        gain = "" if a is arms[0] else f"  {a.gain(arms[0]).in_points()} over greedy"
+        rows.append((a.title, f"{a.accuracy}{gain}  {a.tokens:.1f} tokens{counts}"))
     return Table("decoding, per problem", rows)
