@@ -1611,6 +1611,7 @@ MEASURES = (
 
 COUNTED = ("test_evaluate.py::test_evaluation_counts_problems_and_samples",)
 BEST_OF_N = ("test_decoding.py::test_the_finished_sample_with_the_highest_last_value_is_chosen",)
+POWER = ("test_power.py::test_the_stationary_law_is_the_power_of_the_policys",)
 ARMS = ("test_decoding.py::test_every_arm_decodes_all_problems_and_may_spend_what_best_first_did",)
 CLEARED = ("test_decoder.py::test_memory_that_the_cache_was_given_is_not_read_before_it_is_written",)
 THINNED = ("test_generator.py::test_every_leaf_is_thinned_by_a_draw_of_its_own",)
@@ -1761,6 +1762,86 @@ EVALUATION = (
         '"expanded": self.expanded,',
         '"expanded": self.forks,',
         ARMS,
+    ),
+    Mutant(
+        "power-sign",
+        "power sampling prefers the less probable completions",
+        "eval/power.py",
+        "(power - 1) * (new - now)",
+        "(power - 1) * (now - new)",
+        POWER,
+    ),
+    Mutant(
+        "power-forgets-proposal",
+        "power sampling takes the proposal for a symmetric one",
+        "eval/power.py",
+        "(power - 1) * (new - now)",
+        "power * (new - now)",
+        POWER,
+    ),
+    Mutant(
+        "power-length-sign",
+        "the lengths stand upside down in the acceptance of power sampling",
+        "eval/power.py",
+        "now_length.double().log() - new_length.double().log()",
+        "new_length.double().log() - now_length.double().log()",
+        POWER,
+    ),
+    Mutant(
+        "power-new-kept",
+        "a refused completion leaves its length behind",
+        "eval/power.py",
+        "torch.where(is_taken, new.length, now.length)",
+        "new.length",
+        ("test_power.py::test_a_step_goes_where_the_formula_says",),
+    ),
+    Mutant(
+        "power-counts-kept",
+        "power sampling is charged for the last token of a completion",
+        "eval/power.py",
+        "        num_tokens = 0\n",
+        "        num_tokens = len(rows)\n",
+        ("test_power.py::test_every_token_that_the_decoder_steps_is_counted_and_rows_may_be_split",),
+    ),
+    Mutant(
+        "majority-likeliest",
+        "the vote counts probability before samples",
+        "eval/decoding.py",
+        "(len(own), sum(probability[k] for k in own))",
+        "sum(probability[k] for k in own)",
+        ("test_decoding.py::test_the_answer_of_most_samples_is_chosen",),
+    ),
+    Mutant(
+        "gain-upside-down",
+        "what a way of decoding loses counts as gained",
+        "eval/decoding.py",
+        "gained, lost = (",
+        "lost, gained = (",
+        ARMS,
+    ),
+    Mutant(
+        "gain-unpaired",
+        "problems that both ways get right, or neither, widen the difference",
+        "eval/evaluate.py",
+        "(num_gained + num_lost + 1) / (count + 2)",
+        "(count + 1) / (count + 2)",
+        ("test_evaluate.py::test_the_paired_difference_is_that_of_the_problems_with_half_a_problem_of_each_kind",),
+    ),
+    Mutant(
+        "decoded-capped",
+        "search without replacement at test time is held back by the budget of training",
+        "eval/decoding.py",
+        "        weight_cap=None,\n",
+        "",
+        ARMS,
+    ),
+    Mutant(
+        "closest-is-last",
+        "the last number that was tried is taken, however far from the budget",
+        "eval/decoding.py",
+        "key=lambda pair: (abs(tokens(pair[1]) - budget), pair[0])",
+        "key=lambda pair: -abs(pair[0] - guess)",
+        ("test_decoding.py::test_the_number_whose_tokens_are_closest_to_the_budget_is_taken",),
     ),
     Mutant(
         "budget-of-one-sample",

@@ -15,7 +15,7 @@ import math
 import random
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,8 +30,9 @@ MASK = (1 << 64) - 1
 GOLDEN, FOLD = 0x9E3779B97F4A7C15, 0x632BE59BD9B4E019
 WHICH, WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 UNGUIDED, THINNING, CHOICE = 0x5EED, 0x7417, 0x600D  # noise apart from the search's
+POSITION, ACCEPTANCE = 0x9057, 0xACC3  # of power sampling
 EVALUATION, DECODING, REFERENCE = 1 << 40, 1 << 41, 1 << 42
-DECODING_INVERSE_BETA = 3.0
+DECODING_INVERSE_BETA, POWER = 3.0, 4.0
 
 
 def finalised(x: int) -> int:
@@ -151,6 +152,12 @@ def judged(text: str, is_finished: bool, answer: int) -> tuple[float, float]:
     if not is_finished or match is None or _TAG.search(match[1]) is not None:
         return 0.0, 0.0
     return float(int(match[2]) == answer), 1.0
+
+
+def said(text: str, is_finished: bool) -> str | None:
+    """The answer of a well-formed completion."""
+    match = _RIGHT.fullmatch(text)
+    return match[2] if match is not None and judged(text, is_finished, 0)[1] else None
 
 
 # ----------------------------------------------------------------------------------------------------------- network
@@ -1062,30 +1069,96 @@ class Oracle:
         return metrics | (self.decode(pairs) if self.config["eval"]["search"] == "best_first" else {})
 
     def decode(self, pairs: Sequence[tuple[int, int]]) -> dict[str, float]:
-        """Greedy, the literal A* and the best of as many samples as cost the same (eval/decoding.py)."""
-        guide = Guide(1.0, DECODING_INVERSE_BETA, None)
-        arms: dict[str, list[Found]] = {"greedy": [], "best_first": [], "best_of_n": []}
-        for pair in pairs:
-            starts, width = self.alone(pair, self.root(0), guide), self.config["eval"]["beam_width"]
-            arms["greedy"] += search_samples(self.net, starts, 1, has_noise=False)
-            arms["best_first"] += search_best_first(self.net, starts, 1, width)
-        greedy, literal = (sum(f.num_expanded - 1 for f in arms[name]) for name in ("greedy", "best_first"))
-        num = max(1, round(literal / greedy))
-        for pair in pairs:
-            root = self.root(problem_seed(0, DECODING, pair[0] * 10**6 + pair[1]))
-            arms["best_of_n"] += search_samples(self.net, self.alone(pair, root), num)
-        metrics: dict[str, float] = {}
-        for name, results in arms.items():
-            right = []
-            for found, pair in zip(results, pairs, strict=True):
-                # by the value before the last token, those that did not end last
-                best = max(found.leaves, key=lambda n: (n.is_finished, n.before[-1].value_logit))
-                right.append(self.rewarded(Found((), [best], []), pair).accuracy[0])
-            metrics |= interval(f"decode/{name}_accuracy", sum(right) / len(right), len(right))
+        """Greedy, the literal A*, and what costs as much in decoded tokens (eval/decoding.py), but for beams."""
+        guide, width = Guide(1.0, DECODING_INVERSE_BETA, None), self.config["eval"]["beam_width"]
+        alone = [self.alone(pair, self.root(self.decoding_seed(pair)), guide) for pair in pairs]
+
+        def cost(results: Sequence[Found]) -> int:
+            return sum(f.num_expanded - 1 for f in results)
+
+        greedy = [f for starts in alone for f in search_samples(self.net, starts, 1, has_noise=False)]
+        literal = [f for starts in alone for f in search_best_first(self.net, starts, 1, width)]
+        budget = cost(literal)
+
+        def closest(search: Callable[..., list[Found]]) -> list[Found]:
+            """Of as many leaves as bring the cost closest to the budget, where more of them cost more."""
+            tried: list[list[Found]] = []
+            while not tried or cost(tried[-1]) < budget:
+                tried.append([f for starts in alone for f in search(self.net, starts, len(tried) + 1)])
+            return min(tried, key=lambda results: abs(cost(results) - budget))
+
+        sampled, found = closest(search_samples), closest(search_without_replacement)
+        best = [max(f.leaves, key=lambda n: (n.is_finished, n.before[-1].value_logit)) for f in sampled]
+        leaves = {
+            "greedy": ([f.leaves[0] for f in greedy], greedy),
+            "best_first": ([f.leaves[0] for f in literal], literal),
+            "gumbel": ([max(f.leaves, key=lambda n: (n.is_finished, n.before[-1].value_logit)) for f in found], found),
+            "best_of_n": (best, sampled),
+            "majority": ([self.majority(f.leaves) for f in sampled], sampled),
+        }
+        powered, num_tokens = self.powered(pairs, budget)
+        right = {
+            name: [self.is_right(n, p) for n, p in zip(own, pairs, strict=True)] for name, (own, _) in leaves.items()
+        }
+        right["power"] = [self.is_right(n, p) for n, p in zip(powered, pairs, strict=True)]
+        metrics: dict[str, float] = {"decode/power_tokens": num_tokens / len(pairs)}
+        metrics |= {"decode/power_expanded": NAN, "decode/power_forks": NAN}
+        for name, own in right.items():
+            metrics |= interval(f"decode/{name}_accuracy", sum(own) / len(own), len(own))
+            if name != "greedy":
+                metrics |= paired(f"decode/{name}_gain", own, right["greedy"])
+        for name, (_, results) in leaves.items():
             metrics[f"decode/{name}_expanded"] = sum(f.num_expanded for f in results) / len(results)
-            metrics[f"decode/{name}_tokens"] = metrics[f"decode/{name}_expanded"] - 1
+            metrics[f"decode/{name}_tokens"] = cost(results) / len(results)
             metrics[f"decode/{name}_forks"] = sum(f.num_forks for f in results) / len(results)
         return metrics
+
+    def decoding_seed(self, pair: tuple[int, int]) -> int:
+        return problem_seed(0, DECODING, pair[0] * 10**6 + pair[1])
+
+    def is_right(self, leaf: Node, pair: tuple[int, int]) -> float:
+        return self.rewarded(Found((), [leaf], []), pair).accuracy[0]
+
+    def majority(self, leaves: Sequence[Node]) -> Node:
+        """The likeliest leaf of the answer that most give, ties by the sum of probabilities. Only the formed vote."""
+        answers = [said(self.tokenizer.decode(list(n.tokens[:-1])), n.is_finished) for n in leaves]
+        votes = [(leaf, answer) for leaf, answer in zip(leaves, answers, strict=True) if answer is not None]
+        votes = votes or [(leaf, str(leaf.tokens)) for leaf in leaves]
+
+        def strength(answer: str) -> tuple[int, float]:
+            own = [math.exp(sum(leaf.logp)) for leaf, other in votes if other == answer]
+            return len(own), sum(own)
+
+        return max(votes, key=lambda vote: (strength(vote[1]), sum(vote[0].logp)))[0]
+
+    def powered(self, pairs: Sequence[tuple[int, int]], budget: int) -> tuple[list[Node], int]:
+        """Metropolis-Hastings for pi^4 (eval/power.py). The steps are those closest to the budget."""
+        seeds, prompts = [self.decoding_seed(pair) for pair in pairs], [self.prompt_of(pair) for pair in pairs]
+        now = [
+            self.redrawn(prompt, self.root(seed), 0, fold(seed, 0)) for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        spent, number, before = sum(len(n.tokens) - 1 for n in now), 0, (now, 0)
+        while spent < budget and number * len(pairs) < budget:
+            before, number, now = (now, spent), number + 1, list(now)
+            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                noise, old = fold(seed, number), now[i]
+                start = int(uniform(fold(noise, POSITION)) * len(old.tokens))
+                new = self.redrawn(prompt, old, start, noise)
+                spent += len(new.tokens) - start - 1
+                # the ratio of pi^4, and of the ways back and forth by the one position
+                ratio = math.exp(POWER * (sum(new.logp) - sum(old.logp)))
+                ratio *= math.exp(sum(old.logp[start:])) / len(new.tokens)
+                ratio /= math.exp(sum(new.logp[start:])) / len(old.tokens)
+                now[i] = new if uniform(fold(noise, ACCEPTANCE)) < ratio else old
+        return before if number > 0 and budget - before[1] <= spent - budget else (now, spent)
+
+    def redrawn(self, prompt: Tokens, leaf: Node, start: int, noise: int) -> Node:
+        """A leaf whose tokens from a position on are drawn anew."""
+        node = replace(leaf, tokens=leaf.tokens[:start], logp=leaf.logp[:start], logq=[], before=leaf.before[:start])
+        while not node.is_leaf or not node.tokens:
+            seen = self.net.at(prompt, node.tokens)
+            node = node.child(seen, drawn(seen.logp, uniform(fold(noise, len(node.tokens)))), 0.0, 0.0, True)
+        return node
 
     def run(self) -> tuple[list[dict[str, Any]], list[list[Found]]]:
         """What metrics.jsonl holds, and the leaves of every iteration."""
@@ -1114,6 +1187,17 @@ def interval(name: str, p: float, n: int) -> dict[str, float]:
     centre, half = p + z2 / (2 * n), math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n)))
     low, high = ((centre + sign * half) / (1 + z2 / n) for sign in (-1, 1))
     return {name: p, f"{name}_low": low, f"{name}_high": high}
+
+
+def paired(name: str, one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
+    """Agresti and Min 2005, at 95 %: of the differences, and of half a problem of each of the four kinds."""
+    kinds = [0.0, 0.0, 1.0, -1.0]
+    cells = [(1.0, x - y) for x, y in zip(one, other, strict=True)] + [(0.5, kind) for kind in kinds]
+    mass = sum(w for w, _ in cells)
+    mean = sum(w * d for w, d in cells) / mass
+    half = 1.959963984540054 * math.sqrt(sum(w * (d - mean) ** 2 for w, d in cells)) / mass
+    value = sum(x - y for x, y in zip(one, other, strict=True)) / len(one)
+    return {name: value, f"{name}_low": max(-1.0, mean - half), f"{name}_high": min(1.0, mean + half)}
 
 
 def effective_sample_size(group: Sequence[Found]) -> float:

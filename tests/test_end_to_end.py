@@ -20,11 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from recipes.embedded_base.make_base import make_tokenizer
 from tests import run_oracle
-from tests.run_oracle import Oracle, training_pairs
+from tests.run_oracle import DECODING, Oracle, held_out_pairs, search_samples, training_pairs
 from tinyzero_astar import config as configuration
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config_checks import check
+from tinyzero_astar.eval.decoding import majority
+from tinyzero_astar.eval.power import Chains, spend
 from tinyzero_astar.presets import PRESETS
+from tinyzero_astar.rollout.generator import problem_seeds
 from tinyzero_astar.run import loop as trainer
 from tinyzero_astar.run.start import start_run
 
@@ -445,11 +448,34 @@ def test_rows_of_the_model_without_a_token_are_never_generated_and_never_trained
 def test_other_ways_of_decoding_are_measured_as_the_documents_say(base, tmp_path):
     changes = {"eval.search": "best_first", "eval.num_problems": 6, "eval.beam_width": 4, "train.num_iterations": 0}
     session, start = begun(base, tmp_path / "run", changes)
-    got = trainer.measure(session, 0).metrics
+    got = trainer.finite(trainer.measure(session, 0).metrics)
     want = oracle_of(base, dataclasses.asdict(session.config), start).evaluate(6, 1)
     assert_same_record({"iteration": 0, **got}, {"iteration": 0, **want})
-    assert want["decode/best_of_n_tokens"] > 2 * want["decode/greedy_tokens"]
+    assert want["decode/gumbel_forks"] > 0 and want["decode/power_tokens"] > want["decode/best_of_n_tokens"]
     assert len({want[f"decode/{name}_accuracy"] for name in ("greedy", "best_first", "best_of_n")}) > 1
+
+
+def test_votes_and_chains_choose_what_the_loops_choose(base, tmp_path):
+    """With more samples and steps than A* leaves them above, completion by completion."""
+    session, start = begun(base, tmp_path / "run", {"eval.num_problems": 6, "train.num_iterations": 0})
+    oracle = oracle_of(base, dataclasses.asdict(session.config), start)
+    generator, problems, pairs = session.generator, session.held_out, held_out_pairs(oracle.config)
+    found = generator.generate(problems, session.search.one_by_one("sample", 12), seed=0, iteration=DECODING)
+    place = majority(dataclasses.replace(found, accuracy=torch.arange(12.0).expand(6, -1)))  # which one is chosen
+    wanted = []
+    for i, pair in enumerate(pairs):
+        starts = oracle.alone(pair, oracle.root(oracle.decoding_seed(pair)))
+        wanted.append(oracle.majority(search_samples(oracle.net, starts, 12)[0].leaves).tokens)
+        k = int(place[i])
+        assert tuple(found.rollouts.tokens[i, k, : found.rollouts.length[i, k]].tolist()) == wanted[i]
+    assert place.any() and len(set(wanted)) > 1  # not always the likeliest sample
+    prompts, depth = generator.encode(problems, session.search.max_search_depth)
+    chains = Chains(generator.decoder_fn, prompts, problem_seeds(problems, 0, DECODING), depth, max_rows=4)
+    got, steps = spend(chains, 200)
+    leaves, num_tokens = oracle.powered(pairs, 200)
+    pairs_of_lists = zip(got.tokens.tolist(), got.length.tolist(), strict=True)
+    assert [tuple(row[:n]) for row, n in pairs_of_lists] == [leaf.tokens for leaf in leaves]
+    assert got.num_tokens == num_tokens and steps > 5
 
 
 # ---------------------------------------------------------------------------------------------------------- settings

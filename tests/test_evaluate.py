@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tinyzero_astar.config import SearchConfig
-from tinyzero_astar.eval.evaluate import evaluate, pass_at_k, wilson
+from tinyzero_astar.eval.evaluate import evaluate, paired_difference, pass_at_k, wilson
 from tinyzero_astar.interfaces import Problem
 
 Z = 1.959964  # 97.5 % quantile of the normal distribution
@@ -50,6 +50,38 @@ def test_wilson_narrows_with_more_problems_and_mirrors():
 
 def test_estimate_reads_as_percentages():
     assert str(wilson(0.5, 10)) == " 50.0 %  [23.7, 76.3]"
+
+
+@pytest.mark.parametrize(("gained", "lost", "count"), [(7, 2, 30), (0, 0, 25), (0, 9, 9), (1, 0, 1), (40, 60, 500)])
+def test_the_paired_difference_is_that_of_the_problems_with_half_a_problem_of_each_kind(gained, lost, count):
+    pairs = [((1, 0), gained), ((0, 1), lost), ((1, 1), count - gained - lost), ((0, 0), 0)]
+    mass = {pair: n + 0.5 for pair, n in pairs}
+    total = sum(mass.values())
+    mean = sum(m * (x - y) for (x, y), m in mass.items()) / total
+    variance = sum(m * (x - y - mean) ** 2 for (x, y), m in mass.items()) / total
+    half = Z * math.sqrt(variance / total)
+    found = paired_difference(gained, lost, count)
+    assert found.value == pytest.approx(sum(n * (x - y) for (x, y), n in pairs) / count)
+    assert (found.low, found.high) == pytest.approx((max(-1, mean - half), min(1, mean + half)), abs=1e-6)
+    assert -1 <= found.low <= found.value <= found.high <= 1 and found.low < found.high
+
+
+@pytest.mark.parametrize(("p", "q"), [(0.2, 0.1), (0.05, 0.05), (0.3, 0.02)])
+def test_the_interval_of_the_paired_difference_covers_it_as_often_as_it_should(p, q):
+    """Summed over all outcomes of 60 problems, each won with probability p and lost with probability q."""
+    count, covered = 60, 0.0
+    for gained, lost in itertools.product(range(count + 1), repeat=2):
+        if gained + lost <= count:
+            ways = math.comb(count, gained) * math.comb(count - gained, lost)
+            found = paired_difference(gained, lost, count)
+            chance = ways * p**gained * q**lost * (1 - p - q) ** (count - gained - lost)
+            covered += chance * (found.low <= p - q <= found.high)
+    assert 0.94 < covered < 0.975
+
+
+def test_a_difference_reads_as_points_with_a_sign():
+    # 1/3 -+ 1.959964 sqrt((7/12 - 1/9) / 12) = 0.333333 -+ 0.388799
+    assert paired_difference(5, 1, 10).in_points() == "+40.0  [-5.5, +72.2]"
 
 
 def by_enumeration(num_correct, num_samples, k):

@@ -26,6 +26,7 @@ from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import Config
 from tinyzero_astar.config_json import from_json
 from tinyzero_astar.data.generation import Multiplication
+from tinyzero_astar.eval.decoding import Arm
 from tinyzero_astar.interfaces import Verdict
 from tinyzero_astar.manifest import write_manifest
 from tinyzero_astar.report.page import PAGE
@@ -192,17 +193,20 @@ def documented():
 
 
 def is_named(written, name):
-    number, interval = re.escape("<k>"), re.escape("[_low|_high]")
-    pattern = re.escape(name).replace(number, r"[0-9]+").replace(interval, "(_low|_high)?")
+    number, arm, interval = (re.escape(x) for x in ("<k>", "<way>", "[_low|_high]"))
+    pattern = re.escape(name).replace(number, r"[0-9]+").replace(arm, "[a-z_]+").replace(interval, "(_low|_high)?")
     return re.fullmatch(pattern, written) is not None
 
 
 def test_every_metric_is_documented_and_every_documented_one_is_written(session):
     written = {name for r in records(session.folder) for name in r} - {"iteration"}
+    arms = [Arm("greedy", "", torch.ones(2), 0.0), Arm("best_first", "", torch.ones(2), 0.0)]
+    decoding = {name for arm in arms for name in arm.metrics(arms[0])}
     written.add("policy/kl_to_base")  # with adapters only: tests/test_adapters.py
     for kind in ALGORITHMS.values():  # of other algorithms: tests/test_algorithm_runs.py
         written |= set(kind.measures)
     written |= {f"reference/num_{what}" for what in ("problems", "decoded_tokens", "prompt_tokens")}
+    written |= decoding  # with eval.search best_first
     names = documented()
     assert [w for w in sorted(written) if not any(is_named(w, name) for name in names)] == []
     assert [name for name in names if not any(is_named(w, name) for w in written)] == []
@@ -406,7 +410,8 @@ def test_a_checkpoint_searches_with_the_value_model_that_was_trained(session, tm
     settings = dataclasses.replace(session.config.eval, search="best_first", beam_width=4)
     config = dataclasses.replace(session.config, eval=settings)
     wanted = trainer.measure(dataclasses.replace(session, config=config), 4).metrics
-    assert found == trainer.finite({name: x for name, x in wanted.items() if name in found}) and len(found) == 24
+    assert found == trainer.finite({name: x for name, x in wanted.items() if name in found})
+    assert len(found) == 7 * 6 + 6 * 3  # counts and accuracies, and all but greedy decoding a gain
 
 
 def test_the_base_model_is_evaluated_without_a_checkpoint(session, options, tmp_path, monkeypatch):

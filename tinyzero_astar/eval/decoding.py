@@ -121,9 +121,10 @@ def compare(
 def closest(
     decode: Callable[[int], Found], tokens: Callable[[Found], float], budget: float, guess: int
 ) -> tuple[int, Found]:
-    """How many completions (or beams) to ask for so that the decoded tokens are near a budget, and what was decoded.
+    """How many completions (or beams) bring the decoded tokens closest to a budget, and what was decoded.
 
-    A first number is tried, then the one that its tokens suggest. Of the two, the one that is closer is taken.
+    From a first number it goes up while the tokens are below the budget, or down while they are not, as far as four
+    times that number or 1. The last two numbers have the budget between them.
 
     Args:
         decode: with so many.
@@ -131,13 +132,12 @@ def closest(
         budget: tokens.
         guess: the first number, at least 1.
     """
-    found = decode(guess)
-    spent = tokens(found)
-    number = max(1, round(guess * budget / spent)) if spent else guess
-    if number == guess:
-        return guess, found
-    other = decode(number)
-    return (number, other) if abs(tokens(other) - budget) < abs(spent - budget) else (guess, found)
+    tried: dict[int, Found] = {}
+    number = guess
+    while 1 <= number <= 4 * guess and number not in tried:
+        tried[number] = decode(number)
+        number += 1 if tokens(tried[number]) < budget else -1
+    return min(tried.items(), key=lambda pair: (abs(tokens(pair[1]) - budget), pair[0]))
 
 
 def _guided(settings: SearchConfig, mode: SearchMode, leaves: int, width: int) -> SearchConfig:

@@ -140,7 +140,8 @@ def log_acceptance(now: Tensor, new: Tensor, now_length: Tensor, new_length: Ten
         new_length: [P] |y'|.
         power: alpha.
     """
-    return ((power - 1) * (new - now) + now_length.log() - new_length.log()).clamp(max=0.0)
+    length_ratio = now_length.double().log() - new_length.double().log()
+    return ((power - 1) * (new - now) + length_ratio).clamp(max=0.0)
 
 
 def spend(chains: Chains, budget: int) -> tuple[Completions, int]:
