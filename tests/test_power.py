@@ -85,6 +85,7 @@ def test_a_step_goes_where_the_formula_says():
     for now in TABLE.leaves():
         found = chains_of(TABLE, num, decoder=decoder).step(at(TABLE, now, num), 3, power=4.0)
         counts = Counter(leaves_of(found))
+        assert set(counts) <= set(TABLE.leaves())
         for new in TABLE.leaves():
             if new != now:
                 share = moved(TABLE, now, new, 4.0)
