@@ -18,6 +18,7 @@ from tinyzero_astar.config_file import read_config_file, to_toml
 from tinyzero_astar.config_json import to_json
 from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.report.intervals import bootstrap, bootstrap_mean, effect_size, interquartile_mean
+from tinyzero_astar.run.lock import locked
 from tinyzero_astar.study import running
 from tinyzero_astar.study.outcomes import EVALUATION, area, cost_of, outcome_of
 from tinyzero_astar.study.plan import read_study
@@ -421,6 +422,18 @@ def test_a_run_that_fails_ends_the_study_with_one_sentence_and_later_goes_on(sta
     before = len(calls(folder))
     running.run_trials(trials, folder.joinpath("out").relative_to(folder), 1, lambda _: None)
     assert calls(folder)[before] == "train --resume out/runs/all/grpo/seed-1"
+
+
+def test_a_report_needs_the_whole_sweep(file, capsys):
+    assert study_main([str(file), "--output", "out", "--report-only"]) == 2
+    assert "out: the sweep of" in capsys.readouterr().err
+
+
+def test_two_studies_do_not_work_in_one_folder(done, file, capsys):
+    _, root, _ = done
+    with locked(root):
+        assert study_main([str(file), "--output", str(root)]) == 2
+    assert f"{root} is in use by process" in capsys.readouterr().err
 
 
 def test_a_negative_number_of_cores_is_refused(file, capsys):

@@ -52,10 +52,8 @@ def study_main(argv: Sequence[str]) -> int:
 
 def _study(options: Options) -> int:
     from tinyzero_astar.resources.machine import num_cores
-    from tinyzero_astar.study.outcomes import outcome_of
+    from tinyzero_astar.run.lock import locked
     from tinyzero_astar.study.plan import read_study
-    from tinyzero_astar.study.running import finished, run_trials
-    from tinyzero_astar.study.summary import choose
 
     study = read_study(options.file)
     root = options.output or Path("runs") / f"study-{options.file.stem}"
@@ -63,22 +61,31 @@ def _study(options: Options) -> int:
         raise ValueError(f"--cores {options.cores} is negative; name how many runs go at a time")
     cores = options.cores or num_cores()
     root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        _run_and_report(study, root, cores, options)
+    return 0
+
+
+def _run_and_report(study: Study, root: Path, cores: int, options: Options) -> None:
+    from tinyzero_astar.study.outcomes import outcome_of
+    from tinyzero_astar.study.running import finished, run_trials
+    from tinyzero_astar.study.summary import choose
+
     swept, chosen = study.swept(), {}
     if swept:
         if not options.report_only:
             run_trials(swept, root, cores, print)
-        chosen = choose([outcome_of(trial, root) for trial in finished(swept, root)], study.baseline)
-    pairs = [(task, arm) for task in study.tasks for arm in study.arms]
-    if options.report_only and any(pair not in chosen for pair in pairs) and swept:
-        raise ValueError(f"{root}: the sweep of {options.file} is not done; start the study without --report-only")
-    trials = study.reported({pair: chosen.get(pair) for pair in pairs})
+        known = finished(swept, root)
+        if len(known) < len(swept):
+            raise ValueError(f"{root}: the sweep of {options.file} is not done; start the study without --report-only")
+        chosen = choose([outcome_of(trial, root) for trial in known], study.baseline)
+    trials = study.reported({(task, arm): chosen.get((task, arm)) for task in study.tasks for arm in study.arms})
     if not options.report_only:
         run_trials(trials, root, cores, print)
     done = _balanced(study, [outcome_of(trial, root) for trial in finished(trials, root)])
     if not done:
         raise ValueError(f"{root}: no seed is done with every arm of a task; start the study without --report-only")
     _report(study, done, root)
-    return 0
 
 
 def _balanced(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
