@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.ablation import cost_of
 from tinyzero_astar.report.intervals import bootstrap_mean
+from tinyzero_astar.study.outcomes import cost_of
 
 TARGETS = (0.8, 0.9)  # accuracies whose cost is told
 COSTS = ("tokens", "wall_s", "cpu_s")  # the columns of a curve before the accuracy
@@ -15,7 +15,7 @@ COSTS = ("tokens", "wall_s", "cpu_s")  # the columns of a curve before the accur
 
 def costs_to(curve: Sequence[Sequence[float]], target: float) -> dict[str, float | None]:
     """Tokens and seconds until an accuracy was first reached, interpolated linearly. None where it was not."""
-    return {name: cost_of(curve, column, target) for column, name in enumerate(COSTS)}
+    return {name: cost_of([(row[i], row[-1]) for row in curve], target) for i, name in enumerate(COSTS)}
 
 
 def quickest(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
