@@ -26,14 +26,15 @@ _SMALL = Config(
     data=DataConfig(num_problems=500, num_shots=3, second_min_digits=1, second_max_digits=1),
     search=SearchConfig(num_rollouts_per_problem=1, problems_per_search=32, root_tilt=0.5, max_search_depth=40),
     train=TrainConfig(
-        num_iterations=60,
-        problems_per_iteration=32,
-        batch_size=32,
+        num_iterations=30,
+        problems_per_iteration=128,
+        batch_size=128,
         learning_rate=4e-5,
+        warmup_iterations=3,
         ratio_tolerance=1e-3,
     ),
-    eval=EvalConfig(eval_frequency=10, num_problems=144, num_problems_between=100),
-    run=RunConfig(checkpoint_frequency=20, sample_frequency=5, num_threads=0),
+    eval=EvalConfig(eval_frequency=5, num_problems=144, num_problems_between=100),
+    run=RunConfig(checkpoint_frequency=10, sample_frequency=5, num_threads=0),
 )
 
 _LOCAL = Config(
