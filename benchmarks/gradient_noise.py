@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,7 +95,8 @@ def interval(gram: Tensor, tokens: float) -> dict[str, float]:
 def session_of(config: Config, checkpoint: Path) -> Session:
     """An arm with the weights and the value model of a checkpoint."""
     config = with_options(config, {"train.max_grad_norm": 1e6, "model.model_name": str(checkpoint)})
-    session = build(config, make_problems(config), Path(), str(checkpoint), ConsoleLogger(), 0)
+    with redirect_stdout(sys.stderr):  # what is printed is a table
+        session = build(config, make_problems(config), Path(), str(checkpoint), ConsoleLogger(), 0)
     load_trainer(checkpoint, session.policy, {})
     return session
 
