@@ -2,59 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import statistics
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from tests.studies import CHOSEN, FILE, finished_study
 from tinyzero_astar.cli.study import study_main
-from tinyzero_astar.config import Config
 from tinyzero_astar.config_file import read_config_file, to_toml
-from tinyzero_astar.config_json import to_json
 from tinyzero_astar.presets import PRESETS
-from tinyzero_astar.report.intervals import bootstrap, bootstrap_mean, effect_size, interquartile_mean
-from tinyzero_astar.run.lock import locked
-from tinyzero_astar.study import running
-from tinyzero_astar.study.outcomes import EVALUATION, area, cost_of, outcome_of
+from tinyzero_astar.report.intervals import RANGE_UP_TO, bootstrap, bootstrap_mean, effect_size, interquartile_mean
+from tinyzero_astar.study.outcomes import area, cost_of, outcome_of
 from tinyzero_astar.study.plan import read_study
 from tinyzero_astar.study.summary import choose, reached, summarise
-from tinyzero_astar.study.tables import markdown, terminal_lines
-
-FILE = """
-name = "two"
-baseline = "grpo"
-seeds = [0, 1]
-
-[base]
-preset = "tiny"
-train.num_iterations = 4
-
-[sweep]
-values = [1e-4, 2e-4]
-seeds = [9]
-
-[arms.grpo]
-search.mode = "sample"
-train.algorithm = "grpo"
-search.num_rollouts_per_problem = 8
-
-[arms.forest]
-train.problems_per_iteration = 32
-train.batch_size = 32
-
-[tasks.easy]
-data.second_max_digits = 1
-data.second_min_digits = 1
-
-[tasks.hard]
-train.problems_per_iteration = 16
-train.batch_size = 16
-"""
+from tinyzero_astar.study.tables import markdown, spread_of, terminal_lines
 
 
 @pytest.fixture
@@ -63,24 +27,6 @@ def file(tmp_path, monkeypatch):
     path = tmp_path / "two.toml"
     path.write_text(FILE)
     return path
-
-
-def finish(trial, root, curve, **final):
-    """What a run of (tokens, flops, seconds, accuracy) leaves behind."""
-    folder = root / trial.folder
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(to_json(trial.config))
-    rows, before = [], (0.0, 0.0, 0.0)
-    for number, (tokens, flops, seconds, accuracy) in enumerate(curve):
-        row = {"iteration": number, "eval/greedy_accuracy": accuracy}
-        if number:
-            row |= {"cost/tokens": tokens - before[0], "time/cpu_s": seconds - before[2]}
-            row |= {"cost/search_flops": (flops - before[1]) / 4, "cost/update_flops": (flops - before[1]) * 3 / 4}
-            row |= {"rollout/accuracy": 0.1 * number, "weight/variance_ratio": None if number == 1 else 2.0}
-        before = (tokens, flops, seconds)
-        rows.append(row)
-    rows[-1] |= final
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 # ---------------------------------------------------------------------------------------------- what a file says
@@ -128,7 +74,25 @@ def test_the_sweep_has_all_values_on_its_own_seeds_and_reported_runs_have_the_ch
         ),
         ('search.mode = "sample"', 'search.mode = "simple"', "easy, grpo: "),
         ("values = [1e-4, 2e-4]", "values = [1e-4, 'x']", "sweep.values has 'x', which is no number"),
-        ("values = [1e-4, 2e-4]", "", "sweep.values is None; write a list"),
+        ("values = [1e-4, 2e-4]", "", "sweep.values is missing; write a list"),
+        ("seeds = [9]", "", "sweep.seeds is missing; write a list"),
+        ("values = [1e-4, 2e-4]", "values = [-1]", "two.toml, sweep.values, easy, grpo: train.learning_rate -1 is out"),
+        ("values = [1e-4, 2e-4]", "values = [1e-4, 0.0001]", "sweep.values has 0.0001 and 0.0001, which are equal"),
+        ("values = [1e-4, 2e-4]", "values = [1e-4, 1.0000001e-4]", "which are equal to six digits"),
+        (
+            "values = [1e-4, 2e-4]",
+            'field = "run.seed"\nvalues = [1]',
+            "sweep.field is run.seed, which the study itself",
+        ),
+        ("[arms.grpo]", "[arms.grpo]\nrun.seed = 3", "arms.grpo: run.seed is set by the study itself"),
+        ("[tasks.hard]", "[tasks.hard]\nrun.keep_last = 5", "tasks.hard: run.keep_last is set by the study itself"),
+        ('preset = "tiny"', "run.num_threads = 4", "base: run.num_threads is set by the study itself"),
+        ("[arms.forest]", "[arms.forest]\ntrain.learning_rate = 1", "train.learning_rate is the field of [sweep]"),
+        ('preset = "tiny"', "train.learning_rate = 1", "base: train.learning_rate is the field of [sweep]"),
+        ("train.num_iterations = 4", "train.num_iterations = 0", "easy, grpo: train.num_iterations is 0"),
+        ('baseline = "grpo"', 'baseline = ["grpo"]', "baseline is ['grpo']; write a text"),
+        ("seeds = [0, 1]", "levels = [0.5, 0.5]", "levels has a value twice"),
+        ('search.mode = "sample"', "", "two.toml, easy, grpo: algorithm grpo"),
         ("values = [1e-4, 2e-4]", 'field = "a.b"\nvalues = [1]', "a is unknown"),
         ("[arms.grpo]", '[arms."../x"]', "arms.'../x' is no name"),
         ("[arms.grpo]", '[arms.".."]', "arms.'..' is no name"),
@@ -226,25 +190,9 @@ def test_the_effect_size_is_the_mean_difference_in_its_own_deviations():
 # ---------------------------------------------------------------------------------------------- outcomes
 
 
-CHOSEN = {("all", "grpo"): 1e-4, ("all", "forest"): 2e-4}
-
-
 @pytest.fixture
 def done(file):
-    """A study of one task whose runs are all there. Forest costs half of GRPO."""
-    file.write_text(FILE.partition("[tasks.easy]")[0])
-    study, root = read_study(file), file.parent / "out"
-    for trial in study.swept():
-        best = trial.value == (1e-4 if trial.arm == "grpo" else 2e-4)
-        finish(trial, root, [(0, 0, 0, 0.0), (0, 0, 0, 0.0)] + [(100, 10, 1, 0.5 + 0.2 * best)] * 3)
-    for trial in study.reported(CHOSEN):
-        if trial.arm == "grpo":
-            step = (0.2, 0.1)[trial.seed]
-            finish(trial, root, [(100 * i, 10 * i, i, step * i) for i in range(5)], **{"eval/pass_at_1": 0.25})
-        else:
-            top = (0.9, 0.3)[trial.seed]
-            finish(trial, root, [(50 * i, 40 * i, i, top * i / 4) for i in range(5)], **{"eval/pass_at_1": 0.5})
-    return study, root, [outcome_of(trial, root) for trial in study.reported(CHOSEN)]
+    return finished_study(file)
 
 
 def test_the_sweep_chooses_the_value_with_the_largest_mean_area(done):
@@ -253,7 +201,7 @@ def test_the_sweep_chooses_the_value_with_the_largest_mean_area(done):
 
 
 def test_what_a_run_spent_adds_up_and_its_means_leave_out_what_was_not_measured(done):
-    _study, root, outcomes = done
+    _study, _root, outcomes = done
     first = outcomes[0]
     assert [tuple(point) for point in first.curve] == [(100.0 * i, 10.0 * i, float(i), 0.2 * i) for i in range(5)]
     assert first.accuracy == 0.8
@@ -261,14 +209,83 @@ def test_what_a_run_spent_adds_up_and_its_means_leave_out_what_was_not_measured(
     assert first.means["weight/variance_ratio"] == 2.0
     assert first.means["policy/entropy"] is None
     assert first.final == {"eval/greedy_accuracy": 0.8, "eval/pass_at_1": 0.25}
-    place = root / first.trial.checkpoint
+
+
+def change_records(trial, root, change):
+    """The records of a run after a change of their list."""
+    path = root / trial.folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_mean_of_the_others_stands_for_a_time_that_is_missing(done):
+    _study, root, outcomes = done
+    times = [3.0, None, 5.0, 10.0]
+
+    def set_times(rows):
+        for row, time in zip(rows[1:], times, strict=True):
+            row["time/cpu_s"] = time
+
+    change_records(outcomes[0].trial, root, set_times)
+    assert [point.seconds for point in outcome_of(outcomes[0].trial, root).curve] == [0, 3, 9, 14, 24]
+    times = [None] * 4
+    path = change_records(outcomes[0].trial, root, set_times)
+    with pytest.raises(ValueError, match=r"metrics.jsonl: no iteration has a number time/cpu_s"):
+        outcome_of(outcomes[0].trial, root)
+    assert path.exists()
+
+
+def test_of_several_evaluations_the_newest_with_the_samples_and_problems_of_the_study_counts(done):
+    _study, root, outcomes = done
+    place = root / outcomes[0].trial.checkpoint
     place.mkdir(parents=True)
-    (place / EVALUATION).write_text(json.dumps({"eval/greedy_accuracy": 0.1, "eval/pass_at_64": 0.75}))
-    assert outcome_of(first.trial, root).final == {
-        "eval/greedy_accuracy": 0.8,
-        "eval/pass_at_1": 0.25,
-        "eval/pass_at_64": 0.75,
-    }
+    for end, largest, problems, value in [
+        ("", 4, 7, 0.1),
+        ("-2", 4, 7, 0.2),
+        ("-3", 2, 7, 0.3),
+        ("-9", 4, 8, 0.4),
+        ("-10", 4, 7, 0.5),
+        ("-11", 8, 7, 0.6),
+        ("_old", 4, 7, 0.7),
+    ]:
+        metrics = {f"eval/pass_at_{k}": value for k in (1, 2, 4, 8) if k <= largest} | {"eval/num_problems": problems}
+        (place / f"evaluation{end}.json").write_text(json.dumps({"eval/greedy_accuracy": 0.1, **metrics}))
+    trial = replace(outcomes[0].trial, samples=5, sampled_problems=7)  # pass@4 is the last of five samples
+    found = outcome_of(trial, root)
+    assert found.passes == {1: 0.5, 2: 0.5, 4: 0.5}
+    assert found.accuracy == found.final["eval/greedy_accuracy"] == 0.8
+    assert outcome_of(outcomes[0].trial, root).passes == {1: 0.25}  # a study without samples asks for none
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows.pop(2), "metrics.jsonl, line 3: iteration 3 where iteration 2 should be"),
+        (lambda rows: rows.pop(0), "metrics.jsonl, line 1: iteration 1 where iteration 0 should be"),
+        (lambda rows: rows[4].update({"eval/greedy_accuracy": None}), "eval/greedy_accuracy of iteration 4 is None"),
+        (lambda rows: rows[0].pop("eval/greedy_accuracy"), "eval/greedy_accuracy of iteration 0 is missing"),
+    ],
+)
+def test_damaged_records_of_a_run_are_one_sentence(done, file, capsys, change, words):
+    _study, root, outcomes = done
+    path = change_records(outcomes[0].trial, root, change)
+    assert study_main([str(file), "--output", str(root), "--report-only"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and str(path) in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"eval/pass_at_1": "x"}'])
+def test_a_damaged_evaluation_is_one_sentence_that_names_it(done, file, capsys, text):
+    _study, root, outcomes = done
+    file.write_text("samples = 4\n" + file.read_text())
+    place = root / outcomes[0].trial.checkpoint
+    place.mkdir(parents=True)
+    (place / "evaluation.json").write_text(text)
+    assert study_main([str(file), "--output", str(root), "--report-only"]) == 2
+    said = capsys.readouterr().err
+    assert f"{place / 'evaluation.json'} is damaged (" in said and said.count("\n") == 1
 
 
 def test_the_summary_pairs_by_seed_at_what_the_baseline_spent(done):
@@ -287,6 +304,15 @@ def test_the_summary_pairs_by_seed_at_what_the_baseline_spent(done):
     assert forest.wins["flops"] == 0
     assert grpo.gain["tokens"] == (0, 0, 0)
     assert forest.passes == {1: (0.5, 0.5, 0.5)}
+
+
+def test_pass_at_k_is_told_for_those_k_that_all_runs_of_an_arm_have(done):
+    _, _, outcomes = done
+    forest = [o for o in outcomes if o.trial.arm == "forest"]
+    forest[0].final.update({"eval/pass_at_2": 0.7, "eval/pass_at_4": 0.8})
+    forest[1].final.update({"eval/pass_at_2": 0.9, "eval/pass_at_8": None})
+    _, row = summarise(outcomes, "grpo", 0.5, [0.2])["all"]
+    assert {k: mean.value for k, mean in row.passes.items()} == {1: 0.5, 2: pytest.approx(0.8)}
 
 
 def test_the_ratio_of_costs_is_a_geometric_mean_over_seeds_that_both_reached(done):
@@ -311,169 +337,23 @@ def test_tables_fit_their_places(done):
     lines = list(terminal_lines(rows, "grpo", 0.9))
     assert max(map(len, lines)) <= 80
     assert len(lines) == 4
-    for table in markdown(rows, "grpo", study.levels).strip().split("\n\n"):
+    heading, *tables = markdown(rows, "grpo", study.levels).strip().split("\n\n")
+    assert heading == "Accuracy in % and range over 2 seeds."
+    for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
-# ---------------------------------------------------------------------------------------------- running
+def test_the_terminal_shows_the_mean_accuracy_of_the_baseline_and_differences_of_the_others(done):
+    _, _, outcomes = done
+    _, _, grpo, forest = terminal_lines(summarise(outcomes, "grpo", 0.5, [0.9])["all"], "grpo", 0.9)
+    assert " 30.0 [20.0, 40.0] " in grpo
+    assert " +15.0 [+2.5, +27.5] " in forest
 
 
-def test_a_finished_study_runs_nothing_and_reports_again(done, file, monkeypatch, capsys):
-    monkeypatch.setattr(running, "_start", None)  # calling it would fail
-    _study, root, _ = done
-    assert study_main([str(file), "--output", str(root)]) == 0
-    out = capsys.readouterr().out
-    assert "two, all: accuracy in % and 95 % intervals over 2 seeds" in out
-    assert max(map(len, out.splitlines())) <= 80 + len(str(root))
-    results = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
-    assert [(r["arm"], r["seed"]) for r in results] == [("grpo", 0), ("forest", 0), ("grpo", 1), ("forest", 1)]
-    assert json.loads((root / "summary.json").read_text())["all"][1]["gain"]["tokens"]["value"] == pytest.approx(0.15)
-    assert "forest" in (root / "all.md").read_text()
-    assert (root / "all.html").stat().st_size > 10_000
-
-
-def test_only_seeds_that_every_arm_has_are_compared(done, file, capsys):
-    _study, root, outcomes = done
-    missing = next(o.trial for o in outcomes if o.trial.arm == "forest" and o.trial.seed == 1)
-    (root / missing.folder / "config.json").unlink()
-    assert study_main([str(file), "--output", str(root), "--report-only"]) == 0
-    assert "over 1 seeds" in capsys.readouterr().out
-    results = (root / "results.jsonl").read_text().splitlines()
-    assert [json.loads(line)["seed"] for line in results] == [0, 0]
-
-
-def test_a_run_that_differs_from_the_file_is_refused(done, file, capsys):
-    _, root, _ = done
-    file.write_text(file.read_text().replace("problems_per_iteration = 32", "problems_per_iteration = 64"))
-    assert study_main([str(file), "--output", str(root)]) == 2
-    assert "was made with another train.problems_per_iteration than the study says now" in capsys.readouterr().err
-
-
-STAND_IN = """#!{python}
-import json, pathlib, sys, tomllib
-words = sys.argv[3:]
-with open("calls.txt", "a") as file:
-    print(*words, file=file)
-if words[0] == "train" and words[1] == "--config":
-    folder = pathlib.Path(words[4])
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text((pathlib.Path("configs") / (words[2].replace("/", "+") + ".json")).read_text())
-    rows = [{{"iteration": i, "eval/greedy_accuracy": i / 8, "cost/tokens": i}} for i in (0, 4)]
-    if "seed-1" in words[4] and "grpo" in words[4] and not pathlib.Path("well").exists():
-        print("it broke"); sys.exit(3)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-elif words[0] == "train":
-    (pathlib.Path(words[2]) / "metrics.jsonl").write_text('{{"iteration": 4, "eval/greedy_accuracy": 0.5}}\\n')
-else:
-    (pathlib.Path(words[1])).mkdir(parents=True)
-    (pathlib.Path(words[1]) / "evaluation.json").write_text(json.dumps({{"eval/pass_at_4": 0.75}}))
-"""
-
-
-@pytest.fixture
-def stand_in(file, monkeypatch):
-    """A study whose processes write at once what a run would."""
-    file.write_text(
-        "samples = 4\nsampled_problems = 7\n" + FILE.partition("[sweep]")[0] + "[arms.grpo]\n[arms.forest]\n"
-    )
-    study = read_study(file)
-    trials = study.reported(dict.fromkeys((("all", "grpo"), ("all", "forest"))))
-    (file.parent / "configs").mkdir()
-    for trial in trials:
-        name = f"out/{trial.folder}.toml".replace("/", "+")
-        (file.parent / "configs" / f"{name}.json").write_text(to_json(trial.config))
-    program = file.parent / "stand_in"
-    program.write_text(STAND_IN.format(python=sys.executable))
-    program.chmod(0o755)
-    monkeypatch.setattr(running.sys, "executable", str(program))
-    return study, trials, file.parent
-
-
-def calls(folder):
-    return (folder / "calls.txt").read_text().splitlines()
-
-
-def test_every_run_is_trained_and_then_sampled_once(stand_in):
-    _study, trials, folder = stand_in
-    (folder / "well").touch()
-    said = []
-    running.run_trials(trials, folder.joinpath("out").relative_to(folder), 1, said.append)
-    expected = []
-    for trial in trials:
-        expected.append(f"train --config out/{trial.folder}.toml --output-dir out/{trial.folder}")
-        expected.append(f"eval out/{trial.checkpoint} --eval.num-samples 4 --eval.num-problems 7")
-    assert calls(folder) == expected
-    assert said[0] == "0 of 4 runs are done, 1 at a time"
-    assert said[-1].startswith("4/4  all/forest/seed-1")
-    assert read_config_file(folder / "out" / f"{trials[0].folder}.toml") == trials[0].config
-    running.run_trials(trials, folder.joinpath("out").relative_to(folder), 1, said.append)
-    assert calls(folder) == expected  # nothing was repeated
-
-
-def test_a_run_that_fails_ends_the_study_with_one_sentence_and_later_goes_on(stand_in, capsys):
-    _study, trials, folder = stand_in
-    assert study_main(["two.toml", "--output", "out", "--cores", "1"]) == 1
-    said = capsys.readouterr().err
-    assert (
-        "a run of the study ended with status 3 (it broke); all that it printed is in out/runs/all/grpo/seed-1.log"
-        in said
-    )
-    assert said.count("\n") == 1
-    before = len(calls(folder))
-    running.run_trials(trials, folder.joinpath("out").relative_to(folder), 1, lambda _: None)
-    assert calls(folder)[before] == "train --resume out/runs/all/grpo/seed-1"
-
-
-def test_a_report_needs_the_whole_sweep(file, capsys):
-    assert study_main([str(file), "--output", "out", "--report-only"]) == 2
-    assert "out: the sweep of" in capsys.readouterr().err
-
-
-def test_two_studies_do_not_work_in_one_folder(done, file, capsys):
-    _, root, _ = done
-    with locked(root):
-        assert study_main([str(file), "--output", str(root)]) == 2
-    assert f"{root} is in use by process" in capsys.readouterr().err
-
-
-def test_a_negative_number_of_cores_is_refused(file, capsys):
-    assert study_main([str(file), "--cores", "-1"]) == 2
-    assert "--cores -1 is negative" in capsys.readouterr().err
-
-
-def test_every_study_of_the_repository_can_be_read():
-    from tests.test_docs import ROOT
-
-    files = sorted((ROOT / "benchmarks" / "studies").glob("*.toml"))
-    assert files
-    for path in files:
-        study = read_study(path)
-        sizes = {
-            config.train.problems_per_iteration * config.search.num_rollouts_per_problem
-            for arms in study.configs.values()
-            for config in arms.values()
-        }
-        assert len(sizes) == 1  # every arm has as many completions an iteration
-        assert isinstance(study.configs[study.tasks[0]][study.baseline], Config)
-
-
-@pytest.mark.slow
-def test_the_small_study_of_the_repository_runs_from_its_sweep_to_its_tables(tmp_path, monkeypatch, capsys):
-    """Two arms and two seeds, in a few minutes. Nothing is claimed of them, but both must learn something."""
-    from tests.test_docs import ROOT
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    file = ROOT / "benchmarks" / "studies" / "quick.toml"
-    assert study_main([str(file)]) == 0
-    out, root = capsys.readouterr().out, tmp_path / "runs" / "study-quick"
-    assert "quick, all: accuracy in % and 95 % intervals over 2 seeds" in out
-    results = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
-    assert [(r["arm"], r["seed"]) for r in results] == [(a, s) for s in (0, 1) for a in ("grpo_8x8", "forest")]
-    for result in results:
-        points = result["curve"]
-        assert len(points) == 6
-        assert all(b["tokens"] > a["tokens"] and b["flops"] > a["flops"] for a, b in itertools.pairwise(points))
-        assert points[0]["accuracy"] < 0.05 < points[-1]["accuracy"]
-        assert 0 < result["final"]["eval/pass_at_1"] < result["final"]["eval/pass_at_16"]
-    assert study_main([str(file), "--report-only"]) == 0
+def test_a_heading_says_what_the_brackets_hold():
+    assert spread_of(1) == "with 1 seed, no interval"
+    assert spread_of(RANGE_UP_TO) == "and range over 4 seeds"
+    assert spread_of(RANGE_UP_TO + 1) == "and 95 % intervals over 5 seeds"
+    few, more = [0.0, 1.0, 5.0, 7.0], [0.0, 1.0, 5.0, 7.0, 9.0]
+    assert bootstrap_mean(few)[1:] == (min(few), max(few))
+    assert bootstrap_mean(more).low > min(more) and bootstrap_mean(more).high < max(more)

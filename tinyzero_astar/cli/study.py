@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tinyzero_astar.terminal import FAILED, FailedError, complain
+from tinyzero_astar.terminal import FAILED, FailedError, complain, counted, status_of
 
 if TYPE_CHECKING:
     from tinyzero_astar.study.outcomes import Outcome
-    from tinyzero_astar.study.plan import Study
+    from tinyzero_astar.study.trials import Study, Trial
 
 _MOST_PAGE_RUNS = 60  # of a page, which grows with them
 
@@ -54,16 +54,40 @@ def _study(options: Options) -> int:
     from tinyzero_astar.resources.machine import num_cores
     from tinyzero_astar.run.lock import locked
     from tinyzero_astar.study.plan import read_study
+    from tinyzero_astar.study.running import StoppedError
 
     study = read_study(options.file)
+    _check_algorithms(study, options.file)
     root = options.output or Path("runs") / f"study-{options.file.stem}"
     if options.cores < 0:
         raise ValueError(f"--cores {options.cores} is negative; name how many runs go at a time")
     cores = options.cores or num_cores()
+    if root.is_file():
+        raise ValueError(f"--output {root} is a file; name a folder, which may be new")
     root.mkdir(parents=True, exist_ok=True)
     with locked(root):
-        _run_and_report(study, root, cores, options)
+        try:
+            _run_and_report(study, root, cores, options)
+        except StoppedError as stopped:
+            print("stopped. The runs have saved what they had, and the same command goes on with them")
+            return status_of(stopped.number)
     return 0
+
+
+def _check_algorithms(study: Study, file: Path) -> None:
+    """Refuse before any run what `tinyzero train` would refuse of an arm.
+
+    Raises:
+        ValueError: an algorithm does not go with the search of its arm.
+    """
+    from tinyzero_astar.training.algorithms import make_algorithm  # imports PyTorch, which takes seconds
+
+    unswept = {(task, arm): None for task in study.tasks for arm in study.arms}
+    for trial in study.swept() or study.reported(unswept):
+        try:
+            make_algorithm(trial.config)
+        except ValueError as error:
+            raise ValueError(f"{file}, {trial.task}, {trial.arm}: {error}") from None
 
 
 def _run_and_report(study: Study, root: Path, cores: int, options: Options) -> None:
@@ -82,7 +106,10 @@ def _run_and_report(study: Study, root: Path, cores: int, options: Options) -> N
     trials = study.reported({(task, arm): chosen.get((task, arm)) for task in study.tasks for arm in study.arms})
     if not options.report_only:
         run_trials(trials, root, cores, print)
-    done = _balanced(study, [outcome_of(trial, root) for trial in finished(trials, root)])
+    known = finished(trials, root)
+    for line in _left_out(study, known):
+        print(line)
+    done = _balanced(study, [outcome_of(trial, root) for trial in known])
     if not done:
         raise ValueError(f"{root}: no seed is done with every arm of a task; start the study without --report-only")
     _report(study, done, root)
@@ -97,13 +124,24 @@ def _balanced(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [o for o in outcomes if count[o.trial.task, o.trial.seed] == len(study.arms)]
 
 
+def _left_out(study: Study, known: Sequence[Trial]) -> Iterator[str]:
+    """A line for each task some of whose seeds are not compared, given the runs that are done."""
+    done = {(trial.task, trial.arm, trial.seed) for trial in known}
+    for task in study.tasks:
+        lacking = {arm: [seed for seed in study.seeds if (task, arm, seed) not in done] for arm in study.arms}
+        arms = "; ".join(f"{arm} lacks {', '.join(map(str, seeds))}" for arm, seeds in lacking.items() if seeds)
+        count = len(set().union(*lacking.values()))
+        if count:
+            yield f"{task}: {counted(count, 'seed')} left out, which not every arm has done ({arms})"
+
+
 def _report(study: Study, outcomes: Sequence[Outcome], root: Path) -> None:
     """Print the tables, and write them, the curves and the results of every run."""
     from tinyzero_astar.cli.compare import write_page
     from tinyzero_astar.files import replace_text
     from tinyzero_astar.report.compare import compare_runs
     from tinyzero_astar.study.summary import summarise
-    from tinyzero_astar.study.tables import as_json, markdown, terminal_lines
+    from tinyzero_astar.study.tables import as_json, markdown, spread_of, terminal_lines
 
     summary = summarise(outcomes, study.baseline, study.lost_below, study.levels)
     lines = "".join(json.dumps(outcome.record()) + "\n" for outcome in outcomes)
@@ -111,7 +149,7 @@ def _report(study: Study, outcomes: Sequence[Outcome], root: Path) -> None:
     replace_text(root / "summary.json", json.dumps(as_json(summary), indent=1) + "\n")
     level = study.levels[min(2, len(study.levels) - 1)]
     for task, rows in summary.items():
-        print(f"\n{study.name}, {task}: accuracy in % and 95 % intervals over {len(rows[0].seeds)} seeds\n")
+        print(f"\n{study.name}, {task}: accuracy in % {spread_of(len(rows[0].seeds))}\n")
         print("\n".join(terminal_lines(rows, study.baseline, level)))
         replace_text(root / f"{task}.md", markdown(rows, study.baseline, study.levels))
         own = [outcome for outcome in outcomes if outcome.trial.task == task]

@@ -10,6 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 RESAMPLES = 10_000
+RANGE_UP_TO = 4  # numbers, whose interval is their range
 _SEED = 0
 
 
@@ -44,7 +45,7 @@ def bootstrap(values: Sequence[float], statistic: Callable[[Sequence[float]], fl
 
         Φ(-√(n / (n - 1)) t)    with P(|T| ≤ t) = 95 % for Student's T with n - 1 degrees of freedom
 
-    The interval of two or three numbers is their range.
+    The interval of two to four numbers is their range, since that share is less than n⁻ⁿ.
 
     Source: Hesterberg 2015, expanded percentiles.
     """

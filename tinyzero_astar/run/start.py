@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 from transformers.utils import logging as transformers_logging
 
-from tinyzero_astar.config import Config
+from tinyzero_astar.config import Config, search_size
 from tinyzero_astar.config_checks import check
 from tinyzero_astar.config_json import (
     FREE_IN_EVALUATION,
@@ -66,16 +66,22 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
             folder / CONFIG, lambda: replace_text(folder / CONFIG, to_json(config) + "\n") if is_main() else None
         )
         session = replace(session, held=held.pop_all())
-    search, train = config.search, config.train
+    session.console.fact("search", search_in_words(config))
     session.console.fact(
-        "search",
-        f"{search.mode}, {search.num_rollouts_per_problem:g} completion{'s' * (search.num_rollouts_per_problem != 1)}"
-        f" for each of {counted(train.problems_per_iteration, 'problem')}"
-        + (f", {search.problems_per_search} problems share a search" if search.problems_per_search > 1 else ""),
+        "training", f"{config.train.algorithm}, {counted(config.train.num_iterations, 'iteration')}"
     )
-    session.console.fact("training", f"{train.algorithm}, {counted(train.num_iterations, 'iteration')}")
     session.console.fact("folder", f"{folder}, all settings in its {CONFIG}")
     return session
+
+
+def search_in_words(config: Config) -> str:
+    """What an iteration searches for, with as many problems to a search as share one in fact."""
+    count, size = config.search.num_rollouts_per_problem, search_size(config)
+    return (
+        f"{config.search.mode}, {count:g} completion{'s' * (count != 1)}"
+        f" for each of {counted(config.train.problems_per_iteration, 'problem')}"
+        + (f", {size} problems share a search" if size > 1 else "")
+    )
 
 
 def _start_over(config: Config, folder: Path) -> None:

@@ -18,8 +18,11 @@ _SAME_SIGNAL_S = 2.0  # within it, torchrun and the system may send a process th
 
 
 @contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that holds the number of the first signal that asked to stop. A second one stops at once."""
+def stop_requests(what_follows: str = "finishing this iteration, then saving") -> Iterator[list[int]]:
+    """A list that holds the number of the first signal that asked to stop. A second one stops at once.
+
+    `what_follows` is said at the first.
+    """
     received: list[int] = []
     times: list[float] = []
 
@@ -29,10 +32,7 @@ def stop_requests() -> Iterator[list[int]]:
             raise KeyboardInterrupt(number)
         if not received:
             received.append(number)
-            _announce(
-                f"\n{signal.Signals(number).name}: finishing this iteration, then saving."
-                " A second signal stops at once\n"
-            )
+            _announce(f"\n{signal.Signals(number).name}: {what_follows}. A second signal stops at once\n")
 
     # nohup has SIGHUP ignored, and so it stays
     heeded = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) is not signal.SIG_IGN]

@@ -28,15 +28,14 @@ The fields of an arm count over those of its task, and these over the base's.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tinyzero_astar.config import Config
 from tinyzero_astar.config_file import check_known, config_of, fields_of, read_toml
 from tinyzero_astar.config_json import with_options
-from tinyzero_astar.run.folder import CHECKPOINTS
+from tinyzero_astar.study.trials import Study, Sweep, name_of
 from tinyzero_astar.terminal import shortened
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")  # of tasks and arms, which are names of folders too
@@ -44,94 +43,7 @@ _MOST_SEEDS = 1000
 _LEVELS = (0.5, 0.8, 0.9, 0.95)
 # A trial needs one checkpoint and no samples.
 _SPARING = {"run.keep_last": 1, "run.keep_best": 0, "run.num_threads": 1, "run.loggers": ()}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A field whose value is chosen for each arm of each task."""
-
-    field: str
-    values: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Study:
-    """Arms on tasks."""
-
-    name: str
-    preset: str
-    baseline: str
-    seeds: tuple[int, ...]
-    configs: Mapping[str, Mapping[str, Config]]  # by task and arm, before sweep and seed
-    sweep: Sweep | None
-    lost_below: float  # held-out accuracy at its end below which a run counts as lost
-    levels: tuple[float, ...]  # of accuracy whose cost is told
-    samples: int  # completions per problem of the last evaluation, up to which pass@k is told
-    sampled_problems: int  # problems of that evaluation
-
-    @property
-    def tasks(self) -> list[str]:
-        """In the order of the file."""
-        return list(self.configs)
-
-    @property
-    def arms(self) -> list[str]:
-        """In the order of the file."""
-        return list(self.configs[self.tasks[0]])
-
-    def swept(self) -> list[Trial]:
-        """The runs from which a value is chosen, seed by seed, so that an interrupted study is balanced."""
-        if self.sweep is None:
-            return []
-        return [
-            self._trial(task, arm, value, seed, samples=1)
-            for seed in self.sweep.seeds
-            for task in self.tasks
-            for value in self.sweep.values
-            for arm in self.arms
-        ]
-
-    def reported(self, chosen: Mapping[tuple[str, str], float | None]) -> list[Trial]:
-        """The runs that are reported, given the value of each task and arm."""
-        return [
-            self._trial(task, arm, chosen[task, arm], seed, samples=self.samples)
-            for seed in self.seeds
-            for task in self.tasks
-            for arm in self.arms
-        ]
-
-    def _trial(self, task: str, arm: str, value: float | None, seed: int, *, samples: int) -> Trial:
-        changes: dict[str, Any] = {"run.seed": seed}
-        if self.sweep is not None:
-            changes[self.sweep.field] = value
-        config = with_options(self.configs[task][arm], changes)
-        return Trial(task, arm, value, seed, config, self.preset, samples, self.sampled_problems)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One run of a study."""
-
-    task: str
-    arm: str
-    value: float | None  # of the swept field, None without a sweep
-    seed: int
-    config: Config
-    preset: str  # that the configuration is told from
-    samples: int  # completions per problem of a last evaluation, 1 for none
-    sampled_problems: int
-
-    @property
-    def folder(self) -> Path:
-        """Of the run, inside the study's."""
-        value = "" if self.value is None else f"{self.value:g}-"
-        return Path("runs") / self.task / self.arm / f"{value}seed-{self.seed}"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Of its last iteration, inside the study's folder."""
-        return self.folder / CHECKPOINTS / f"checkpoint_iter_{self.config.train.num_iterations}"
+_SET = ("run.seed", "run.checkpoint_frequency", *_SPARING)  # by the study itself
 
 
 def read_study(path: Path) -> Study:
@@ -144,42 +56,67 @@ def read_study(path: Path) -> Study:
     known = ["name", "baseline", "seeds", "lost_below", "levels", "samples", "sampled_problems"]
     for key in data:
         check_known(source, key, [*known, "base", "sweep", "arms", "tasks"])
-    base = data.get("base", {})
-    config = config_of(_table(source, "base", base), source)
-    last = config.train.num_iterations
-    config = with_options(config, {**_SPARING, "run.checkpoint_frequency": max(last, 1)})
-    arms = {arm: fields_of(x, f"{source}, arms.{arm}") for arm, x in _tables(source, "arms", data.get("arms")).items()}
-    tasks = data.get("tasks", {"all": {}})
-    changes = {task: fields_of(x, f"{source}, tasks.{task}") for task, x in _tables(source, "tasks", tasks).items()}
-    baseline = data.get("baseline", next(iter(arms)))
-    if baseline not in arms:
-        raise ValueError(
-            f"{source}: baseline is {shortened(baseline)}, which is no arm; the arms are {', '.join(arms)}"
-        )
+    sweep = _sweep(source, data["sweep"]) if "sweep" in data else None
+    arms = _changes(source, "arms", data.get("arms"), sweep)
+    tasks = _changes(source, "tasks", data.get("tasks", {"all": {}}), sweep)
+    base = _base(source, data.get("base"), sweep)
     study = Study(
         name=_text(source, "name", data.get("name", path.stem)),
-        preset=base.get("preset", "tiny"),
-        baseline=baseline,
+        preset=data.get("base", {}).get("preset", "tiny"),
+        baseline=_text(source, "baseline", data.get("baseline", next(iter(arms)))),
         seeds=_whole_numbers(source, "seeds", data.get("seeds", [0, 1, 2, 3, 4])),
         configs={
-            task: {arm: _config(config, own | fields, f"{source}, {task}, {arm}") for arm, fields in arms.items()}
-            for task, own in changes.items()
+            task: {arm: _config(base, own | fields, f"{source}, {task}, {arm}") for arm, fields in arms.items()}
+            for task, own in tasks.items()
         },
-        sweep=_sweep(source, data["sweep"]) if "sweep" in data else None,
+        sweep=sweep,
         lost_below=_share(source, "lost_below", data.get("lost_below", 0.5)),
-        levels=tuple(_share(source, "levels", x) for x in _list(source, "levels", data.get("levels", [*_LEVELS]))),
+        levels=_levels(source, data.get("levels", [*_LEVELS])),
         samples=_count(source, "samples", data.get("samples", 1)),
         sampled_problems=_count(source, "sampled_problems", data.get("sampled_problems", 100)),
     )
+    if study.baseline not in arms:
+        raise ValueError(
+            f"{source}: baseline is {shortened(study.baseline)}, which is no arm; the arms are {', '.join(arms)}"
+        )
     _check_seeds(source, study)
+    _check_swept(source, study)
     return study
+
+
+def _base(source: str, data: Any, sweep: Sweep | None) -> Config:
+    table = _table(source, "base", data)
+    config = config_of(table, source)
+    _check_free(f"{source}, base", fields_of({k: x for k, x in table.items() if k != "preset"}, source), sweep)
+    return with_options(config, {**_SPARING, "run.checkpoint_frequency": max(config.train.num_iterations, 1)})
+
+
+def _changes(source: str, name: str, data: Any, sweep: Sweep | None) -> dict[str, dict[str, Any]]:
+    """What each arm, or each task, changes."""
+    found = {}
+    for key, table in _tables(source, name, data).items():
+        found[key] = fields_of(table, f"{source}, {name}.{key}")
+        _check_free(f"{source}, {name}.{key}", found[key], sweep)
+    return found
+
+
+def _check_free(source: str, names: Iterable[str], sweep: Sweep | None) -> None:
+    """Refuse fields that the study itself sets, since what the file says of them would be overridden."""
+    for name in names:
+        if name in _SET:
+            raise ValueError(f"{source}: {name} is set by the study itself (docs/study.md); leave it out")
+        if sweep is not None and name == sweep.field:
+            raise ValueError(f"{source}: {name} is the field of [sweep], which sets it; leave it out in one of them")
 
 
 def _config(base: Config, fields: Mapping[str, Any], source: str) -> Config:
     try:
-        return with_options(base, fields)
+        config = with_options(base, fields)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from None
+        raise ValueError(f"{source}: {str(error).removeprefix('options: ')}") from None
+    if config.train.num_iterations == 0:
+        raise ValueError(f"{source}: train.num_iterations is 0, which gives no learning curve; write 1 or more")
+    return config
 
 
 def _sweep(source: str, data: Any) -> Sweep:
@@ -187,13 +124,34 @@ def _sweep(source: str, data: Any) -> Sweep:
     for key in table:
         check_known(source, f"sweep.{key}", ["sweep.field", "sweep.values", "sweep.seeds"])
     field = _text(source, "sweep.field", table.get("field", "train.learning_rate"))
-    values = _list(source, "sweep.values", table.get("values"))
     section, _, key = field.partition(".")
     fields_of({section: {key: None}}, source)  # or it refuses the name
+    if field in _SET:
+        raise ValueError(f"{source}: sweep.field is {field}, which the study itself sets; name another field")
+    values = _list(source, "sweep.values", table.get("values"))
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not _is_number(value):
             raise ValueError(f"{source}: sweep.values has {shortened(value)}, which is no number")
     return Sweep(field, tuple(values), _whole_numbers(source, "sweep.seeds", table.get("seeds")))
+
+
+def _check_swept(source: str, study: Study) -> None:
+    """Whether every arm can have every value, and each value a folder of its own."""
+    sweep = study.sweep
+    if sweep is None:
+        return
+    for task, arms in study.configs.items():
+        for arm, config in arms.items():
+            for value in sweep.values:
+                _config(config, {sweep.field: value}, f"{source}, sweep.values, {task}, {arm}")
+    known: dict[str, float] = {}
+    for value in sweep.values:
+        if name_of(value) in known:
+            raise ValueError(
+                f"{source}: sweep.values has {known[name_of(value)]!r} and {value!r}, which are equal to six digits;"
+                " leave one out"
+            )
+        known[name_of(value)] = value
 
 
 def _check_seeds(source: str, study: Study) -> None:
@@ -225,7 +183,8 @@ def _table(source: str, name: str, data: Any) -> dict[str, Any]:
 
 def _list(source: str, name: str, data: Any) -> list[Any]:
     if not isinstance(data, list) or not data:
-        raise ValueError(f"{source}: {name} is {shortened(data)}; write a list with one value or more")
+        what = "missing" if data is None else shortened(data)  # TOML has no null
+        raise ValueError(f"{source}: {name} is {what}; write a list with one value or more")
     return data
 
 
@@ -242,10 +201,21 @@ def _count(source: str, name: str, value: Any, least: int = 1) -> int:
     return value
 
 
+def _levels(source: str, data: Any) -> tuple[float, ...]:
+    found = tuple(_share(source, "levels", x) for x in _list(source, "levels", data))
+    if len(set(found)) < len(found):
+        raise ValueError(f"{source}: levels has a value twice; leave one out")
+    return found
+
+
 def _share(source: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+    if not _is_number(value) or not 0 < value < 1:
         raise ValueError(f"{source}: {name} is {shortened(value)}; write a share between 0 and 1")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _text(source: str, name: str, value: Any) -> str:

@@ -137,9 +137,10 @@ def _areas(outcomes: Sequence[Outcome], budget: Budget, least: float) -> dict[in
 
 
 def _passes(outcomes: Sequence[Outcome]) -> dict[int, list[float]]:
-    names = [name for name in outcomes[0].final if name.removeprefix("eval/pass_at_").isdigit()]
-    found = {int(name.removeprefix("eval/pass_at_")): [o.final[name] for o in outcomes] for name in names}
-    return dict(sorted(found.items()))
+    """pass@k of each run, by those k that all of them have."""
+    found = [outcome.passes for outcome in outcomes]
+    shared = set.intersection(*map(set, found))
+    return {k: [passes[k] for passes in found] for k in sorted(shared)}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tinyzero_astar.report.intervals import Mean
+from tinyzero_astar.report.intervals import RANGE_UP_TO, Mean
 from tinyzero_astar.study.outcomes import BUDGETS, Budget
 from tinyzero_astar.study.summary import Reached, Row
 
@@ -16,6 +16,13 @@ _UNITS: dict[Budget, tuple[str, float]] = {
 }
 
 
+def spread_of(num_seeds: int) -> str:
+    """What the brackets of a table hold, after the numbers themselves."""
+    if num_seeds == 1:
+        return "with 1 seed, no interval"
+    return f"and {'range' if num_seeds <= RANGE_UP_TO else '95 % intervals'} over {num_seeds} seeds"
+
+
 def terminal_lines(rows: Sequence[Row], baseline: str, level: float) -> Iterator[str]:
     """A line for each arm, 80 columns wide.
 
@@ -23,13 +30,15 @@ def terminal_lines(rows: Sequence[Row], baseline: str, level: float) -> Iterator
         rows: of one task.
         baseline: the arm that the others are compared with.
         level: the accuracy whose cost in tokens is told.
+
+    The baseline's own mean accuracy has no sign, and differences from it have one.
     """
-    cost = f"tokens to {level:.0%}"
+    cost = f"tokens to {100 * level:g}%"
     yield f"{'':22s} {'end':>5s} {'mean accuracy, minus':>21s}  {cost:>15s} {'ratio':>6s} {'lost':>5s}"
     yield f"{'':22s} {'':5s} {baseline[:21]:>21s}"
     for row in rows:
         found = row.reached["tokens"][level]
-        gain = "" if row.arm == baseline else _points(row.gain["tokens"], sign="+")
+        gain = _points(row.area["tokens"]) if row.arm == baseline else _points(row.gain["tokens"], sign="+")
         ratio = "" if found.ratio is None or row.arm == baseline else f"{found.ratio.value:.2f}"
         yield (
             f"{row.arm[:22]:22s} {100 * row.end.value:5.1f} {gain:>21s}  {_cost(found, 'tokens'):>15s} {ratio:>6s}"
@@ -38,8 +47,9 @@ def terminal_lines(rows: Sequence[Row], baseline: str, level: float) -> Iterator
 
 
 def markdown(rows: Sequence[Row], baseline: str, levels: Sequence[float]) -> str:
-    """Three tables of a task: how well arms learned, what accuracies cost, and what their rollouts were like."""
+    """Tables of a task: how well arms learned, what accuracies cost, and what their rollouts were like."""
     tables = [
+        f"Accuracy in % {spread_of(len(rows[0].seeds))}.",
         _learned(rows, baseline),
         *(_costs(rows, baseline, levels, budget) for budget in BUDGETS),
         _rollouts(rows),
@@ -71,7 +81,7 @@ def _costs(rows: Sequence[Row], baseline: str, levels: Sequence[float], budget: 
     unit, _ = _UNITS[budget]
     head = ["arm"]
     for level in levels:
-        head += [f"{unit} to {level:.0%} (runs)", f"÷ {baseline}"]
+        head += [f"{unit} to {100 * level:g}% (runs)", f"÷ {baseline}"]
     lines = []
     for row in rows:
         cells = [row.arm]
