@@ -212,6 +212,16 @@ def test_the_table_as_csv(elsewhere, capsys):
     assert [float(last[f"accuracy{end}"]) for end in ("", "_low", "_high")] == pytest.approx([*found.accuracy])
 
 
+def test_a_group_that_samples_is_not_named_after_its_guidance(elsewhere):
+    curve = [(0.0, 0, 0.0), (0.5, 10, 1.0)]
+    groups = [{"mode": "gumbel", "guidance_strength": 0.0}, {"mode": "sample", "guidance_strength": 1.0}]
+    runs = [make_run(elsewhere / search["mode"], 0, curve, search=search) for search in groups]
+    assert compare_runs(runs, "tokens").names == [
+        "search.mode gumbel, search.guidance_strength 0.0",
+        "search.mode sample",
+    ]
+
+
 def test_the_page_has_the_table_and_the_curves_of_each_group_in_its_colour(elsewhere, capsys):
     folders = [str(folder) for folder in two_groups(elsewhere)]
     assert compare_main([*folders, "--by", "seconds", "--page", "c.html"]) == 0

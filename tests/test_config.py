@@ -13,6 +13,7 @@ from tinyzero_astar.config import Config, root_tilt_of, search_size
 from tinyzero_astar.config_checks import check, check_processes, check_sections, ranges
 from tinyzero_astar.config_json import from_dict, from_json, to_json
 from tinyzero_astar.presets import PRESETS
+from tinyzero_astar.run.start import search_in_words
 
 TINY = PRESETS["tiny"]
 RANGES = ranges()
@@ -193,6 +194,16 @@ def test_fields_that_bound_each_other():
 def test_as_many_problems_share_a_search_as_divide_a_step(changes, size):
     small = {"train__problems_per_iteration": 32, "train__batch_size": 16, "search__num_rollouts_per_problem": 1}
     assert search_size(changed(**small | changes)) == size
+
+
+def test_the_console_says_how_many_problems_share_a_search_in_fact():
+    small = {"train__problems_per_iteration": 8, "train__batch_size": 4, "search__num_rollouts_per_problem": 1}
+    words = "gumbel, 1 completion for each of 8 problems"
+    shared = changed(**small, search__problems_per_search=32)
+    assert search_in_words(shared) == f"{words}, 4 problems share a search"
+    assert search_in_words(changed(**small, search__problems_per_search=1)) == words
+    sampled = changed(**small | {"search__num_rollouts_per_problem": 2}, search__mode="sample")
+    assert search_in_words(sampled) == "sample, 2 completions for each of 8 problems"
 
 
 def test_searches_that_cannot_be_shared_are_refused():

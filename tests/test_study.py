@@ -104,7 +104,7 @@ def test_the_sweep_has_all_values_on_its_own_seeds_and_reported_runs_have_the_ch
 def test_a_mistake_in_a_file_is_one_sentence(file, capsys, old, new, words):
     assert old in FILE
     file.write_text(FILE.replace(old, new))
-    assert study_main([str(file)]) == 2
+    assert study_main([str(file), "--report-only"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said

@@ -175,7 +175,7 @@ try:
     os.kill(os.getppid(), {number})
 except FileExistsError:
     pass
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 20
 while len(received) < 1 + {again} and time.monotonic() < deadline:
     time.sleep(0.01)
 time.sleep(0.1)

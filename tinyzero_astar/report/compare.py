@@ -35,6 +35,18 @@ _FREE = (
     "run.loggers",
     "run.collective_timeout_s",
 )
+# Mode sample reads none of these, so they say nothing of its runs.
+_OF_SEARCHES = tuple(
+    f"search.{name}"
+    for name in (
+        "guidance_strength",
+        "inverse_beta",
+        "max_inverse_beta",
+        "weight_cap",
+        "unguided_fraction",
+        "root_tilt",
+    )
+)
 
 Curve = list[tuple[float, float]]  # what was spent until an evaluation, and its accuracy
 
@@ -150,7 +162,8 @@ def _names(configs: Sequence[Config]) -> list[str]:
     names = []
     for config in configs:
         values = dataclasses.asdict(config)
-        told = (f"{f} {values[f.split('.')[0]][f.split('.')[1]]}" for f in fields)
+        own = [f for f in fields if config.search.mode != "sample" or f not in _OF_SEARCHES]
+        told = (f"{f} {values[f.split('.')[0]][f.split('.')[1]]}" for f in own)
         names.append(", ".join(told) or config.model.model_name)
     return names
 

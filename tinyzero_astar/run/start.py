@@ -67,9 +67,7 @@ def start_run(config: Config, preset: str, output_dir: Path | None) -> Session:
         )
         session = replace(session, held=held.pop_all())
     session.console.fact("search", search_in_words(config))
-    session.console.fact(
-        "training", f"{config.train.algorithm}, {counted(config.train.num_iterations, 'iteration')}"
-    )
+    session.console.fact("training", f"{config.train.algorithm}, {counted(config.train.num_iterations, 'iteration')}")
     session.console.fact("folder", f"{folder}, all settings in its {CONFIG}")
     return session
 
