@@ -93,6 +93,12 @@ def test_the_sweep_has_all_values_on_its_own_seeds_and_reported_runs_have_the_ch
         ('baseline = "grpo"', 'baseline = ["grpo"]', "baseline is ['grpo']; write a text"),
         ("seeds = [0, 1]", "levels = [0.5, 0.5]", "levels has a value twice"),
         ('search.mode = "sample"', "", "two.toml, easy, grpo: algorithm grpo"),
+        (
+            "[arms.forest]",
+            "[arms.wood]\nrun.sample_frequency = 3\n"
+            "train = {problems_per_iteration = 32, batch_size = 32}\n[arms.forest]",
+            "two.toml, easy: arms wood and forest have the same settings",
+        ),
         ("values = [1e-4, 2e-4]", 'field = "a.b"\nvalues = [1]', "a is unknown"),
         ("[arms.grpo]", '[arms."../x"]', "arms.'../x' is no name"),
         ("[arms.grpo]", '[arms.".."]', "arms.'..' is no name"),

@@ -100,7 +100,9 @@ else:
 def stand_in(file, monkeypatch):
     """A study whose processes write at once what a run would."""
     file.write_text(
-        "samples = 4\nsampled_problems = 7\n" + FILE.partition("[sweep]")[0] + "[arms.grpo]\n[arms.forest]\n"
+        "samples = 4\nsampled_problems = 7\n"
+        + FILE.partition("[sweep]")[0]
+        + "[arms.grpo]\n[arms.forest]\nsearch.root_tilt = 0.0\n"
     )
     study = read_study(file)
     trials = study.reported(dict.fromkeys((("all", "grpo"), ("all", "forest"))))

@@ -29,10 +29,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyzero_astar.config import Config
+from tinyzero_astar.config import Config, RunConfig
 from tinyzero_astar.config_file import check_known, config_of, fields_of, read_toml
 from tinyzero_astar.config_json import with_options
 from tinyzero_astar.study.trials import Study, Sweep, name_of
@@ -80,6 +81,7 @@ def read_study(path: Path) -> Study:
             f"{source}: baseline is {shortened(study.baseline)}, which is no arm; the arms are {', '.join(arms)}"
         )
     _check_seeds(source, study)
+    _check_distinct(source, study)
     _check_swept(source, study)
     return study
 
@@ -152,6 +154,16 @@ def _check_swept(source: str, study: Study) -> None:
                 " leave one out"
             )
         known[name_of(value)] = value
+
+
+def _check_distinct(source: str, study: Study) -> None:
+    """Refuse two arms that would learn the same, bit by bit. What differs in section run alone changes nothing."""
+    for task, arms in study.configs.items():
+        known: dict[Config, str] = {}
+        for arm, config in arms.items():
+            alike = known.setdefault(replace(config, run=RunConfig()), arm)
+            if alike != arm:
+                raise ValueError(f"{source}, {task}: arms {alike} and {arm} have the same settings; leave one out")
 
 
 def _check_seeds(source: str, study: Study) -> None:
