@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import typing
 
 import pytest
@@ -218,6 +219,29 @@ def test_searches_that_cannot_be_shared_are_refused():
     check_processes(shared, 8)
     with pytest.raises(ValueError, match=r"16 processes do not divide .* 4 in each search; use .* 64,"):
         check_processes(shared, 16)
+
+
+@pytest.mark.parametrize(
+    ("count", "changes", "size"),
+    [
+        (16, {}, 2),
+        (32, {}, 1),
+        (64, {}, None),  # more than there are problems
+        (16, {"search__num_rollouts_per_problem": 0.25}, None),  # half a leaf
+        (8, {"search__problems_per_search": 16}, 4),
+    ],
+)
+def test_fewer_problems_in_a_search_are_proposed_where_they_suffice(count, changes, size):
+    small = {"train__problems_per_iteration": 32, "train__batch_size": 16, "search__problems_per_search": 4}
+    config = changed(**small | {"search__num_rollouts_per_problem": 1} | changes)
+    with pytest.raises(ValueError, match="processes do not divide") as refused:
+        check_processes(config, count)
+    found = re.search(r"use --search.problems-per-search (\d+), or --train", str(refused.value))
+    assert (found and int(found[1])) == size
+    if size:
+        mended = changed(config, search__problems_per_search=size)
+        check(mended)
+        check_processes(mended, count)
 
 
 @pytest.mark.parametrize("value", [-0.5, -2])  # -2 is what JSON makes of it

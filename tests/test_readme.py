@@ -25,6 +25,7 @@ from tinyzero_astar.cli.doctor import Doctor
 from tinyzero_astar.cli.options import parse, parse_as, parse_train
 from tinyzero_astar.cli.train import main
 from tinyzero_astar.config import DataConfig, EvalConfig, ModelConfig, SearchConfig, ValueConfig
+from tinyzero_astar.config_checks import check_processes
 from tinyzero_astar.loggers.console import ConsoleLogger
 from tinyzero_astar.presets import PRESETS
 from tinyzero_astar.resources import machine
@@ -94,12 +95,7 @@ def is_for_a_cpu(argv):
 def test_a_documented_command_works_as_written(command, project, capsys):
     program, *argv = words_of(command)
     if program == "torchrun":
-        own = argv[argv.index("train.py") + 1 :]
-        parse(own)
-        assert "--distributed" in own
-        per_node = next(int(word.split("=")[1]) for word in argv if word.startswith("--nproc_per_node="))
-        nodes = next((int(word.split("=")[1]) for word in argv if word.startswith("--nnodes=")), 1)
-        assert parse(own).train.problems_per_iteration % (per_node * nodes) == 0
+        parse(argv[argv.index("train.py") + 1 :])  # and `test_processes_of_documented_commands_share_the_work`
     elif program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert argv[0] in targets
@@ -117,6 +113,15 @@ def test_a_documented_command_works_as_written(command, project, capsys):
     else:
         assert program == "python" and run_python(argv, COMMANDS[command] in RUN) == 0
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("torchrun")])
+def test_processes_of_documented_commands_share_the_work(command):
+    _, *argv = words_of(command)
+    own = argv[argv.index("train.py") + 1 :]
+    assert "--distributed" in own
+    counts = dict(word.removeprefix("--").split("=") for word in argv if word.startswith(("--nproc", "--nnodes")))
+    check_processes(parse(own), int(counts["nproc_per_node"]) * int(counts.get("nnodes", 1)))
 
 
 def run_command(argv):

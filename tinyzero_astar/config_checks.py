@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import types
 import typing
+from dataclasses import replace
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -78,10 +79,26 @@ def check_processes(config: Config, count: int) -> None:
         return
     unit = "" if size == 1 else f", {size} in each search"
     most = -(-problems // (count * size)) * count * size
+    smaller = _size_for(config, count)
+    first = "" if smaller is None else f"--search.problems-per-search {smaller}, or "
     raise ValueError(
         f"{count} processes do not divide problems_per_iteration {problems}: all search the same number of problems"
-        f"{unit}; use --train.problems-per-iteration {most}, or another number of processes"
+        f"{unit}; use {first}--train.problems-per-iteration {most}, or another number of processes"
     )
+
+
+def _size_for(config: Config, count: int) -> int | None:
+    """The most problems in a search with which so many processes share an iteration. None if there is no such number.
+
+    It leaves the number of problems as it is, so an iteration costs as much.
+    """
+    for size in range(search_size(config) - 1, 0, -1):
+        changed = replace(config, search=replace(config.search, problems_per_search=size))
+        leaves = config.search.num_rollouts_per_problem * size
+        is_whole = float(leaves).is_integer() and leaves >= 1
+        if is_whole and search_size(changed) == size and config.train.problems_per_iteration % (count * size) == 0:
+            return size
+    return None
 
 
 def _check_evaluation(evaluation: EvalConfig) -> None:
