@@ -175,6 +175,18 @@ def test_a_card_tells_hub_and_reader_what_was_trained_on_what():
     assert " on the task sums.jsonl. " in card(own).text and "someone" not in str(card(own))
 
 
+def test_a_card_says_what_its_command_leaves_out():
+    tiny, merged, hidden = PRESETS["tiny"], "They are merged into `model.safetensors`", "is left out of"
+    plain = card(tiny).text
+    assert merged not in plain and hidden not in plain and "had other learning rates before that" in plain
+    own = with_model(tiny, "/home/someone/models/mine")
+    own = dataclasses.replace(own, model=dataclasses.replace(own.model, lora_rank=4))
+    assert "trained it is left out of `--model.model-name`." in card(own).text
+    own = dataclasses.replace(own, data=dataclasses.replace(own.data, task="/home/someone/sums.jsonl"))
+    assert "left out of `--model.model-name` and `--data.task`." in card(own).text
+    assert f"Adapters of rank 4 (LoRA) were trained. {merged}" in card(own).text
+
+
 def test_a_card_tells_from_where_to_where():
     rows = [{"iteration": i, "eval/num_problems": 100 + i, **EVALUATED} for i in (0, 2, 4, 6)]
     rows[3]["eval/greedy_accuracy"] = 0.9  # later than the checkpoint

@@ -1,4 +1,6 @@
-"""The presets, each a complete run that is known to work.
+"""The presets, each a complete run.
+
+`tiny` and `small` have been run to their end on a CPU. `local` and `training` need a GPU and have not been run on one.
 
 `python train.py --config local --search.beam-width 12` starts from preset `local` and changes one field.
 """

@@ -19,6 +19,7 @@ from tinyzero_astar.metrics.alarms import active_alarms, guidance_gate, remember
 from tinyzero_astar.model.fsdp_utils import unsharded
 from tinyzero_astar.rollout.records import RewardedRollouts, concatenate, on_device
 from tinyzero_astar.run.build import Session
+from tinyzero_astar.run.launching import resume_command
 from tinyzero_astar.run.measure import (
     bellman_residual,
     cost_metrics,
@@ -50,8 +51,8 @@ def train(session: Session) -> int:
             return _train(session)
     except WriteFailedError as error:
         session.console.fail(
-            f"{error}; what was saved before is kept: make room or raise the limit, then continue with: python"
-            f" train.py --resume {session.folder}"
+            f"{error}; what was saved before is kept: make room or raise the limit, then continue with:"
+            f" {resume_command(session.folder)}"
         )
         return FAILED
 
@@ -245,7 +246,7 @@ def _save_and_evaluate(session: Session, number: int, metrics: Mapping[str, Any]
 
 
 def _say_how_to_continue(session: Session, done: int) -> None:
-    session.console.say(f"stopped after iteration {done}. Continue with: python train.py --resume {session.folder}")
+    session.console.say(f"stopped after iteration {done}. Continue with: {resume_command(session.folder)}")
 
 
 def _conclude(session: Session, number: int, metrics: Mapping[str, Any]) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tinyzero_astar.config_json import FREE_ON_RESUME, differences
 from tinyzero_astar.data.tasks import TASKS
 from tinyzero_astar.model.model_folder import EMBEDDED
 from tinyzero_astar.presets import PRESETS
+from tinyzero_astar.run.launching import num_machines, train_command
 
 CARD = "README.md"
 _HUB_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -46,11 +46,13 @@ supervised fine-tuning. A verifier judged every completion, and nothing else tol
 
 {results}
 
-This command trained it:
+This command starts a run with the same settings:
 
 ```bash
-python train.py {options}
+{command}
 ```
+
+{notes}
 
 ## Use
 
@@ -94,7 +96,8 @@ def model_card(config: Config, iteration: int, evaluations: Sequence[Mapping[str
         mode=config.search.mode,
         seed=config.run.seed,
         results=_results(evaluations, iteration),
-        options=" ".join(map(shlex.quote, options_of(config))) or "--config tiny",
+        command=train_command(options_of(config) or ["--config", "tiny"]),
+        notes=" ".join(_notes(config)),
         prompt=json.dumps(prompt, ensure_ascii=False),
         room=config.search.max_search_depth,
     )
@@ -103,6 +106,27 @@ def model_card(config: Config, iteration: int, evaluations: Sequence[Mapping[str
 def shown(name: str) -> str:
     """A name without the folder of this machine that it lies in."""
     return Path(name).name if Path(name).is_absolute() else name
+
+
+def _notes(config: Config) -> Iterator[str]:
+    """What the command does not say."""
+    if num_machines() > 1:
+        yield "It is given on each machine, where HOST is one of them."
+    told = {
+        f"{section}.{key}": value for section, keys in dataclasses.asdict(config).items() for key, value in keys.items()
+    }
+    hidden = [f"`--{name.replace('_', '-')}`" for name, x in told.items() if isinstance(x, str) and shown(x) != x]
+    if hidden:
+        yield f"The folder on the machine that trained it is left out of {' and '.join(hidden)}."
+    yield (
+        "If the run was continued with another `--train.num-iterations`, it had other learning rates before that than"
+        " this command gives. `processes.jsonl` in the folder of the run lists the commands that were given."
+    )
+    if config.model.lora_rank:
+        yield (
+            f"Adapters of rank {config.model.lora_rank} (LoRA) were trained. They are merged into `model.safetensors`,"
+            " so neither peft nor the base model is needed to use it."
+        )
 
 
 def _task(config: Config) -> str:
