@@ -12,7 +12,7 @@ from tinyzero_astar.resources import machine
 from tinyzero_astar.resources.memory import phases
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.resources.prediction import PlannedRun
-from tinyzero_astar.resources.standing import checkpoint_bytes, kv_bytes, resident
+from tinyzero_astar.resources.standing import checkpoint_bytes, checkpoint_copies, kv_bytes, resident
 from tinyzero_astar.resources.workload import trainable_parameters
 
 OPTIONS = (
@@ -93,6 +93,35 @@ def test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_paramet
     assert own == 36 * 16 * (2048 * 9 + 256 * 2 + 3 * 11008)  # in and out of q, k, v, o and of gate, up, down
     stays = resident(shapes, adapted)
     assert (stays["weights"], stays["master weights"], stays["Adam moments"]) == (2 * (n + own), 4 * own, 8 * own)
+
+
+def test_what_is_copied_to_write_a_checkpoint_is_counted_by_parameter(three_b):
+    n, adapted = 3_085_938_688, [*three_b, "--model.lora-rank", "16"]
+    own, merged = 36 * 16 * (2048 * 9 + 256 * 2 + 3 * 11008), 36 * 2 * (2048 * (2 * 2048 + 2 * 256 + 3 * 11008))
+    shapes, work = shapes_and_work(three_b)
+    value = resident(shapes, work)["value model"]
+    for argv, count, device, copies in (
+        (three_b, 1, "cpu", 0),  # all of it lies there
+        (three_b, 1, "cuda", 12 * n + 2 * n + value),  # masters, moments, weights
+        (three_b, 4, "cuda", 12 * n + 4 * n + 2 * n + value),  # weights in float32, and rounded
+        (three_b, 4, "cpu", 18 * n + value),
+        ([*three_b, "--model.dtype", "float32"], 4, "cuda", 8 * n + 4 * n + value),
+        (adapted, 1, "cpu", merged),
+        (adapted, 1, "cuda", 12 * own + 2 * (n + own) + value + merged),
+        (adapted, 4, "cuda", 12 * own + 2 * (n + own) + 4 * own + value + merged),
+    ):
+        assert checkpoint_copies(*shapes_and_work(argv, count, device)) == copies, (argv, count, device)
+        assert planned(argv, count, device).outlook.host == (copies if device == "cuda" else 0)
+
+
+def test_a_checkpoint_of_a_gpu_must_fit_the_memory_of_its_machine(three_b, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000 * GB, 1000 * GB))
+    monkeypatch.setattr(machine, "choose_device", lambda device: torch.device("cuda"))
+    monkeypatch.setattr(machine, "free_disk", lambda folder: 1000 * GB)
+    monkeypatch.setattr(machine, "own_ram", lambda: 0)
+    for ram, status in ((44, 0), (43, 1)):  # it takes 43.3
+        monkeypatch.setattr(machine, "available_ram", lambda ram=ram: ram * GB)
+        assert diagnose(three_b, capsys)[0] == status
 
 
 def test_each_of_four_processes_keeps_a_quarter_and_gathers_the_rest_for_a_while(three_b):

@@ -138,7 +138,8 @@ def test_wrong_values_and_stray_words_exit_with_2(line, capsys):
         ("--resume r --checkpoint c", "--checkpoint c goes with --eval-only"),
         ("--resume r --train.num-epochs 2", "--resume r continues with the run's own configuration"),
         ("--resume r --output-dir o", "--resume r continues with the run's own configuration"),
-        ("--resume r", "--resume r: no checkpoint in r/checkpoints; name the folder of a run"),
+        ("--resume r", "--resume r: there is no such folder; name the folder of a run"),
+        ("--resume .", "--resume .: no checkpoint in checkpoints; name the folder of a run"),
         ("--eval-only --output-dir o", "--output-dir o is for training"),
         ("--eval-only --checkpoint c", "checkpoint c: no checkpoint folder found; looked for c"),
         (

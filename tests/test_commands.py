@@ -74,7 +74,12 @@ def test_the_list_and_a_mistake_load_next_to_nothing():
 
 
 def test_the_module_takes_commands_and_the_options_of_the_launcher(monkeypatch, capsys):
-    for argv, status, said in ((["version"], 0, "torch"), (["--train.gae-lambda", "2"], 2, "out of range")):
+    for argv, status, said in (
+        (["version"], 0, "torch"),
+        (["--train.gae-lambda", "2"], 2, "out of range"),
+        (["--help"], 0, "python -m tinyzero_astar COMMAND"),
+        (["-h"], 0, "runs side by side"),
+    ):
         monkeypatch.setattr(sys, "argv", ["x", *argv])
         assert __main__._run() == status
         assert said in "".join(capsys.readouterr())

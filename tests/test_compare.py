@@ -249,8 +249,8 @@ def test_seconds_are_not_compared_where_they_are_not_known(elsewhere, capsys):
 @pytest.mark.parametrize(
     ("curve", "why"),
     [
-        ([(0.0, 0, 0)], "goes from iteration 0 to 0; a curve needs 0 and one more"),
-        ([(0.0, 0, 0), (None, 9, 1)], "1 evaluation(s) in its metrics.jsonl; a curve needs two"),
+        ([(0.0, 0, 0)], "goes from iteration 0 to 0; a curve needs 0 and one more: finish the run"),
+        ([(0.0, 0, 0), (None, 9, 1)], "1 evaluation(s) in its metrics.jsonl; a curve needs two: finish the run"),
         ([(0.0, 0, 0), ("high", 9, 1)], "eval/greedy_accuracy of iteration 1 is no number"),
     ],
 )

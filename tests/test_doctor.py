@@ -147,6 +147,50 @@ def test_what_a_person_reads_has_units(three_b, has, capsys):
     assert "(without A* and beam search at test time)" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_gpu_that_is_not_here_is_predicted_for_from_its_data(has, capsys):
+    has(memory=0, disk=0)  # which do not count
+    argv = ["--config", "training", "--gpu-memory-gb", "80"]
+    status, found = diagnose(argv, capsys)
+    memory = found["memory"]
+    run = planned(config_of(["--config", "training"]))
+    assert status == 0 and found["device"] == "cuda" and found["time"] is None
+    assert (memory["needed"], memory["available"]) == (run.outlook.memory, 80 * GB)
+    assert (found["host"]["needed"], found["host"]["available"]) == (run.outlook.host, None)
+    assert found["disk"]["available"] is None
+    assert diagnose([*argv, "--gpu-memory-gb", "24"], capsys)[0] == 1
+    time = diagnose([*argv, "--gpu-tb-per-s", "3.35", "--gpu-tflops", "990"], capsys)[1]["time"]
+    assert time["seconds_per_iteration"] == pytest.approx(iteration_seconds(run, Speed(3.35e12, 9.9e14)))
+    assert doctor_main([*argv, "--gpu-tb-per-s", "3.35", "--gpu-tflops", "990"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "memory: 68.1 GB of 80 GB of such a GPU: fits",
+        "host memory for a checkpoint: 43.3 GB, not compared",
+        "time: at least",
+        "TFLOP/s, as given",
+    ):
+        assert text in out
+
+
+def test_processes_on_a_cpu_are_told_that_they_share_its_memory(has, capsys):
+    has(memory=0.2)
+    argv = ["--processes", "2", "--model.device", "cpu"]
+    assert doctor_main(argv) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert " of 200 MB free for each of 2 processes: does not fit they share the memory of this machine," in out
+    assert "6 evaluations: the first and the last " in out
+
+
+def test_options_that_leave_the_peak_as_it_is_are_not_the_nearest(three_b):
+    """A CPU's evaluation that is made smaller does not help where the checkpoint alone needs more than there is."""
+    config = config_of(["--config", "training", "--model.model-name", str(three_b), *_ADAPTERS.split()])
+    run = planned(config, "cpu")
+    for tenths in range(5, 150, 5):
+        text = memory_advice(run, tenths * GB // 10) or ""
+        plan = mend_memory(run, tenths * GB // 10)
+        if "The nearest is" in text:
+            assert plan.outlook.memory < run.outlook.memory
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(("memory", "more"), [(1000, ""), (30, ""), (1000, "--processes 4 --model.lora-rank 16")])
 def test_what_a_person_reads_has_at_most_80_columns_and_whole_names(
@@ -347,6 +391,11 @@ def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
         ("--model.cuda-graphs --model.device cpu", "model.cuda_graphs is for CUDA devices"),
         ("--model.liger --model.device cpu", "model.liger asks for kernels for GPUs"),
         ("--train.gae-lambda 2", "train.gae_lambda 2.0 is out of range"),
+        ("--gpu-memory-gb 0", "--gpu-memory-gb 0.0 must be more than 0"),
+        ("--gpu-memory-gb nan", "--gpu-memory-gb nan must be more than 0"),
+        ("--gpu-tflops 900", "--gpu-tflops 900.0 needs the size of the GPU's memory, too: add --gpu-memory-gb 80"),
+        ("--gpu-memory-gb 80 --gpu-tflops 900", "--gpu-tb-per-s and --gpu-tflops go together"),
+        ("--gpu-memory-gb 80 --model.device cpu", "--gpu-memory-gb 80.0 is for a CUDA GPU: leave out --model.device"),
     ],
 )
 def test_wrong_use_is_one_sentence(line, sentence, capsys):

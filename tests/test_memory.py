@@ -7,7 +7,10 @@ import json
 import math
 import os
 import socket
+import tempfile
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,6 +31,8 @@ from tinyzero_astar.resources.shapes import shapes_of
 from tinyzero_astar.resources.standing import resident
 from tinyzero_astar.resources.workload import Work, value_parameters
 from tinyzero_astar.rollout.astar_search import Forest, astar_rollouts, greedy_rollouts
+from tinyzero_astar.run.build import optimizers
+from tinyzero_astar.run.checkpoint import save_checkpoint
 from tinyzero_astar.search.heuristic import Guidance
 from tinyzero_astar.training.astar_po import AStarPO
 from tinyzero_astar.training.optimizer import MasterAdamW
@@ -223,6 +228,12 @@ def search(name, case, policy):
     )
 
 
+def write_checkpoint(policy, updater):
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
+        save_checkpoint(Path(folder) / "checkpoint_iter_2", policy, tokenizer, optimizers(updater), {})
+
+
 def measured(case):
     """Peaks by phase, and what lives between updates, bytes."""
     policy = make_policy(case)
@@ -263,6 +274,10 @@ def measured(case):
             updater.update(make_batch(case), case.problems, 0)
         gc.collect()
         peaks["between"] = live.now
+        live.restart()
+        write_checkpoint(policy, updater)
+        peaks["checkpoint"] = live.peak
+        gc.collect()
         for name in case.searches:
             with unsharded(policy):
                 live.restart()
@@ -277,7 +292,7 @@ def predicted(case, num_processes=1):
     shared = {n: getattr(whole, n) // num_processes for n in SHARES}
     shared["num_shards"] = num_processes
     found = {name: sum(parts.values()) for name, parts in phases(shapes, work_of(case, **shared)).items()}
-    peaks = {name: found[name] for name in UPDATE if name in found}
+    peaks = {name: found[name] for name in (*UPDATE, "checkpoint") if name in found}
     peaks["between"] = sum(resident(shapes, work_of(case, **shared)).values())
     if num_processes > 1:
         peaks["loading"] = found["loading"]

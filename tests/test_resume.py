@@ -456,10 +456,23 @@ def test_without_a_good_checkpoint_one_sentence(copy, capsys):
     for iteration, damage in ((2, empty), (4, cut)):
         damage(checkpoint(copy, iteration))
     before = contents(copy)
-    sentence = refused(["--resume", str(copy)], capsys)
-    start = f"none of 2 checkpoints can be used; the newest: checkpoint {checkpoint(copy, 4)}: model.safetensors"
-    assert sentence.startswith(start)
+    assert main(["--resume", str(copy)]) == 2
+    *warnings, sentence = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("w", "e"))]
+    assert len(warnings) == 2 and sentence.startswith(f"error: none of the 2 checkpoints of {copy} can be used. ")
+    assert f"checkpoint {checkpoint(copy, 4)}: model.safetensors" in warnings[0]
+    assert f"checkpoint {checkpoint(copy, 2)}: " in warnings[1]
     assert contents(copy) == before
+
+
+def test_what_is_whole_of_a_damaged_checkpoint_is_a_model_to_start_from(copy, options, tmp_path, capsys):
+    damaged = checkpoint(copy, 4)
+    (damaged / "trainer.safetensors").write_bytes(b"")
+    model = tmp_path / "model"
+    shutil.copytree(damaged, model, ignore=shutil.ignore_patterns(*checkpoints.OWN_FILES))
+    new = ["--model.model-name", str(model), "--train.num-iterations", "0", "--output-dir", str(tmp_path / "new")]
+    assert main([*options, *new]) == 0
+    assert main([*options, *new[:1], str(damaged), *new[2:-1], str(tmp_path / "other")]) == 2  # not the folder itself
+    capsys.readouterr()
 
 
 def test_a_checkpoint_may_be_chosen(finished, copy, capsys):

@@ -1,4 +1,4 @@
-"""`python -m tinyzero_astar` is `tinyzero`. Without a command it is `python train.py`."""
+"""`python -m tinyzero_astar` is `tinyzero`. With options of train.py alone, or none, it is `python train.py`."""
 
 import sys
 
@@ -6,7 +6,7 @@ from tinyzero_astar.terminal import end_process, run_command
 
 
 def _run() -> int:  # imports stand here, so that a missing package is one sentence
-    if sys.argv[1:2] and not sys.argv[1].startswith("-"):
+    if sys.argv[1:2] and (not sys.argv[1].startswith("-") or sys.argv[1] in ("-h", "--help")):
         from tinyzero_astar.cli.commands import main
 
         return main(sys.argv[1:])

@@ -18,7 +18,6 @@ from tinyzero_astar.files import read_bytes
 from tinyzero_astar.interfaces import Problem, Task
 
 TASKS: dict[str, type[QuestionTask]] = {"multiplication": Multiplication, "countdown": Countdown}
-_MOVED = "--data.task or --data.reward-function"
 
 
 def make_task(data: DataConfig, seed: int) -> Task:
@@ -91,37 +90,42 @@ def pinned(data: DataConfig) -> DataConfig:
             is.
     """
     origins = own.origins_of(data)
-    digest = _digest_of(origins) if origins else ""
+    digest = _digest_of(origins, _moved(data)) if origins else ""
     if data.task_sha256 and not origins:
         raise ValueError(
             f"data.task {data.task!r} comes from no file, but the task that the run was trained on does; leave it out,"
-            f" or say where that file lies now with {_MOVED}"
+            f" or say where that file lies now with {_moved(data)}"
         )
     if data.task_sha256 not in ("", digest):
         files = ", ".join(str(origin.file) for origin in origins)
         more = ", or the name after the colon has" if any(origin.name for origin in origins) else ""
         raise ValueError(
             f"data.task {data.task!r} is not what the run was trained on: {files} has changed{more}; restore it, or"
-            f" say where it lies now with {_MOVED}"
+            f" say where it lies now with {_moved(data)}"
         )
     return replace(
         data, task=own.absolute(data.task), reward_function=own.absolute(data.reward_function), task_sha256=digest
     )
 
 
-def _digest_of(origins: Sequence[own.Origin]) -> str:
+def _moved(data: DataConfig) -> str:
+    """The options that say where the files of the task lie."""
+    return "--data.task or --data.reward-function" if data.reward_function else "--data.task"
+
+
+def _digest_of(origins: Sequence[own.Origin], options: str) -> str:
     digest = hashlib.sha256()
     for file, name in origins:
-        for part in (_content(file), name.encode()):
+        for part in (_content(file, options), name.encode()):
             digest.update(hashlib.sha256(part).digest())  # of one length, so what ends where cannot be mistaken
     return digest.hexdigest()
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, options: str) -> bytes:
     try:
         return read_bytes(path)
     except (OSError, ValueError) as error:  # a name with a null byte is no name
         raise ValueError(
             f"data.task: {path} cannot be read ({getattr(error, 'strerror', None) or error}); say where it lies with"
-            f" {_MOVED}"
+            f" {options}"
         ) from None

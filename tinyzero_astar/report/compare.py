@@ -47,6 +47,7 @@ _OF_SEARCHES = tuple(
         "root_tilt",
     )
 )
+_FINISH = "finish the run with python train.py --resume, or leave it out"
 
 Curve = list[tuple[float, float]]  # what was spent until an evaluation, and its accuracy
 
@@ -104,7 +105,9 @@ def read_run(folder: Path, by: Measure) -> Run:
         raise ValueError(f"{folder}: no {METRICS} there; name the folder of a run")
     first, last = rows[0]["iteration"], rows[-1]["iteration"]
     if first != 0 or last == 0:
-        raise ValueError(f"{folder}: its {METRICS} goes from iteration {first} to {last}; a curve needs 0 and one more")
+        raise ValueError(
+            f"{folder}: its {METRICS} goes from iteration {first} to {last}; a curve needs 0 and one more: {_FINISH}"
+        )
     if by == "seconds" and any(_number(folder, row, _TIME) is None for row in rows[1:]):
         raise ValueError(f"{folder}: it was stopped where its time was not recorded; compare --by tokens or iterations")
     return Run(folder, from_json(folder / CONFIG), _curve(folder, rows, by))
@@ -118,7 +121,7 @@ def _curve(folder: Path, rows: Sequence[dict[str, Any]], by: Measure) -> Curve:
         if (accuracy := _number(folder, row, _ACCURACY)) is not None:
             curve.append((float(row["iteration"]) if by == "iterations" else spent, accuracy))
     if len(curve) < 2:
-        raise ValueError(f"{folder}: {len(curve)} evaluation(s) in its {METRICS}; a curve needs two")
+        raise ValueError(f"{folder}: {len(curve)} evaluation(s) in its {METRICS}; a curve needs two: {_FINISH}")
     return curve
 
 

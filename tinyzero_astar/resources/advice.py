@@ -46,7 +46,7 @@ def memory_advice(run: PlannedRun, available: int) -> str | None:
     then = f"{' '.join(plan.options)}, with a predicted peak of {readable_bytes(plan.outlook.memory)}"
     if plan.fits:
         return f"{text}Use {then}"
-    if plan.options:
+    if plan.outlook.memory < outlook.memory:
         return f"{text}No option makes it fit. The nearest is {then}. Use a smaller model or more memory"
     return f"{text}No option makes it fit. Use a smaller model or more memory"
 

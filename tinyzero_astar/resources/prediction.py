@@ -13,7 +13,7 @@ from tinyzero_astar.config import WITH_CRITIC, WITH_REFERENCE, Config, search_si
 from tinyzero_astar.files import TRACED_NODES, TRACED_PROBLEMS
 from tinyzero_astar.resources.memory import peak, phases
 from tinyzero_astar.resources.model import Model
-from tinyzero_astar.resources.standing import Memory, checkpoint_bytes
+from tinyzero_astar.resources.standing import Memory, checkpoint_bytes, checkpoint_copies
 from tinyzero_astar.resources.workload import Work
 
 _METRICS, _SAMPLE = 3_000, 250  # bytes of a line of metrics.jsonl and, without the completion, of samples.jsonl
@@ -31,6 +31,7 @@ class Outlook:
     checkpoint: int  # bytes of one
     num_checkpoints: int  # most of them at a time, with the one that is being written
     records: int  # bytes of the .jsonl files
+    host: int  # bytes of the machine's memory while a GPU's run writes a checkpoint. 0 where the phases have it
 
     @property
     def memory(self) -> int:
@@ -120,6 +121,7 @@ class PlannedRun:
             checkpoint=checkpoint_bytes(shapes, work),
             num_checkpoints=min(len(saved), most),
             records=(last + 1) * _METRICS + len(shown) * shown_bytes * (last > 0),
+            host=checkpoint_copies(shapes, work) if self.device == "cuda" else 0,
         )
 
     @property

@@ -46,14 +46,22 @@ def kv_bytes(shapes: Shapes, work: Work, num_slots: int) -> int:
     return num_slots * (work.length + 1) * shapes.num_layers * 2 * shapes.kv_size * work.dtype_bytes
 
 
+def _state_bytes(shapes: Shapes, work: Work) -> int:
+    """Bytes of master weights and moments, and of the value model with its own."""
+    slots = 3 if work.dtype_bytes < FLOAT else 2
+    own = trainable_parameters(shapes, work.lora_rank)
+    return (own * slots + value_parameters(shapes, work.value_hidden_size) * 3) * FLOAT
+
+
+def _linear_bytes(shapes: Shapes, work: Work) -> int:
+    """Bytes of the matrices of the decoder layers, which adapters are merged into."""
+    return shapes.num_layers * shapes.linear_parameters * work.dtype_bytes if work.lora_rank else 0
+
+
 def trainer_file_bytes(shapes: Shapes, work: Work) -> int:
     """Bytes of trainer.safetensors, with optimizer state, value model, and with adapters what merging loses."""
-    own = trainable_parameters(shapes, work.lora_rank)
-    state = own * (3 if work.dtype_bytes < FLOAT else 2) * FLOAT
-    state += value_parameters(shapes, work.value_hidden_size) * 3 * FLOAT
-    if work.lora_rank:
-        state += (own + shapes.num_layers * shapes.linear_parameters) * work.dtype_bytes
-    return state
+    adapters = trainable_parameters(shapes, work.lora_rank) * work.dtype_bytes if work.lora_rank else 0
+    return _state_bytes(shapes, work) + adapters + _linear_bytes(shapes, work)
 
 
 def checkpoint_bytes(shapes: Shapes, work: Work) -> int:
@@ -62,11 +70,18 @@ def checkpoint_bytes(shapes: Shapes, work: Work) -> int:
 
 
 def checkpoint_copies(shapes: Shapes, work: Work) -> int:
-    """Host memory while a checkpoint is written, for what goes to trainer.safetensors and for weights put together."""
-    size = trainer_file_bytes(shapes, work)
-    if work.lora_rank:
-        size += shapes.num_layers * shapes.linear_parameters * work.dtype_bytes
-    return size + (shapes.num_parameters * (FLOAT + work.dtype_bytes) if work.is_sharded else 0)
+    """Bytes of the host's memory that rank 0 takes while it writes a checkpoint.
+
+    What lies there already, as with one process on a CPU, is written from where it lies. Else all of it is copied, and
+    from shards the trained weights come in float32 and are rounded then. Merging adapters makes new matrices.
+    """
+    size = _linear_bytes(shapes, work)
+    if work.is_host and not work.is_sharded:
+        return size
+    own = trainable_parameters(shapes, work.lora_rank)
+    frozen = shapes.num_parameters if work.lora_rank else 0
+    size += _state_bytes(shapes, work) + (frozen + own) * work.dtype_bytes
+    return size + (own * FLOAT if work.is_sharded and work.dtype_bytes < FLOAT else 0)
 
 
 def loading(shapes: Shapes, work: Work) -> Memory:

@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tinyzero_astar.distributed import is_main
 from tinyzero_astar.files import PARTIAL, read_text, sync
-from tinyzero_astar.manifest import check_manifest, write_manifest
+from tinyzero_astar.manifest import MANIFEST, check_manifest, write_manifest
 from tinyzero_astar.model.adapters import adapters_and_their_bases, merged
 from tinyzero_astar.model.fsdp_utils import like, whole
 from tinyzero_astar.model.model import Policy
@@ -45,6 +45,7 @@ from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE, checkpoint_at, 
 from tinyzero_astar.training.optimizer import MasterAdamW
 
 _TENSORS, _STATE = "trainer.safetensors", TRAINER_STATE
+OWN_FILES = (_STATE, _TENSORS, MANIFEST)  # without them the folder is a model like any other
 _MOMENTS = {"exp_avg", "exp_avg_sq"}  # AdamW's, of a parameter's shape
 _LANGUAGE_MODEL, _VALUE_MODEL = "language_model.", "value_model."  # of the policy's weights
 
@@ -80,7 +81,7 @@ def save_checkpoint(
         tokenizer.save_pretrained(partial)
     tensors |= {k: v for k, v in weights.items() if k.startswith(_VALUE_MODEL)}
     tensors["random_state"] = torch.get_rng_state()
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial / _TENSORS)
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / _TENSORS)
     (partial / _STATE).write_text(json.dumps(dict(state), indent=2))
     mode = (partial / _STATE).stat().st_mode  # by the umask, while safetensors' own files are for their owner alone
     for path in partial.glob("*.safetensors"):

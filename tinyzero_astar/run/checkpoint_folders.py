@@ -66,6 +66,8 @@ def latest_checkpoint(run: Path) -> Path:
 
 
 def _no_checkpoint(option: str, run: Path) -> ValueError:
+    if not os.path.exists(run):  # never raises, whatever the name
+        return ValueError(f"{option} {run}: there is no such folder; name the folder of a run")
     return ValueError(f"{option} {run}: no checkpoint in {run / CHECKPOINTS}; name the folder of a run")
 
 

@@ -11,7 +11,14 @@ from tinyzero_astar.config import WITH_REFERENCE, Config
 from tinyzero_astar.config_json import FREE_ON_RESUME, TASK_FILES, differences, from_dict, from_json, to_json
 from tinyzero_astar.files import METRICS, replace_text
 from tinyzero_astar.loggers.console import ConsoleLogger
-from tinyzero_astar.run.checkpoint import check_files, known_counts, known_reference, read_state, remembered_by
+from tinyzero_astar.run.checkpoint import (
+    OWN_FILES,
+    check_files,
+    known_counts,
+    known_reference,
+    read_state,
+    remembered_by,
+)
 from tinyzero_astar.run.checkpoint_folders import TRAINER_STATE
 from tinyzero_astar.run.folder import CONFIG, iteration_of
 from tinyzero_astar.run.records import check_same_history, read_jsonl
@@ -53,7 +60,13 @@ def first_usable(config: Config, folder: Path, checkpoints: Sequence[Path], cons
         return checkpoint
     if len(failures) == 1 or all(isinstance(failure, _OtherConfigError) for failure in failures):
         raise failures[0]
-    raise ValueError(f"none of {len(failures)} checkpoints can be used; the newest: {failures[0]}")
+    for failure in failures:
+        console.warn(str(failure))
+    raise ValueError(
+        f"none of the {len(failures)} checkpoints of {folder} can be used. Where model.safetensors and config.json are"
+        f" whole, a copy of the folder without {', '.join(OWN_FILES)} is a model, which a new run can start from with"
+        " --model.model-name COPY"
+    )
 
 
 def _check_usable(checkpoint: Path, records: Sequence[Mapping[str, Any]]) -> None:
