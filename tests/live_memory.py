@@ -46,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
 
     def watch(self, tensors):
         for x in tree_iter(tensors):
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and x.device.type != "meta":  # those have no bytes
                 self._note((x.to_local() if isinstance(x, DTensor) else x).untyped_storage())
 
     def restart(self):

@@ -140,7 +140,7 @@ def test_what_a_person_reads_has_units(three_b, has, capsys):
     assert doctor_main([]) == 0
     out = capsys.readouterr().out
     assert "peak memory, MB" in out and "memory: 508 MB of 1 TB free: fits" in out
-    assert "\ntime: about " in out and "\n  50 iterations of " in out and "\n  6 evaluations of " in out
+    assert "\ntime: about " in out and "\n  50 iterations of " in out and "\n  6 evaluations: " in out
     assert "e+" not in out and "e-" not in out and "checkpoint(s)" not in out
     assert "test time" not in out
     assert doctor_main(["--eval.search", "best_first"]) == 0

@@ -1,6 +1,7 @@
 """The presets, each a complete run.
 
-`tiny` and `small` have been run to their end on a CPU. `local` and `training` need a GPU and have not been run on one.
+`tiny` has been run to its end on a CPU, and so has `small`, with the instruct weights of its model. `local` and
+`training` need a GPU. They have not been run on any hardware.
 
 `python train.py --config local --search.beam-width 12` starts from preset `local` and changes one field.
 """
