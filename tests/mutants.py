@@ -3802,7 +3802,7 @@ TASKS = (
         "another-name",
         "a run goes on with another class of the same file",
         "data/tasks.py",
-        "(_content(file), name.encode())",
+        "(_content(file, options), name.encode())",
         "(_content(file),)",
         ("test_questions.py::test_another_name_in_the_same_file_is_another_task",),
     ),

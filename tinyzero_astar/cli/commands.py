@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the command that the first word names, and return the exit status."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
-        print("usage: tinyzero COMMAND [OPTIONS]\n       python -m tinyzero_astar COMMAND [OPTIONS]\n")
+        print("usage: tinyzero COMMAND [OPTIONS]\nor: python -m tinyzero_astar COMMAND [OPTIONS]\n")
         print("`tinyzero COMMAND --help` lists the options of a command.\n")
         print("\n".join(f"  {known:8s} {what}" for known, (_, what) in COMMANDS.items()))
         return 0
