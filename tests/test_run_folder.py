@@ -240,10 +240,11 @@ def test_latest_checkpoint_is_that_of_the_highest_iteration(tmp_path):
 
 def test_a_run_without_checkpoint_cannot_be_continued(tmp_path):
     make_checkpoint(tmp_path / "checkpoints" / "checkpoint_iter_2.partial")
-    for run in (tmp_path, tmp_path / "nowhere"):
+    nowhere = tmp_path / "nowhere"
+    for run, why in ((tmp_path, f"no checkpoint in {tmp_path / 'checkpoints'}"), (nowhere, "there is no such folder")):
         with pytest.raises(ValueError) as refused:
             run_and_checkpoints(run)
-        assert str(refused.value).startswith(f"--resume {run}: no checkpoint in {run / 'checkpoints'};")
+        assert str(refused.value).startswith(f"--resume {run}: {why};")
 
 
 # ---------------------------------------------------------------------------------------------------------- room
