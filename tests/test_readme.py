@@ -148,7 +148,7 @@ def run_python(argv, is_run):
         return run_command(argv[2:])
     elif argv[:2] == ["-m", "pytest"]:
         assert (ROOT / argv[2]).is_file()
-    elif argv[1].startswith("benchmarks."):
+    elif argv[1].startswith(("benchmarks.", "recipes.")):
         source = Path(importlib.util.find_spec(argv[1]).origin).read_text(encoding="utf-8")
         assert all(f'"{word}"' in source for word in argv if word.startswith("--"))
     elif argv[:3] == ["-m", "zipfile", "-e"]:
