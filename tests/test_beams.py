@@ -132,4 +132,4 @@ def test_all_arms_work_without_a_pad_token(tiny_base, tmp_path):
     generator = Generator(partial(SlotDecoder, policy), tokenizer, TASK, WeightedReward(RewardConfig()), 128)
     options = {"beam_width": 3, "max_rows": 4}
     arms = compare(policy, tokenizer, TASK, generator, TASK.held_out_problems(3), SETTINGS, **options)
-    assert len(arms) == 4 and all(arm.tokens > 0 for arm in arms)
+    assert len(arms) == 7 and all(arm.tokens > 0 for arm in arms)

@@ -352,7 +352,7 @@ def test_a_checkpoint_is_evaluated_to_the_numbers_of_its_run(session, tmp_path, 
     assert found == after != before  # shares alone may happen to agree
     assert "iteration 4: 24 held-out problems" in out
     for name in ("greedy_accuracy", "pass_at_1", "pass_at_4", "sampled_format"):
-        title = name.replace("_at_", "@").replace("_", " ")
+        title = name.replace("pass_at_", "sampled pass@").replace("_", " ")
         row = next(line for line in out.splitlines() if line.startswith(f"  {title} "))
         assert f"{100 * found[f'eval/{name}']:.1f} %" in row
         assert f"[{100 * found[f'eval/{name}_low']:.1f}, {100 * found[f'eval/{name}_high']:.1f}]" in row
