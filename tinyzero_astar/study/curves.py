@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from tinyzero_astar.report.compare import accuracy_at
-from tinyzero_astar.report.intervals import mean_of
 from tinyzero_astar.study.outcomes import BUDGETS, Budget, Outcome
 from tinyzero_astar.study.summary import least_budget
 
@@ -20,7 +20,7 @@ _LABELS: dict[Budget, tuple[str, float]] = {
 
 
 def draw_curves(outcomes: Sequence[Outcome], baseline: str, path: Path) -> None:
-    """Mean held-out accuracy of each arm over each budget, shaded with the 95 % interval over seeds (Student's t).
+    """Mean held-out accuracy of each arm over each budget, shaded where the middle half of seeds lies.
 
     Args:
         outcomes: of one task.
@@ -36,25 +36,27 @@ def draw_curves(outcomes: Sequence[Outcome], baseline: str, path: Path) -> None:
     for outcome in outcomes:
         by_arm.setdefault(outcome.trial.arm, []).append(outcome)
     figure, axes = plt.subplots(1, len(BUDGETS), figsize=(15, 4.8), sharey=True, layout="constrained")
-    colours = plt.get_cmap("tab20")
+    colours = plt.get_cmap("tab10" if len(by_arm) <= 10 else "tab20")
     for place, (axis, budget) in enumerate(zip(axes, BUDGETS, strict=True)):
         label, scale = _LABELS[budget]
         last = least_budget(outcomes, baseline, budget)
         grid = [last * i / _STEPS for i in range(_STEPS + 1)]
         for colour, (arm, own) in enumerate(by_arm.items()):
             curves = [[*outcome.spent(budget), (math.inf, outcome.accuracy)] for outcome in own]
-            means = [mean_of([100 * accuracy_at(curve, x) for curve in curves]) for x in grid]
+            heights = [[100 * accuracy_at(curve, x) for curve in curves] for x in grid]
             x = [value / scale for value in grid]
             shown = colours(colour % 20)
-            axis.plot(x, [mean.value for mean in means], color=shown, label=arm.replace("_", " "), linewidth=1.8)
-            if means[0].low is not None:
-                axis.fill_between(
-                    x, [m.low for m in means], [m.high for m in means], color=shown, alpha=0.12, linewidth=0
+            means = [statistics.fmean(found) for found in heights]
+            axis.plot(x, means, color=shown, label=arm.replace("_", " "), linewidth=1.8)
+            if len(own) > 1:
+                low, _, high = zip(
+                    *(statistics.quantiles(found, n=4, method="inclusive") for found in heights), strict=True
                 )
+                axis.fill_between(x, low, high, color=shown, alpha=0.1, linewidth=0)
         axis.set(xlabel=label, ylim=(0, 100))
         axis.grid(alpha=0.3)
         if place == 0:
             axis.set(ylabel=f"held-out greedy accuracy, %, mean of {len(next(iter(by_arm.values())))} seeds")
-    axes[-1].legend(loc="lower right", frameon=False, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)
