@@ -46,9 +46,9 @@ def _recorded(found: Found) -> str:
     if not found.right:
         return ""
     return (
-        f"It found {found.right} right completions in the searches on record. Samples of the same problems, as many of"
-        f" each, would be expected to show {found.expected:.0f} of these, and some other right ones. At least"
-        f" {found.repeats:.0f} of {found.count:,} samples would repeat an earlier one. The search never does."
+        f"It found {found.right} right completions in the searches on record. As many samples of the same problems"
+        f" would show about {found.expected:.0f} of these. They would find other right ones too, but repeat themselves. At"
+        f" least {found.repeats:.0f} of {found.count:,} samples would be copies of an earlier one. The search has none."
     )
 
 
@@ -62,7 +62,7 @@ def _phases(trained: Sequence[Mapping[str, Any]], is_shared: bool) -> str:
         told.append(f"Until iteration {half}, {_compared(early)}.")
     if late is not None:
         why = (
-            ", as it turns to problems on which the policy hesitates"
+            ", as it turns to problems on which the policy hesitates. That is its purpose"
             if is_shared and _more(late) == "less than"
             else ""
         )
@@ -124,7 +124,8 @@ def judged(run: RunRecords, trained: Sequence[Mapping[str, Any]]) -> Answer:
         interval = "" if mean.low is None or mean.high is None else f" [{100 * mean.low:.0f}, {100 * mean.high:.0f}]"
         short = _verdict(mean.low, mean.high)
         reason = (
-            f"Of a right and a wrong continuation it valued the right one higher in {percent(mean.value)}{interval} of"
+            "The heuristic is the value model, which guesses how likely a beginning is to end right. Of a right and a"
+            f" wrong continuation it valued the right one higher in {percent(mean.value)}{interval} of"
             " the cases. Chance is 50 %."
         )
     details = [
