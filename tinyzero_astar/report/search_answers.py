@@ -48,7 +48,8 @@ def _recorded(found: Found) -> str:
     return (
         f"It found {found.right} right completions in the searches on record. As many samples of the same problems"
         f" would show about {found.expected:.0f} of these. They would find other right ones too, but repeat themselves."
-        f" At least {found.repeats:.0f} of {found.count:,} samples would be copies of an earlier one. The search has none."
+        f" At least {found.repeats:.0f} of {found.count:,} samples would be copies of an earlier one. The search has"
+        " none."
     )
 
 
