@@ -2485,7 +2485,6 @@ PROCESSES = (
         TWO,
     ),
 )
-DOCUMENTED = "test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say"
 TRAINS = ("test_end_to_end.py::test_two_iterations_of_the_program_are_what_the_documents_say",)
 BOUNDED = "test_every_setting_changes_what_it_says_by_what_the_documents_say"
 LOGGING = (
@@ -2917,7 +2916,7 @@ WIRING = (
         "rollout/records.py",
         "if own]",
         "]",
-        (f"{DOCUMENTED}[search.problems_per_search]", f"{DOCUMENTED}[search.root_tilt]"),
+        ("test_cost.py::test_prompts_count_where_they_are_read_and_what_they_share_counts_once",),
     ),
     Mutant(
         "cost-tilt",
@@ -2925,7 +2924,7 @@ WIRING = (
         "rollout/records.py",
         "if settings.root_tilt > 0:",
         "if settings.root_tilt > 1:",
-        (f"{DOCUMENTED}[search.root_tilt]",),
+        ("test_cost.py::test_prompts_count_where_they_are_read_and_what_they_share_counts_once",),
     ),
     Mutant(
         "cost-value-steps",
