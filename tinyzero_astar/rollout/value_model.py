@@ -27,7 +27,7 @@ from torch.nn.functional import pad, silu
 CHILD_RANK = 64
 PATH_SIZE = 3
 _PRIOR_LOGIT = -4.0  # a base model rarely succeeds, so p starts at 0.02 rather than 0.5
-_LEAST = -30.0  # log pi in nats. Less likely tokens count as this, and so do forbidden ones
+LEAST_LOGP = -30.0  # log pi in nats. Less likely tokens count as this, and so do forbidden ones
 
 
 class Values(NamedTuple):
@@ -74,12 +74,12 @@ class ValueModel(nn.Module):
             accuracy: [N].
             logp: [N, V] log pi(a|s).
         """
-        child = logp.to(features.dtype).clamp(min=_LEAST).mul_(features[:, -1:]).add_(accuracy[:, None])
+        child = logp.to(features.dtype).clamp(min=LEAST_LOGP).mul_(features[:, -1:]).add_(accuracy[:, None])
         return child.addmm_(features[:, :-1], self.up.weight.T)
 
     def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """Accuracy logits of one child each, [...], without scoring the vocabulary. `logp` [...] is the child's own."""
-        from_policy = features[..., -1] * logp.to(features.dtype).clamp(min=_LEAST)
+        from_policy = features[..., -1] * logp.to(features.dtype).clamp(min=LEAST_LOGP)
         child: Tensor = accuracy + (features[..., :-1] * self.up(token)).sum(-1) + from_policy
         return child
 
