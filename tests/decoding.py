@@ -19,7 +19,7 @@ class NoWaiting(TorchDispatchMode):
     """Refuses what makes the CPU wait for a GPU, and so cannot be part of a CUDA graph."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func.overloadpacket not in _WAITING, f"{func} waits for the GPU"
+        assert func.overloadpacket not in WAITING, f"{func} waits for the GPU"
         is_masked = func.overloadpacket in _INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
         assert not is_masked, f"{func} by a mask counts its elements"
         return func(*args, **(kwargs or {}))
@@ -38,17 +38,42 @@ class Tape:
     def record(self, work):
         with NoWaiting():
             work()
-        played = make_fx(work)()
+        found = []
+
+        def tensors():
+            found.append(work())
+            return _tensors_in(found[-1])
+
+        played = make_fx(tensors)()
         self.num_recorded += 1
 
         def replay():
             self.num_replayed += 1
-            return played()
+            return _with_tensors(found[-1], iter(played()))
 
         return replay
 
 
-_WAITING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
+def _tensors_in(x):
+    """Those of a result, in nested tuples and in the arguments of functions."""
+    if isinstance(x, partial):
+        x = x.args
+    if isinstance(x, tuple):
+        return [y for part in x for y in _tensors_in(part)]
+    return [x] if isinstance(x, torch.Tensor) else []
+
+
+def _with_tensors(x, tensors):
+    """The same result with other tensors."""
+    if isinstance(x, partial):
+        return partial(x.func, *_with_tensors(x.args, tensors))
+    if isinstance(x, tuple):
+        parts = [_with_tensors(part, tensors) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+    return next(tensors) if isinstance(x, torch.Tensor) else x
+
+
+WAITING = {torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select}
 _INDEXING = {torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_}
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11, 12], [5], [9, 9, 2, 1]]
 LED = [[13, 14, 15, 13, *prompt] for prompt in PROMPTS]  # as worked examples lead

@@ -103,6 +103,11 @@ class StepOutput(NamedTuple):
 
     With None, `child_logit` is asked.
     """
+    child_terms: Callable[[], tuple[Tensor, Tensor]] | None = None
+    """u [N, V] and c [N], where the logit of p(s a) is u(s, a) + c(s) max(log pi(a|s), -30).
+
+    Only for decoders whose steps are recorded.
+    """
 
     def taken(self, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """Logit of p(s a) for one next token of some rows, without scoring the whole vocabulary where that can be.

@@ -66,6 +66,10 @@ class Network(Protocol):
         """Value logits of all children, [N, V], given log pi of each."""
         ...
 
+    def score_child_terms(self, scores: Scores) -> tuple[Tensor, Tensor]:
+        """The same in two parts that do not need log pi, see `interfaces.StepOutput.child_terms`."""
+        ...
+
     def score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """Value logits of one child of some of the prefixes, [...] as `row`, `token` and its log pi are."""
         ...
@@ -156,6 +160,38 @@ class SlotDecoder:
         hidden = self._hidden(num_rows, column, num_columns)
         return self._output(self._network.score(hidden[row, 0], path))
 
+    @property
+    def recorder(self) -> Recorder | None:
+        """See `search.recorded.AllSlots`."""
+        return self._network.recorder
+
+    def shape_at(self, depth: int) -> int:
+        """How many columns a prefix of `depth` tokens attends to, in whole blocks."""
+        blocks = (self._num_prompt_columns + depth - 1) // BLOCK + 1
+        return min(blocks * BLOCK, self._cache.num_columns)
+
+    def prepare(self, shape: int) -> None:
+        """See `search.recorded.AllSlots.prepare`. It clears the columns."""
+        self._cache.plan_tokens(len(self._column), self._column, shape)
+
+    @torch.no_grad()
+    def step_all(self, tokens: Tensor, length: Tensor, path: Tensor, shape: int) -> StepOutput:
+        """See `search.recorded.AllSlots.step_all`. Every slot is in the row of its number."""
+        self._token.copy_(tokens[:, None])
+        self._column.copy_((length + self._num_prompt_columns).expand_as(self._column))
+        self._path.copy_(path)
+        return self._output(self._run_all(shape))
+
+    @torch.no_grad()
+    def copy_slots(self, source: Tensor, target: Tensor, length: int) -> None:
+        """See `search.recorded.AllSlots.copy_slots`. The prompt is copied where it may differ."""
+        first = self._num_prompt_columns
+        if not self._can_cross and length == 0:
+            return
+        self._cache.fork(source, target, 0 if self._can_cross else first, first + length)
+        if self._can_cross:
+            self._padding[target] = self._padding[source]
+
     def _recorded_step(
         self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor, path: Tensor, longest: int
     ) -> StepOutput:
@@ -164,8 +200,7 @@ class SlotDecoder:
         self._path[target] = path.to(self._path.dtype)
         self._num_filled[target] = length
         torch.add(self._num_filled, self._num_prompt_columns, out=self._column)
-        blocks = (self._num_prompt_columns + longest) // BLOCK + 1
-        num_columns = min(blocks * BLOCK, self._cache.num_columns)
+        num_columns = self.shape_at(longest + 1)
         if num_columns not in self._recorded:
             self._cache.plan_tokens(len(self._column), self._column, num_columns)  # clears them, once
             self._recorded[num_columns] = recorder.record(partial(self._run_all, num_columns))
@@ -185,11 +220,16 @@ class SlotDecoder:
             child_logit=partial(self._score_children, scores),
             baseline=scores.baseline,
             child_logit_of=partial(self._score_child, scores),
+            child_terms=partial(self._score_child_terms, scores),
         )
 
     @torch.no_grad()
     def _score_children(self, scores: Scores, logp: Tensor) -> Tensor:
         return self._network.score_children(scores, logp)
+
+    @torch.no_grad()
+    def _score_child_terms(self, scores: Scores) -> tuple[Tensor, Tensor]:
+        return self._network.score_child_terms(scores)
 
     @torch.no_grad()
     def _score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:

@@ -141,6 +141,11 @@ class Policy(nn.Module):
         value_logit = scores.value_logit.to(scores.features.dtype)
         return _at_least_float32(self.value_model.child_logits(scores.features, value_logit, logp))
 
+    def score_child_terms(self, scores: Scores) -> tuple[Tensor, Tensor]:
+        """See `engine.decoder.Network.score_child_terms`. At least float32."""
+        terms, slope = self.value_model.child_terms(scores.features, scores.value_logit.to(scores.features.dtype))
+        return _at_least_float32(terms), _at_least_float32(slope)
+
     def score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """See `engine.decoder.Network.score_child`. At least float32."""
         features = scores.features[row]

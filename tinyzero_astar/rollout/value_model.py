@@ -77,6 +77,10 @@ class ValueModel(nn.Module):
         child = logp.to(features.dtype).clamp(min=LEAST_LOGP).mul_(features[:, -1:]).add_(accuracy[:, None])
         return child.addmm_(features[:, :-1], self.up.weight.T)
 
+    def child_terms(self, features: Tensor, accuracy: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in two parts, [N, V] that does not need log pi, and [N] what its logarithm is multiplied by."""
+        return torch.addmm(accuracy[:, None], features[:, :-1], self.up.weight.T), features[:, -1]
+
     def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """Accuracy logits of one child each, [...], without scoring the vocabulary. `logp` [...] is the child's own."""
         from_policy = features[..., -1] * logp.to(features.dtype).clamp(min=LEAST_LOGP)

@@ -9,7 +9,7 @@ whose prefix it holds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tinyzero_astar.search.gumbel import prefix_hashes
 
+CARRIED = ("priority", "log_q", "log_pi", "last", "least", "hashes", "is_open", "origin")  # what a step changes
 NO_TOKEN = -1  # a row that adds nothing at this step, because its leaf is finished or it has none
 
 
@@ -84,6 +85,7 @@ class Beam:
     origin: Tensor  # int64, which of the chosen problems (`roots.Roots`) the prefix belongs to
     places: Tensor  # [N] of the open rows, in the order in which the decoder is asked for them
     group: Tensor  # [N] of the open rows, the group in which they compete
+    has_all: bool = False  # every row counts as one of the N, open or not, so that no shape ever changes
 
     @property
     def problem(self) -> Tensor:
@@ -97,17 +99,19 @@ class Beam:
 
     def at_open(self, x: Tensor) -> Tensor:
         """What [G, K] holds at the open rows, [N]."""
-        return torch.take(x, self.places)
+        return x.flatten() if self.has_all else torch.take(x, self.places)
 
     def spread(self, values: Tensor, elsewhere: float) -> Tensor:
         """[G, K] of values [N] of the open rows, and one number at the others."""
+        if self.has_all:
+            return torch.where(self.is_open, values.view_as(self.row), elsewhere)
         every = values.new_full(self.row.shape, elsewhere).flatten()
         return every.index_copy_(0, self.places, values).view_as(self.row)
 
     def after(self, choice: Choice, tokens: TokenTable) -> Beam:
         """The beam once each row took its token. Rows whose token ends the prefix are leaves."""
         is_open = torch.take(tokens.goes_on, choice.token)
-        places = is_open.flatten().nonzero()[:, 0]
+        places = self.places if self.has_all else is_open.flatten().nonzero()[:, 0]
         state = carried(self.hashes[0], choice.parent)
         return Beam(
             grid=self.grid,
@@ -117,12 +121,26 @@ class Beam:
             last=choice.logp,
             least=torch.minimum(carried(self.least, choice.parent), choice.logp),
             hashes=prefix_hashes(state ^ torch.take(tokens.bits, choice.token)),  # of rows that stay open
-            row=self._numbered(places),
+            row=self.row if self.has_all else self._numbered(places),
             is_open=is_open,
             origin=carried(self.origin, choice.parent),
             places=places,
-            group=self.grid.group_of(places),
+            group=self.group if self.has_all else self.grid.group_of(places),
+            has_all=self.has_all,
         )
+
+    def with_all(self) -> Beam:
+        """The same rows, all of which are stepped. It has tensors of its own, which can be written over."""
+        place = self.grid.place.flatten()
+        own = {x: getattr(self, x).clone() for x in CARRIED}
+        return replace(
+            self, **own, row=self.grid.place, places=place, group=self.grid.group_of(place), has_all=True
+        )
+
+    def fill(self, beam: Beam) -> None:
+        """Write another state of the same rows into these tensors."""
+        for name in CARRIED:
+            getattr(self, name).copy_(getattr(beam, name))
 
     def _numbered(self, places: Tensor) -> Tensor:
         """[G, K] `row`, given the places that the decoder is asked for."""

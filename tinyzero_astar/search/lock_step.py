@@ -17,6 +17,7 @@ from tinyzero_astar.search.choosers import Chooser
 from tinyzero_astar.search.gumbel import token_bits
 from tinyzero_astar.search.heuristic import Guidance, baseline_of, log_policy
 from tinyzero_astar.search.leaves import Leaves
+from tinyzero_astar.search.recorded import AllSlots, replayed_steps
 from tinyzero_astar.search.roots import Roots
 from tinyzero_astar.search.tracing import trace_rows
 
@@ -38,9 +39,7 @@ def lock_step(
     root_logit = output.value_logit
     ends = torch.tensor(decoder.eos_ids, device=output.logits.device)
     tokens, final = _token_tables(output.logits.shape[-1], ends)
-    history: list[Step] = []
-    beams: list[Beam] = []  # of prefixes that were decoded
-    moved: list[tuple[Tensor, Tensor]] = []  # per step with forks, [N] chosen problems, and whether a prefix was copied
+    tally, history = _Tally(roots), list[Step]()
     for depth in range(1, max_search_depth + 1):
         every_logp = log_policy(output)
         choice = chooser.choose(beam, output, every_logp)
@@ -57,24 +56,29 @@ def lock_step(
                 choice.priority,
             )
         )
-        beam = beam.after(choice, final if depth == max_search_depth else tokens)
+        before, beam = beam, beam.after(choice, final if depth == max_search_depth else tokens)
         places = beam.places
         if len(places) == 0:
             break
-        problem = beam.problem
         source = None  # every prefix stays in the slot that has its place
         if depth == 1:  # only the first of a problem's slots counts as holding its prompt
-            source = torch.take(roots.first, problem)
+            source = torch.take(roots.first, beam.problem)
         elif choice.parent is not None:
             source = torch.take(choice.parent, places)
-        if source is not None:
-            moved.append((problem, source != places))
+        if isinstance(decoder, AllSlots) and decoder.recorder is not None and source is not None:
+            decoder.copy_slots(source, places, 0)
+            tables = tokens, final
+            rest = replayed_steps(decoder, decoder.recorder, chooser, before, choice, tables, max_search_depth)
+            tally.note(beam, source)
+            tally.note_all(beam, rest.steps[: rest.num_decoded - 1], tokens.goes_on)
+            history, beam = history + rest.steps, rest.beam
+            break
         length = torch.full_like(places, depth - 1)
         output = decoder.step(torch.take(choice.token, places), source, length, places, beam.path)
-        beams.append(beam)
+        tally.note(beam, source)
     if trace is not None:
         trace.nodes += trace_rows(history, roots, root_logit, guidance, decoder.eos_ids, trace.num_groups)
-    stats = _statistics(beams, moved, roots, beam, chooser, len(prompts))
+    stats = tally.statistics(beam, chooser, len(prompts))
     return _read_leaves(history, roots, beam, chooser, ends, stats)
 
 
@@ -86,37 +90,58 @@ def _token_tables(vocab_size: int, ends: Tensor) -> tuple[TokenTable, TokenTable
     return tokens, tokens._replace(goes_on=torch.zeros_like(goes_on))
 
 
-def _statistics(
-    beams: list[Beam],
-    moved: list[tuple[Tensor, Tensor]],
-    roots: Roots,
-    last: Beam,
-    chooser: Chooser,
-    num_problems: int,
-) -> SearchStats:
-    """Counts per problem. The largest number of open rows is that of its group."""
-    none = torch.zeros(num_problems, dtype=torch.int64, device=roots.chosen.device)
+class _Tally:
+    """Counts of the prefixes that were decoded, step by step."""
 
-    def count(chosen: Tensor, number: Tensor | None = None) -> Tensor:
-        problem = torch.take(roots.chosen, chosen)
-        return none.index_add(0, problem, torch.ones_like(problem) if number is None else number)
+    def __init__(self, roots: Roots) -> None:
+        self.chosen = roots.chosen
+        self.stepped = [torch.arange(len(roots.chosen), device=roots.chosen.device)]  # problems of decoded prefixes
+        self.most = torch.ones_like(roots.grid.group)  # [G] most open rows at any time
+        self.moved: list[tuple[Tensor, Tensor]] = []  # [N] problems, and whether a prefix was copied
 
-    each = torch.arange(len(roots.chosen), device=none.device)
-    num_expanded = count(torch.cat([each, *(beam.problem for beam in beams)]))
-    num_forks = none
-    if moved:
-        problem, is_copied = (torch.cat(x) for x in zip(*moved, strict=True))
-        num_forks = count(problem, is_copied.long())
-    most = torch.stack([torch.ones_like(roots.grid.group), *(beam.is_open.sum(1) for beam in beams)]).amax(0)
-    return SearchStats(
-        num_expanded=num_expanded,
-        num_forks=num_forks,
-        num_decoded_tokens=num_expanded - count(each),
-        max_open=most.repeat_interleave(num_problems // len(most)),
-        num_open_final=count(last.problem),
-        num_pruned=none,
-        num_capped=count(each, chooser.count_capped()),
-    )
+    def note(self, beam: Beam, source: Tensor | None) -> None:
+        """The open rows of a beam were decoded, from the slots `source` or their own."""
+        self.stepped.append(beam.problem)
+        self.most = torch.maximum(self.most, beam.is_open.sum(1))
+        if source is not None:
+            self.moved.append((beam.problem, source != beam.places))
+
+    def note_all(self, beam: Beam, steps: list[Step], goes_on: Tensor) -> None:
+        """So were the rows that these steps after a beam left open."""
+        if not steps:
+            return
+        origins, place = [beam.origin], beam.grid.place
+        for step in steps:
+            origins.append(carried(origins[-1], step.parent))
+        is_open = torch.stack([torch.take(goes_on, step.token) for step in steps])
+        source = torch.stack([place if step.parent is None else step.parent for step in steps])
+        at = is_open.flatten().nonzero()[:, 0]
+        problem = torch.take(torch.stack(origins[1:]), at)
+        self.stepped.append(problem)
+        self.most = torch.maximum(self.most, is_open.sum(2).amax(0))
+        self.moved.append((problem, torch.take(source != place, at)))
+
+    def statistics(self, last: Beam, chooser: Chooser, num_problems: int) -> SearchStats:
+        """Counts per problem. The largest number of open rows is that of its group."""
+        none = torch.zeros(num_problems, dtype=torch.int64, device=self.chosen.device)
+
+        def count(chosen: Tensor, number: Tensor | None = None) -> Tensor:
+            problem = torch.take(self.chosen, chosen)
+            return none.index_add(0, problem, torch.ones_like(problem) if number is None else number)
+
+        num_expanded, num_forks = count(torch.cat(self.stepped)), none
+        if self.moved:
+            problem, is_copied = (torch.cat(x) for x in zip(*self.moved, strict=True))
+            num_forks = count(problem, is_copied.long())
+        return SearchStats(
+            num_expanded=num_expanded,
+            num_forks=num_forks,
+            num_decoded_tokens=num_expanded - count(self.stepped[0]),
+            max_open=self.most.repeat_interleave(num_problems // len(self.most)),
+            num_open_final=count(torch.take(last.origin, last.is_open.flatten().nonzero()[:, 0])),
+            num_pruned=none,
+            num_capped=count(self.stepped[0], chooser.count_capped()),
+        )
 
 
 def _read_leaves(

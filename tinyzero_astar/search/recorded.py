@@ -1,0 +1,224 @@
+"""Steps of a search in lock step as replays of one recording, for devices on which starting work takes long.
+
+All rows are stepped at every depth, open or not, so that no shape changes. One piece of work is a whole step. Every row
+takes the token that was chosen for it, the network scores the new prefixes, and a token is drawn for every row. The
+host then reads one small tensor. It says whether a row is open, and for how many rows further children matter. These
+are rare. They are drawn outside of the recording, and change what was chosen before the next replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from tinyzero_astar.engine.cuda_graphs import Recorder
+from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.search.beam import CARRIED, Beam, Choice, Step, TokenTable
+from tinyzero_astar.search.choosers import Chooser, Drawn
+from tinyzero_astar.search.heuristic import baseline_of, log_policy
+
+
+@runtime_checkable
+class AllSlots(Protocol):
+    """What a `Decoder` needs besides, so that the steps of all its slots can be recorded."""
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """None means that each step is run anew."""
+        ...
+
+    def shape_at(self, depth: int) -> int:
+        """What the shapes in `step_all` depend on, for prefixes of `depth` tokens."""
+        ...
+
+    def prepare(self, shape: int) -> None:
+        """Make ready what `step_all` must not do itself, before it is recorded."""
+        ...
+
+    def step_all(self, tokens: Tensor, length: Tensor, path: Tensor, shape: int) -> StepOutput:
+        """Add a token to every slot, without waiting for a result.
+
+        Args:
+            tokens: int64 [S].
+            length: int64 [], generated tokens that every slot holds. What is written behind it is overwritten.
+            path: [S, 3], see `Decoder.step`.
+            shape: what `shape_at` says of the new length.
+        """
+        ...
+
+    def copy_slots(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Slots `target` [F] become the first `length` tokens of `source` [F]. All reads precede all writes."""
+        ...
+
+
+class Flags(NamedTuple):
+    """What the host reads of a step."""
+
+    num_stepped: int  # rows that were open
+    num_open: int  # rows that are open after the tokens that were drawn
+    num_close: int  # rows whose further children matter
+    num_not_finite: int
+
+
+class _Work(NamedTuple):
+    """What a replay leaves behind."""
+
+    output: StepOutput
+    drawn: Drawn
+    flags: Tensor  # [4] int64, see `Flags`
+
+
+@dataclass
+class _Held:
+    """The tensors that a recorded step reads and writes."""
+
+    beam: Beam  # with all rows
+    choice: Choice  # that each row takes at the beginning of a step
+    depth: Tensor  # int64 [1] tokens that a row holds after that
+    places: Tensor  # int64 [T, 2, G, K] parent and token of every step
+    numbers: Tensor  # float64 [T, 6, G, K] the other fields of `Step`
+
+    @staticmethod
+    def of(beam: Beam, choice: Choice, num_steps: int) -> _Held:
+        """Before the step that takes `choice`, which is the second of `num_steps`."""
+        like, own = beam.grid.place, beam.with_all()
+        filled = choice._replace(parent=like if choice.parent is None else choice.parent)
+        return _Held(
+            beam=own,
+            choice=Choice(*(x.clone() for x in filled)),
+            depth=torch.zeros(1, dtype=torch.int64, device=like.device),
+            places=like.new_zeros(num_steps, 2, *like.shape),
+            numbers=beam.priority.new_zeros(num_steps, 6, *like.shape),
+        )
+
+    def note(self, choice: Choice, output: StepOutput) -> None:
+        """Choose for the next step, and keep what a `Step` says of it."""
+        for own, new in zip(self.choice, choice, strict=True):
+            assert own is not None
+            own.copy_(self.beam.grid.place if new is None else new)
+        parent, token, logp = self.choice.parent, self.choice.token, self.choice.logp
+        assert parent is not None and output.child_logit_of is not None
+        child = output.child_logit_of(parent, token.clamp(min=0), logp.to(output.logits.dtype))
+        said = (torch.take(output.value_logit, parent), torch.take(baseline_of(output), parent), child)
+        numbers = torch.stack([logp, self.choice.logq, *(x.double() for x in said), self.choice.priority])
+        self.places.index_copy_(0, self.depth, torch.stack([parent, token])[None])
+        self.numbers.index_copy_(0, self.depth, numbers[None])
+
+    def steps(self, last: int) -> list[Step]:
+        """Those that were noted, up to the depth `last`."""
+        pairs = zip(self.places[1 : last + 1], self.numbers[1 : last + 1], strict=True)
+        return [Step(places[0], places[1], *numbers) for places, numbers in pairs]
+
+    @property
+    def state(self) -> list[Tensor]:
+        """All that a step changes, besides what it notes."""
+        carried = [getattr(self.beam, name) for name in CARRIED]
+        return [*carried, *(x for x in self.choice if x is not None), self.depth]
+
+
+class Replayed(NamedTuple):
+    """What the steps after the first one gave."""
+
+    steps: list[Step]
+    beam: Beam  # once its rows took the tokens of the last of them
+    num_decoded: int  # beams that were decoded, the first one included
+
+
+@torch.no_grad()
+def replayed_steps(
+    decoder: AllSlots,
+    recorder: Recorder,
+    chooser: Chooser,
+    beam: Beam,
+    choice: Choice,
+    tokens: tuple[TokenTable, TokenTable],
+    max_depth: int,
+) -> Replayed:
+    """Every step of a search after the first one.
+
+    Args:
+        decoder: whose slots hold the prefixes that `choice` extends.
+        recorder: turns a step into a replay.
+        chooser: what chose.
+        beam: before `choice`, which leaves rows open.
+        choice: of the first step.
+        tokens: what they do to a prefix before the last depth, and at it.
+        max_depth: at least 2.
+    """
+    held, played = _Held.of(beam, choice, max_depth), dict[int, Callable[[], _Work]]()
+    num_noted = 0
+    for depth in range(1, max_depth):
+        shape = decoder.shape_at(depth)
+        if shape not in played:
+            played.clear()  # shapes grow, and an outgrown recording holds memory
+            decoder.prepare(shape)
+            played[shape] = _recorded(recorder, partial(_step, decoder, chooser, held, tokens[0], shape), held, chooser)
+        work = played[shape]()
+        flags = Flags(*work.flags.tolist())  # the step's only wait
+        if flags.num_stepped == 0:  # further children at the step before ended all rows
+            break
+        if flags.num_not_finite > 0:
+            _refuse(work.output)
+        num_noted = depth
+        if flags.num_close > 0:
+            _replace(decoder, chooser, held, work, flags, depth)
+        elif flags.num_open == 0:
+            break
+    table = tokens[1] if num_noted == max_depth - 1 else tokens[0]
+    return Replayed(held.steps(num_noted), held.beam.after(held.choice, table), num_noted)
+
+
+def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, shape: int) -> _Work:
+    """A whole step. It is recorded."""
+    held.beam.fill(held.beam.after(held.choice, tokens))
+    length = held.depth.clone()[0]
+    held.depth += 1
+    output = decoder.step_all(held.choice.token.flatten().clamp(min=0), length, held.beam.path, shape)
+    drawn = chooser.draw(held.beam, output)
+    is_open = held.beam.at_open(held.beam.is_open)
+    held.note(drawn.choice, output)
+    is_finite = drawn.is_finite & torch.isfinite(output.value_logit)
+    flags = (is_open, torch.take(tokens.goes_on, drawn.choice.token), drawn.is_close, is_open & ~is_finite)
+    return _Work(output, drawn, torch.stack([x.sum() for x in flags]))
+
+
+def _recorded(
+    recorder: Recorder, work: Callable[[], _Work], held: _Held, chooser: Chooser
+) -> Callable[[], _Work]:
+    """What repeats a step. Recording runs the step too, so what it changed is put back."""
+    state = [*held.state, *chooser.state]
+    before = [x.clone() for x in state]
+    played = recorder.record(work)
+    for own, old in zip(state, before, strict=True):
+        own.copy_(old)
+    return played
+
+
+def _replace(decoder: AllSlots, chooser: Chooser, held: _Held, work: _Work, flags: Flags, depth: int) -> None:
+    """Let further children push out the worst rows, and move the prefixes of those that did."""
+    drawn, beam = work.drawn, held.beam
+    assert drawn.children is not None
+    # The number is known, so that nothing must be counted on the device.
+    close = drawn.is_close.long().argsort(descending=True, stable=True)[: flags.num_close]
+    choice = chooser.replace_worst(drawn.choice, beam, drawn.children, close)
+    held.note(choice, work.output)
+    assert choice.parent is not None
+    parent, place = choice.parent.flatten(), beam.places
+    most = min(len(place), flags.num_close * (beam.row.shape[1] - 1))  # a row has that many rows beside it
+    moved = (parent != place).long().argsort(descending=True, stable=True)[:most]
+    decoder.copy_slots(parent[moved], moved, depth)  # the others among them become what they are
+
+
+def _refuse(output: StepOutput) -> None:
+    """Say what is no number.
+
+    Raises:
+        FloatingPointError: always.
+    """
+    log_policy(output)
+    raise FloatingPointError("the decoder returned a child's value that is NaN")
