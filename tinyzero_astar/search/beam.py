@@ -133,9 +133,7 @@ class Beam:
         """The same rows, all of which are stepped. It has tensors of its own, which can be written over."""
         place = self.grid.place.flatten()
         own = {x: getattr(self, x).clone() for x in CARRIED}
-        return replace(
-            self, **own, row=self.grid.place, places=place, group=self.grid.group_of(place), has_all=True
-        )
+        return replace(self, **own, row=self.grid.place, places=place, group=self.grid.group_of(place), has_all=True)
 
     def fill(self, beam: Beam) -> None:
         """Write another state of the same rows into these tensors."""

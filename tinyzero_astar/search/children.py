@@ -129,9 +129,7 @@ class Further(NamedTuple):
     @staticmethod
     def drawn(beam: Beam, children: Children, close: Tensor, counters: Tensor) -> Further:
         """The further children of some open rows, `close` [M] of the N. `counters` [V] are `gumbel.token_counters`."""
-        places, log_rate, bound = (
-            x.index_select(0, close) for x in (beam.places, children.log_rate, children.second)
-        )
+        places, log_rate, bound = (x.index_select(0, close) for x in (beam.places, children.log_rate, children.second))
         others = children.others(close)
         num_groups, num_rows = beam.row.shape
         arrival, token = (

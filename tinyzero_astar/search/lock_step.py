@@ -65,17 +65,16 @@ def lock_step(
             source = torch.take(roots.first, beam.problem)
         elif choice.parent is not None:
             source = torch.take(choice.parent, places)
-        if isinstance(decoder, AllSlots) and decoder.recorder is not None and source is not None:
+        tally.note(beam, source)
+        if source is not None and isinstance(decoder, AllSlots) and decoder.recorder is not None:  # at depth 1
             decoder.copy_slots(source, places, 0)
-            tables = tokens, final
-            rest = replayed_steps(decoder, decoder.recorder, chooser, before, choice, tables, max_search_depth)
-            tally.note(beam, source)
-            tally.note_all(beam, rest.steps[: rest.num_decoded - 1], tokens.goes_on)
-            history, beam = history + rest.steps, rest.beam
+            tables, first = (tokens, final), beam
+            rest, beam = replayed_steps(decoder, decoder.recorder, chooser, before, choice, tables, max_search_depth)
+            tally.note_all(first, rest[:-1], tokens.goes_on)
+            history += rest
             break
         length = torch.full_like(places, depth - 1)
         output = decoder.step(torch.take(choice.token, places), source, length, places, beam.path)
-        tally.note(beam, source)
     if trace is not None:
         trace.nodes += trace_rows(history, roots, root_logit, guidance, decoder.eos_ids, trace.num_groups)
     stats = tally.statistics(beam, chooser, len(prompts))

@@ -87,10 +87,10 @@ class _Held:
     def of(beam: Beam, choice: Choice, num_steps: int) -> _Held:
         """Before the step that takes `choice`, which is the second of `num_steps`."""
         like, own = beam.grid.place, beam.with_all()
-        filled = choice._replace(parent=like if choice.parent is None else choice.parent)
+        held = [like if x is None else x for x in choice]
         return _Held(
             beam=own,
-            choice=Choice(*(x.clone() for x in filled)),
+            choice=Choice(*(x.clone() for x in held)),
             depth=torch.zeros(1, dtype=torch.int64, device=like.device),
             places=like.new_zeros(num_steps, 2, *like.shape),
             numbers=beam.priority.new_zeros(num_steps, 6, *like.shape),
@@ -121,14 +121,6 @@ class _Held:
         return [*carried, *(x for x in self.choice if x is not None), self.depth]
 
 
-class Replayed(NamedTuple):
-    """What the steps after the first one gave."""
-
-    steps: list[Step]
-    beam: Beam  # once its rows took the tokens of the last of them
-    num_decoded: int  # beams that were decoded, the first one included
-
-
 @torch.no_grad()
 def replayed_steps(
     decoder: AllSlots,
@@ -138,8 +130,10 @@ def replayed_steps(
     choice: Choice,
     tokens: tuple[TokenTable, TokenTable],
     max_depth: int,
-) -> Replayed:
-    """Every step of a search after the first one.
+) -> tuple[list[Step], Beam]:
+    """Every step of a search after the first one, and the beam once its rows took the tokens of the last of them.
+
+    A step decodes the beam of the step before.
 
     Args:
         decoder: whose slots hold the prefixes that `choice` extends.
@@ -170,7 +164,7 @@ def replayed_steps(
         elif flags.num_open == 0:
             break
     table = tokens[1] if num_noted == max_depth - 1 else tokens[0]
-    return Replayed(held.steps(num_noted), held.beam.after(held.choice, table), num_noted)
+    return held.steps(num_noted), held.beam.after(held.choice, table)
 
 
 def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, shape: int) -> _Work:
@@ -187,9 +181,7 @@ def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, 
     return _Work(output, drawn, torch.stack([x.sum() for x in flags]))
 
 
-def _recorded(
-    recorder: Recorder, work: Callable[[], _Work], held: _Held, chooser: Chooser
-) -> Callable[[], _Work]:
+def _recorded(recorder: Recorder, work: Callable[[], _Work], held: _Held, chooser: Chooser) -> Callable[[], _Work]:
     """What repeats a step. Recording runs the step too, so what it changed is put back."""
     state = [*held.state, *chooser.state]
     before = [x.clone() for x in state]
