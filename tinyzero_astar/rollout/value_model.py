@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
+from tinyzero_astar.search.heuristic import LEAST_LOGP
+
 CHILD_RANK = 64
 PATH_SIZE = 3
 _PRIOR_LOGIT = -4.0  # a base model rarely succeeds, so p starts at 0.02 rather than 0.5
-LEAST_LOGP = -30.0  # log pi in nats. Less likely tokens count as this, and so do forbidden ones
 
 
 class Values(NamedTuple):

@@ -17,6 +17,7 @@ from tinyzero_astar.interfaces import StepOutput
 
 _MAX_INVERSE_BETA = 50.0  # e^h is a float32
 _LOG2_E = math.log2(math.e)
+LEAST_LOGP = -30.0  # log pi in nats. Children that are less likely are scored as this, and so are forbidden ones
 _TINY = 1e-30  # in place of 0 in a quotient, representable in float32
 
 

@@ -18,9 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tinyzero_astar.rollout.value_model import LEAST_LOGP
 from tinyzero_astar.search.gumbel import inverse_cdf
-from tinyzero_astar.search.heuristic import Tilt, f_score, rise
+from tinyzero_astar.search.heuristic import LEAST_LOGP, Tilt, f_score, rise
 
 _TINY = 1e-30  # in place of 0 in a quotient
 
