@@ -35,7 +35,7 @@ class Tape:
     def __init__(self):
         self.num_recorded = self.num_replayed = 0
 
-    def record(self, work):
+    def record(self, work, kind):
         with NoWaiting():
             work()
         found = []

@@ -80,7 +80,7 @@ def test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_
             cuda.captured.work = work
         return torch.mul(x, 2, out=out)
 
-    replay = CudaGraphs().record(work)
+    replay = CudaGraphs().record(work, "doubled")
     assert cuda.events == [
         ("beside", "waits for", "main"),  # for what the work reads
         ("work", "beside"),  # libraries allocate at first use, which a capture must not contain
@@ -99,6 +99,13 @@ def test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_
 def test_all_recordings_share_one_pool_of_memory(cuda):
     graphs = CudaGraphs()
     for _ in range(3):
-        graphs.record(lambda: torch.zeros(1))
+        graphs.record(lambda: torch.zeros(1), "zeros")
     pools = [pool for what, *pool in cuda.events if what == "capture begins"]
     assert pools == [["pool 1"]] * 3 and cuda.num_pools == 1
+
+
+def test_work_of_a_known_kind_is_captured_untried(cuda):
+    graphs, tried = CudaGraphs(), []
+    for kind in ("short", "long", "short"):
+        graphs.record(lambda kind=kind: tried.append((kind, cuda.captured is not None)), kind)
+    assert tried == [("short", False), ("short", True), ("long", False), ("long", True), ("short", True)]

@@ -24,7 +24,7 @@ class Rerun:
 
     num_replayed = 0
 
-    def record(self, work):
+    def record(self, work, kind):
         work()
 
         def replay():

@@ -7,7 +7,7 @@ keeps the tensors that the work reads, and reads its results before the next rep
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Protocol, TypeVar
 
 import torch
@@ -19,11 +19,12 @@ BLOCK = 128  # columns of the cache. A recorded decode step attends to a whole n
 class Recorder(Protocol):
     """What turns work into a replay of it."""
 
-    def record(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Do `work` at least once and return what repeats it. The work must neither allocate what it reads nor wait.
+    def record(self, work: Callable[[], T], kind: Hashable) -> Callable[[], T]:
+        """Return what repeats `work`. Recording may do it once, so that whoever records restores what it reads.
 
         Args:
-            work: reads and writes tensors that live on. Running it again must not change what it computes.
+            work: reads and writes tensors that live on. It must neither allocate what it reads nor wait.
+            kind: equal for works that start the same kernels on tensors of the same shapes.
         """
         ...
 
@@ -33,14 +34,17 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._known: set[Hashable] = set()
 
-    def record(self, work: Callable[[], T]) -> Callable[[], T]:
+    def record(self, work: Callable[[], T], kind: Hashable) -> Callable[[], T]:
         """See `Recorder.record`."""
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            work()  # libraries allocate their workspaces at first use, which a recording must not contain
-        torch.cuda.current_stream().wait_stream(beside)
+        if kind not in self._known:
+            self._known.add(kind)
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                work()  # at first use libraries allocate and kernels are compiled, which a recording must not contain
+            torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = work()

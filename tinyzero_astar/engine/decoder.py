@@ -203,7 +203,9 @@ class SlotDecoder:
         num_columns = self.shape_at(longest + 1)
         if num_columns not in self._recorded:
             self._cache.plan_tokens(len(self._column), self._column, num_columns)  # clears them, once
-            self._recorded[num_columns] = recorder.record(partial(self._run_all, num_columns))
+            self._recorded[num_columns] = recorder.record(
+                partial(self._run_all, num_columns), ("forward", *self._token.shape, num_columns)
+            )
         scores = Scores(*(x[target] for x in self._recorded[num_columns]()))  # copies before the next replay
         self._num_filled[target] = length + 1
         return self._output(scores)

@@ -151,16 +151,17 @@ def replayed_steps(
         if shape not in played:
             played.clear()  # shapes grow, and an outgrown recording holds memory
             decoder.prepare(shape)
-            played[shape] = _recorded(recorder, partial(_step, decoder, chooser, held, tokens[0], shape), held, chooser)
-        work = played[shape]()
-        flags = Flags(*work.flags.tolist())  # the step's only wait
+            work = partial(_step, decoder, chooser, held, tokens[0], shape)
+            played[shape] = _recorded(recorder, work, (*beam.row.shape, shape), held, chooser)
+        done = played[shape]()
+        flags = Flags(*done.flags.tolist())  # the step's only wait
         if flags.num_stepped == 0:  # further children at the step before ended all rows
             break
         if flags.num_not_finite > 0:
-            _refuse(work.output)
+            _refuse(done.output)
         num_noted = depth
         if flags.num_close > 0:
-            _replace(decoder, chooser, held, work, flags, depth)
+            _replace(decoder, chooser, held, done, flags, depth)
         elif flags.num_open == 0:
             break
     table = tokens[1] if num_noted == max_depth - 1 else tokens[0]
@@ -181,11 +182,13 @@ def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, 
     return _Work(output, drawn, torch.stack([x.sum() for x in flags]))
 
 
-def _recorded(recorder: Recorder, work: Callable[[], _Work], held: _Held, chooser: Chooser) -> Callable[[], _Work]:
+def _recorded(
+    recorder: Recorder, work: Callable[[], _Work], shape: tuple[int, ...], held: _Held, chooser: Chooser
+) -> Callable[[], _Work]:
     """What repeats a step. Recording runs the step too, so what it changed is put back."""
     state = [*held.state, *chooser.state]
     before = [x.clone() for x in state]
-    played = recorder.record(work)
+    played = recorder.record(work, (type(chooser), len(chooser.state), shape))  # the state is longer when guided
     for own, old in zip(state, before, strict=True):
         own.copy_(old)
     return played
