@@ -3406,6 +3406,14 @@ SCORING = (
         ("test_token_logp.py::test_a_cap_and_ids_without_text_give_finite_gradients_in_float32",),
     ),
     Mutant(
+        "never-counted",
+        "ids without text are counted inside a recorded step, which cannot wait",
+        "model/token_logp.py",
+        "if last - first < head.num_tokens:",
+        "if last > 0:",
+        ("test_decoder.py::test_recorded_steps_leave_out_ids_without_text",),
+    ),
+    Mutant(
         "tree-numbers-joined",
         "scored tokens of the second tree are looked up in the first",
         "training/trees.py",

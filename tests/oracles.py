@@ -79,8 +79,8 @@ def logit(p: float) -> float:
 class TableDecoder:
     """A `Decoder` over one table per problem, with exact values (plus noise, to stand for a learned one)."""
 
-    def __init__(self, tables: list[Table], value_noise: float = 0.0) -> None:
-        self.tables = tables
+    def __init__(self, tables: list[Table], value_noise: float = 0.0, device: str | torch.device = "cpu") -> None:
+        self.tables, self.device = tables, device  # where its answers are
         self.eos_ids = tables[0].ends
         self.value_noise = value_noise
         self.num_steps = 0
@@ -123,7 +123,9 @@ class TableDecoder:
             logits.append(table.log_prob[prefix])
             value.append(self.success_logit(index, prefix))
             child.append([self.success_logit(index, (*prefix, a)) for a in range(table.num_tokens)])
-        logits, value, child = (torch.tensor(x, dtype=torch.float64) for x in (logits, value, child))
+        logits, value, child = (
+            torch.tensor(x, dtype=torch.float64, device=self.device) for x in (logits, value, child)
+        )
         return StepOutput(logits, value, lambda logp: child, child_logit_of=lambda row, token, logp: child[row, token])
 
 
@@ -133,8 +135,8 @@ class IndexedDecoder(TableDecoder):
     Prefixes are numbered over all tables, which must share a vocabulary and a depth.
     """
 
-    def __init__(self, tables: list[Table], value_noise: float = 0.0) -> None:
-        super().__init__(tables, value_noise)
+    def __init__(self, tables: list[Table], value_noise: float = 0.0, device: str | torch.device = "cpu") -> None:
+        super().__init__(tables, value_noise, device)
         named = [(i, s) for i, t in enumerate(tables) for s in [*t.log_prob, *t.reward]]
         self.number = {key: n for n, key in enumerate(named)}
         self.prefixes = [s for _, s in named]
@@ -154,10 +156,12 @@ class IndexedDecoder(TableDecoder):
             self.logits[n] = torch.tensor(tables[i].log_prob[s], dtype=torch.float64)
             for a in range(vocab):
                 self.child[n, a] = self.number[i, (*s, a)]
+        for name in ("child", "ancestor", "logits", "value_logit", "reward"):
+            setattr(self, name, getattr(self, name).to(device))
 
     def start(self, prompts: list[list[int]], home, *, can_cross: bool = False) -> StepOutput:
-        self.root = torch.tensor([self.number[p[0], ()] for p in prompts])
-        self.held = self.root[home]
+        self.root = torch.tensor([self.number[p[0], ()] for p in prompts], device=self.device)
+        self.held = self.root[home.to(self.device)]
         return self._at(self.root)
 
     def step(self, tokens, source, length, target, path) -> StepOutput:

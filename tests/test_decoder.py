@@ -151,6 +151,16 @@ def test_recorded_steps_find_the_same_rollouts(policy, tape, mode):
     torch.testing.assert_close(recorded.logp, run.logp, atol=1e-5, rtol=1e-4)
 
 
+def test_recorded_steps_leave_out_ids_without_text(policy, tape):
+    textless = (5, 17, VOCAB - 1)
+    shorter = Policy(policy.language_model, (EOS,), value_hidden_size=16, textless=textless)
+    shorter.recorder = tape
+    options = {"num_rollouts": 4, "beam_width": 5, "max_search_depth": 10, "mode": "sample", "seeds": torch.arange(4)}
+    rollouts = astar_rollouts(SlotDecoder(shorter, 10), PROMPTS, **options)
+    assert tape.num_replayed > 5
+    assert not set(textless) & set(rollouts.tokens[rollouts.is_token].tolist())
+
+
 def test_a_fork_to_the_last_slot_moves_to_the_front_with_all_it_holds(policy):
     decoder, content = SlotDecoder(policy, 12), {0: ()}
     decoder.start([PROMPTS[0]], homes(1, 12))

@@ -85,7 +85,10 @@ LOG_TILT = [math.log(3 * q) for q in (0.5, 0.3, 0.2)]
     ids=["plain", "problems", "tokens", "both"],
 )
 def test_the_weights_of_a_forest_are_unbiased(num_leaves, guidance, log_tilt):
-    decoder, draws = IndexedDecoder(tables_of(), 0.7), 2000
+    assert_weights_are_unbiased(IndexedDecoder(tables_of(), 0.7), num_leaves, guidance, log_tilt)
+
+
+def assert_weights_are_unbiased(decoder, num_leaves, guidance, log_tilt, draws=2000):
     rollouts = search(decoder, draws, num_leaves, guidance=guidance, log_tilt=log_tilt)
     assert int((rollouts.length > 0).sum()) == draws * num_leaves
     for name, (values, exact) in sums(decoder, rollouts, draws).items():
@@ -95,8 +98,15 @@ def test_the_weights_of_a_forest_are_unbiased(num_leaves, guidance, log_tilt):
 
 @pytest.mark.parametrize("is_tilted", [False, True])
 def test_ordered_pairs_of_leaves_follow_plackett_luce_across_problems(is_tilted):
-    tables = [Table(2, 2, seed=5 + i, peak=1.0 + i) for i in range(2)]
-    decoder, draws = IndexedDecoder(tables), 10_000
+    assert_pairs_follow_plackett_luce(IndexedDecoder(pair_of_tables()), is_tilted)
+
+
+def pair_of_tables():
+    return [Table(2, 2, seed=5 + i, peak=1.0 + i) for i in range(2)]
+
+
+def assert_pairs_follow_plackett_luce(decoder, is_tilted):
+    tables, draws = decoder.tables, 10_000
     log_tilt = [math.log(2 * 0.7), math.log(2 * 0.3)] if is_tilted else [0.0, 0.0]
     rollouts = search(decoder, draws, 2, guidance=TILTED, log_tilt=log_tilt, max_search_depth=2)
     law = {}
@@ -123,9 +133,13 @@ def test_ordered_pairs_of_leaves_follow_plackett_luce_across_problems(is_tilted)
 
 
 def test_with_room_for_every_leaf_of_a_forest_each_has_its_own_probability_as_weight():
-    tables = tables_of()
+    assert_every_leaf_has_its_own_probability_as_weight(TableDecoder(tables_of()))
+
+
+def assert_every_leaf_has_its_own_probability_as_weight(decoder):
+    tables = decoder.tables
     count = sum(len(t.reward) for t in tables)
-    rollouts = search(TableDecoder(tables), 1, count + 2, log_tilt=LOG_TILT)
+    rollouts = search(decoder, 1, count + 2, log_tilt=LOG_TILT)
     for i, table in enumerate(tables):
         found = leaves_of(rollouts, i)
         assert sorted(found) == sorted(table.reward)
@@ -170,7 +184,10 @@ def test_sampling_gives_every_problem_its_share(num_leaves):
 
 @pytest.mark.parametrize("num_leaves", [1, 2, 5])
 def test_sampling_draws_the_problems_that_get_one_more(num_leaves):
-    decoder, draws = IndexedDecoder(tables_of()), 3000
+    assert_samples_draw_the_problems_that_get_one_more(IndexedDecoder(tables_of()), num_leaves)
+
+
+def assert_samples_draw_the_problems_that_get_one_more(decoder, num_leaves, draws=3000):
     rollouts = search(decoder, draws, num_leaves, mode="sample")
     count = (rollouts.length > 0).sum(1).view(draws, 3)
     assert (count.sum(1) == num_leaves).all() and set(count.flatten().tolist()) == {
@@ -185,9 +202,11 @@ def test_sampling_draws_the_problems_that_get_one_more(num_leaves):
 
 
 def test_best_first_returns_the_best_leaves_of_all_problems():
-    tables = tables_of()
-    guidance = Guidance(inverse_beta=2.0)
-    decoder = TableDecoder(tables)
+    assert_best_first_returns_the_best_leaves(TableDecoder(tables_of()))
+
+
+def assert_best_first_returns_the_best_leaves(decoder):
+    tables, guidance = decoder.tables, Guidance(inverse_beta=2.0)
     found = search(decoder, 1, 6, mode="best_first", beam_width=200, guidance=guidance)
     tilt = tilt_of(torch.tensor(2.0, dtype=torch.float64))
     scores = {}

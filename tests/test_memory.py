@@ -234,9 +234,10 @@ def write_checkpoint(policy, updater):
         save_checkpoint(Path(folder) / "checkpoint_iter_2", policy, tokenizer, optimizers(updater), {})
 
 
-def measured(case):
-    """Peaks by phase, and what lives between updates, bytes."""
-    policy = make_policy(case)
+def measured(case, meter=LiveBytes, device="cpu"):
+    """Peaks by phase, and what lives between updates, bytes. A checkpoint is put together in the host's memory."""
+    with torch.device(device):
+        policy = make_policy(case).to(device)
     loading = {}
     if is_distributed():
         with LiveBytes() as live:
@@ -246,7 +247,7 @@ def measured(case):
     updater = make_updater(case, policy)
     peaks = dict.fromkeys(UPDATE if case.rank else UPDATE[1:], 0)
     optimizer_step = updater.policy_optimizer.step
-    with LiveBytes() as live:
+    with meter() as live:
         live.watch([*policy.parameters(), *policy.buffers(), *updater.policy_optimizer.stepped])
 
         def note(phase):
@@ -271,19 +272,22 @@ def measured(case):
         updater.value.after_update = watched("value training", updater.value.after_update)
         updater.policy_optimizer.step = watched_optimizer_step
         for _ in range(2):  # moments are made in the first
-            updater.update(make_batch(case), case.problems, 0)
+            updater.update(make_batch(case).to(policy.device), case.problems, 0)
         gc.collect()
         peaks["between"] = live.now
-        live.restart()
-        write_checkpoint(policy, updater)
-        peaks["checkpoint"] = live.peak
-        gc.collect()
+        if policy.device.type == "cpu":
+            peaks["checkpoint"] = peak_of(live, write_checkpoint, policy, updater)
+            gc.collect()
         for name in case.searches:
             with unsharded(policy):
-                live.restart()
-                search(name, case, policy)
-                peaks[name] = live.peak
+                peaks[name] = peak_of(live, search, name, case, policy)
     return peaks | loading
+
+
+def peak_of(live, work, *args):
+    live.restart()
+    work(*args)
+    return live.peak
 
 
 def predicted(case, num_processes=1):

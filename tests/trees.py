@@ -9,13 +9,13 @@ import torch
 from tinyzero_astar.training.trees import Tree, grow_trees, stack
 
 
-def trees_of(prompts, completions):
+def trees_of(prompts, completions, device="cpu"):
     """One tree for each prompt and its completions, lists of tokens all. Scores come in their order."""
     trees = [Tree() for _ in prompts]
     for tree, prompt, own in zip(trees, prompts, completions, strict=True):
         for completion in own:
             tree.add(list(prompt), list(completion), 0)
-    return stack(trees, torch.device("cpu"))[1]
+    return stack(trees, torch.device(device))[1]
 
 
 def trees_of_rows(ids, prompt_length):

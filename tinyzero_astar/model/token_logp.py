@@ -149,7 +149,10 @@ def _logits(hidden: Tensor, head: Head, first: int, last: int, never: float) -> 
     if head.cap is not None:
         logits = logits.div_(head.cap).tanh_().mul_(head.cap)
     if len(head.never):
-        logits.index_fill_(-1, head.never[(head.never >= first) & (head.never < last)] - first, never)
+        inside = head.never
+        if last - first < head.num_tokens:  # otherwise all are, and a recorded step must not count them
+            inside = inside[(inside >= first) & (inside < last)] - first
+        logits.index_fill_(-1, inside, never)
     return logits
 
 
