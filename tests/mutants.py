@@ -2560,6 +2560,22 @@ PROCESSES = (
         TWO,
     ),
     Mutant(
+        "saved-choice-of-a-fused-step",
+        "whoever loads a state computes steps as the one who saved it",
+        "training/optimizer.py",
+        'groups = [{**group, "fused": fused} for group in state["param_groups"]]',
+        'groups = [dict(group) for group in state["param_groups"]]',
+        ("test_precision.py::test_steps_go_on_fused_or_not_whichever_made_the_state",),
+    ),
+    Mutant(
+        "fused-steps-are-predicted-like-others",
+        "the memory of a step on a GPU has the temporary tensors of one on a CPU",
+        "resources/update_memory.py",
+        "0 if work.is_fused else 2 * tensor * FLOAT}\n    return resident",
+        "2 * tensor * FLOAT}\n    return resident",
+        ("test_scaling.py::test_the_peaks_of_the_page_are_those_of_doctor",),
+    ),
+    Mutant(
         "ranks-own-losses",
         "a rank logs the losses of its own rows",
         "training/update.py",

@@ -44,9 +44,9 @@ def test_a_process_does_its_share_of_the_work(three_b):
     _, shared = shapes_and_work(three_b, 4)
     assert (shared.num_problems, shared.num_rows, shared.step_rows, shared.eval_problems) == (3, 12, 6, 8)
     assert (shared.num_shards, alone.num_shards) == (4, 1)
-    assert (alone.is_foreach, alone.is_host) == (True, False)
+    assert (alone.is_fused, alone.is_host) == (True, False)
     _, on_cpu = shapes_and_work(three_b, 1, "cpu")
-    assert (on_cpu.is_foreach, on_cpu.is_host) == (False, True)
+    assert (on_cpu.is_fused, on_cpu.is_host) == (False, True)
 
 
 def test_only_a_search_that_asks_for_values_of_children_is_guided(three_b):

@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from benchmarks import gpu
+from benchmarks import gpu_shapes
 from tests.live_memory import LiveBytes
 from tinyzero_astar.config import TrainConfig, ValueConfig
 from tinyzero_astar.distributed import is_distributed, set_up, tear_down, world_size
@@ -48,7 +48,7 @@ EMBEDDED = (128, 384, 4, 4, 2, 320)  # width, MLP, layers, heads, key heads, voc
 THIN = (64, 128, 2, 4, 2, 151_936)
 LONG = (256, 1376, 4, 8, 2, 2048)
 LLAMA = (256, 1024, 6, 8, 8, 4096)
-QWEN = {name: gpu.SHAPES[name] for name in ("0.5B", "1.5B", "3B")}
+QWEN = {name: gpu_shapes.SHAPES[name] for name in ("0.5B", "1.5B", "3B")}
 
 
 @dataclass(frozen=True)
@@ -389,7 +389,7 @@ def fake_step(policy, optimizers, every_trees):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("size", "is_foreach", "different"),
+    ("size", "is_fused", "different"),
     [
         ("0.5B", True, {"micro_batch_tokens": 4096, "rows": 32}),
         ("0.5B", False, {"checkpointing": True}),
@@ -398,7 +398,7 @@ def fake_step(policy, optimizers, every_trees):
         ("3B", True, {"checkpointing": True}),
     ],
 )
-def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_foreach, different):
+def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_fused, different):
     case = replace(Case(QWEN[size], 16, 100, 200, 4, 4, 16384, dtype=torch.bfloat16, value_size=512), **different)
     got, every_trees = {}, real_trees(case)
     with FakeTensorMode():
@@ -408,7 +408,7 @@ def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_for
             optimizers = (MasterAdamW(policy.language_model, 1e-5, 0.0, policy.dtype),)
             optimizers += (MasterAdamW(policy.value_model, 1e-3, 0.0),)
             for group in (group for o in optimizers for group in o.adamw.param_groups):
-                group["foreach"] = is_foreach  # as it is by default on a GPU
+                group["fused"] = is_fused  # as it is on CUDA
             for _ in range(2):
                 live.restart()
                 for phase in fake_step(policy, optimizers, every_trees):
@@ -416,7 +416,7 @@ def test_prediction_is_near_the_peak_of_real_shapes_without_storage(size, is_for
                     live.restart()
             gc.collect()
             got["between"] = live.now
-    work = work_of(case, step_rows=case.rows, is_foreach=is_foreach)
+    work = work_of(case, step_rows=case.rows, is_fused=is_fused)
     found = phases(shapes_of(config_of(case)), work)
     want = {phase: sum(found[phase].values()) for phase in UPDATE[1:]}
     assert_near(got, want | {"between": sum(resident(shapes_of(config_of(case)), work).values())})

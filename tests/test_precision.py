@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.distributed_worker import planted
@@ -90,6 +92,59 @@ def test_bfloat16_weights_are_rounded_masters_that_move_as_float32_weights_would
         assert {name: x.dtype for name, x in slots.items()} == dict.fromkeys(
             ("step", "exp_avg", "exp_avg_sq", "master"), torch.float32
         )
+
+
+def test_a_step_on_cuda_is_one_fused_kernel_and_elsewhere_it_is_not():
+    with FakeTensorMode():  # tensors without storage may say that they are on a GPU
+        for device, is_fused in (("cuda", True), ("cpu", False), ("mps", False)):
+            module = nn.ParameterList([nn.Parameter(torch.empty(3, 2, device=device))])
+            assert MasterAdamW(module, 0.1, 0.0).adamw.param_groups[0]["fused"] is is_fused
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("was_fused", [True, False])
+def test_steps_go_on_fused_or_not_whichever_made_the_state(was_fused, dtype):
+    """A run made on a GPU goes on without one, and the other way around. A CPU has such a kernel too."""
+    modules, optimizers = [linear(dtype) for _ in range(2)], []
+    for module, is_fused in zip(modules, (was_fused, not was_fused), strict=True):
+        optimizers.append(MasterAdamW(module, 0.1, 0.5))
+        for settings in (optimizers[-1].adamw.defaults, *optimizers[-1].adamw.param_groups):
+            settings["fused"] = is_fused
+    before, after = optimizers
+    for step in range(5):
+        if step == 3:
+            after.load_state_dict(copy.deepcopy(before.state_dict()))
+            modules[1].load_state_dict(modules[0].state_dict())
+        for module, optimizer in zip(modules, optimizers, strict=True):
+            set_gradients(module, step)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [group["fused"] for o in optimizers for group in o.adamw.param_groups] == [was_fused] * 2 + [
+        not was_fused
+    ] * 2
+    for p, q in zip(before.parameters, after.parameters, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=0)
+        assert float(after.adamw.state[q]["step"]) == 5
+
+
+def test_a_count_of_steps_that_lies_on_a_gpu_comes_back_to_the_cpu():
+    optimizer = MasterAdamW(linear(torch.float32), 0.1, 0.0)
+    set_gradients(nn.ParameterList(optimizer.stepped), 0)
+    optimizer.step()
+    state = optimizer.state_dict()
+    moved, found = [], {}
+
+    class OnGPU:
+        """A number that is only to be had on the CPU after a copy."""
+
+        def cpu(self):
+            moved.append(self)
+            return torch.tensor(1.0)
+
+    for index, slots in state["state"].items():
+        found[index] = {**slots, "step": OnGPU()}
+    optimizer.load_state_dict({**state, "state": found})
+    assert len(moved) == 2 and all(torch.is_tensor(slots["step"]) for slots in optimizer.adamw.state.values())
 
 
 def test_gradients_of_micro_batches_are_added_in_float32():

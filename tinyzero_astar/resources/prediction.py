@@ -94,7 +94,7 @@ class PlannedRun:
             value_hidden_size=config.value.hidden_size,
             kept_updates=min(config.value.update_frequency, num_updates) * (train.algorithm in WITH_CRITIC),
             num_shards=self._num_shards,
-            is_foreach=self.device == "cuda",
+            is_fused=self.device == "cuda",
             is_host=self.device == "cpu",
             gradient_checkpointing=train.gradient_checkpointing,
             lora_rank=config.model.lora_rank,

@@ -87,12 +87,12 @@ def gradients(shapes: Shapes, work: Work) -> Memory:
 
 
 def optimizer_step(shapes: Shapes, work: Work) -> Memory:
-    """The policy's step, with the root of the second moments, all at once, or one tensor's and its quotient."""
+    """The policy's step. Unless it is fused, there are the root of a tensor's second moments, and its quotient."""
     own = trainable_parameters(shapes, work.lora_rank) // work.num_shards
     widest = max(shapes.hidden_size, shapes.intermediate_size)
     matrix = max(shapes.embedding_parameters, shapes.hidden_size * widest)
     tensor = (work.lora_rank * widest if work.lora_rank else matrix) // work.num_shards
-    policy = {"gradients": own * FLOAT, "temporary": FLOAT * (own if work.is_foreach else 2 * tensor)}
+    policy = {"gradients": own * FLOAT, "temporary": 0 if work.is_fused else 2 * tensor * FLOAT}
     return resident(shapes, work) | _waiting(shapes, work) | policy
 
 
@@ -103,7 +103,7 @@ def value_training(shapes: Shapes, work: Work) -> Memory:
     whole, parts = value_parameters(shapes, work.value_hidden_size), resident(shapes, work)
     own = whole // work.num_shards
     tensor = max(shapes.vocab_size * CHILD_RANK, shapes.hidden_size * work.value_hidden_size) // work.num_shards
-    held: list[Memory] = [{"temporary": FLOAT * (own if work.is_foreach else 2 * tensor)}]
+    held: list[Memory] = [{"temporary": 0 if work.is_fused else 2 * tensor * FLOAT}]
     for trees in set(_micro_batches(shapes, work, work.step_rows)):
         trunk = trees.scored * (work.value_hidden_size + CHILD_RANK) * FLOAT
         seen = trees.scored * (shapes.hidden_size + PATH_SIZE) * FLOAT

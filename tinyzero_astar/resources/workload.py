@@ -67,7 +67,7 @@ class Work:
     value_hidden_size: int
     kept_updates: int  # updates of the policy whose hidden states wait for the value model, 0 without one
     num_shards: int = 1  # that weights are split over
-    is_foreach: bool = False  # AdamW steps all parameters at once, as on GPUs
+    is_fused: bool = False  # AdamW's step allocates nothing, as on CUDA
     is_host: bool = False  # the device's memory is the machine's
     gradient_checkpointing: bool = False
     lora_rank: int = 0  # 0 means full fine-tuning

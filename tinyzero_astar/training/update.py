@@ -106,14 +106,13 @@ class Updater:
         whole = batch.rows(rows)
         count = max(self.algorithm.count(whole, num_problems), 1.0)
         num_tokens = max(float(_mass(whole).sum()), 1e-6)
-        sums, error = [0.0, 0.0, 0.0], 0.0
         most = max(1, len(rows) // world_size())  # completions in a tree, so that no process is without work
         trees = grow_trees(
             batch, rows.tolist(), self.settings.micro_batch_tokens, self.policy.linear_cost, max_completions=most
         )
-        for group, factor in self._own_micro_batches(trees):
-            own, own_error = self._add_gradients(batch, group, factor, count)
-            sums, error = [a + b for a, b in zip(sums, own, strict=True)], max(error, own_error)
+        shares = [self._add_gradients(batch, group, factor, count) for group, factor in self._own_micro_batches(trees)]
+        *columns, errors = zip(*torch.stack(shares).tolist(), strict=True)  # waits for a GPU once, after all of them
+        sums = [sum(column) for column in columns]
         policy_sum, ratio_sum, entropy_sum = sum_numbers(sums)
         if not math.isfinite(policy_sum):
             raise FloatingPointError(f"the loss is {policy_sum / count}: stopped before the optimizer step")
@@ -128,15 +127,16 @@ class Updater:
             "train/ratio_deviation": ratio_sum / max(int(whole.is_token.sum()), 1),
             "train/grad_norm": norm,
             "policy/entropy": entropy_sum / num_tokens,
-            "audit/ratio_error": max(gather(error)),
+            "audit/ratio_error": max(gather(max(errors))),
         }
 
-    def _add_gradients(self, batch: Batch, trees: list[Tree], factor: float, count: float) -> tuple[list[float], float]:
+    def _add_gradients(self, batch: Batch, trees: list[Tree], factor: float, count: float) -> Tensor:
         """Forward and backward of one micro-batch, in which every row counts `factor`, for a loss divided by `count`.
 
         Returns:
-            Sums over its tokens of policy loss, |ratio - 1| and weighted entropy, and the largest error of a ratio, as
-            if weights were unchanged.
+            [4], sums over its tokens of policy loss, |ratio - 1| and weighted entropy, times `factor`, and the largest
+            error of a ratio, as if weights were unchanged. They are not waited for, so that the next micro-batch can be
+            prepared while a GPU computes this one.
         """
         rows, stacked = stack(trees, batch.tokens.device)
         part = batch.rows(rows)
@@ -148,8 +148,7 @@ class Updater:
         with torch.no_grad():
             shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
             sums = (loss, torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum())
-            *found, error = torch.stack([*sums, torch.expm1(shift.abs()).max()]).tolist()  # waits once
-        return [factor * x for x in found], error
+            return torch.stack([*(factor * x.double() for x in sums), torch.expm1(shift.abs()).max().double()])
 
     def _own_micro_batches(self, trees: list[Tree]) -> Iterator[tuple[list[Tree], float]]:
         """This rank's trees with factor 1, then a tree with factor 0 until it has had as many turns as any other rank.
