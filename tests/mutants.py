@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -649,6 +650,141 @@ WHOLE_STEPS = (
         ("test_recorded.py::test_what_is_no_number_is_refused",),
     ),
 )
+
+VOCABULARY = (
+    Mutant(
+        "draw-slope-forgotten",
+        "the children's values lack what log pi says of them",
+        "search/vocabulary.py",
+        "rise(torch.addcmul(child, slope, logp.clamp(min=LEAST_LOGP).to(child.dtype)), tilt)",
+        "rise(child.clone(), tilt)",
+        ("test_vocabulary.py::test_every_quantity_is_that_of_the_formula[guided-300]",),
+    ),
+    Mutant(
+        "draw-forbidden-unbounded",
+        "a forbidden token's log pi is not bounded",
+        "search/vocabulary.py",
+        "logp.clamp(min=LEAST_LOGP).to(child.dtype)",
+        "logp.to(child.dtype)",
+        ("test_vocabulary.py::test_every_quantity_is_that_of_the_formula[guided-300]",),
+    ),
+    Mutant(
+        "draw-rest-cancels",
+        "the others' share is 1 less that of the best child",
+        "search/vocabulary.py",
+        "log_rest=others.sum(-1, dtype=torch.float64).log_() - log_norm,",
+        "log_rest=torch.log1p(-(f.gather(1, token)[:, 0].double() - log_norm).exp()),",
+        ("test_vocabulary.py::test_the_rest_of_a_nearly_certain_row_does_not_cancel",),
+    ),
+    Mutant(
+        "draw-rest-unnormed",
+        "the others' share lacks the norm of the proposal",
+        "search/vocabulary.py",
+        "log_rest=others.sum(-1, dtype=torch.float64).log_() - log_norm,",
+        "log_rest=others.sum(-1, dtype=torch.float64).log_(),",
+        ("test_vocabulary.py::test_every_quantity_is_that_of_the_formula[guided-300]",),
+    ),
+    Mutant(
+        "draw-budget-forgets",
+        "the budget of a draw forgets the prefix's own pi/q",
+        "search/vocabulary.py",
+        "((limit - log_weight) / log_norm.clamp(min=_TINY))",
+        "(limit / log_norm.clamp(min=_TINY))",
+        ("test_vocabulary.py::test_every_quantity_is_that_of_the_formula[capped-300]",),
+    ),
+    Mutant(
+        "draw-budget-everywhere",
+        "a draw's strength is lowered though the budget is not used up",
+        "search/vocabulary.py",
+        "torch.where(log_weight + log_norm > limit,",
+        "torch.where(log_weight > limit - 1e-3,",
+        ("test_vocabulary.py::test_every_quantity_is_that_of_the_formula[capped-300]",),
+    ),
+    Mutant(
+        "draw-norm-of-full-strength",
+        "a prefix that is held back has the norm of the full strength",
+        "search/vocabulary.py",
+        "return f, mass, mass.sum(-1, dtype=torch.float64).log_(), tau",
+        "return f, mass, log_norm, tau",
+        ("test_vocabulary.py::test_every_quantity_is_that_of_the_formula[capped-300]",),
+    ),
+    Mutant(
+        "draw-children-unchecked",
+        "a child's value that is NaN is not noticed in a draw",
+        "search/vocabulary.py",
+        "is_finite=is_finite,",
+        "is_finite=log_total.isfinite(),",
+        ("test_vocabulary.py::test_rows_that_are_not_finite_are_named_and_the_others_are_as_without_them",),
+    ),
+    Mutant(
+        "draw-best-again",
+        "the best child is drawn again among the others",
+        "search/vocabulary.py",
+        "return f.exp_().scatter_(1, best.token[rows, None], 0.0)",
+        "return f.exp_()",
+        ("test_vocabulary.py::test_other_tokens_have_the_probabilities_of_the_formula[guided]",),
+    ),
+    Mutant(
+        "draw-others-unguided",
+        "further children are drawn at full strength where the prefix is held back",
+        "search/vocabulary.py",
+        "best.tau[row].double()",
+        "guide.strength[row].double()",
+        ("test_vocabulary.py::test_other_tokens_have_the_probabilities_of_the_formula[capped]",),
+    ),
+)
+
+IN_KERNELS = ("test_vocabulary.py::test_the_kernels_say_the_same",)
+KERNELS = (
+    Mutant(
+        "kernel-block-before",
+        "a kernel's draw in a block starts at the vocabulary's beginning",
+        "search/vocabulary_kernels.py",
+        "share = (goal - before) /",
+        "share = goal /",
+        IN_KERNELS,
+    ),
+    Mutant(
+        "kernel-rest-of-block",
+        "a kernel leaves the best child's block out of the others' share",
+        "search/vocabulary_kernels.py",
+        "    others += tl.sum(tl.where(inside != best, within, 0.0), 0)\n",
+        "",
+        IN_KERNELS,
+    ),
+    Mutant(
+        "kernel-rest-cancels",
+        "a kernel takes the best child's mass away from that of its block",
+        "search/vocabulary_kernels.py",
+        "tl.sum(tl.where(inside != best, within, 0.0), 0)",
+        "tl.sum(within, 0) - tl.sum(tl.where(inside == best, within, 0.0), 0)",
+        IN_KERNELS,
+    ),
+    Mutant(
+        "kernel-held-back-sums",
+        "a kernel sums rows that are held back at full strength",
+        "search/vocabulary_kernels.py",
+        "    if used < full:\n",
+        "    if used < 0 * full:\n",
+        IN_KERNELS,
+    ),
+    Mutant(
+        "kernel-full-strength",
+        "a kernel guides with full strength whatever the strength is",
+        "search/vocabulary_kernels.py",
+        "tl.exp(logp) * tilt if tau == 1.0 else",
+        "tl.exp(logp) * tilt if tau >= 0.0 else",
+        IN_KERNELS,
+    ),
+    Mutant(
+        "kernel-children-unchecked",
+        "a kernel does not notice a child's value that is NaN",
+        "search/vocabulary_kernels.py",
+        '(tl.abs(log_total) < float("inf")) & (tl.abs(log_norm) < float("inf"))',
+        'tl.abs(log_total) < float("inf")',
+        IN_KERNELS,
+    ),
+)  # their tests need Triton
 
 BEST_FIRST = (
     Mutant(
@@ -4750,6 +4886,8 @@ MUTANTS = (
     *SCORING,
     *GUMBEL,
     *WHOLE_STEPS,
+    *VOCABULARY,
+    *(KERNELS if find_spec("triton") else ()),
     *BEST_FIRST,
     *NETWORK,
     *TRAINING,

@@ -7,9 +7,17 @@ import math
 import pytest
 import torch
 
+from tests.interpreted import best_children
 from tinyzero_astar.search.gumbel import gumbel_after, inverse_cdf
 from tinyzero_astar.search.heuristic import Tilt, propose, rise, tilt_of
-from tinyzero_astar.search.vocabulary import BestChild, Guide, best_child, logp_logq_of, masses
+from tinyzero_astar.search.vocabulary import (
+    BestChild,
+    Guide,
+    best_child,
+    best_child_reference,
+    logp_logq_of,
+    masses,
+)
 
 SIZES = (7, 300, 20_003)  # below a block, below a block of the kernels, several blocks and a part
 GUIDANCE = {  # 1/beta and cap
@@ -119,10 +127,10 @@ def expected_of(logits, uniform, guide):
     return BestChild(*(torch.tensor(x, dtype=torch.float64) for x in zip(*rows, strict=True)))
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance=1e-5):
     """All of [N], as numbers. Tokens and marks are whole ones."""
     for name, x, y in zip(BestChild._fields, found, expected, strict=True):
-        torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=1e-5, msg=f"{name}: {x} instead of {y}")
+        torch.testing.assert_close(x.double(), y.double(), rtol=0, atol=tolerance, msg=f"{name}: {x} instead of {y}")
 
 
 @pytest.mark.parametrize("vocab", SIZES)
@@ -135,30 +143,49 @@ def test_every_quantity_is_that_of_the_formula(guidance, vocab):
     assert_same(best_child(*case), expected)
 
 
-def test_the_rest_of_a_nearly_certain_row_does_not_cancel():
+def nearly_certain():
+    """A row whose likeliest token leaves e^-46 = 1.05e-20 to another one of its block, and less to all the others."""
     logits = torch.full((1, 20_003), -60.0)
     logits[0, 17_000] = 0.0
-    logits[0, 16_500] = -46.0  # e^-46 = 1.05e-20, in the same block
-    found = best_child(logits, torch.tensor([0.5], dtype=torch.float64))
+    logits[0, 16_500] = -46.0
+    return logits, torch.tensor([0.5], dtype=torch.float64), None
+
+
+def assert_the_rest_is_small(found):
     assert found.token.tolist() == [17_000]
     rest = math.exp(-46.0) + 20_001 * math.exp(-60.0)
-    assert float(found.log_rest.exp()) == pytest.approx(rest, rel=1e-5)
+    assert abs(float(found.log_rest) - math.log(rest)) < 1e-5
 
 
-def test_an_only_child_leaves_no_rest():
+def test_the_rest_of_a_nearly_certain_row_does_not_cancel():
+    assert_the_rest_is_small(best_child(*nearly_certain()))
+
+
+def only_children():
     logits = torch.full((2, 50), -torch.inf)
     logits[0, 7] = logits[1, 0] = 3.0
-    found = best_child(logits, torch.tensor([2.0**-53, 1.0], dtype=torch.float64))
+    return logits, torch.tensor([2.0**-53, 1.0], dtype=torch.float64), None
+
+
+def assert_nothing_is_left(found):
     assert found.token.tolist() == [7, 0] and found.logp.tolist() == [0.0, 0.0]
     assert found.log_rest.tolist() == [-math.inf] * 2 and found.is_finite.all()
 
 
-@pytest.mark.parametrize("vocab", SIZES)
-def test_the_ends_of_the_uniform_numbers_draw_the_first_and_the_last_token_with_mass(vocab):
+def test_an_only_child_leaves_no_rest():
+    assert_nothing_is_left(best_child(*only_children()))
+
+
+def ends(vocab):
+    """The ends of the uniform numbers, where the first two tokens and the last two are forbidden."""
     logits = torch.zeros(3, vocab)
     logits[:, :2] = logits[:, -2:] = -torch.inf
-    uniform = torch.tensor([2.0**-53, 1.0, 1 - 2.0**-53], dtype=torch.float64)
-    assert best_child(logits, uniform).token.tolist() == [2, vocab - 3, vocab - 3]
+    return logits, torch.tensor([2.0**-53, 1.0, 1 - 2.0**-53], dtype=torch.float64), None
+
+
+@pytest.mark.parametrize("vocab", SIZES)
+def test_the_ends_of_the_uniform_numbers_draw_the_first_and_the_last_token_with_mass(vocab):
+    assert best_child(*ends(vocab)).token.tolist() == [2, vocab - 3, vocab - 3]
 
 
 def not_finite():
@@ -181,8 +208,8 @@ def test_rows_that_are_not_finite_are_named_and_the_others_are_as_without_them()
     assert_same(BestChild(*(x[4:] for x in found)), alone)
 
 
-def test_a_prefix_within_its_budget_keeps_the_strength_and_one_beyond_it_loses_all():
-    logits = torch.zeros(4, 5)
+def budgets():
+    """A prefix just within its budget and one at its start, without value, then one beyond its budget, and one far."""
     guide = Guide(
         child=torch.tensor(
             [[-200.0] * 5, [-200.0] * 5, [0.0] * 5, [0.0] * 5]
@@ -193,9 +220,16 @@ def test_a_prefix_within_its_budget_keeps_the_strength_and_one_beyond_it_loses_a
         log_weight=torch.tensor([math.log(2.0) - 1e-6, 0.0, math.log(2.0) + 1e-6, -5.0], dtype=torch.float64),
         cap=2.0,
     )
-    found = best_child(logits, torch.full((4,), 0.5, dtype=torch.float64), guide)
+    return torch.zeros(4, 5), torch.full((4,), 0.5, dtype=torch.float64), guide
+
+
+def assert_within_budget(found):
     assert found.tau.tolist() == [0.75, 0.75, 0.0, 0.75]
     assert found.is_held_back.tolist() == [False, False, True, False]
+
+
+def test_a_prefix_within_its_budget_keeps_the_strength_and_one_beyond_it_loses_all():
+    assert_within_budget(best_child(*budgets()))
 
 
 @pytest.mark.parametrize("vocab", SIZES)
@@ -243,14 +277,107 @@ def test_other_tokens_have_the_probabilities_of_the_formula(guidance):
             torch.testing.assert_close(x.double() * (-found.log_norm[i]).exp(), q, rtol=1e-5, atol=0)
 
 
+def grid_of(logits, guide, num):
+    """Every row `num` times, with uniform numbers that are evenly spread. So counts are exact but for the ends."""
+    row = torch.arange(len(logits)).repeat_interleave(num)
+    uniform = (torch.arange(num, dtype=torch.float64) + 0.5) / num
+    return logits[row], uniform.repeat(len(logits)), at(guide, row)
+
+
+def assert_shares(token, logits, guide, num):
+    rows, size = logits.shape
+    found = best_child(logits, torch.full((rows,), 0.5, dtype=torch.float64), guide)
+    row, each = (x.flatten() for x in torch.meshgrid(torch.arange(rows), torch.arange(size), indexing="ij"))
+    _, logq = logp_logq_of(logits, found, guide, row, each)
+    share = torch.stack([torch.bincount(x, minlength=size).double() / num for x in token.view(rows, num)])
+    torch.testing.assert_close(share.flatten(), logq.exp(), rtol=0, atol=2 / num)
+
+
 @pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
 def test_tokens_are_drawn_as_often_as_q_says(guidance):
     logits, _, guide = inputs(7, guidance, num=4)
-    num = 100_000
-    grid = (torch.arange(num, dtype=torch.float64) + 0.5) / num
-    for i in range(4):
-        row = torch.full((num,), i)
-        found = best_child(logits[row], grid, at(guide, row))
-        _, logq = logp_logq_of(logits[row], found, at(guide, row), torch.arange(7), torch.arange(7))
-        share = torch.bincount(found.token, minlength=7).double() / num
-        torch.testing.assert_close(share, logq.exp(), rtol=0, atol=2 / num)
+    assert_shares(best_child(*grid_of(logits, guide, 100_000)).token, logits, guide, 100_000)
+
+
+# ----------------------------------------------------------------------------------------------- the kernels
+
+
+def test_the_kernels_say_the_same(tmp_path):
+    """By Triton's interpreter. All in one process, since its start takes longer than any of them."""
+    pytest.importorskip("triton")
+    cases = [inputs(vocab, guidance, num=4) for guidance in GUIDANCE.values() for vocab in SIZES[1:]]
+    few, _, guide = inputs(7, GUIDANCE["capped"], num=4)
+    special = [nearly_certain(), only_children(), budgets(), not_finite(), grid_of(few, guide, 25), *map(ends, SIZES)]
+    found = best_children(cases + special, tmp_path)
+    expected = [best_child_reference(*case) for case in cases]
+    assert any(x.is_held_back.any() for x in expected)
+    for x, y in zip(found, expected, strict=False):
+        assert_same(x, y)
+    certain, only, within, finite, grid, *at_ends = found[len(cases) :]
+    assert_the_rest_is_small(certain)
+    assert_nothing_is_left(only)
+    assert_within_budget(within)
+    assert finite.is_finite.tolist() == [False, False, False, False, True]
+    assert ((finite.token >= 0) & (finite.token < 300)).all()
+    assert_shares(grid.token, few, guide, 25)
+    assert [x.token.tolist() for x in at_ends] == [[2, vocab - 3, vocab - 3] for vocab in SIZES]
+
+
+@pytest.mark.parametrize("name", ["_policy_sums", "_twisted_sums", "_held_back_sums", "_draw"])
+def test_the_kernels_compile_for_a_gpu_that_is_not_here(name):
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from tinyzero_astar.search import vocabulary_kernels
+
+    kernel = getattr(vocabulary_kernels, name)
+    constants = {"BLOCK": 4096, "WIDTH": 64, "LEAST": -30.0, "LIMIT": 0.7, "IS_GUIDED": True}
+    types = {"log_weight": "*fp64", "uniform": "*fp64", "logs": "*fp64", "token": "*i64", "marks": "*i1"}
+    types |= dict.fromkeys(("stride", "child_stride", "vocab", "blocks", "num"), "i32")
+    chosen = {x: constants[x] for x in kernel.arg_names if x in constants}
+    signature = {x: "constexpr" if x in chosen else types.get(x, "*fp32") for x in kernel.arg_names}
+    compiled = compile(ASTSource(kernel, signature, chosen), target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
+    assert compiled.asm["cubin"] and ".local" not in compiled.asm["ptx"]  # no register had to be given up
+
+
+def on_gpu(case):
+    logits, uniform, guide = case
+    if guide is not None:
+        tensors = (x.cuda() for x in (guide.child, guide.slope, *guide.tilt, guide.strength, guide.log_weight))
+        child, slope, sign, gain, floor, strength, log_weight = tensors
+        guide = Guide(child, slope, Tilt(sign, gain, floor), strength, log_weight, guide.cap)
+    return logits.cuda(), uniform.cuda(), guide
+
+
+def on_cpu(found):
+    return BestChild(*(x.cpu() for x in found))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
+def test_a_gpu_says_the_same_also_from_a_graph(guidance):
+    case = inputs(151_936, guidance, num=32)
+    expected = best_child_reference(*case)
+    logits, uniform, guide = on_gpu(case)
+    assert_same(on_cpu(best_child(logits, uniform, guide)), expected, tolerance=3e-5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = best_child(logits, uniform, guide)
+    graph.replay()
+    assert_same(on_cpu(recorded), expected, tolerance=3e-5)
+
+
+@pytest.mark.gpu
+def test_a_gpu_treats_rare_rows_as_the_reference_does():
+    assert_the_rest_is_small(on_cpu(best_child(*on_gpu(nearly_certain()))))
+    assert_nothing_is_left(on_cpu(best_child(*on_gpu(only_children()))))
+    assert_within_budget(on_cpu(best_child(*on_gpu(budgets()))))
+    finite = on_cpu(best_child(*on_gpu(not_finite())))
+    assert finite.is_finite.tolist() == [False, False, False, False, True]
+    assert ((finite.token >= 0) & (finite.token < 300)).all()
+    for vocab in SIZES:
+        assert on_cpu(best_child(*on_gpu(ends(vocab)))).token.tolist() == [2, vocab - 3, vocab - 3]
+    logits, _, guide = inputs(7, GUIDANCE["capped"], num=4)
+    found = best_child(*on_gpu(grid_of(logits, guide, 100_000)))
+    assert_shares(found.token.cpu(), logits, guide, 100_000)

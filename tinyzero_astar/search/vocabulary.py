@@ -8,11 +8,17 @@ of a CUDA graph. Equation numbers are those of docs/algorithm.md.
     q(a)    = exp(f(a) - log_norm)
 
 Without a guide f = logp and log_norm = 0.
+
+This file is the reference, in plain torch. For logits in float32 on a GPU `best_child` calls the Triton kernels of
+`search.vocabulary_kernels`, if Triton is installed. They read 4 bytes per logit, and one block of each row again. With
+a guide they read 12 bytes, 4 for the sum of the policy and 8 for logits and children together. Rows at which the
+budget holds the guidance back read 8 more. At 256 rows of 151,936 tokens this is 0.16 GB, 0.47 GB and 0.78 GB.
 """
 
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -21,6 +27,7 @@ from torch import Tensor
 from tinyzero_astar.search.gumbel import inverse_cdf
 from tinyzero_astar.search.heuristic import LEAST_LOGP, Tilt, f_score, rise
 
+_HAS_TRITON = find_spec("triton") is not None
 _TINY = 1e-30  # in place of 0 in a quotient
 
 
@@ -68,6 +75,15 @@ def best_child(logits: Tensor, uniform: Tensor, guide: Guide | None = None) -> B
         uniform: [N] float64 in (0, 1].
         guide: None means that q is the policy.
     """
+    if logits.is_cuda and logits.dtype == torch.float32 and _HAS_TRITON:
+        from tinyzero_astar.search.vocabulary_kernels import best_child_by_kernels
+
+        return best_child_by_kernels(logits, uniform, guide)
+    return best_child_reference(logits, uniform, guide)
+
+
+def best_child_reference(logits: Tensor, uniform: Tensor, guide: Guide | None = None) -> BestChild:
+    """See `best_child`. In plain torch, on any device."""
     logp = torch.log_softmax(logits, -1)
     log_total = logits.amax(-1).double() - logp.amax(-1).double()  # the largest logp is -log of a sum that begins at 1
     zero = torch.zeros_like(log_total)
