@@ -820,6 +820,149 @@ FORKS = ("test_decoder.py::test_forks_swaps_and_uneven_lengths_equal_recomputati
 RECORDED = (
     "test_cuda_graphs.py::test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_the_same_result",
 )  # fmt: skip
+FUSED = ("test_fused_decode.py::test_equals_the_full_forward",)
+ATTENDS = ("test_fused_decode.py::test_attention_equals_loops",)
+KERNEL = ("test_fused_decode.py::test_the_kernel_of_attention_equals_the_plain_function",)
+ROWS = ("test_fused_decode.py::test_the_kernels_of_rows_equal_the_plain_functions",)
+DECODE_KERNELS = (
+    Mutant(
+        "fused-bias-lost",
+        "the fused step forgets the bias of what it adds to the residual stream",
+        "engine/fused_decode.py",
+        "total += affine.bias",
+        "pass",
+        FUSED,
+    ),
+    Mutant(
+        "fused-norms-swapped",
+        "the fused step norms the MLP's input with the attention's gains",
+        "engine/fused_decode.py",
+        "*layer.mlp_norm)",
+        "*layer.attention_norm)",
+        FUSED,
+    ),
+    Mutant(
+        "fused-head-norm-lost",
+        "the fused step forgets Qwen3's norms of heads",
+        "engine/fused_decode.py",
+        "head_norm = HeadNorm(query, key, eps)",
+        "pass",
+        FUSED,
+    ),
+    Mutant(
+        "fused-unscaled",
+        "the fused step does not scale its scores by the width of its heads",
+        "engine/fused_decode.py",
+        "scale=attention.scaling,",
+        "scale=1.0,",
+        FUSED,
+    ),
+    Mutant(
+        "fused-for-all",
+        "the fused step stands in for any model on a GPU",
+        "engine/fused_decode.py",
+        "model.dtype in (torch.bfloat16, torch.float32)",
+        "True",
+        ("test_fused_decode.py::test_it_is_for_cuda_where_triton_is",),
+    ),
+    Mutant(
+        "plain-turn",
+        "the plain function turns heads the other way",
+        "engine/decode_operations.py",
+        "first * cos - second * sin, second * cos + first * sin",
+        "first * cos + second * sin, second * cos - first * sin",
+        ATTENDS,
+    ),
+    Mutant(
+        "plain-column",
+        "the plain function counts positions from the first column",
+        "engine/decode_operations.py",
+        "position = seen.column - seen.padding",
+        "position = seen.column",
+        ATTENDS,
+    ),
+    Mutant(
+        "plain-rounding",
+        "the plain norm rounds once instead of twice",
+        "engine/decode_operations.py",
+        "return unit.to(x.dtype) * gain",
+        "return (unit * gain).to(x.dtype)",
+        ("test_fused_decode.py::test_the_norm_rounds_as_the_models_do",),
+    ),
+    Mutant(
+        "kernel-lead",
+        "the kernel takes what all prompts begin with for padding",
+        "engine/decode_kernels.py",
+        "tl.where(j < lead, 0, skipped)",
+        "skipped",
+        KERNEL,
+    ),
+    Mutant(
+        "kernel-padding",
+        "the kernel attends to the padding",
+        "engine/decode_kernels.py",
+        "tl.where(j < lead, 0, skipped)",
+        "tl.where(j < lead, 0, 0)",
+        KERNEL,
+    ),
+    Mutant(
+        "kernel-later",
+        "the kernel attends to the columns of its last block that are not filled",
+        "engine/decode_kernels.py",
+        "is_seen = j < position",
+        "is_seen = j < position + BLOCK_COLUMNS",
+        KERNEL,
+    ),
+    Mutant(
+        "kernel-new-twice",
+        "the kernel counts the new token's weight twice",
+        "engine/decode_kernels.py",
+        "tl.full((BLOCK_GROUP,), 1.0, tl.float32)",
+        "tl.full((BLOCK_GROUP,), 2.0, tl.float32)",
+        KERNEL,
+    ),
+    Mutant(
+        "kernel-maximum",
+        "the kernel does not scale what it has added up when the maximum grows",
+        "engine/decode_kernels.py",
+        "total = total * kept + tl.sum(weight, 1)",
+        "total = total + tl.sum(weight, 1)",
+        KERNEL,
+    ),
+    Mutant(
+        "kernel-turn",
+        "the kernel turns heads the other way",
+        "engine/decode_kernels.py",
+        "s = tl.where(i < WIDTH // 2, -s, s)",
+        "s = tl.where(i < WIDTH // 2, s, -s)",
+        KERNEL,
+    ),
+    Mutant(
+        "kernel-cell",
+        "the kernel writes values where the next head has its own",
+        "engine/decode_kernels.py",
+        "own + value_stride + last * WIDTH + i, v",
+        "own + value_stride + head_stride + last * WIDTH + i, v",
+        KERNEL,
+    ),
+    Mutant(
+        "kernel-silu",
+        "the kernel multiplies by the sigmoid alone",
+        "engine/decode_kernels.py",
+        "(g * tl.sigmoid(g)).to",
+        "tl.sigmoid(g).to",
+        ROWS,
+    ),
+    Mutant(
+        "kernel-norm",
+        "the kernel's norm takes the sum for the mean",
+        "engine/decode_kernels.py",
+        "tl.sum(wide * wide, 0) / width",
+        "tl.sum(wide * wide, 0)",
+        ROWS,
+    ),
+)
+
 NETWORK = (
     Mutant(
         "fork-after-write",
@@ -841,17 +984,17 @@ NETWORK = (
     Mutant(
         "padding-seen",
         "a token attends to the padding of its prompt",
-        "engine/decoder.py",
-        "(self._is_token(visible, padding) & (visible <= last))",
-        "(self._is_token(visible, 0 * padding) & (visible <= last))",
+        "engine/slot_cache.py",
+        "(is_token(columns, self.padding[:, None], self.lead) & (columns <= last))",
+        "(is_token(columns, 0 * self.padding[:, None], self.lead) & (columns <= last))",
         FORKS,
     ),
     Mutant(
         "later-seen",
         "a token attends to columns that its prefix has not filled",
-        "engine/decoder.py",
-        "(self._is_token(visible, padding) & (visible <= last))",
-        "(self._is_token(visible, padding) & (visible < num_columns))",
+        "engine/slot_cache.py",
+        "(is_token(columns, self.padding[:, None], self.lead) & (columns <= last))",
+        "(is_token(columns, self.padding[:, None], self.lead) & (columns < num_columns))",
         FORKS,
     ),
     Mutant(
@@ -971,8 +1114,8 @@ NETWORK = (
         "position-of-the-column",
         "a token's position counts the padding of its prompt",
         "engine/decoder.py",
-        "self._token[:num_rows], last - padding, is_seen",
-        "self._token[:num_rows], last - 0 * padding, is_seen",
+        "self._token[:num_rows], last - padding[:, None], seen",
+        "self._token[:num_rows], last - 0 * padding[:, None], seen",
         FORKS,
     ),
     Mutant(
@@ -3616,9 +3759,9 @@ SCORING = (
     Mutant(
         "lead-not-seen",
         "padded prompts do not see what all begin with",
-        "engine/decoder.py",
-        "return is_token | (column < self._lead) if self._lead > 0 else is_token",
-        "return is_token",
+        "engine/slot_cache.py",
+        "return after | (column < lead) if lead > 0 else after",
+        "return after",
         (READ_ONCE,),
     ),
     Mutant(
@@ -4889,6 +5032,7 @@ MUTANTS = (
     *VOCABULARY,
     *(KERNELS if find_spec("triton") else ()),
     *BEST_FIRST,
+    *DECODE_KERNELS,
     *NETWORK,
     *TRAINING,
     *ALGORITHMS,
@@ -4980,6 +5124,10 @@ def main() -> int:
     chosen = [m for m in MUTANTS if wanted in m.name]
     if not chosen:
         parser.error("no mistake has that in its name: " + ", ".join(m.name for m in MUTANTS))
+    if find_spec("triton") is None:
+        kernels = [m for m in chosen if m.file.endswith("kernels.py")]
+        print(f"left out without Triton: {len(kernels)} mistakes in kernels", flush=True)
+        chosen = [m for m in chosen if m not in kernels]
     names, meanings = (max(len(m[column]) for m in chosen) for column in (0, 1))
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

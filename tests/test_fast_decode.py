@@ -17,7 +17,7 @@ from transformers import (
 
 from tests.decoding import LED, PROMPTS, assert_forks_swaps_and_uneven_lengths_equal_recomputation, shake_value_model
 from tinyzero_astar.engine.fast_decode import FastDecode, is_supported
-from tinyzero_astar.model.model import Policy
+from tinyzero_astar.model.model import OwnDecode, Policy
 
 _SHAPE = {
     "vocab_size": 24,
@@ -66,7 +66,7 @@ def test_equals_the_full_forward(name, monkeypatch):
     model = make(MODELS[name])
     assert is_supported(model)
     policy = shake_value_model(Policy(model, (0,), value_hidden_size=16))
-    assert isinstance(policy.decoding_fn(40).__self__, FastDecode)
+    assert isinstance(policy.decoding_fn(40), FastDecode)
     for prompts in (PROMPTS, LED):  # of which some begin alike
         assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, prompts)
 
@@ -89,7 +89,7 @@ def test_everything_else_goes_through_the_model(config, dtype):
     model = make(config, dtype)
     assert not is_supported(model)
     policy = Policy(model, (0,), value_hidden_size=16)
-    assert policy.decoding_fn(40).__self__ is policy
+    assert isinstance(policy.decoding_fn(40), OwnDecode)
 
 
 def test_a_changed_projection_goes_through_the_model():

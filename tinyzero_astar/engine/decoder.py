@@ -19,14 +19,25 @@ from torch import Tensor
 
 from tinyzero_astar.engine.cuda_graphs import BLOCK, Recorder
 from tinyzero_astar.engine.shared_prompt import length_read_apart, shared_length
-from tinyzero_astar.engine.slot_cache import SlotCache
+from tinyzero_astar.engine.slot_cache import SlotCache, Visible, is_token
 from tinyzero_astar.interfaces import StepOutput
 
-HiddenFn = Callable[[Tensor, Tensor, Tensor | None, SlotCache], Tensor]
-"""Last hidden states [N, Q, D] of ids [N, Q] at positions [N, Q], written to and read from a planned cache.
 
-The mask is boolean [N, 1, Q, L], True where a query sees a column. None, for Q = 1, means that every query sees all.
-"""
+class HiddenFn(Protocol):
+    """What a search runs, for prompts and tokens alike."""
+
+    reads_lengths: bool  # whether a decode step takes as long as its rows are, however many columns are planned
+
+    def __call__(self, ids: Tensor, position_ids: Tensor, seen: Tensor | Visible, cache: SlotCache) -> Tensor:
+        """Last hidden states [N, Q, D] of ids [N, Q] at positions [N, Q], written to and read from a planned cache.
+
+        Args:
+            ids: of prompts, or one token per row.
+            position_ids: of those.
+            seen: for prompts, boolean [N, 1, Q, L], True where a query sees a column. For tokens, what each row sees.
+            cache: planned for them.
+        """
+        ...
 
 
 class Scores(NamedTuple):
@@ -124,7 +135,7 @@ class SlotDecoder:
         if lead > 0:
             self._cache.plan_prompts(first[:1], 0, lead)
             self._hidden_fn(ids[:1, :lead], column[None, :lead], is_causal[None, None, :lead, :lead], self._cache)
-        is_seen = is_causal & (self._is_token(column, padding[:, None])[:, None] | (column[:, None] == column))
+        is_seen = is_causal & (is_token(column, padding[:, None], lead)[:, None] | (column[:, None] == column))
         # Padding sees itself, since a row that sees nothing would be NaN.
         position = (column[lead:] - padding[:, None]).clamp(min=0)
         self._cache.plan_prompts(first, lead, longest)
@@ -166,7 +177,9 @@ class SlotDecoder:
         return self._network.recorder
 
     def shape_at(self, depth: int) -> int:
-        """How many columns a prefix of `depth` tokens attends to, in whole blocks."""
+        """Columns planned for prefixes of `depth` tokens. These are whole blocks, or all where that costs no more."""
+        if self._hidden_fn.reads_lengths:
+            return self._cache.num_columns
         blocks = (self._num_prompt_columns + depth - 1) // BLOCK + 1
         return min(blocks * BLOCK, self._cache.num_columns)
 
@@ -239,17 +252,10 @@ class SlotDecoder:
 
     def _hidden(self, num_rows: int, column: Tensor | int, num_columns: int) -> Tensor:
         """Hidden states [N, 1, D] of the first rows' tokens at `column` ([N] or one), as the cache was planned."""
-        padding, is_seen = self._padding[:num_rows, None], None
+        padding = self._padding[:num_rows]
         last = column[:, None] if isinstance(column, Tensor) else column
-        if self._is_padded or isinstance(column, Tensor):
-            visible = torch.arange(num_columns, device=padding.device)
-            is_seen = (self._is_token(visible, padding) & (visible <= last))[:, None, None]
-        return self._hidden_fn(self._token[:num_rows], last - padding, is_seen, self._cache)
-
-    def _is_token(self, column: Tensor, padding: Tensor) -> Tensor:
-        """Whether columns [C] of rows [N, 1] are no padding, which follows what all prompts begin with, [N, C]."""
-        is_token = column >= padding + self._lead
-        return is_token | (column < self._lead) if self._lead > 0 else is_token
+        seen = Visible(self._lead, padding, column, self._is_padded)
+        return self._hidden_fn(self._token[:num_rows], last - padding[:, None], seen, self._cache)
 
     def _fork(self, source: Tensor, target: Tensor, row: Tensor, longest: int) -> None:
         """Copy what is generated, and the prompt where it may differ, to slots that are not their own source."""

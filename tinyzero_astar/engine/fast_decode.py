@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from tinyzero_astar.engine.slot_cache import SlotCache
+from tinyzero_astar.engine.slot_cache import SlotCache, Visible
 
 _CLASSES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 _FIXED_ROPE = ("default", "linear", "llama3")  # angles that depend on the position alone
@@ -26,7 +26,7 @@ _MAX_PARAMETERS = 1 << 27  # beyond, operations are long enough and a copy of th
 
 
 class FastDecode:
-    """The weights of one model, laid out for decoding.
+    """The weights of one model, laid out for decoding. Implements `engine.decoder.HiddenFn`.
 
     It is made anew for each search. The copies are small beside a search, and stale weights are impossible. Keys lie in
     the cache with their halves interleaved, so one search uses either this or the model, for prompts and tokens alike.
@@ -35,6 +35,8 @@ class FastDecode:
         model: `is_supported`.
         num_positions: of the longest sequence.
     """
+
+    reads_lengths = False
 
     def __init__(self, model: PreTrainedModel, num_positions: int) -> None:
         backbone: Any = model.base_model
@@ -46,8 +48,9 @@ class FastDecode:
         half = cos.shape[-1] // 2
         self._turn = torch.complex(cos[0, :, :half], sin[0, :, :half])
 
-    def hidden(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
-        """Last hidden states [N, Q, D], see `engine.decoder.Network.hidden`."""
+    def __call__(self, ids: Tensor, position_ids: Tensor, seen: Tensor | Visible, cache: SlotCache) -> Tensor:
+        """Last hidden states [N, Q, D], see `engine.decoder.HiddenFn`."""
+        is_seen = seen.mask(cache.get_seq_length()) if isinstance(seen, Visible) else seen
         x = embedding(ids.flatten(), self._tokens)
         turn = self._turn[position_ids.flatten(), None, None]  # [N Q, 1, 1, head_dim / 2]
         for index, layer in enumerate(self._layers):
@@ -130,7 +133,13 @@ class _Layer:
 
 def is_supported(model: PreTrainedModel) -> bool:
     """Whether `FastDecode` equals the model's own forward, and is worth it."""
-    if type(model) not in _CLASSES or model.dtype != torch.float32 or model.num_parameters() > _MAX_PARAMETERS:
+    is_small = model.dtype == torch.float32 and model.num_parameters() <= _MAX_PARAMETERS
+    return is_small and is_llama_shaped(model)
+
+
+def is_llama_shaped(model: PreTrainedModel) -> bool:
+    """Whether all that a model computes is what this module knows, on plain weights."""
+    if type(model) not in _CLASSES:
         return False  # exact classes only, because a wrapped model is another one
     if model.config.hidden_act != "silu" or model.config.rope_parameters["rope_type"] not in _FIXED_ROPE:
         return False

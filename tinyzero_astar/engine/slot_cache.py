@@ -9,12 +9,36 @@ planned before each forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
 CLEARED_AT_ONCE = 16  # columns. Memory is touched only as far as a search gets, which is rarely the depth limit
+
+
+class Visible(NamedTuple):
+    """The columns that one query per row attends to: c < lead, and lead + padding <= c <= column."""
+
+    lead: int  # columns that all prompts begin with
+    padding: Tensor  # [N] columns that follow those and hold nothing
+    column: Tensor | int  # [N] of the query, at least lead + padding. A number is the last planned column
+    is_padded: bool  # whether any row has padding
+
+    def mask(self, num_columns: int) -> Tensor | None:
+        """As boolean [N, 1, 1, L] over the first columns. None means that every row sees all of them."""
+        if not self.is_padded and isinstance(self.column, int):
+            return None
+        columns = torch.arange(num_columns, device=self.padding.device)
+        last = self.column[:, None] if isinstance(self.column, Tensor) else self.column
+        return (is_token(columns, self.padding[:, None], self.lead) & (columns <= last))[:, None, None]
+
+
+def is_token(column: Tensor, padding: Tensor, lead: int) -> Tensor:
+    """Whether columns [C] of rows [N, 1] are no padding, which follows what all prompts begin with, [N, C]."""
+    after = column >= padding + lead
+    return after | (column < lead) if lead > 0 else after
 
 
 class SlotCache(Cache):
@@ -33,7 +57,7 @@ class SlotCache(Cache):
         self._rows = self._columns = torch.empty(0)
         self._written: Sequence[Tensor] = ()  # of each layer, [2, N, H, D] where keys and values of tokens go
         self._seen: Sequence[Tensor] = ()  # keys of the first layer, its values, and so on, [N, H, L, D] each
-        self._first = self._last = self._visible = self._num_cleared = 0
+        self._first = self._last = self._visible = self._num_planned = self._num_cleared = 0
 
     @property
     def num_bytes(self) -> int:
@@ -53,7 +77,7 @@ class SlotCache(Cache):
 
         It attends to the first `visible` columns of those rows.
         """
-        self._visible = visible
+        self._visible, self._num_planned = visible, num_rows
         self._clear(visible)
         rows = self._buffer[:, :, :num_rows]
         self._seen = rows[..., :visible, :].flatten(0, 1).unbind()
@@ -95,6 +119,10 @@ class SlotCache(Cache):
         else:
             self._buffer[layer][:, self._rows, :, self._columns] = states.transpose(0, 1)
         return self._seen[2 * layer], self._seen[2 * layer + 1]
+
+    def cells(self, layer: int) -> Tensor:
+        """Keys and values [2, N, H, L, D] of one layer, as far as planned. They may be written to."""
+        return self._buffer[layer, :, : self._num_planned, :, : self._visible]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that are visible to the planned forward."""

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from tinyzero_astar.engine.cuda_graphs import Recorder
 from tinyzero_astar.engine.decoder import HiddenFn, Scores
 from tinyzero_astar.engine.fast_decode import FastDecode, is_supported
-from tinyzero_astar.engine.slot_cache import SlotCache
+from tinyzero_astar.engine.fused_decode import Forward, FusedDecode, can_fuse
+from tinyzero_astar.engine.slot_cache import SlotCache, Visible
 from tinyzero_astar.interfaces import PrefixTrees
 from tinyzero_astar.model.adapters import has_adapters, without_adapters
 from tinyzero_astar.model.decoder_layers import decoder_layers, recomputed
@@ -51,6 +52,24 @@ class ValueScores(NamedTuple):
     value_logit: Tensor  # accuracy, of the prefix before the token
     baseline: Tensor
     child_logit: Tensor  # accuracy, of the prefix with the token
+
+
+class OwnDecode:
+    """Decoding by the model's own forward. Implements `engine.decoder.HiddenFn`."""
+
+    reads_lengths = False
+
+    def __init__(self, forward: Forward) -> None:
+        self._forward = forward
+
+    def __call__(self, ids: Tensor, position_ids: Tensor, seen: Tensor | Visible, cache: SlotCache) -> Tensor:
+        """See `engine.decoder.HiddenFn`."""
+        if isinstance(seen, Visible):
+            shape = len(ids), 1, 1, cache.get_seq_length()
+            mask = seen.mask(shape[-1])
+            # No mask would mean a causal one, which takes the first row's length for everybody's.
+            seen = torch.ones(shape, dtype=torch.bool, device=ids.device) if mask is None else mask
+        return self._forward(ids, position_ids, seen, cache)
 
 
 class Policy(nn.Module):
@@ -121,14 +140,13 @@ class Policy(nn.Module):
         return hidden
 
     def decoding_fn(self, num_positions: int) -> HiddenFn:
-        """See `engine.decoder.Network.decoding_fn`. It is the fast path where that is known to be equal."""
+        """See `engine.decoder.Network.decoding_fn`. It is a fast path where that is known to be equal."""
         model = self.language_model
-        return FastDecode(model, num_positions).hidden if is_supported(model) else self._decoded
+        if can_fuse(model):
+            from tinyzero_astar.engine import decode_kernels  # needs Triton
 
-    def _decoded(self, ids: Tensor, position_ids: Tensor, is_seen: Tensor | None, cache: SlotCache) -> Tensor:
-        if is_seen is None:  # no mask would mean a causal one, which takes the first row's length for everybody's
-            is_seen = torch.ones(len(ids), 1, 1, cache.get_seq_length(), dtype=torch.bool, device=ids.device)
-        return self.hidden(ids, position_ids, is_seen, cache)
+            return FusedDecode(model, num_positions, self.hidden, decode_kernels)
+        return FastDecode(model, num_positions) if is_supported(model) else OwnDecode(self.hidden)
 
     def score(self, hidden: Tensor, path: Tensor) -> Scores:
         """Next-token logits and values, at least float32, see `engine.decoder.Network.score`."""

@@ -1,0 +1,168 @@
+"""The fused decode step gives the scores of the model's own forward, in plain functions and in Triton's kernels."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+from tests.decode_kernel_cases import CASES, attend_errors, inputs
+from tests.decoding import (
+    LED,
+    PROMPTS,
+    Tape,
+    assert_forks_swaps_and_uneven_lengths_equal_recomputation,
+    assert_recorded_scores_equal_one_full_forward,
+    shake_value_model,
+)
+from tests.test_fast_decode import MODELS, make
+from tinyzero_astar.engine import decode_operations
+from tinyzero_astar.engine.fused_decode import FusedDecode, can_fuse
+from tinyzero_astar.model.model import Policy
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Every policy decodes by the fused step in plain functions. What all prompts begin with is read once."""
+
+    def made(policy, num_positions):
+        return FusedDecode(policy.language_model, num_positions, policy.hidden, decode_operations)
+
+    monkeypatch.setattr(Policy, "decoding_fn", made)
+    monkeypatch.setattr("tinyzero_astar.engine.shared_prompt.MIN_SAVED", 1)
+
+
+def policy_of(name, dtype=torch.float32):
+    return shake_value_model(Policy(make(MODELS[name], dtype), (0,), value_hidden_size=16))
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, LED], ids=["unlike", "alike"])
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_full_forward(name, prompts, fused):
+    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy_of(name), prompts)
+
+
+def test_searches_find_the_scores_of_the_full_forward(fused):
+    policy = policy_of("qwen3")
+    for mode in ("sample", "gumbel", "best_first"):
+        assert_recorded_scores_equal_one_full_forward(policy, mode, LED)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, LED], ids=["unlike", "alike"])
+def test_one_recording_serves_every_step(fused, monkeypatch, prompts):
+    monkeypatch.setattr("tinyzero_astar.engine.decoder.BLOCK", 4)
+    policy = policy_of("qwen2")
+    policy.recorder = Tape()
+    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, prompts)
+    assert policy.recorder.num_recorded == 1 < policy.recorder.num_replayed
+
+
+def test_it_is_for_cuda_where_triton_is(monkeypatch):
+    model = make(MODELS["qwen2"])
+    assert not can_fuse(model)
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    for is_there in (True, False):
+        monkeypatch.setattr("tinyzero_astar.engine.fused_decode.find_spec", lambda name, x=is_there: x or None)
+        assert can_fuse(model) == can_fuse(model.bfloat16()) == is_there
+    monkeypatch.setattr("tinyzero_astar.engine.fused_decode.find_spec", lambda name: True)
+    assert not can_fuse(model.double()) and not can_fuse(model.half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_norm_rounds_as_the_models_do(dtype):
+    torch.manual_seed(0)
+    norm = Qwen2RMSNorm(48, eps=0.05)
+    torch.nn.init.normal_(norm.weight)
+    norm, x = norm.to(dtype), 2 * torch.randn(5, 48, dtype=torch.float64)
+    found = decode_operations.rms_norm(x.to(dtype), norm.weight, 0.05)
+    assert found.dtype == dtype
+    if dtype != torch.float64:  # for which the models take the mean in float32
+        assert torch.equal(found, norm(x.to(dtype)))
+    for row, wanted in zip(x.to(dtype).tolist(), found.tolist(), strict=True):
+        length = math.sqrt(sum(y * y for y in row) / 48 + 0.05)
+        for y, gain, own in zip(row, norm.weight.tolist(), wanted, strict=True):
+            assert own == pytest.approx(y / length * gain, rel=2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("float32")])
+def test_attention_equals_loops(name):
+    case = CASES[name]._replace(dtype="float64")
+    given = inputs(case, "cpu", 0.0)
+    cells, seen = given["cells"].clone(), given["seen"]
+    found = decode_operations.attend(**given).view(len(seen.padding), case.num_keys, case.group, case.width)
+
+    def unit(x, gain):
+        if gain is None:
+            return x
+        length = math.sqrt(sum(y * y for y in x) / len(x) + given["norm"].eps)
+        return [y / length * g for y, g in zip(x, gain.tolist(), strict=True)]
+
+    def turned(x, position):
+        half = len(x) // 2
+        cos, sin = (y[position].tolist() for y in given["rotation"])
+        first = [x[i] * cos[i] - x[half + i] * sin[i] for i in range(half)]
+        return first + [x[half + i] * cos[i] + x[i] * sin[i] for i in range(half)]
+
+    norm = given["norm"] or (None, None, 0.0)
+    for row, (skipped, last) in enumerate(zip(seen.padding.tolist(), seen.column.tolist(), strict=True)):
+        columns = [c for c in range(last + 1) if c < case.lead or c >= case.lead + skipped]
+        for head in range(case.num_keys):
+            key, value = (given[x][row].view(case.num_keys, -1)[head].tolist() for x in ("key", "value"))
+            key = turned(unit(key, norm[1]), last - skipped)
+            assert given["cells"][0, row, head, last].tolist() == pytest.approx(key)
+            assert given["cells"][1, row, head, last].tolist() == pytest.approx(value)
+            keys = [key if c == last else cells[0, row, head, c].tolist() for c in columns]
+            values = [value if c == last else cells[1, row, head, c].tolist() for c in columns]
+            for n in range(case.group):
+                query = given["query"][row].view(case.num_keys, case.group, -1)[head, n].tolist()
+                query = turned(unit(query, norm[0]), last - skipped)
+                score = [given["scale"] * sum(a * b for a, b in zip(query, k, strict=True)) for k in keys]
+                weight = [math.exp(x - max(score)) for x in score]
+                for i in (0, 1, case.width // 2, case.width - 1):
+                    wanted = sum(w * v[i] for w, v in zip(weight, values, strict=True)) / sum(weight)
+                    assert float(found[row, head, n, i]) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+def test_silu_times_up():
+    gate, up = torch.tensor([-2.0, 0.0, 3.0]), torch.tensor([5.0, 7.0, -1.0])
+    wanted = [g / (1 + math.exp(-g)) * u for g, u in zip(gate.tolist(), up.tolist(), strict=True)]
+    assert decode_operations.silu_mul(gate, up).tolist() == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plain_functions_are_as_exact_as_their_dtype(name):
+    for what, error in attend_errors(decode_operations, CASES[name], "cpu", unseen=0.0).items():
+        assert error <= 1, what
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    """Errors of all kernels in Triton's interpreter, which a process has from its start or not at all."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "tests.decode_kernel_cases"]
+    run = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_of_attention_equals_the_plain_function(interpreted, name):
+    found = {what: error for what, error in interpreted.items() if what.startswith(f"attend {name} ")}
+    assert len(found) == 3 and all(error <= 1 for error in found.values()), found
+
+
+@pytest.mark.parametrize("operation", ["rms_norm", "silu_mul"])
+def test_the_kernels_of_rows_equal_the_plain_functions(interpreted, operation):
+    found = {what: error for what, error in interpreted.items() if what.startswith(operation)}
+    assert len(found) == 10 and all(error <= 1 for error in found.values()), found

@@ -1,0 +1,189 @@
+"""The functions of `engine.decode_operations` as one Triton kernel each. Only imported where Triton is installed.
+
+Rows of a search have different lengths. Each program of `attend` reads the length of its own row from the GPU's memory,
+so one recording serves every step, and a row costs what it holds.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tinyzero_astar.engine.decode_operations import HeadNorm, Rotation
+from tinyzero_astar.engine.slot_cache import Visible
+
+# In bfloat16 at width 128, compiled for an H100, a program of `attend` has 37 KiB of shared memory and 79 registers per
+# thread. Six fit a multiprocessor, and 256 rows with 2 key heads are 3.9 for each of 132. So all run at once.
+_BLOCK_COLUMNS, _NUM_WARPS, _NUM_STAGES = 32, 4, 3
+_BLOCK_ELEMENTS = 1024  # of `silu_mul`
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """See `decode_operations.rms_norm`. Here `x` is [N, D] without gaps."""
+    out = torch.empty_like(x)
+    width = x.shape[1]
+    block = triton.next_power_of_2(width)
+    _rms_norm[(len(x),)](x, gain, out, width, eps, BLOCK=block, num_warps=4 if block <= 2048 else 8)
+    return out
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cells: Tensor,
+    rotation: Rotation,
+    norm: HeadNorm | None,
+    seen: Visible,
+    scale: float,
+) -> Tensor:
+    """See `decode_operations.attend`. The other arguments are without gaps, and L does not matter."""
+    num_rows, num_keys, width = cells.shape[1], cells.shape[2], cells.shape[4]
+    group = query.shape[1] // (num_keys * width)
+    out = torch.empty_like(query)
+    gains = (query, key) if norm is None else (norm.query, norm.key)  # pointers that are not read, or gains
+    _attend[(num_rows, num_keys)](
+        *(query, key, value, out, cells, *rotation, *gains, seen.padding, seen.column),
+        *cells.stride()[:3],
+        seen.lead,
+        0.0 if norm is None else norm.eps,
+        scale,
+        IS_NORMED=norm is not None,
+        GROUP=group,
+        WIDTH=width,
+        BLOCK_GROUP=max(16, triton.next_power_of_2(group)),  # the least that a matrix unit takes
+        BLOCK_WIDTH=max(16, triton.next_power_of_2(width)),
+        BLOCK_COLUMNS=_BLOCK_COLUMNS,
+        num_warps=_NUM_WARPS,
+        num_stages=_NUM_STAGES,
+    )
+    return out
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """See `decode_operations.silu_mul`. Both are without gaps."""
+    out = torch.empty_like(gate)
+    size = gate.numel()
+    _silu_mul[(triton.cdiv(size, _BLOCK_ELEMENTS),)](gate, up, out, size, BLOCK=_BLOCK_ELEMENTS)
+    return out
+
+
+@triton.jit
+def _rms_norm(x, gain, out, width, eps, BLOCK: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * width
+    i = tl.arange(0, BLOCK)
+    is_in = i < width
+    wide = tl.load(x + start + i, mask=is_in, other=0.0).to(tl.float32)
+    unit = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
+    dtype = out.dtype.element_ty
+    of_gain = tl.load(gain + i, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(out + start + i, (unit.to(dtype).to(tl.float32) * of_gain).to(dtype), mask=is_in)
+
+
+@triton.jit
+def _silu_mul(gate, up, out, size, BLOCK: tl.constexpr):
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    is_in = i < size
+    dtype = out.dtype.element_ty
+    g = tl.load(gate + i, mask=is_in, other=0.0).to(tl.float32)
+    u = tl.load(up + i, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(out + i, ((g * tl.sigmoid(g)).to(dtype).to(tl.float32) * u).to(dtype), mask=is_in)
+
+
+@triton.jit
+def _dot(a, b):
+    """a @ b in float32 of two blocks in one dtype."""
+    if _IS_INTERPRETED:  # which holds bfloat16 as integers, and would multiply those
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")
+
+
+@triton.jit
+def _heads(start, i, is_read, cos, sin, gain, eps, IS_NORMED: tl.constexpr, WIDTH: tl.constexpr):
+    """Heads at `start` [H, 1], elements i [1, W], normed and turned by angles [1, W]. `sin` has its sign."""
+    pair = tl.where(i < WIDTH // 2, i + WIDTH // 2, i - WIDTH // 2)  # what each is turned with
+    x, paired = tl.load(start + i, mask=is_read, other=0.0), tl.load(start + pair, mask=is_read, other=0.0)
+    dtype = x.dtype
+    x, paired = x.to(tl.float32), paired.to(tl.float32)
+    if IS_NORMED:
+        scale = tl.rsqrt(tl.sum(x * x, 1, keep_dims=True) / WIDTH + eps)
+        own, other = tl.load(gain + i, mask=i < WIDTH, other=0.0), tl.load(gain + pair, mask=i < WIDTH, other=0.0)
+        x = ((x * scale).to(dtype).to(tl.float32) * own.to(tl.float32)).to(dtype).to(tl.float32)
+        paired = ((paired * scale).to(dtype).to(tl.float32) * other.to(tl.float32)).to(dtype).to(tl.float32)
+    return (x * cos + paired * sin).to(dtype)
+
+
+@triton.jit(do_not_specialize=["lead"])
+def _attend(
+    query,
+    key,
+    value,
+    out,
+    cells,
+    cos,
+    sin,
+    query_gain,
+    key_gain,
+    padding,
+    column,
+    value_stride,
+    row_stride,
+    head_stride,
+    lead,
+    eps,
+    scale,
+    IS_NORMED: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_GROUP: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+):
+    """One row and key head per program, for all queries that share the key."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    of_key = row * tl.num_programs(1) + head
+    i = tl.arange(0, BLOCK_WIDTH)[None, :]
+    is_in = i < WIDTH
+    skipped, last = tl.load(padding + row), tl.load(column + row)
+    position = last - skipped
+    angle = position * (WIDTH // 2) + i % (WIDTH // 2)
+    c = tl.load(cos + angle, mask=is_in, other=0.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=is_in, other=0.0).to(tl.float32)
+    s = tl.where(i < WIDTH // 2, -s, s)
+
+    k = _heads(key + of_key * WIDTH, i, is_in, c, s, key_gain, eps, IS_NORMED, WIDTH)
+    v = tl.load(value + of_key * WIDTH + i, mask=is_in, other=0.0)
+    own = cells + row * row_stride + head * head_stride
+    tl.store(own + last * WIDTH + i, k, mask=is_in)
+    tl.store(own + value_stride + last * WIDTH + i, v, mask=is_in)
+
+    g = tl.arange(0, BLOCK_GROUP)[:, None]
+    is_query = (g < GROUP) & is_in
+    of_query = (of_key * GROUP + g) * WIDTH
+    q = _heads(query + of_query, i, is_query, c, s, query_gain, eps, IS_NORMED, WIDTH)
+
+    # The new token comes first, from registers. So no program reads what it has just written, and no maximum is -inf.
+    scale = scale * _LOG2_E
+    top = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
+    total = tl.full((BLOCK_GROUP,), 1.0, tl.float32)
+    mean = tl.broadcast_to(v.to(tl.float32), (BLOCK_GROUP, BLOCK_WIDTH))
+    # A token sees as many earlier ones as its position says. Of these the first `lead` stand before the padding.
+    for start in range(0, position.to(tl.int32), BLOCK_COLUMNS):
+        j = start + tl.arange(0, BLOCK_COLUMNS)
+        is_seen = j < position
+        at = (j + tl.where(j < lead, 0, skipped))[:, None] * WIDTH + i
+        is_read = is_seen[:, None] & is_in
+        keys = tl.load(own + at, mask=is_read, other=0.0)
+        values = tl.load(own + value_stride + at, mask=is_read, other=0.0)
+        score = tl.where(is_seen[None, :], _dot(q, tl.trans(keys)) * scale, -float("inf"))
+        new_top = tl.maximum(top, tl.max(score, 1))
+        kept = tl.exp2(top - new_top)
+        weight = tl.exp2(score - new_top[:, None])
+        total = total * kept + tl.sum(weight, 1)
+        mean = mean * kept[:, None] + _dot(weight.to(values.dtype), values)
+        top = new_top
+    tl.store(out + of_query + i, (mean / total[:, None]).to(out.dtype.element_ty), mask=is_query)

@@ -1,0 +1,143 @@
+"""Decode steps of Llama-shaped models in eleven kernels a layer, on the model's own weights.
+
+A model's own forward starts about four times as many. It also repeats keys and values for every query that shares them,
+and reads columns that a row has not filled. Here a row costs what it holds. Prompts go through the model, and keys lie
+in the cache as the model would put them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+from transformers import PreTrainedModel
+
+from tinyzero_astar.engine.decode_operations import HeadNorm, Rotation
+from tinyzero_astar.engine.fast_decode import is_llama_shaped
+from tinyzero_astar.engine.slot_cache import SlotCache, Visible
+
+Forward = Callable[[Tensor, Tensor, Tensor, SlotCache], Tensor]
+
+
+class FusedDecode:
+    """One model's decode steps. Implements `engine.decoder.HiddenFn`.
+
+    It reads the weights where they lie, so it stays valid when they are changed in place.
+
+    Args:
+        model: `is_llama_shaped`.
+        num_positions: of the longest sequence.
+        read_prompts: the model's own forward with a mask.
+        operations: `engine.decode_kernels` or `engine.decode_operations`.
+    """
+
+    reads_lengths = True
+
+    def __init__(
+        self, model: PreTrainedModel, num_positions: int, read_prompts: Forward, operations: ModuleType
+    ) -> None:
+        backbone: Any = model.base_model
+        self._read_prompts, self._operations = read_prompts, operations
+        self._tokens = backbone.embed_tokens.weight.detach()
+        self._layers = [_layer(layer) for layer in backbone.layers]
+        self._norm = _norm(backbone.norm)
+        position = torch.arange(num_positions, device=self._tokens.device)[None]
+        # In the model's dtype, in which it rounds them too. Both halves are alike.
+        cos, sin = (x[0].chunk(2, -1)[0].contiguous() for x in backbone.rotary_emb(self._tokens, position))
+        self._rotation = Rotation(cos, sin)
+
+    def __call__(self, ids: Tensor, position_ids: Tensor, seen: Tensor | Visible, cache: SlotCache) -> Tensor:
+        """Last hidden states [N, Q, D], see `engine.decoder.HiddenFn`."""
+        if isinstance(seen, Tensor):
+            return self._read_prompts(ids, position_ids, seen, cache)
+        if isinstance(seen.column, int):
+            seen = seen._replace(column=torch.full_like(seen.padding, seen.column))
+        x = embedding(ids[:, 0], self._tokens)
+        for index, layer in enumerate(self._layers):
+            self._add_attention(x, layer, cache.cells(index), seen)
+            self._add_mlp(x, layer)
+        hidden: Tensor = self._operations.rms_norm(x, *self._norm)
+        return hidden[:, None]
+
+    def _add_attention(self, x: Tensor, layer: _Layer, cells: Tensor, seen: Visible) -> None:
+        """Add the attention's output to the residual stream `x` [N, D]."""
+        h = self._operations.rms_norm(x, *layer.attention_norm)
+        query, key, value = (linear(h, *affine) for affine in (layer.query, layer.key, layer.value))
+        attended = self._operations.attend(query, key, value, cells, self._rotation, layer.head_norm, seen, layer.scale)
+        _add(layer.output, attended, x)
+
+    def _add_mlp(self, x: Tensor, layer: _Layer) -> None:
+        """Add the MLP's output to the residual stream `x` [N, D]."""
+        h = self._operations.rms_norm(x, *layer.mlp_norm)
+        _add(layer.down, self._operations.silu_mul(linear(h, *layer.gate), linear(h, *layer.up)), x)
+
+
+class _Affine(NamedTuple):
+    weight: Tensor  # [out, in]
+    bias: Tensor | None  # [out]
+
+
+class _Norm(NamedTuple):
+    gain: Tensor  # [D]
+    eps: float
+
+
+class _Layer(NamedTuple):
+    attention_norm: _Norm
+    query: _Affine
+    key: _Affine
+    value: _Affine
+    head_norm: HeadNorm | None  # Qwen3's
+    scale: float
+    output: _Affine
+    mlp_norm: _Norm
+    gate: _Affine
+    up: _Affine
+    down: _Affine
+
+
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether `FusedDecode` with Triton's kernels equals the model's own forward."""
+    is_fit = model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float32)
+    return is_fit and find_spec("triton") is not None and is_llama_shaped(model)
+
+
+def _layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    head_norm = None
+    if hasattr(attention, "q_norm"):
+        (query, eps), (key, _) = _norm(attention.q_norm), _norm(attention.k_norm)
+        head_norm = HeadNorm(query, key, eps)
+    return _Layer(
+        attention_norm=_norm(layer.input_layernorm),
+        query=_affine(attention.q_proj),
+        key=_affine(attention.k_proj),
+        value=_affine(attention.v_proj),
+        head_norm=head_norm,
+        scale=attention.scaling,
+        output=_affine(attention.o_proj),
+        mlp_norm=_norm(layer.post_attention_layernorm),
+        gate=_affine(mlp.gate_proj),
+        up=_affine(mlp.up_proj),
+        down=_affine(mlp.down_proj),
+    )
+
+
+def _norm(module: Any) -> _Norm:
+    return _Norm(module.weight.detach(), module.variance_epsilon)
+
+
+def _affine(module: nn.Linear) -> _Affine:
+    return _Affine(module.weight.detach(), None if module.bias is None else module.bias.detach())
+
+
+def _add(affine: _Affine, x: Tensor, total: Tensor) -> None:
+    """Add an affine map of `x` to `total` in place, which is one product that begins with `total`."""
+    total.addmm_(x, affine.weight.T)
+    if affine.bias is not None:
+        total += affine.bias
