@@ -38,18 +38,48 @@ class Tape:
     def record(self, work, kind):
         with NoWaiting():
             work()
-        found = []
-
-        def tensors():
-            found.append(work())
-            return _tensors_in(found[-1])
-
-        played = make_fx(tensors)()
+        held = Held(work)
+        played = make_fx(lambda: _tensors_in(held.first_result()))()
         self.num_recorded += 1
 
         def replay():
             self.num_replayed += 1
-            return _with_tensors(found[-1], iter(played()))
+            return held.filled(played())
+
+        return replay
+
+
+class Held:
+    """Results of a work in memory of their own, which every replay writes over, as one of a CUDA graph does."""
+
+    def __init__(self, work):
+        self._work, self._result = work, None
+
+    def first_result(self):
+        self._result = self._work()
+        return self._result
+
+    def filled(self, tensors):
+        if not hasattr(self, "_own"):
+            self._own = [x.clone() for x in tensors]
+            self._result = _with_tensors(self._result, iter(self._own))
+        for own, new in zip(self._own, tensors, strict=True):
+            own.copy_(new)
+        return self._result
+
+
+class Rerun:
+    """A recorder that runs the work anew. It shows whether recording changes what is computed."""
+
+    num_replayed = 0
+
+    def record(self, work, kind):
+        held = Held(work)
+        held.first_result()
+
+        def replay():
+            self.num_replayed += 1
+            return held.filled(_tensors_in(work()))
 
         return replay
 

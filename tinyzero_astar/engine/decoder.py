@@ -196,14 +196,12 @@ class SlotDecoder:
         return self._output(self._run_all(shape))
 
     @torch.no_grad()
-    def copy_slots(self, source: Tensor, target: Tensor, length: int) -> None:
-        """See `search.recorded.AllSlots.copy_slots`. The prompt is copied where it may differ."""
+    def move(self, source: Tensor, length: Tensor) -> None:
+        """See `search.recorded.AllSlots.move`. The prompt is copied where it may differ."""
         first = self._num_prompt_columns
-        if not self._can_cross and length == 0:
-            return
-        self._cache.fork(source, target, 0 if self._can_cross else first, first + length)
+        self._cache.move(source, 0 if self._can_cross else first, length + first)
         if self._can_cross:
-            self._padding[target] = self._padding[source]
+            self._padding.copy_(self._padding[source])
 
     def _recorded_step(
         self, recorder: Recorder, tokens: Tensor, length: Tensor, target: Tensor, path: Tensor, longest: int

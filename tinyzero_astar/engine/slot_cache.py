@@ -9,12 +9,14 @@ planned before each forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+_HAS_TRITON = find_spec("triton") is not None
 CLEARED_AT_ONCE = 16  # columns. Memory is touched only as far as a search gets, which is rarely the depth limit
 
 
@@ -127,6 +129,19 @@ class SlotCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns that are visible to the planned forward."""
         return self._visible
+
+    def move(self, source: Tensor, first: int, last: Tensor) -> None:
+        """Copy columns [first, last) of rows `source` [N] to every row, without waiting for a result.
+
+        A row that is a source must be its own source too. Without Triton more columns are copied.
+        """
+        if self._buffer.is_cuda and _HAS_TRITON:
+            from tinyzero_astar.engine.slot_kernels import move_rows
+
+            move_rows(self._buffer, source, first, last)
+        else:
+            columns = self._buffer[..., first:, :]
+            columns.copy_(columns.index_select(2, source))
 
     def fork(self, source: Tensor, target: Tensor, first: int, last: int) -> None:
         """Copy columns [first, last) of rows `source` to rows `target`. All reads precede all writes."""

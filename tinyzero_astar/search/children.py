@@ -104,6 +104,7 @@ class FusedChildren(NamedTuple):
         which, when = (beam.at_open(x) for x in beam.hashes[1:])
         best, log_q = best_child(logits, to_uniform(which), guide), beam.at_open(beam.log_q)
         second = gumbel_after(beam.at_open(beam.priority), waiting_time(when), log_q + best.log_rest)
+        second = torch.where(beam.at_open(beam.is_open), second, -torch.inf)  # a leaf has no children
         return FusedChildren(logits, guide, best, log_q - best.log_norm, second)
 
     def choice(self, beam: Beam) -> Choice:
@@ -132,12 +133,14 @@ class Further(NamedTuple):
         places, log_rate, bound = (x.index_select(0, close) for x in (beam.places, children.log_rate, children.second))
         others = children.others(close)
         num_groups, num_rows = beam.row.shape
+        has_some = torch.isfinite(bound)[:, None]
         arrival, token = (
             token_waiting_times(torch.take(beam.hashes[0], places), counters)
             .div_(others)
             .topk(min(num_rows, others.shape[1]), largest=False)  # no more can be chosen, or be the best one left out
         )
         g = gumbel_after(bound[:, None], arrival - arrival[:, :1], log_rate[:, None])
+        g = torch.where(has_some, g, -torch.inf)  # without any, the first one arrives at inf
         shape = beam.row.numel(), token.shape[1]
         return Further(
             priority=g.new_full(shape, -torch.inf).index_copy_(0, places, g).view(num_groups, -1),

@@ -227,9 +227,6 @@ class WithoutReplacement:
         """[N] whether further children must be drawn one by one. Elsewhere the best of them is left out."""
         second = children.second
         is_close = second > torch.take(self.worst, beam.group)
-        if beam.has_all:
-            is_open = beam.at_open(beam.is_open)
-            is_close, second = is_close & is_open, second.masked_fill(~is_open, -torch.inf)
         self.kappa.scatter_reduce_(0, beam.group, second.masked_fill(is_close, -torch.inf), "amax")
         return is_close
 
@@ -242,7 +239,7 @@ class WithoutReplacement:
             choice: the best child of every row.
             beam: before this step.
             children: of the open rows.
-            close: [M] which of the open rows have further children that matter. Others among them do no harm.
+            close: [M] the open rows whose further children matter. Others among them do no harm.
         """
         num_rows = beam.row.shape[1]
         further = Further.drawn(beam, children, close, self.counters)

@@ -67,7 +67,8 @@ def lock_step(
             source = torch.take(choice.parent, places)
         tally.note(beam, source)
         if source is not None and isinstance(decoder, AllSlots) and decoder.recorder is not None:  # at depth 1
-            decoder.copy_slots(source, places, 0)
+            place = beam.grid.place.flatten()
+            decoder.move(place.index_copy(0, places, source), torch.zeros_like(place[0]))
             tables, first = (tokens, final), beam
             rest, beam = replayed_steps(decoder, decoder.recorder, chooser, before, choice, tables, max_search_depth)
             tally.note_all(first, rest[:-1], tokens.goes_on)

@@ -2,8 +2,9 @@
 
 All rows are stepped at every depth, open or not, so that no shape changes. One piece of work is a whole step. Every row
 takes the token that was chosen for it, the network scores the new prefixes, and a token is drawn for every row. The
-host then reads one small tensor. It says whether a row is open, and for how many rows further children matter. These
-are rare. They are drawn outside of the recording, and change what was chosen before the next replay.
+host then reads one small tensor. It says whether a row is open, and for how many rows further children matter. Where
+there are such rows, a second piece of work draws these children, and changes what was chosen before the next step. It
+is recorded for a few numbers of rows, of which the least that suffices is replayed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.search.beam import CARRIED, Beam, Choice, Step, TokenTable
 from tinyzero_astar.search.choosers import Chooser, Drawn
 from tinyzero_astar.search.heuristic import baseline_of, log_policy
+
+T = TypeVar("T")
+_LOOKED_AT = (1, 4, 16, 64)  # rows, besides all of them
 
 
 @runtime_checkable
@@ -51,8 +55,13 @@ class AllSlots(Protocol):
         """
         ...
 
-    def copy_slots(self, source: Tensor, target: Tensor, length: int) -> None:
-        """Slots `target` [F] become the first `length` tokens of `source` [F]. All reads precede all writes."""
+    def move(self, source: Tensor, length: Tensor) -> None:
+        """Every slot becomes the first `length` generated tokens of its source, without waiting for a result.
+
+        Args:
+            source: int64 [S] slots. What is a source stays what it is.
+            length: int64 [].
+        """
         ...
 
 
@@ -144,16 +153,16 @@ def replayed_steps(
         tokens: what they do to a prefix before the last depth, and at it.
         max_depth: at least 2.
     """
-    held, played = _Held.of(beam, choice, max_depth), dict[int, Callable[[], _Work]]()
-    num_noted = 0
+    held = _Held.of(beam, choice, max_depth)
+    own = [*held.state, *chooser.state]
+    shape, num_noted, num_rows = 0, 0, held.beam.row.numel()
     for depth in range(1, max_depth):
-        shape = decoder.shape_at(depth)
-        if shape not in played:
-            played.clear()  # shapes grow, and an outgrown recording holds memory
+        if shape != (shape := decoder.shape_at(depth)):
             decoder.prepare(shape)
-            work = partial(_step, decoder, chooser, held, tokens[0], shape)
-            played[shape] = _recorded(recorder, work, (*beam.row.shape, shape), held, chooser)
-        done = played[shape]()
+            kind = type(chooser), len(own), *beam.row.shape, shape  # more is their own where they are guided
+            step = _recorded(recorder, partial(_step, decoder, chooser, held, tokens[0], shape), kind, own)
+            replacing: dict[int, Callable[[], None]] = {}  # by how many rows they look at
+        done = step()
         flags = Flags(*done.flags.tolist())  # the step's only wait
         if flags.num_stepped == 0:  # further children at the step before ended all rows
             break
@@ -161,7 +170,11 @@ def replayed_steps(
             _refuse(done.output)
         num_noted = depth
         if flags.num_close > 0:
-            _replace(decoder, chooser, held, done, flags, depth)
+            number = next((x for x in _LOOKED_AT if flags.num_close <= x < num_rows), num_rows)
+            if number not in replacing:
+                work = partial(_replace, decoder, chooser, held, done, number)
+                replacing[number] = _recorded(recorder, work, (*kind, number), own)
+            replacing[number]()
         elif flags.num_open == 0:
             break
     table = tokens[1] if num_noted == max_depth - 1 else tokens[0]
@@ -183,30 +196,27 @@ def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, 
 
 
 def _recorded(
-    recorder: Recorder, work: Callable[[], _Work], shape: tuple[int, ...], held: _Held, chooser: Chooser
-) -> Callable[[], _Work]:
-    """What repeats a step. Recording runs the step too, so what it changed is put back."""
-    state = [*held.state, *chooser.state]
+    recorder: Recorder, work: Callable[[], T], kind: tuple[object, ...], state: list[Tensor]
+) -> Callable[[], T]:
+    """What repeats a work. Recording may run it too, so what it changed is put back."""
     before = [x.clone() for x in state]
-    played = recorder.record(work, (type(chooser), len(chooser.state), shape))  # the state is longer when guided
+    played = recorder.record(work, kind)
     for own, old in zip(state, before, strict=True):
         own.copy_(old)
     return played
 
 
-def _replace(decoder: AllSlots, chooser: Chooser, held: _Held, work: _Work, flags: Flags, depth: int) -> None:
-    """Let further children push out the worst rows, and move the prefixes of those that did."""
-    drawn, beam = work.drawn, held.beam
+def _replace(decoder: AllSlots, chooser: Chooser, held: _Held, work: _Work, number: int) -> None:
+    """Let further children of `number` rows push out the worst rows. It is recorded."""
+    drawn = work.drawn
     assert drawn.children is not None
-    # The number is known, so that nothing must be counted on the device.
-    close = drawn.is_close.long().argsort(descending=True, stable=True)[: flags.num_close]
-    choice = chooser.replace_worst(drawn.choice, beam, drawn.children, close)
+    # Rows whose further children matter come first. Others do no harm.
+    close = drawn.is_close.long().argsort(descending=True, stable=True)[:number]
+    choice = chooser.replace_worst(drawn.choice, held.beam, drawn.children, close)
     held.note(choice, work.output)
     assert choice.parent is not None
-    parent, place = choice.parent.flatten(), beam.places
-    most = min(len(place), flags.num_close * (beam.row.shape[1] - 1))  # a row has that many rows beside it
-    moved = (parent != place).long().argsort(descending=True, stable=True)[:most]
-    decoder.copy_slots(parent[moved], moved, depth)  # the others among them become what they are
+    # A row that another one descends from is never pushed out. Its own best child has a larger G than the other child.
+    decoder.move(choice.parent.flatten(), held.depth.clone()[0])
 
 
 def _refuse(output: StepOutput) -> None:
