@@ -258,8 +258,8 @@ GUMBEL = (
         "children-too-few",
         "no prefix is looked at for all the children that it may have among the best",
         "search/children.py",
-        ".topk(min(num_rows, others.shape[1]),",
-        ".topk(min(num_rows - 1, others.shape[1]),",
+        "num = min(num_rows, others.shape[1])",
+        "num = min(num_rows - 1, others.shape[1])",
         (
             "test_search.py::test_fewer_leaves_are_the_first_of_more[4.0-8]",
             "test_search.py::test_fewer_leaves_are_the_first_of_more[0.5-8]",
@@ -653,6 +653,14 @@ WHOLE_STEPS = (
 
 VOCABULARY = (
     Mutant(
+        "arrivals-unweighted",
+        "further children arrive at times that do not depend on their mass",
+        "search/gumbel.py",
+        "token_waiting_times(state, counter).div_(mass)",
+        "token_waiting_times(state, counter).div_(mass.clamp(max=1e-30))",
+        ("test_gumbel.py::test_the_first_to_arrive_are_those_of_the_formula[20]",),
+    ),
+    Mutant(
         "draw-slope-forgotten",
         "the children's values lack what log pi says of them",
         "search/vocabulary.py",
@@ -735,6 +743,7 @@ VOCABULARY = (
 )
 
 IN_KERNELS = ("test_vocabulary.py::test_the_kernels_say_the_same",)
+ARRIVALS_IN_KERNEL = ("test_gumbel.py::test_the_kernel_finds_the_same_arrivals",)
 KERNELS = (
     Mutant(
         "kernel-block-before",
@@ -783,6 +792,22 @@ KERNELS = (
         '(tl.abs(log_total) < float("inf")) & (tl.abs(log_norm) < float("inf"))',
         'tl.abs(log_total) < float("inf")',
         IN_KERNELS,
+    ),
+    Mutant(
+        "kernel-signed-shift",
+        "a kernel's hash shifts signed numbers",
+        "search/gumbel_kernels.py",
+        "x = (x ^ (x >> 27)) *",
+        "x = (x ^ (x.to(tl.int64, bitcast=True) >> 27).to(tl.uint64, bitcast=True)) *",
+        ARRIVALS_IN_KERNEL,
+    ),
+    Mutant(
+        "kernel-first-again",
+        "a kernel finds the first token of a block again and again",
+        "search/gumbel_kernels.py",
+        'wait = tl.where(inside == place, float("inf"), wait)',
+        "wait = tl.where(inside < 0, 0.0, wait)",
+        ARRIVALS_IN_KERNEL,
     ),
 )  # their tests need Triton
 

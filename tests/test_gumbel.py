@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
+from tests.interpreted import results_of
 from tinyzero_astar.search.gumbel import (
+    first_arrivals,
     hash_number,
     inverse_cdf,
     likeliest_if_impossible,
@@ -121,3 +123,82 @@ def test_tokens_without_mass_are_never_drawn_from_a_large_vocabulary():
     mass[0, [5, 127, 700]] = torch.tensor([0.25, 0.25, 0.5], dtype=torch.float64)
     uniform = torch.tensor([[2.0**-53, 0.25, 0.25 + 2.0**-53, 0.5, 0.5 + 2.0**-53, 0.75, 1.0]], dtype=torch.float64)
     assert inverse_cdf(mass, uniform).tolist() == [[5, 5, 127, 127, 700, 700, 700]]
+
+
+# ------------------------------------------------------------------------------------------------- first arrivals
+
+
+def arrivals(vocab, num=8):
+    """Three prefixes. The first lacks a token, and the last has no more than one."""
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.randn(3, vocab, generator=generator).mul(3).exp()
+    mass[0, 5] = 0.0
+    mass[2] = 0.0
+    mass[2, 7] = 1.0
+    return hash_number(torch.arange(3)), mass, token_counters(vocab, torch.device("cpu")), num
+
+
+def splitmix(number):
+    """In plain integers."""
+    for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        number = (number ^ (number >> shift)) * multiplier % 2**64
+    return number ^ (number >> 31)
+
+
+def assert_first(found, case):
+    """Times and tokens by the formula, one by one."""
+    state, mass, _, num = case
+    for i, start in enumerate(state.tolist()):
+        times = []
+        for token, rate in enumerate(mass[i].tolist()):
+            bits = splitmix((start + (token + 1) * 0x9E3779B97F4A7C15) % 2**64)
+            signed = bits - 2**64 if bits >= 2**63 else bits
+            uniform = (signed >> 12) * 2.0**-52 + (0.5 + 2.0**-53)
+            times.append((-math.log(uniform) / rate if rate else math.inf, token))
+        first = sorted(times)[:num]
+        assert found[0][i].tolist() == pytest.approx([time for time, _ in first], rel=1e-14, abs=0.0)
+        arrives = found[0][i].isfinite()
+        assert found[1][i][arrives].tolist() == [token for time, token in first if time < math.inf]
+        assert int(arrives.sum()) == min(num, int((mass[i] > 0).sum()))
+        assert ((found[1][i] >= 0) & (found[1][i] < mass.shape[1])).all()
+
+
+@pytest.mark.parametrize("vocab", [20, 3_001])
+def test_the_first_to_arrive_are_those_of_the_formula(vocab):
+    case = arrivals(vocab)
+    assert_first(first_arrivals(*case), case)
+
+
+def test_the_kernel_finds_the_same_arrivals(tmp_path):
+    """By Triton's interpreter."""
+    pytest.importorskip("triton")
+    cases = [arrivals(20), arrivals(3_001), arrivals(600, num=40)]
+    found = results_of("gumbel_kernels", "first_arrivals_by_kernels", cases, tmp_path)
+    for x, case in zip(found, cases, strict=True):
+        assert_first(x, case)
+
+
+def test_the_kernel_of_arrivals_compiles_for_a_gpu_that_is_not_here():
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from tinyzero_astar.search.gumbel_kernels import _first_of_block
+
+    constants = {"NUM": 8, "BLOCK": 512}
+    types = {"mass": "*fp32", "arrival": "*fp64", "vocab": "i32", "blocks": "i32"}
+    signature = {x: "constexpr" if x in constants else types.get(x, "*i64") for x in _first_of_block.arg_names}
+    source = ASTSource(_first_of_block, signature, constants)
+    compiled = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 1})
+    assert compiled.asm["cubin"] and ".local" not in compiled.asm["ptx"]  # no register had to be given up
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num", [8, 64])
+def test_a_gpu_finds_the_same_arrivals(num):
+    state, mass, counter, _ = arrivals(151_936)
+    expected = first_arrivals(state, mass, counter, num)
+    found = first_arrivals(state.cuda(), mass.cuda(), counter.cuda(), num)
+    torch.testing.assert_close(found[0].cpu(), expected[0], rtol=1e-14, atol=0)
+    arrives = expected[0].isfinite()
+    assert torch.equal(found[1].cpu()[arrives], expected[1][arrives])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.interpreted import best_children
+from tests.interpreted import results_of
 from tinyzero_astar.search.gumbel import gumbel_after, inverse_cdf
 from tinyzero_astar.search.heuristic import Tilt, propose, rise, tilt_of
 from tinyzero_astar.search.vocabulary import (
@@ -308,7 +308,7 @@ def test_the_kernels_say_the_same(tmp_path):
     cases = [inputs(vocab, guidance, num=4) for guidance in GUIDANCE.values() for vocab in SIZES[1:]]
     few, _, guide = inputs(7, GUIDANCE["capped"], num=4)
     special = [nearly_certain(), only_children(), budgets(), not_finite(), grid_of(few, guide, 25), *map(ends, SIZES)]
-    found = best_children(cases + special, tmp_path)
+    found = results_of("vocabulary_kernels", "best_child_by_kernels", cases + special, tmp_path)
     expected = [best_child_reference(*case) for case in cases]
     assert any(x.is_held_back.any() for x in expected)
     for x, y in zip(found, expected, strict=False):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.search.beam import NO_TOKEN, Beam, Choice, Grid
-from tinyzero_astar.search.gumbel import gumbel_after, inverse_cdf, to_uniform, token_waiting_times, waiting_time
+from tinyzero_astar.search.gumbel import first_arrivals, gumbel_after, inverse_cdf, to_uniform, waiting_time
 from tinyzero_astar.search.heuristic import Proposal
 from tinyzero_astar.search.vocabulary import BestChild, Guide, best_child, logp_logq_of, masses
 
@@ -134,11 +134,8 @@ class Further(NamedTuple):
         others = children.others(close)
         num_groups, num_rows = beam.row.shape
         has_some = torch.isfinite(bound)[:, None]
-        arrival, token = (
-            token_waiting_times(torch.take(beam.hashes[0], places), counters)
-            .div_(others)
-            .topk(min(num_rows, others.shape[1]), largest=False)  # no more can be chosen, or be the best one left out
-        )
+        num = min(num_rows, others.shape[1])  # no more can be chosen, or be the best one left out
+        arrival, token = first_arrivals(torch.take(beam.hashes[0], places), others, counters, num)
         g = gumbel_after(bound[:, None], arrival - arrival[:, :1], log_rate[:, None])
         g = torch.where(has_some, g, -torch.inf)  # without any, the first one arrives at inf
         shape = beam.row.numel(), token.shape[1]

@@ -9,10 +9,13 @@ et al. 2019, "Stochastic Beams and Where to Find Them" (inclusion probabilities 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+_HAS_TRITON = find_spec("triton") is not None
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64, since tensor arithmetic wraps modulo 2**64
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
@@ -124,6 +127,26 @@ def token_counters(num: int, device: torch.device) -> Tensor:
 def token_waiting_times(state: Tensor, counter: Tensor) -> Tensor:
     """One `waiting_time` for each token after each prefix, [N, V], given states [N] and `token_counters` [V]."""
     return waiting_time(_finalise(state[:, None] + counter))
+
+
+def first_arrivals(state: Tensor, mass: Tensor, counter: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The first `num` tokens to arrive after each of M prefixes, [M, num], with their times as float64, in order.
+
+    A token's time is that of `token_waiting_times`, over its mass. One without mass never arrives. Its time is inf, and
+    which token it is then means nothing.
+
+    Args:
+        state: [M] hash states of the prefixes.
+        mass: [M, V] rate of each token's arrival.
+        counter: [V] `token_counters`.
+        num: at most V.
+    """
+    if mass.is_cuda and mass.dtype == torch.float32 and _HAS_TRITON:
+        from tinyzero_astar.search.gumbel_kernels import first_arrivals_by_kernels
+
+        return first_arrivals_by_kernels(state, mass, counter, num)
+    first, token = token_waiting_times(state, counter).div_(mass).topk(num, largest=False)
+    return first, token
 
 
 def waiting_time(bits: Tensor) -> Tensor:
