@@ -621,8 +621,8 @@ WHOLE_STEPS = (
         "prompts-of-others",
         "slots that go over to another problem keep the prompt of theirs",
         "engine/decoder.py",
-        "self._cache.move(source, 0 if self._can_cross else first, length + first)",
-        "self._cache.move(source, first, length + first)",
+        "self._cache.move(source, 0 if self._can_cross else first, last)",
+        "self._cache.move(source, first, last)",
         ("test_recorded.py::test_whole_steps_find_what_single_steps_find",),
     ),
     Mutant(

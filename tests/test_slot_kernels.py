@@ -32,7 +32,7 @@ def main():
     for first, last in SHAPES.values():
         buffer = make_buffer(last)
         expected = wanted(buffer, first, last)
-        move_rows(buffer, torch.tensor(SOURCE), first, torch.tensor(last))
+        move_rows(buffer, torch.tensor(SOURCE), first, torch.full((len(SOURCE),), last))
         assert torch.equal(buffer, expected)
     sys.stdout.write("moved")
 

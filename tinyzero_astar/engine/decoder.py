@@ -199,7 +199,8 @@ class SlotDecoder:
     def move(self, source: Tensor, length: Tensor) -> None:
         """See `search.recorded.AllSlots.move`. The prompt is copied where it may differ."""
         first = self._num_prompt_columns
-        self._cache.move(source, 0 if self._can_cross else first, length + first)
+        last = torch.full_like(source, first).add_(length)
+        self._cache.move(source, 0 if self._can_cross else first, last)
         if self._can_cross:
             self._padding.copy_(self._padding[source])
 

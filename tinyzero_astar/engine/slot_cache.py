@@ -131,7 +131,7 @@ class SlotCache(Cache):
         return self._visible
 
     def move(self, source: Tensor, first: int, last: Tensor) -> None:
-        """Copy columns [first, last) of rows `source` [N] to every row, without waiting for a result.
+        """Copy columns [first, last) of rows `source` [N] to every row, with `last` [N], without waiting for a result.
 
         A row that is a source must be its own source too. Without Triton more columns are copied.
         """

@@ -36,7 +36,7 @@ def _move(
         start = part // heads * rows * heads + part % heads  # of the head in row 0
         target = buffer + (start + row * heads) * columns * WIDTH
         origin = buffer + (start + other * heads) * columns * WIDTH
-        end = tl.load(last)
+        end = tl.load(last + row)
         i = tl.arange(0, BLOCK_WIDTH)[None, :]
         for at in range(0, end.to(tl.int32), BLOCK_COLUMNS):
             column = at + tl.arange(0, BLOCK_COLUMNS)[:, None]
