@@ -63,11 +63,10 @@ def inputs(case: Case, device: str, unseen: float) -> dict:
     seen = Visible(case.lead, padding, column, is_padded=True)
     is_seen = seen.mask(NUM_COLUMNS)[:, 0, 0]  # [N, L]
     cells.masked_fill_(~is_seen[None, :, None, :, None], unseen)
+    num_queries = case.num_keys * case.group * case.width
     angle = 3 * draw(NUM_COLUMNS, case.width // 2).double()
     return {
-        "query": 2 * draw(num_rows, case.num_keys * case.group * case.width),
-        "key": draw(num_rows, case.num_keys * case.width),
-        "value": draw(num_rows, case.num_keys * case.width),
+        "heads": torch.cat((2 * draw(num_rows, num_queries), draw(num_rows, 2 * case.num_keys * case.width)), 1),
         "cells": cells,
         "rotation": Rotation(angle.cos().to(dtype), angle.sin().to(dtype)),
         "norm": HeadNorm(1 + draw(case.width) / 4, 1 + draw(case.width) / 4, 0.05) if case.is_normed else None,
@@ -97,13 +96,13 @@ def attend_errors(operations, case: Case, device: str, unseen: float = torch.nan
     wanted = plain.attend(**exact)
     before = given["cells"].clone()
     found = operations.attend(**given)
-    heads = len(COLUMN), -1, case.width
+    by_head = len(COLUMN), -1, case.width
     row, column = torch.arange(len(COLUMN), device=device), given["seen"].column
     written, right = (x["cells"][:, row, :, column] for x in (given, exact))
     given["cells"][:, row, :, column] = before[:, row, :, column]
     is_kept = torch.equal(given["cells"].nan_to_num(7.0), before.nan_to_num(7.0))
     return {
-        "output": error(found.view(heads), wanted.view(heads), found.dtype),
+        "output": error(found.view(by_head), wanted.view(by_head), found.dtype),
         "written": error(written, right, found.dtype),
         "others": 0.0 if is_kept else torch.inf,
     }
@@ -116,12 +115,13 @@ def errors(operations, device: str) -> dict[str, float]:
         found |= {f"attend {name} {what}": x for what, x in attend_errors(operations, case, device).items()}
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:
-            x, y = (torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
-            x, y, gain = (z.to(device, dtype) for z in (2 * x, y, 1 + y[0] / 4))
+            x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            gain, x = (1 + x[0] / 8).to(device, dtype), x.to(device, dtype)
             name = f"{str(dtype).removeprefix('torch.')} {shape[0]}x{shape[1]}"
             wanted = plain.rms_norm(x.double(), gain.double(), 0.05)
             found[f"rms_norm {name}"] = error(operations.rms_norm(x, gain, 0.05), wanted, dtype)
-            found[f"silu_mul {name}"] = error(operations.silu_mul(x, y), plain.silu_mul(x.double(), y.double()), dtype)
+            x = torch.cat((x, x.flip(1)), 1)
+            found[f"silu_mul {name}"] = error(operations.silu_mul(x), plain.silu_mul(x.double()), dtype)
     return found
 
 

@@ -8,9 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from tests.decode_kernel_cases import CASES, attend_errors, inputs
@@ -24,7 +27,8 @@ from tests.decoding import (
 )
 from tests.test_fast_decode import MODELS, make
 from tinyzero_astar.engine import decode_operations
-from tinyzero_astar.engine.fused_decode import FusedDecode, can_fuse
+from tinyzero_astar.engine.fused_decode import FusedDecode, adjacent, can_fuse
+from tinyzero_astar.engine.slot_cache import SlotCache, Visible
 from tinyzero_astar.model.model import Policy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,6 +102,8 @@ def test_attention_equals_loops(name):
     case = CASES[name]._replace(dtype="float64")
     given = inputs(case, "cpu", 0.0)
     cells, seen = given["cells"].clone(), given["seen"]
+    num_queries = case.num_keys * case.group * case.width
+    queries, keys_and_values = given["heads"][:, :num_queries], given["heads"][:, num_queries:]
     found = decode_operations.attend(**given).view(len(seen.padding), case.num_keys, case.group, case.width)
 
     def unit(x, gain):
@@ -116,14 +122,14 @@ def test_attention_equals_loops(name):
     for row, (skipped, last) in enumerate(zip(seen.padding.tolist(), seen.column.tolist(), strict=True)):
         columns = [c for c in range(last + 1) if c < case.lead or c >= case.lead + skipped]
         for head in range(case.num_keys):
-            key, value = (given[x][row].view(case.num_keys, -1)[head].tolist() for x in ("key", "value"))
+            key, value = keys_and_values[row].view(2, case.num_keys, -1)[:, head].tolist()
             key = turned(unit(key, norm[1]), last - skipped)
             assert given["cells"][0, row, head, last].tolist() == pytest.approx(key)
             assert given["cells"][1, row, head, last].tolist() == pytest.approx(value)
             keys = [key if c == last else cells[0, row, head, c].tolist() for c in columns]
             values = [value if c == last else cells[1, row, head, c].tolist() for c in columns]
             for n in range(case.group):
-                query = given["query"][row].view(case.num_keys, case.group, -1)[head, n].tolist()
+                query = queries[row].view(case.num_keys, case.group, -1)[head, n].tolist()
                 query = turned(unit(query, norm[0]), last - skipped)
                 score = [given["scale"] * sum(a * b for a, b in zip(query, k, strict=True)) for k in keys]
                 weight = [math.exp(x - max(score)) for x in score]
@@ -132,10 +138,84 @@ def test_attention_equals_loops(name):
                     assert float(found[row, head, n, i]) == pytest.approx(wanted, rel=1e-9, abs=1e-12)
 
 
+class Counted(TorchDispatchMode):
+    """Counts what starts a kernel on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and func.overloadpacket is not torch.ops.aten.detach:
+            self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_step_is_eight_kernels_a_layer():
+    model = make(MODELS["qwen2"])
+    policy = Policy(model, (0,), value_hidden_size=16)
+    counted = Counted()
+
+    def one(result):
+        def operation(*args):
+            counted.names.append("kernel")
+            with torch.utils._python_dispatch._disable_current_modes():
+                return result(*args)
+
+        return operation
+
+    kernels = SimpleNamespace(
+        **{name: one(getattr(decode_operations, name)) for name in ("rms_norm", "attend", "silu_mul")}
+    )
+    cache = SlotCache(2, 3, 8)
+    mask = torch.ones(3, 1, 4, 4, dtype=torch.bool).tril()
+    cache.plan_prompts(torch.arange(3), 0, 4)
+    decode = FusedDecode(model, 9, policy.hidden, kernels)
+    decode(torch.ones(3, 4, dtype=torch.int64), torch.arange(4)[None], mask, cache)
+    column = torch.tensor([4, 4, 4])
+    cache.plan_tokens(3, column, 8)
+    seen = Visible(0, torch.zeros(3, dtype=torch.int64), column, False)
+    with counted:
+        decode(column[:, None], column[:, None], seen, cache)
+    layer = ["kernel", "addmm", "kernel", "addmm_", "kernel", "mm", "kernel", "addmm_"]
+    assert counted.names == ["embedding", *layer, *layer, "kernel"]
+
+
+def test_weights_are_moved_once_and_stay_what_they_were():
+    model = make(MODELS["qwen2"])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    held = dict(model.named_parameters())
+    attention = model.model.layers[1].self_attn
+    projections = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
+    joined = adjacent(projections)
+    assert adjacent(projections).data_ptr() == joined.data_ptr() == attention.q_proj.weight.data_ptr()
+    FusedDecode(model, 9, None, decode_operations)
+    assert adjacent(projections).data_ptr() == joined.data_ptr()
+    for name, p in model.named_parameters():
+        assert p is held[name] and p.is_contiguous() and torch.equal(p, before[name])
+    with torch.no_grad():
+        attention.k_proj.weight.fill_(3.0)
+    again = adjacent(projections)
+    assert torch.equal(again, joined) and torch.equal(joined, torch.cat(projections)) and (joined == 3).any()
+    with torch.no_grad():
+        attention.k_proj.weight.data = attention.k_proj.weight.clone()  # as a change of dtype does
+    assert torch.equal(adjacent(projections), torch.cat(projections)) and again.data_ptr() != projections[0].data_ptr()
+
+
+def test_moved_weights_are_saved_and_loaded(tmp_path):
+    model = make(MODELS["llama"])
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    FusedDecode(model, 9, None, decode_operations)
+    model.save_pretrained(tmp_path)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert found.keys() == before.keys() and all(torch.equal(x, before[name]) for name, x in found.items())
+
+
 def test_silu_times_up():
     gate, up = torch.tensor([-2.0, 0.0, 3.0]), torch.tensor([5.0, 7.0, -1.0])
     wanted = [g / (1 + math.exp(-g)) * u for g, u in zip(gate.tolist(), up.tolist(), strict=True)]
-    assert decode_operations.silu_mul(gate, up).tolist() == pytest.approx(wanted)
+    assert decode_operations.silu_mul(torch.cat((gate, up))[None])[0].tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("name", CASES)

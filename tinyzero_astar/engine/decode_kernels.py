@@ -14,10 +14,10 @@ from torch import Tensor
 from tinyzero_astar.engine.decode_operations import HeadNorm, Rotation
 from tinyzero_astar.engine.slot_cache import Visible
 
-# In bfloat16 at width 128, compiled for an H100, a program of `attend` has 37 KiB of shared memory and 79 registers per
+# In bfloat16 at width 128, compiled for an H100, a program of `attend` has 37 KiB of shared memory and 70 registers per
 # thread. Six fit a multiprocessor, and 256 rows with 2 key heads are 3.9 for each of 132. So all run at once.
 _BLOCK_COLUMNS, _NUM_WARPS, _NUM_STAGES = 32, 4, 3
-_BLOCK_ELEMENTS = 1024  # of `silu_mul`
+_BLOCK_ELEMENTS = 1024  # of one row, in a program of `silu_mul`
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -32,22 +32,15 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
 
 def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cells: Tensor,
-    rotation: Rotation,
-    norm: HeadNorm | None,
-    seen: Visible,
-    scale: float,
+    heads: Tensor, cells: Tensor, rotation: Rotation, norm: HeadNorm | None, seen: Visible, scale: float
 ) -> Tensor:
-    """See `decode_operations.attend`. The other arguments are without gaps, and L does not matter."""
+    """See `decode_operations.attend`. All but `cells` are without gaps, and L does not matter."""
     num_rows, num_keys, width = cells.shape[1], cells.shape[2], cells.shape[4]
-    group = query.shape[1] // (num_keys * width)
-    out = torch.empty_like(query)
-    gains = (query, key) if norm is None else (norm.query, norm.key)  # pointers that are not read, or gains
+    group = heads.shape[1] // (num_keys * width) - 2
+    out = heads.new_empty(num_rows, group * num_keys * width)
+    gains = (heads, heads) if norm is None else (norm.query, norm.key)  # pointers that are not read, or gains
     _attend[(num_rows, num_keys)](
-        *(query, key, value, out, cells, *rotation, *gains, seen.padding, seen.column),
+        *(heads, out, cells, *rotation, *gains, seen.padding, seen.column),
         *cells.stride()[:3],
         seen.lead,
         0.0 if norm is None else norm.eps,
@@ -64,11 +57,11 @@ def attend(
     return out
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """See `decode_operations.silu_mul`. Both are without gaps."""
-    out = torch.empty_like(gate)
-    size = gate.numel()
-    _silu_mul[(triton.cdiv(size, _BLOCK_ELEMENTS),)](gate, up, out, size, BLOCK=_BLOCK_ELEMENTS)
+def silu_mul(x: Tensor) -> Tensor:
+    """See `decode_operations.silu_mul`. Here `x` is without gaps."""
+    num_rows, width = len(x), x.shape[1] // 2
+    out = x.new_empty(num_rows, width)
+    _silu_mul[(num_rows, triton.cdiv(width, _BLOCK_ELEMENTS))](x, out, width, BLOCK=_BLOCK_ELEMENTS)
     return out
 
 
@@ -85,13 +78,14 @@ def _rms_norm(x, gain, out, width, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _silu_mul(gate, up, out, size, BLOCK: tl.constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    is_in = i < size
+def _silu_mul(x, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_in = i < width
     dtype = out.dtype.element_ty
-    g = tl.load(gate + i, mask=is_in, other=0.0).to(tl.float32)
-    u = tl.load(up + i, mask=is_in, other=0.0).to(tl.float32)
-    tl.store(out + i, ((g * tl.sigmoid(g)).to(dtype).to(tl.float32) * u).to(dtype), mask=is_in)
+    gate = tl.load(x + row * 2 * width + i, mask=is_in, other=0.0).to(tl.float32)
+    up = tl.load(x + row * 2 * width + width + i, mask=is_in, other=0.0).to(tl.float32)
+    tl.store(out + row * width + i, ((gate * tl.sigmoid(gate)).to(dtype).to(tl.float32) * up).to(dtype), mask=is_in)
 
 
 @triton.jit
@@ -119,9 +113,7 @@ def _heads(start, i, is_read, cos, sin, gain, eps, IS_NORMED: tl.constexpr, WIDT
 
 @triton.jit(do_not_specialize=["lead"])
 def _attend(
-    query,
-    key,
-    value,
+    heads,
     out,
     cells,
     cos,
@@ -145,26 +137,27 @@ def _attend(
 ):
     """One row and key head per program, for all queries that share the key."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    of_key = row * tl.num_programs(1) + head
+    num_keys = tl.num_programs(1)
+    own_heads = heads + row * num_keys * ((GROUP + 2) * WIDTH)
     i = tl.arange(0, BLOCK_WIDTH)[None, :]
     is_in = i < WIDTH
     skipped, last = tl.load(padding + row), tl.load(column + row)
     position = last - skipped
     angle = position * (WIDTH // 2) + i % (WIDTH // 2)
     c = tl.load(cos + angle, mask=is_in, other=0.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=is_in, other=0.0).to(tl.float32)
-    s = tl.where(i < WIDTH // 2, -s, s)
+    s = tl.load(sin + angle, mask=is_in, other=0.0).to(tl.float32) * tl.where(i < WIDTH // 2, -1.0, 1.0)
 
-    k = _heads(key + of_key * WIDTH, i, is_in, c, s, key_gain, eps, IS_NORMED, WIDTH)
-    v = tl.load(value + of_key * WIDTH + i, mask=is_in, other=0.0)
+    own_key = own_heads + (num_keys * GROUP + head) * WIDTH
+    k = _heads(own_key, i, is_in, c, s, key_gain, eps, IS_NORMED, WIDTH)
+    v = tl.load(own_key + num_keys * WIDTH + i, mask=is_in, other=0.0)
     own = cells + row * row_stride + head * head_stride
     tl.store(own + last * WIDTH + i, k, mask=is_in)
     tl.store(own + value_stride + last * WIDTH + i, v, mask=is_in)
 
     g = tl.arange(0, BLOCK_GROUP)[:, None]
     is_query = (g < GROUP) & is_in
-    of_query = (of_key * GROUP + g) * WIDTH
-    q = _heads(query + of_query, i, is_query, c, s, query_gain, eps, IS_NORMED, WIDTH)
+    of_query = (head * GROUP + g) * WIDTH
+    q = _heads(own_heads + of_query, i, is_query, c, s, query_gain, eps, IS_NORMED, WIDTH)
 
     # The new token comes first, from registers. So no program reads what it has just written, and no maximum is -inf.
     scale = scale * _LOG2_E
@@ -186,4 +179,5 @@ def _attend(
         total = total * kept + tl.sum(weight, 1)
         mean = mean * kept[:, None] + _dot(weight.to(values.dtype), values)
         top = new_top
-    tl.store(out + of_query + i, (mean / total[:, None]).to(out.dtype.element_ty), mask=is_query)
+    own_out = out + row * num_keys * (GROUP * WIDTH) + of_query
+    tl.store(own_out + i, (mean / total[:, None]).to(out.dtype.element_ty), mask=is_query)

@@ -40,15 +40,8 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return unit.to(x.dtype) * gain
 
 
-def attend(  # one line each for what a layer gives
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    cells: Tensor,
-    rotation: Rotation,
-    norm: HeadNorm | None,
-    seen: Visible,
-    scale: float,
+def attend(
+    heads: Tensor, cells: Tensor, rotation: Rotation, norm: HeadNorm | None, seen: Visible, scale: float
 ) -> Tensor:
     """Write one new token of every row to the cache, and attend from it to all that its row sees.
 
@@ -57,9 +50,8 @@ def attend(  # one line each for what a layer gives
     A row's position is column - padding. The rotation turns element i of a head with element i + W / 2.
 
     Args:
-        query: [N, heads x W] of the new tokens. Heads that share a key are neighbours.
-        key: [N, key heads x W].
-        value: [N, key heads x W].
+        heads: [N, (query heads + 2 key heads) x W] of the new tokens, queries before keys before values. Queries that
+            share a key are neighbours.
         cells: [2, N, key heads, L, W] keys, rotated, and values. The new ones are written at `seen.column`.
         rotation: for all positions.
         norm: of each head, None means that there is none.
@@ -67,10 +59,11 @@ def attend(  # one line each for what a layer gives
         scale: of the scores.
 
     Returns:
-        [N, heads x W].
+        [N, query heads x W].
     """
     num_rows, num_keys, num_columns, width = cells.shape[1:]
-    query, key, value = (x.view(num_rows, -1, width) for x in (query, key, value))
+    every = heads.view(num_rows, -1, width)
+    query, key, value = every.split([every.shape[1] - 2 * num_keys, num_keys, num_keys], 1)
     if norm is not None:
         query, key = rms_norm(query, norm.query, norm.eps), rms_norm(key, norm.key, norm.eps)
     position = seen.column - seen.padding
@@ -88,8 +81,9 @@ def attend(  # one line each for what a layer gives
     return attended.reshape(num_rows, -1)
 
 
-def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, of one shape."""
+def silu_mul(x: Tensor) -> Tensor:
+    """silu(gate) * up, [N, D], of both [N, 2 D], gates first."""
+    gate, up = x.chunk(2, -1)
     return silu(gate) * up
 
 

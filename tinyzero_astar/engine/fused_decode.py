@@ -1,13 +1,13 @@
-"""Decode steps of Llama-shaped models in eleven kernels a layer, on the model's own weights.
+"""Decode steps of Llama-shaped models in eight kernels a layer, on the model's own weights.
 
-A model's own forward starts about four times as many. It also repeats keys and values for every query that shares them,
+A model's own forward starts about five times as many. It also repeats keys and values for every query that shares them,
 and reads columns that a row has not filled. Here a row costs what it holds. Prompts go through the model, and keys lie
 in the cache as the model would put them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -27,7 +27,8 @@ Forward = Callable[[Tensor, Tensor, Tensor, SlotCache], Tensor]
 class FusedDecode:
     """One model's decode steps. Implements `engine.decoder.HiddenFn`.
 
-    It reads the weights where they lie, so it stays valid when they are changed in place.
+    It reads the weights where they lie, so it stays valid when they are changed in place. Once per model, it moves
+    those that the same input is multiplied by next to each other (`adjacent`). Then they are one product.
 
     Args:
         model: `is_llama_shaped`.
@@ -67,14 +68,14 @@ class FusedDecode:
     def _add_attention(self, x: Tensor, layer: _Layer, cells: Tensor, seen: Visible) -> None:
         """Add the attention's output to the residual stream `x` [N, D]."""
         h = self._operations.rms_norm(x, *layer.attention_norm)
-        query, key, value = (linear(h, *affine) for affine in (layer.query, layer.key, layer.value))
-        attended = self._operations.attend(query, key, value, cells, self._rotation, layer.head_norm, seen, layer.scale)
+        heads = linear(h, *layer.heads)
+        attended = self._operations.attend(heads, cells, self._rotation, layer.head_norm, seen, layer.scale)
         _add(layer.output, attended, x)
 
     def _add_mlp(self, x: Tensor, layer: _Layer) -> None:
         """Add the MLP's output to the residual stream `x` [N, D]."""
         h = self._operations.rms_norm(x, *layer.mlp_norm)
-        _add(layer.down, self._operations.silu_mul(linear(h, *layer.gate), linear(h, *layer.up)), x)
+        _add(layer.down, self._operations.silu_mul(linear(h, *layer.gate_and_up)), x)
 
 
 class _Affine(NamedTuple):
@@ -89,15 +90,12 @@ class _Norm(NamedTuple):
 
 class _Layer(NamedTuple):
     attention_norm: _Norm
-    query: _Affine
-    key: _Affine
-    value: _Affine
+    heads: _Affine  # of queries, then keys, then values
     head_norm: HeadNorm | None  # Qwen3's
     scale: float
     output: _Affine
     mlp_norm: _Norm
-    gate: _Affine
-    up: _Affine
+    gate_and_up: _Affine
     down: _Affine
 
 
@@ -105,6 +103,25 @@ def can_fuse(model: PreTrainedModel) -> bool:
     """Whether `FusedDecode` with Triton's kernels equals the model's own forward."""
     is_fit = model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float32)
     return is_fit and find_spec("triton") is not None and is_llama_shaped(model)
+
+
+def adjacent(parameters: Sequence[Tensor]) -> Tensor:
+    """Parameters [n_i, ...] as one tensor [sum of n_i, ...] that shares their memory.
+
+    If they do not lie one after the other, they are moved. Their values and their identity stay, and so does all that
+    holds the parameters themselves, such as an optimizer.
+    """
+    first = parameters[0]
+    size = sum(len(p) for p in parameters)
+    end = first.data_ptr()
+    for p in parameters:
+        if p.data_ptr() != end or p.untyped_storage().data_ptr() != first.untyped_storage().data_ptr():
+            joined = torch.cat([x.detach() for x in parameters])
+            for x, part in zip(parameters, joined.split([len(x) for x in parameters]), strict=True):
+                x.data = part
+            return joined
+        end += p.numel() * p.element_size()
+    return first.detach().as_strided((size, *first.shape[1:]), first.stride())
 
 
 def _layer(layer: Any) -> _Layer:
@@ -115,15 +132,12 @@ def _layer(layer: Any) -> _Layer:
         head_norm = HeadNorm(query, key, eps)
     return _Layer(
         attention_norm=_norm(layer.input_layernorm),
-        query=_affine(attention.q_proj),
-        key=_affine(attention.k_proj),
-        value=_affine(attention.v_proj),
+        heads=_affine(attention.q_proj, attention.k_proj, attention.v_proj),
         head_norm=head_norm,
         scale=attention.scaling,
         output=_affine(attention.o_proj),
         mlp_norm=_norm(layer.post_attention_layernorm),
-        gate=_affine(mlp.gate_proj),
-        up=_affine(mlp.up_proj),
+        gate_and_up=_affine(mlp.gate_proj, mlp.up_proj),
         down=_affine(mlp.down_proj),
     )
 
@@ -132,8 +146,11 @@ def _norm(module: Any) -> _Norm:
     return _Norm(module.weight.detach(), module.variance_epsilon)
 
 
-def _affine(module: nn.Linear) -> _Affine:
-    return _Affine(module.weight.detach(), None if module.bias is None else module.bias.detach())
+def _affine(*modules: nn.Linear) -> _Affine:
+    """Of modules with the same input, whose outputs stand one after the other."""
+    biases = [m.bias for m in modules if m.bias is not None]
+    assert len(biases) in (0, len(modules))
+    return _Affine(adjacent([m.weight for m in modules]), adjacent(biases) if biases else None)
 
 
 def _add(affine: _Affine, x: Tensor, total: Tensor) -> None:
