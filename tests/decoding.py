@@ -36,10 +36,9 @@ class Tape:
         self.num_recorded = self.num_replayed = 0
 
     def record(self, work, kind):
-        with NoWaiting():
-            work()
         held = Held(work)
-        played = make_fx(lambda: _tensors_in(held.first_result()))()
+        with NoWaiting():  # the work is done once, as before a capture. More could step past the end of what it fills
+            played = make_fx(lambda: _tensors_in(held.first_result()))()
         self.num_recorded += 1
 
         def replay():

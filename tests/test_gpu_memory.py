@@ -19,7 +19,7 @@ from tinyzero_astar.resources.standing import resident
 pytestmark = on_device
 
 WITHIN = 0.10
-ON_GPU = {"is_host": False, "is_foreach": True}  # AdamW steps all parameters at once
+ON_GPU = {"is_host": False, "is_fused": True}  # AdamW steps by one kernel
 _HALF = Case(QWEN["0.5B"], 64, 100, 100, 16, 16, 4096, dtype=torch.bfloat16, value_size=512, searches=())
 _SEARCHED = replace(_HALF, rows=256, problems=64, depth=60)
 SHAPES = {"plain": _HALF, "recomputed": replace(_HALF, checkpointing=True)}

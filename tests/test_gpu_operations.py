@@ -1,0 +1,116 @@
+"""Compiled kernels beside the plain functions that they stand for, at the sizes of Qwen2.5 too."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import pytest
+import torch
+from transformers import Qwen2Config
+
+from tests.decode_kernel_cases import doubled, error
+from tests.decoding import LED, assert_forks_swaps_and_uneven_lengths_equal_recomputation
+from tests.devices import DEVICE, IS_CUDA, cuda_only, make_recorder, on_device
+from tests.test_gpu_decoding import CONFIGS, DTYPES, SHAPE, make_policy
+from tests.test_vocabulary import GUIDANCE, assert_same, inputs
+from tinyzero_astar.engine import decode_operations as plain
+from tinyzero_astar.engine.decode_operations import HeadNorm, Rotation
+from tinyzero_astar.engine.fused_decode import FusedDecode
+from tinyzero_astar.engine.slot_cache import Visible
+from tinyzero_astar.search.heuristic import Tilt
+from tinyzero_astar.search.vocabulary import BestChild, best_child, best_child_reference
+
+pytestmark = on_device
+
+ROWS = 256
+VOCABULARY = 151_936 if IS_CUDA else 20_003
+OPERATIONS = import_module("tinyzero_astar.engine." + ("decode_kernels" if IS_CUDA else "decode_operations"))
+
+# --------------------------------------------------------------------------------------------------- the vocabulary
+
+
+def moved(case):
+    """Arguments of `best_child`, on the device."""
+    logits, uniform, guide = case
+    if guide is not None:
+        names = ("child", "slope", "strength", "log_weight")
+        tensors = {name: getattr(guide, name).to(DEVICE) for name in names}
+        guide = guide._replace(**tensors, tilt=Tilt(*(x.to(DEVICE) for x in guide.tilt)))
+    return logits.to(DEVICE), uniform.to(DEVICE), guide
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
+def test_the_draw_of_the_best_child_is_the_reference(guidance):
+    """A number that falls between two sums, which differ by their roundings, may draw another token. That is rare."""
+    case = moved(inputs(VOCABULARY, guidance, num=ROWS))
+    found, wanted = best_child(*case), best_child_reference(*case)
+    same = (found.token == wanted.token).nonzero()[:, 0]
+    assert len(same) >= ROWS - 2
+    assert_same(*(BestChild(*(x[same] for x in which)) for which in (found, wanted)), tolerance=3e-5)
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
+def test_the_draw_does_not_depend_on_the_rows_beside_it(guidance):
+    logits, uniform, guide = moved(inputs(VOCABULARY, guidance, num=64))
+    whole = best_child(logits, uniform, guide)
+    if guide is not None:
+        part = {name: getattr(guide, name)[40:] for name in ("child", "slope", "strength", "log_weight")}
+        guide = guide._replace(**part, tilt=Tilt(*(x[40:] for x in guide.tilt)))
+    for own, found in zip(whole, best_child(logits[40:], uniform[40:], guide), strict=True):
+        assert torch.equal(own[40:], found)
+
+
+# ------------------------------------------------------------------------------------------------------- the decoder
+
+
+SIZES = {  # heads, key heads, width, with norms of heads
+    "0.5B": (14, 2, 64, False),
+    "1.5B": (12, 2, 128, False),
+    "3B": (16, 2, 128, False),
+    "Qwen3": (16, 8, 128, True),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_attention_of_many_rows_is_as_exact_as_its_dtype(size, dtype):
+    heads, keys, width, is_normed = SIZES[size]
+    rows, columns = (ROWS, 700) if IS_CUDA else (8, 60)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+    column = torch.randint(columns // 2, columns, (rows,), generator=generator).to(DEVICE)
+    padding = torch.randint(0, columns // 4, (rows,), generator=generator).to(DEVICE)
+    seen, angle = Visible(9, padding, column, is_padded=True), 3 * draw(columns, width // 2).double()
+    given = {
+        "heads": torch.cat((2 * draw(rows, heads * width), draw(rows, 2 * keys * width)), 1),
+        "cells": draw(2, rows, keys, columns, width),
+        "rotation": Rotation(angle.cos().to(dtype), angle.sin().to(dtype)),
+        "norm": HeadNorm(1 + draw(width) / 4, 1 + draw(width) / 4, 0.05) if is_normed else None,
+        "seen": seen,
+        "scale": width**-0.5,
+    }
+    exact = {name: doubled(x) for name, x in given.items()}
+    shape = rows, heads, width
+    wanted, found = (which.attend(**x).view(shape) for which, x in ((plain, exact), (OPERATIONS, given)))
+    # Scores have magnitudes of up to twenty here, so float32 products are off by more. The plain ones are off by 2.
+    assert error(found, wanted, dtype) <= (4 if dtype == torch.float32 else 1)
+    assert error(given["cells"], exact["cells"], dtype) <= 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["single", "recorded"])
+def test_slots_and_forks_with_the_heads_of_a_larger_qwen_equal_the_full_forward(dtype, is_recorded):
+    shape = SHAPE | {"hidden_size": 1536, "head_dim": 128, "num_attention_heads": 12, "initializer_range": 0.03}
+    policy = make_policy(Qwen2Config(**shape), dtype)
+    policy.recorder = make_recorder() if is_recorded else None
+    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, LED)
+
+
+@cuda_only
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_kernels_are_what_decodes(name, dtype):
+    assert isinstance(make_policy(CONFIGS[name], dtype).decoding_fn(40), FusedDecode)
