@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +24,7 @@ from tinyzero_astar.model.token_logp import Head, next_logits, token_logp
 from tinyzero_astar.model.tokenizer import textless_ids
 from tinyzero_astar.rollout.astar_search import astar_rollouts
 
+ROOT = Path(__file__).resolve().parents[1]
 NEVER = torch.tensor([3, 9])
 
 
@@ -109,6 +115,43 @@ def test_a_frozen_head_gets_no_gradient_and_is_passed_through():
     hidden.grad = None
     token_logp(hidden, head, tokens)[0].sum().backward()
     torch.testing.assert_close(own, hidden.grad)
+
+
+def check_kernels():
+    """In a process that interprets Triton. Scores and gradients in float32 by the kernels, in float64 without them."""
+    from tinyzero_astar.model import token_logp_kernels as kernels
+
+    kernels._SIZE = 4  # less than a block, so that sums are carried on
+    upstream = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -0.1, 2.0], dtype=torch.float64)
+    plain = blocks._functions
+    for size in (5, 6, 17, 1000):
+        blocks.BLOCK_ELEMENTS["cpu"], blocks.MIN_BLOCK = 1, size
+        for scale in (0.3, 3.0, 30.0):
+            found = []
+            for dtype, functions in ((torch.float64, plain), (torch.float32, lambda *_: kernel_functions(kernels))):
+                blocks._functions = functions
+                hidden, head, tokens = make_head(dtype, scale=scale)
+                logp, entropy = token_logp(hidden, head, tokens)
+                (upstream * logp).sum().backward()
+                found.append([x.detach().double() for x in (logp, entropy, hidden.grad, head.weight.grad)])
+            for exact, got in zip(*found, strict=True):
+                torch.testing.assert_close(got, exact, atol=5e-5, rtol=1e-4)
+    values = torch.randn(7, 10)
+    rest = torch.zeros(7, 1), torch.ones(7, 1), torch.arange(7), 3
+    low, full = (kernels.slopes(values, *rest, dtype) for dtype in (torch.bfloat16, torch.float32))
+    torch.testing.assert_close(low.float(), full, atol=0, rtol=2**-7)  # the interpreter cuts off
+
+
+def kernel_functions(kernels):
+    return kernels.add_to_sums, kernels.slopes
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernels_of_a_gpu_give_the_same_when_they_are_interpreted():
+    script = "from tests.test_token_logp import check_kernels; check_kernels()"
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # Triton reads it when it is imported
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------------------------------- ids without text

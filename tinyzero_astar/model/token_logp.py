@@ -10,7 +10,8 @@ positions, or all of a block, at once and in float32. Nothing is added up in bfl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26, "mps": 1 << 26}
 MIN_BLOCK = 256  # tokens
 CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 _NEVER = -1e30  # logit of an id that is no token, finite because 0 times infinity is no number
+
+
+Sums = tuple[Tensor, Tensor, Tensor, Tensor]
+AddToSums = Callable[[Sums, Tensor, Tensor, int], Sums]
+Slopes = Callable[[Tensor, Tensor, Tensor, Tensor, int, torch.dtype], Tensor]
 
 
 class Head(NamedTuple):
@@ -69,19 +75,11 @@ class _TokenLogp(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, head: Head
     ) -> tuple[Tensor, Tensor]:
         most = hidden.new_full((len(hidden), 1), _NEVER, dtype=_wide(hidden))
-        total, weighted = torch.zeros_like(most), torch.zeros_like(most)  # sums of e^l and l e^l, l less `most`
-        picked = torch.zeros_like(most)
+        sums = most, torch.zeros_like(most), torch.zeros_like(most), torch.zeros_like(most)
+        add = _functions(hidden, head)[0]
         for first, last in _blocks(hidden, head):
-            logits = _logits(hidden, head, first, last, _NEVER)
-            higher = torch.maximum(most, logits.amax(-1, keepdim=True))
-            picked += _gathered(logits, tokens, first)
-            logits -= higher
-            mass = logits.exp()
-            shift = most - higher
-            scale = shift.exp()
-            weighted = scale * (weighted + shift * total) + logits.mul_(mass).sum(-1, keepdim=True)
-            total = scale * total + mass.sum(-1, keepdim=True)
-            most = higher
+            sums = add(sums, _logits(hidden, head, first, last, _NEVER), tokens, first)
+        most, total, weighted, picked = sums
         log_total = total.log()
         norm, entropy = most + log_total, (log_total - weighted / total)[:, 0]
         ctx.head = head
@@ -98,21 +96,67 @@ class _TokenLogp(torch.autograd.Function):
         of_hidden = torch.zeros(hidden.shape, dtype=_wide(hidden), device=hidden.device) if wants_hidden else None
         of_weight = torch.zeros_like(weight) if wants_weight else None
         of_bias = torch.zeros_like(bias) if wants_bias else None
+        slopes_of, dtype = _functions(hidden, head)[1], _factor_dtype(hidden)
         for first, last in _blocks(hidden, head):
             logits = _logits(hidden, head, first, last, _NEVER)
             slope = None if head.cap is None else 1 - (logits / head.cap).clamp(min=-1.0).square()
-            of_logits = logits.sub_(norm).exp_().mul_(-grad)
-            _add_at(of_logits, tokens, first, grad)
+            of_logits = slopes_of(logits, norm, grad, tokens, first, dtype)
             if slope is not None:
                 of_logits *= slope
             if of_bias is not None:
                 of_bias[first:last] = of_logits.sum(0)
-            of_logits = of_logits.to(_factor_dtype(hidden))
+            of_logits = of_logits.to(dtype)
             if of_weight is not None:
                 of_weight[first:last] = _product(of_logits.T, hidden.T)
             if of_hidden is not None:
                 of_hidden += _product(of_logits, weight[first:last].T)
         return None if of_hidden is None else of_hidden.to(hidden.dtype), of_weight, of_bias, None, None
+
+
+def add_to_sums(sums: Sums, logits: Tensor, tokens: Tensor, first: int) -> Sums:
+    """What is known of each position once a block of its logits was seen.
+
+    Args:
+        sums: largest logit m, sum of e^(l - m), sum of (l - m) e^(l - m), and the logit of the token, [N, 1] each.
+        logits: [N, B], used up.
+        tokens: [N].
+        first: id of the first logit.
+    """
+    most, total, weighted, picked = sums
+    higher = torch.maximum(most, logits.amax(-1, keepdim=True))
+    picked = picked + _gathered(logits, tokens, first)
+    logits -= higher
+    mass = logits.exp()
+    shift = most - higher
+    scale = shift.exp()
+    weighted = scale * (weighted + shift * total) + logits.mul_(mass).sum(-1, keepdim=True)
+    return higher, scale * total + mass.sum(-1, keepdim=True), weighted, picked
+
+
+def slopes(logits: Tensor, norm: Tensor, grad: Tensor, tokens: Tensor, first: int, dtype: torch.dtype) -> Tensor:
+    """grad * d log p(t) / d l of a block, [N, B], which may be in the place of the logits.
+
+    Args:
+        logits: [N, B], used up.
+        norm: [N, 1] log-sum-exp of all logits.
+        grad: [N, 1].
+        tokens: [N].
+        first: id of the first logit.
+        dtype: that is enough for the result.
+    """
+    found = logits.sub_(norm).exp_().mul_(-grad)
+    _add_at(found, tokens, first, grad)
+    return found
+
+
+def _functions(hidden: Tensor, head: Head) -> tuple[AddToSums, Slopes]:
+    """The two above, or their kernels for plain logits in float32 on a GPU, if Triton is installed."""
+    is_plain = head.bias is None and head.cap is None
+    if hidden.device.type == "cuda" and _wide(hidden) == torch.float32 and is_plain and find_spec("triton"):
+        from tinyzero_astar.model import token_logp_kernels
+
+        return token_logp_kernels.add_to_sums, token_logp_kernels.slopes
+    return add_to_sums, slopes
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -187,8 +187,13 @@ def _held_during(trees: _Trees, shapes: Shapes, work: Work, head: int) -> _Held:
     per_layer = shapes.linear_sizes * work.lora_rank or shapes.layer_parameters
     gradients_of_layers = shapes.num_layers * per_layer * FLOAT // work.num_shards
     return _Held(
-        scoring={"activations": final, "logits": 3 * block},
-        logp_backward={"activations": final + wide, "logits": 2 * block, "temporary": head},
+        # A block and the one before it, and what is made of one. The kernels of a GPU need less, and round the slopes.
+        scoring={"activations": final, "logits": (3 if work.is_host else 2) * block},
+        logp_backward={
+            "activations": final + wide,
+            "logits": 2 * block if work.is_host else 2 * block + block * s // FLOAT,
+            "temporary": head,
+        },
         hidden_backward={"activations": final - before + trees.positions * s * d, "temporary": head},
         last_layer={"activations": saved + in_layer, "gradients": own_head, "temporary": kept},
         first_layer={
