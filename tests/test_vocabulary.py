@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.interpreted import results_of
+from tinyzero_astar.interfaces import ChildTerms
 from tinyzero_astar.search.gumbel import gumbel_after, inverse_cdf
 from tinyzero_astar.search.heuristic import Tilt, propose, rise, tilt_of
 from tinyzero_astar.search.vocabulary import (
@@ -20,6 +21,7 @@ from tinyzero_astar.search.vocabulary import (
 )
 
 SIZES = (7, 300, 20_003)  # below a block, below a block of the kernels, several blocks and a part
+RANK = 16  # of the children's values
 GUIDANCE = {  # 1/beta and cap
     "policy": None,
     "guided": (2.5, None),
@@ -49,8 +51,9 @@ def inputs(vocab, guidance, num=8, seed=0):
         logits,
         uniform,
         Guide(
-            child=2 * normal(num, vocab) - 1,
-            slope=0.3 * normal(num),
+            child=ChildTerms(
+                normal(num) - 1, normal(num, RANK), 2 / RANK**0.5 * normal(vocab, RANK), 0.3 * normal(num)
+            ),
             tilt=tilt_of(torch.full((num,), inverse_beta)),
             strength=torch.tensor([1.0, 0.5, 0.0, 1.0]).repeat(num)[:num],
             log_weight=torch.linspace(-3.0, math.log(cap or 2.0), num, dtype=torch.float64),
@@ -64,8 +67,7 @@ def at(guide, rows):
     if guide is None:
         return None
     return guide._replace(
-        child=guide.child[rows],
-        slope=guide.slope[rows],
+        child=ChildTerms(*(x if x is guide.child.up else x[rows] for x in guide.child)),
         tilt=Tilt(*(x[rows] for x in guide.tilt)),
         strength=guide.strength[rows],
         log_weight=guide.log_weight[rows],
@@ -75,8 +77,9 @@ def at(guide, rows):
 def row_of(guide, i):
     """A row of the guide as Python floats, with 1/beta."""
     inverse_beta = float(guide.tilt.sign[i] * torch.log1p(guide.tilt.gain[i].double()))
-    scalars = (float(x[i]) for x in (guide.slope, guide.strength, guide.log_weight))
-    return guide.child[i].tolist(), inverse_beta, *scalars, guide.cap
+    offset, features, up, slope = (x.double() for x in guide.child)
+    values = (offset[i] + up @ features[i]).tolist()
+    return values, inverse_beta, float(slope[i]), float(guide.strength[i]), float(guide.log_weight[i]), guide.cap
 
 
 def log_sum(x):
@@ -194,7 +197,7 @@ def not_finite():
     logits[0, 10] = torch.nan
     logits[1, 10] = torch.inf
     logits[2] = -torch.inf
-    guide.child[3, 10] = torch.nan
+    guide.child.offset[3] = torch.nan
     return logits, uniform, guide
 
 
@@ -211,10 +214,12 @@ def test_rows_that_are_not_finite_are_named_and_the_others_are_as_without_them()
 def budgets():
     """A prefix just within its budget and one at its start, without value, then one beyond its budget, and one far."""
     guide = Guide(
-        child=torch.tensor(
-            [[-200.0] * 5, [-200.0] * 5, [0.0] * 5, [0.0] * 5]
-        ),  # in two rows h is 0, and so is the norm
-        slope=torch.zeros(4),
+        child=ChildTerms(
+            offset=torch.tensor([-200.0, -200.0, 0.0, 0.0]),  # in two rows h is 0, and so is the norm
+            features=torch.zeros(4, RANK),
+            up=torch.ones(5, RANK),
+            slope=torch.zeros(4),
+        ),
         tilt=tilt_of(torch.ones(4)),
         strength=torch.full((4,), 0.75),
         log_weight=torch.tensor([math.log(2.0) - 1e-6, 0.0, math.log(2.0) + 1e-6, -5.0], dtype=torch.float64),
@@ -241,7 +246,8 @@ def test_equals_the_path_through_the_whole_vocabulary(guidance, vocab):
     if guide is None:
         score, mass, log_norm = logp, logp.exp(), torch.zeros(num, 1)
     else:
-        child = guide.child + guide.slope[:, None] * logp.clamp(min=-30.0)
+        offset, features, up, slope = guide.child
+        child = offset[:, None] + features @ up.T + slope[:, None] * logp.clamp(min=-30.0)
         tilt = Tilt(*(x[:, None] for x in guide.tilt))
         weight = guide.log_weight.float()[:, None]
         proposal = propose(logp, rise(child, tilt), weight, guide.strength[:, None], guide.cap)
@@ -344,9 +350,8 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(name):
 def on_gpu(case):
     logits, uniform, guide = case
     if guide is not None:
-        tensors = (x.cuda() for x in (guide.child, guide.slope, *guide.tilt, guide.strength, guide.log_weight))
-        child, slope, sign, gain, floor, strength, log_weight = tensors
-        guide = Guide(child, slope, Tilt(sign, gain, floor), strength, log_weight, guide.cap)
+        child, tilt = ChildTerms(*(x.cuda() for x in guide.child)), Tilt(*(x.cuda() for x in guide.tilt))
+        guide = Guide(child, tilt, guide.strength.cuda(), guide.log_weight.cuda(), guide.cap)
     return logits.cuda(), uniform.cuda(), guide
 
 

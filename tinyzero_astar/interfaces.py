@@ -90,6 +90,15 @@ class Reward(Protocol):
         ...
 
 
+class ChildTerms(NamedTuple):
+    """Logits of p(s a) at N prefixes, offset(s) + features(s) . up(a) + slope(s) max(log pi(a|s), -30)."""
+
+    offset: Tensor  # [N]
+    features: Tensor  # [N, R]
+    up: Tensor  # [V, R]
+    slope: Tensor  # [N]
+
+
 class StepOutput(NamedTuple):
     """What the network says at N prefixes."""
 
@@ -103,11 +112,8 @@ class StepOutput(NamedTuple):
 
     With None, `child_logit` is asked.
     """
-    child_terms: Callable[[], tuple[Tensor, Tensor]] | None = None
-    """u [N, V] and c [N], where the logit of p(s a) is u(s, a) + c(s) max(log pi(a|s), -30).
-
-    Only for decoders whose steps are recorded.
-    """
+    child_terms: Callable[[], ChildTerms] | None = None
+    """What the logits of p(s a) are made of. Only for decoders whose steps are recorded."""
 
     def taken(self, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """Logit of p(s a) for one next token of some rows, without scoring the whole vocabulary where that can be.

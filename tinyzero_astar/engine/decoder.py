@@ -20,7 +20,7 @@ from torch import Tensor
 from tinyzero_astar.engine.cuda_graphs import BLOCK, Recorder
 from tinyzero_astar.engine.shared_prompt import length_read_apart, shared_length
 from tinyzero_astar.engine.slot_cache import SlotCache, Visible, is_token
-from tinyzero_astar.interfaces import StepOutput
+from tinyzero_astar.interfaces import ChildTerms, StepOutput
 
 
 class HiddenFn(Protocol):
@@ -77,8 +77,8 @@ class Network(Protocol):
         """Value logits of all children, [N, V], given log pi of each."""
         ...
 
-    def score_child_terms(self, scores: Scores) -> tuple[Tensor, Tensor]:
-        """The same in two parts that do not need log pi, see `interfaces.StepOutput.child_terms`."""
+    def score_child_terms(self, scores: Scores) -> ChildTerms:
+        """What they are made of, see `interfaces.StepOutput.child_terms`."""
         ...
 
     def score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class SlotDecoder:
         return self._network.score_children(scores, logp)
 
     @torch.no_grad()
-    def _score_child_terms(self, scores: Scores) -> tuple[Tensor, Tensor]:
+    def _score_child_terms(self, scores: Scores) -> ChildTerms:
         return self._network.score_child_terms(scores)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from tinyzero_astar.engine.decoder import HiddenFn, Scores
 from tinyzero_astar.engine.fast_decode import FastDecode, is_supported
 from tinyzero_astar.engine.fused_decode import Forward, FusedDecode, can_fuse
 from tinyzero_astar.engine.slot_cache import SlotCache, Visible
-from tinyzero_astar.interfaces import PrefixTrees
+from tinyzero_astar.interfaces import ChildTerms, PrefixTrees
 from tinyzero_astar.model.adapters import has_adapters, without_adapters
 from tinyzero_astar.model.decoder_layers import decoder_layers, recomputed
 from tinyzero_astar.model.fsdp_utils import Sharding, like, shard, whole
@@ -159,10 +159,10 @@ class Policy(nn.Module):
         value_logit = scores.value_logit.to(scores.features.dtype)
         return _at_least_float32(self.value_model.child_logits(scores.features, value_logit, logp))
 
-    def score_child_terms(self, scores: Scores) -> tuple[Tensor, Tensor]:
+    def score_child_terms(self, scores: Scores) -> ChildTerms:
         """See `engine.decoder.Network.score_child_terms`. At least float32."""
-        terms, slope = self.value_model.child_terms(scores.features, scores.value_logit.to(scores.features.dtype))
-        return _at_least_float32(terms), _at_least_float32(slope)
+        terms = self.value_model.child_terms(scores.features, scores.value_logit)
+        return ChildTerms(*(_at_least_float32(x) for x in terms))
 
     def score_child(self, scores: Scores, row: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """See `engine.decoder.Network.score_child`. At least float32."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
+from tinyzero_astar.interfaces import ChildTerms
 from tinyzero_astar.search.heuristic import LEAST_LOGP
 
 CHILD_RANK = 64
@@ -78,9 +79,9 @@ class ValueModel(nn.Module):
         child = logp.to(features.dtype).clamp(min=LEAST_LOGP).mul_(features[:, -1:]).add_(accuracy[:, None])
         return child.addmm_(features[:, :-1], self.up.weight.T)
 
-    def child_terms(self, features: Tensor, accuracy: Tensor) -> tuple[Tensor, Tensor]:
-        """The same in two parts, [N, V] that does not need log pi, and [N] what its logarithm is multiplied by."""
-        return torch.addmm(accuracy[:, None], features[:, :-1], self.up.weight.T), features[:, -1]
+    def child_terms(self, features: Tensor, accuracy: Tensor) -> ChildTerms:
+        """What `child_logits` are made of."""
+        return ChildTerms(accuracy, features[:, :-1], self.up.weight.detach(), features[:, -1])
 
     def child_logit_of(self, features: Tensor, accuracy: Tensor, token: Tensor, logp: Tensor) -> Tensor:
         """Accuracy logits of one child each, [...], without scoring the vocabulary. `logp` [...] is the child's own."""

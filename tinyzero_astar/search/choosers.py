@@ -167,9 +167,8 @@ class _Guide:
         """What `vocabulary.best_child` needs at the rows."""
         assert output.child_terms is not None
         strength, tilt, log_weight = self._at(beam, output.logits)
-        child, slope = output.child_terms()
         own = Tilt(*(x[:, 0] for x in tilt))
-        return Guide(child, slope, own, strength[:, 0], log_weight[:, 0], self.cap)
+        return Guide(output.child_terms(), own, strength[:, 0], log_weight[:, 0], self.cap)
 
     def count(self, beam: Beam, is_held_back: Tensor) -> None:
         """Note at which of the open rows [N] the guidance was held back."""

@@ -3,9 +3,10 @@
 Pure functions on tensors. Every row is decided by itself, and nothing waits for the device. So all of it can be part
 of a CUDA graph. Equation numbers are those of docs/algorithm.md.
 
-    logp(a) = logit(a) - log_total
-    f(a)    = logp(a) + tau rise(child(a) + slope max(logp(a), -30))
-    q(a)    = exp(f(a) - log_norm)
+    logp(a)  = logit(a) - log_total
+    child(a) = offset + features . up(a) + slope max(logp(a), -30)
+    f(a)     = logp(a) + tau rise(child(a))
+    q(a)     = exp(f(a) - log_norm)
 
 Without a guide f = logp and log_norm = 0.
 
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tinyzero_astar.interfaces import ChildTerms
 from tinyzero_astar.search.gumbel import inverse_cdf
 from tinyzero_astar.search.heuristic import LEAST_LOGP, Tilt, f_score, rise
 
@@ -34,8 +36,7 @@ _TINY = 1e-30  # in place of 0 in a quotient
 class Guide(NamedTuple):
     """How N prefixes are guided."""
 
-    child: Tensor  # [N, V] logit of p(s a) without its term slope * max(logp, -30)
-    slope: Tensor  # [N] c(s)
+    child: ChildTerms  # of the logits of p(s a)
     tilt: Tilt  # of 1/beta, [N] each
     strength: Tensor  # [N] upper end of tau, in [0, 1]
     log_weight: Tensor  # [N] log of the running weight pi/q of the prefix
@@ -112,7 +113,7 @@ def best_child_reference(logits: Tensor, uniform: Tensor, guide: Guide | None = 
 
 def _twisted(logp: Tensor, guide: Guide) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """f and exp f, [N, V], then log_norm and tau, [N]."""
-    child_rise = _rise_of(guide.child, logp, guide.slope[:, None], _columns(guide.tilt))
+    child_rise = _rise_of(guide, slice(None), logp)
     log_norm = f_score(logp, child_rise, guide.strength[:, None]).exp_().sum(-1, dtype=torch.float64).log_()
     tau = guide.strength
     if guide.cap is not None:
@@ -124,12 +125,11 @@ def _twisted(logp: Tensor, guide: Guide) -> tuple[Tensor, Tensor, Tensor, Tensor
     return f, mass, mass.sum(-1, dtype=torch.float64).log_(), tau
 
 
-def _rise_of(child: Tensor, logp: Tensor, slope: Tensor, tilt: Tilt) -> Tensor:
-    return rise(torch.addcmul(child, slope, logp.clamp(min=LEAST_LOGP).to(child.dtype)), tilt)
-
-
-def _columns(tilt: Tilt) -> Tilt:
-    return Tilt(*(x[:, None] for x in tilt))
+def _rise_of(guide: Guide, rows: Tensor | slice, logp: Tensor) -> Tensor:
+    """h of all children of some rows above its floor, [M, V], given log pi of each."""
+    offset, features, up, slope = guide.child
+    from_policy = torch.addcmul(offset[rows, None], slope[rows, None], logp.clamp(min=LEAST_LOGP))
+    return rise(from_policy.addmm_(features[rows], up.T), Tilt(*(x[rows, None] for x in guide.tilt)))
 
 
 def logp_logq_of(
@@ -139,7 +139,10 @@ def logp_logq_of(
     logp = logits[row, token].double() - best.log_total[row]
     if guide is None:
         return logp, logp
-    child_rise = _rise_of(guide.child[row, token], logp, guide.slope[row], Tilt(*(x[row] for x in guide.tilt)))
+    offset, features, up, slope = guide.child
+    from_policy = offset[row] + slope[row] * logp.to(slope.dtype).clamp(min=LEAST_LOGP)
+    child = from_policy + (features[row] * up[token]).sum(-1)
+    child_rise = rise(child, Tilt(*(x[row] for x in guide.tilt)))
     return logp, f_score(logp, child_rise.double(), best.tau[row].double()) - best.log_norm[row]
 
 
@@ -150,6 +153,5 @@ def masses(logits: Tensor, best: BestChild, guide: Guide | None, rows: Tensor) -
     """
     f = logits[rows] - best.log_total[rows, None].to(logits.dtype)
     if guide is not None:
-        tilt = Tilt(*(x[rows, None] for x in guide.tilt))
-        f = f_score(f, _rise_of(guide.child[rows], f, guide.slope[rows, None], tilt), best.tau[rows, None])
+        f = f_score(f, _rise_of(guide, rows, f), best.tau[rows, None])
     return f.exp_().scatter_(1, best.token[rows, None], 0.0)

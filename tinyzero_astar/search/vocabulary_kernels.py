@@ -33,8 +33,8 @@ def best_child_by_kernels(logits: Tensor, uniform: Tensor, guide: Guide | None) 
         ValueError: the tokens of a row do not lie side by side in memory.
     """
     num, vocab = logits.shape
-    if logits.stride(1) != 1 or (guide is not None and guide.child.stride(1) != 1):
-        raise ValueError("the kernels read logits and values of children whose rows lie side by side in memory")
+    if logits.stride(1) != 1:
+        raise ValueError("the kernels read logits that lie side by side in memory, row by row")
     blocks = triton.cdiv(vocab, _BLOCK)
     grid = (num, blocks)
     sizes = {"BLOCK": _BLOCK, "num_warps": _NUM_WARPS}
@@ -44,11 +44,12 @@ def best_child_by_kernels(logits: Tensor, uniform: Tensor, guide: Guide | None) 
     policy = (largest, total, blocks)
     _policy_sums[grid](*text, *policy, **sizes)
 
-    guided: tuple[Tensor | int | None, ...] = (None, 0, None, None, None)
+    guided: tuple[Tensor | int | None, ...] = (None, 0, None, None, None, None)
     sums, tau, strength = None, logits.new_zeros(num), None
     if guide is not None:
-        rows = (guide.slope, guide.tilt.sign, guide.tilt.gain)
-        guided = (guide.child, guide.child.stride(0), *(x.contiguous() for x in rows))
+        child = guide.child.features @ guide.child.up.T
+        rows = (guide.child.offset, guide.child.slope, guide.tilt.sign, guide.tilt.gain)
+        guided = (child, child.stride(0), *(x.contiguous() for x in rows))
         strength = tau = guide.strength.contiguous()
         sums = torch.empty_like(largest)
         _twisted_sums[grid](*text, *policy, *guided, strength, sums, WIDTH=width, LEAST=LEAST_LOGP, **sizes)
@@ -109,34 +110,36 @@ def _masses_of(sums, row, blocks, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _tilt_of(logp, child, slope, sign, gain, LEAST: tl.constexpr):
+def _tilt_of(logp, child, offset, slope, sign, gain, LEAST: tl.constexpr):
     """exp(h) above its floor. 1 is added with one rounding, which is no more than those of logp."""
-    value = child + slope * tl.maximum(logp, LEAST)
+    value = child + offset + slope * tl.maximum(logp, LEAST)
     return 1.0 + tl.sigmoid(sign * value) * gain
 
 
 @triton.jit
 def _block_sum(
-    logits, stride, vocab, child, child_stride, slope, sign, gain, row, block, top, log_sum, tau,
+    logits, stride, vocab, child, child_stride, offset, slope, sign, gain, row, block, top, log_sum, tau,
     BLOCK: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     """Sum of exp f in a block. At full strength without logarithms, which would take longer than the memory does."""
     logp = _block_of(logits, stride, vocab, row, block, float("-inf"), BLOCK) - top - log_sum.to(tl.float32)
     values = _block_of(child, child_stride, vocab, row, block, 0.0, BLOCK)
-    tilt = _tilt_of(logp, values, tl.load(slope + row), tl.load(sign + row), tl.load(gain + row), LEAST)
+    tilt = _tilt_of(
+        logp, values, tl.load(offset + row), tl.load(slope + row), tl.load(sign + row), tl.load(gain + row), LEAST
+    )
     mass = tl.exp(logp) * tilt if tau == 1.0 else tl.exp(logp + tau * tl.log(tilt))
     return tl.sum(mass, 0)
 
 
 @triton.jit
 def _twisted_sums(
-    logits, stride, vocab, largest, total, blocks, child, child_stride, slope, sign, gain, strength, sums,
+    logits, stride, vocab, largest, total, blocks, child, child_stride, offset, slope, sign, gain, strength, sums,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     top, _, log_sum = _policy_of(largest, total, row, blocks, WIDTH)
     mass = _block_sum(
-        logits, stride, vocab, child, child_stride, slope, sign, gain, row, block, top, log_sum,
+        logits, stride, vocab, child, child_stride, offset, slope, sign, gain, row, block, top, log_sum,
         tl.load(strength + row), BLOCK, LEAST,
     )  # fmt: skip
     tl.store(sums + row * blocks + block, mass)
@@ -144,7 +147,7 @@ def _twisted_sums(
 
 @triton.jit
 def _held_back_sums(
-    logits, stride, vocab, largest, total, blocks, child, child_stride, slope, sign, gain, strength, sums,
+    logits, stride, vocab, largest, total, blocks, child, child_stride, offset, slope, sign, gain, strength, sums,
     log_weight, first, tau,
     LIMIT: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
@@ -157,7 +160,7 @@ def _held_back_sums(
     if used < full:
         top, _, log_sum = _policy_of(largest, total, row, blocks, WIDTH)
         mass = _block_sum(
-            logits, stride, vocab, child, child_stride, slope, sign, gain, row, block, top, log_sum, used,
+            logits, stride, vocab, child, child_stride, offset, slope, sign, gain, row, block, top, log_sum, used,
             BLOCK, LEAST,
         )  # fmt: skip
         tl.store(sums + row * blocks + block, mass)
@@ -181,7 +184,7 @@ def _reached(mass, share, index):
 
 @triton.jit
 def _draw(
-    logits, stride, vocab, largest, total, blocks, child, child_stride, slope, sign, gain, tau, sums, strength,
+    logits, stride, vocab, largest, total, blocks, child, child_stride, offset, slope, sign, gain, tau, sums, strength,
     uniform, token, logs, marks, num,
     IS_GUIDED: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr, LEAST: tl.constexpr,
 ):  # fmt: skip
@@ -202,7 +205,17 @@ def _draw(
         used = tl.load(tau + row)
         logp = x - top - log_sum.to(tl.float32)
         values = _block_of(child, child_stride, vocab, row, block, 0.0, BLOCK)
-        rise = tl.log(_tilt_of(logp, values, tl.load(slope + row), tl.load(sign + row), tl.load(gain + row), LEAST))
+        rise = tl.log(
+            _tilt_of(
+                logp,
+                values,
+                tl.load(offset + row),
+                tl.load(slope + row),
+                tl.load(sign + row),
+                tl.load(gain + row),
+                LEAST,
+            )
+        )
         f = logp + used * rise
     within = tl.exp(f).to(tl.float64)
     inside = tl.arange(0, BLOCK)
