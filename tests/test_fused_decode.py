@@ -246,3 +246,37 @@ def test_the_kernel_of_attention_equals_the_plain_function(interpreted, name):
 def test_the_kernels_of_rows_equal_the_plain_functions(interpreted, operation):
     found = {what: error for what, error in interpreted.items() if what.startswith(operation)}
     assert len(found) == 10 and all(error <= 1 for error in found.values()), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_the_kernels_compile_for_an_h100(dtype, tmp_path, monkeypatch):
+    """The interpreter knows no limits of a GPU. `ptxas` counts what a program takes of a multiprocessor."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from tinyzero_astar.engine import decode_kernels as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def compiled(function, integers, floats, constants, **options):
+        names = function.arg_names
+        kinds = dict.fromkeys(names, f"*{dtype}") | dict.fromkeys(integers, "i32") | dict.fromkeys(floats, "fp32")
+        kinds |= dict.fromkeys({"padding", "column"} & set(names), "*i64") | dict.fromkeys(constants, "constexpr")
+        values = {(names.index(name),): x for name, x in constants.items()}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if kinds[name][0] == "*"}
+        source = ASTSource(function, {name: kinds[name] for name in names}, values, aligned)
+        return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata
+
+    strides = ["value_stride", "row_stride", "head_stride", "lead"]
+    for group, width in ((6, 128), (7, 64)):  # of Qwen2.5-1.5B and 0.5B
+        constants = {
+            **{"IS_NORMED": width == 64, "GROUP": group, "WIDTH": width, "BLOCK_GROUP": 16, "BLOCK_WIDTH": width},
+            "BLOCK_COLUMNS": kernels._BLOCK_COLUMNS,
+        }
+        options = {"num_warps": kernels._NUM_WARPS, "num_stages": kernels._NUM_STAGES}
+        found = compiled(kernels._attend, strides, ["eps", "scale"], constants, **options)
+        assert found.shared <= 228 * 1024 // (4 if dtype == "bf16" else 2)  # as many programs at once
+    compiled(kernels._rms_norm, ["width"], ["eps"], {"BLOCK": 2048})
+    compiled(kernels._silu_mul, ["width"], [], {"BLOCK": kernels._BLOCK_ELEMENTS})
