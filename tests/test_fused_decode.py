@@ -201,6 +201,8 @@ def test_weights_are_moved_once_and_stay_what_they_were():
     with torch.no_grad():
         attention.k_proj.weight.data = attention.k_proj.weight.clone()  # as a change of dtype does
     assert torch.equal(adjacent(projections), torch.cat(projections)) and again.data_ptr() != projections[0].data_ptr()
+    ends = projections[0], projections[2]  # in one memory, but no neighbours
+    assert torch.equal(adjacent(ends), torch.cat(ends))
 
 
 def test_moved_weights_are_saved_and_loaded(tmp_path):
