@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.decode_kernel_cases import let_loops_end_at_tensors
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = [0, 0, 2, 2, 4, 0]  # rows 1, 3 and 5 become others
 SHAPES = {"columns 3 to 7": (3, 7), "nothing": (4, 4), "more than a block": (0, 300)}
@@ -29,6 +31,7 @@ def make_buffer(last):
 def main():
     from tinyzero_astar.engine.slot_kernels import move_rows
 
+    let_loops_end_at_tensors()
     for first, last in SHAPES.values():
         buffer = make_buffer(last)
         expected = wanted(buffer, first, last)
