@@ -107,12 +107,3 @@ def test_solve_without_the_gpu_it_is_asked_for_is_one_sentence(capsys, monkeypat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert solve_main(["3*4", "--device", "cuda"]) == 2
     assert capsys.readouterr().err.startswith("error: device cuda: PyTorch ")
-
-
-def test_graphs_without_a_gpu_are_refused_in_one_sentence(tiny_base, capsys, tmp_path):
-    argv = ["--model.model-name", str(tiny_base), "--model.device", "cpu", "--model.cuda-graphs", *OPTIONS.split()]
-    assert main([*argv, "--output-dir", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.splitlines() == [
-        "error: model.cuda_graphs is for CUDA devices, and the model would run on cpu: leave that option out"
-    ]
-    assert not (tmp_path / "run").exists()

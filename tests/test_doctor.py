@@ -388,7 +388,6 @@ def test_fewer_checkpoints_are_proposed_for_a_small_disk(three_b):
         ("--model.model-name ./nowhere", "model_name './nowhere': no folder with a config.json there"),
         ("--processes 3", "3 processes do not divide problems_per_iteration 64"),
         ("--processes 0", "--processes 0 must be at least 1"),
-        ("--model.cuda-graphs --model.device cpu", "model.cuda_graphs is for CUDA devices"),
         ("--model.liger --model.device cpu", "model.liger asks for kernels for GPUs"),
         ("--train.gae-lambda 2", "train.gae_lambda 2.0 is out of range"),
         ("--gpu-memory-gb 0", "--gpu-memory-gb 0.0 must be more than 0"),

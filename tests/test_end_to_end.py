@@ -582,7 +582,7 @@ ELSEWHERE = {
     "model.model_name": "the base itself",
     "model.dtype": "rounding: tests/test_precision.py",
     "model.device": "tests/test_device.py",
-    "model.cuda_graphs": "needs a GPU: tests/test_device.py, tests/test_decoder.py",
+    "model.cuda_graphs": "needs a GPU: tests/test_gpu_runs.py, tests/test_recorded.py",
     "model.liger": "needs a GPU: tests/test_liger.py",
     "data.task": "tests/test_task_of_run.py",
     "data.task_sha256": "as above",

@@ -103,10 +103,7 @@ def assert_sound(folder, iterations):
     assert 0 <= records(folder)[-1]["eval/pass_at_1"] <= 1
 
 
-GRAPHS = [pytest.param("--model.cuda-graphs", marks=cuda_only, id="graphs")]
-
-
-@pytest.mark.parametrize("options", ["", "--search.mode sample --search.root-tilt 0", *GRAPHS])
+@pytest.mark.parametrize("options", ["", "--search.mode sample --search.root-tilt 0", "--model.no-cuda-graphs"])
 def test_preset_tiny_runs(options, tmp_path):
     argv = ["--config", "tiny", "--model.device", str(DEVICE), "--train.num-iterations", "3", *EVAL.split()]
     assert main([*argv, *options.split(), "--output-dir", str(tmp_path / "r")]) == 0

@@ -137,7 +137,6 @@ CONTRADICTIONS = {
     "--eval.num-samples 1024 --eval.max-rows 64": "eval.max_rows 64 must be at least eval.num_samples 1024",
     "--eval.search best_first --eval.max-rows 7": "eval.max_rows 7 must be at least eval.",
     "--model.max-seq-length 513": "model_name 'embedded': Qwen2ForCausalLM knows 512 positions",
-    "--model.cuda-graphs --model.device cpu": "model.cuda_graphs is for CUDA devices",
     "--model.liger --model.device cpu": "model.liger asks for kernels for GPUs",
     # each within its range, together far more than any machine has
     "--search.num-rollouts-per-problem 1024 --search.beam-width 4096 --search.problems-per-search 1"

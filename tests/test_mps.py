@@ -142,7 +142,6 @@ def test_what_is_not_supported_there_is_refused_in_one_sentence(config, monkeypa
             "--train.algorithm rloo --search.mode sample --search.num-rollouts-per-problem 2",
             "algorithm rloo is not supported on device mps, which has no",
         ),
-        ("--model.cuda-graphs", "model.cuda_graphs is for CUDA devices, and the model would run on mps"),
     ):
         argv = ["--model.model-name", config.model.model_name, "--model.device", "mps", *options.split()]
         assert main(argv) == 2

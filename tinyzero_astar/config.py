@@ -47,8 +47,8 @@ class ModelConfig:
     """auto takes a CUDA GPU if there is one. mps is an Apple GPU, for algorithm astar_po on one process."""
     lora_rank: Annotated[int, Range(0, 1024)] = 0
     """Train low-rank adapters of this rank and freeze the model (needs peft). 0 trains all weights."""
-    cuda_graphs: bool = False
-    """Record decode steps as CUDA graphs, with all slots at every step, started at once (needs a GPU)."""
+    cuda_graphs: bool = True
+    """On an NVIDIA GPU, record the steps of a search as CUDA graphs, with all slots at every step."""
     liger: bool = False
     """Liger's fused kernels for rotary embedding, norms and SwiGLU (needs liger-kernel and a GPU)."""
 

@@ -37,10 +37,6 @@ def check_options(config: Config, device: torch.device) -> None:
     Raises:
         ValueError: an option needs a GPU or a package that is not here.
     """
-    if config.model.cuda_graphs and device.type != "cuda":
-        raise ValueError(
-            f"model.cuda_graphs is for CUDA devices, and the model would run on {device}: leave that option out"
-        )
     if device.type == "mps" and config.train.algorithm != "astar_po":
         raise ValueError(
             f"algorithm {config.train.algorithm} is not supported on device mps, which has no float64: use"

@@ -65,8 +65,10 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
     copies = shapes.num_layers * shapes.linear_parameters * FLOAT
     is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
     found = {"KV slots": slots, "decoding copies": copies * is_copied}
-    if work.cuda_graphs:  # one recording per block of columns, with all slots, keeps its outputs
-        blocks = work.length // BLOCK - work.prompt_length // BLOCK + 1
+    if work.cuda_graphs:  # a recording has all slots and keeps its outputs
+        # In mode best_first there may be one per block of columns.
+        is_one = shapes.has_fast_decode or mode != "best_first"
+        blocks = 1 if is_one else work.length // BLOCK - work.prompt_length // BLOCK + 1
         outputs = blocks * num_slots * vocab * FLOAT
         found["recorded steps"] = outputs + forward(shapes, work, num_slots)
     return found | largest(held)

@@ -221,7 +221,7 @@ def _loaded(
             say=console.say,
         )
     )
-    policy.recorder = CudaGraphs() if model.cuda_graphs else None
+    policy.recorder = CudaGraphs() if model.cuda_graphs and device.type == "cuda" else None
     return policy, tokenizer
 
 
