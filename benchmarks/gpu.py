@@ -112,6 +112,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--forests", nargs="+", type=int, default=[4, 32], help="problems that share a search")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--logit-scale", type=float, default=10.0, help="the larger, the more certain the policy is")
     parser.add_argument("--prompt", type=int, default=100, help="tokens")
     parser.add_argument("--depth", type=int, default=100, help="generated tokens")
     parser.add_argument("--generate-depth", type=int, default=36, help="those of generate")

@@ -148,7 +148,7 @@ class Updater:
         with torch.no_grad():
             shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
             sums = (loss, torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum())
-            return torch.stack([*(factor * x.double() for x in sums), torch.expm1(shift.abs()).max().double()])
+            return torch.stack([*(factor * x for x in sums), torch.expm1(shift.abs()).max()])
 
     def _own_micro_batches(self, trees: list[Tree]) -> Iterator[tuple[list[Tree], float]]:
         """This rank's trees with factor 1, then a tree with factor 0 until it has had as many turns as any other rank.
