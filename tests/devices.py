@@ -23,6 +23,13 @@ on_device = [
 cuda_only = pytest.mark.skipif(not IS_CUDA, reason="needs CUDA itself")
 
 
+def on_cuda(test):
+    """A test among others that needs CUDA itself."""
+    for mark in (*on_device, cuda_only):
+        test = mark(test)
+    return test
+
+
 def make_recorder():
     """Of decode steps."""
     return CudaGraphs() if IS_CUDA else Tape()

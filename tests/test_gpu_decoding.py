@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
-from benchmarks import gpu
+from benchmarks.gpu_shapes import config_of
 from tests.decoding import (
     LED,
     PROMPTS,
@@ -75,7 +75,7 @@ def test_slots_and_forks_equal_the_full_forward(name, dtype, is_recorded):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_slots_and_forks_of_the_exact_shape_of_qwen_equal_the_full_forward(dtype):
-    policy = make_policy(gpu.config_of("0.5B" if IS_CUDA else "tiny"), dtype)
+    policy = make_policy(config_of("0.5B" if IS_CUDA else "tiny"), dtype)
     for recorder in (None, make_recorder()):
         policy.recorder = recorder
         assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, LED)

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks.gpu_shapes import config_of
 from tests import test_forest as forests
 from tests import test_theory as theory
 from tests.devices import DEVICE, IS_CUDA, cuda_only, make_recorder, on_device
@@ -152,7 +152,7 @@ def test_a_search_over_tables_is_the_one_of_a_cpu(mode):
 @pytest.mark.parametrize("name", [*CONFIGS, "0.5B"])
 def test_probabilities_of_the_search_are_those_that_the_trainer_computes(name, dtype):
     """As ratios, which presets in these dtypes allow to be 1e-4 and 0.1 away from 1."""
-    config = CONFIGS[name] if name in CONFIGS else gpu.config_of(name if IS_CUDA else "tiny")
+    config = CONFIGS[name] if name in CONFIGS else config_of(name if IS_CUDA else "tiny")
     policy, depth = make_policy(config, dtype), 20
     for recorder in (None, make_recorder()):
         policy.recorder = recorder

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.devices import on_cuda
 from tests.interpreted import results_of
 from tinyzero_astar.search.gumbel import (
     first_arrivals,
@@ -193,7 +194,7 @@ def test_the_kernel_of_arrivals_compiles_for_a_gpu_that_is_not_here():
     assert compiled.asm["cubin"] and ".local" not in compiled.asm["ptx"]  # no register had to be given up
 
 
-@pytest.mark.gpu
+@on_cuda
 @pytest.mark.parametrize("num", [8, 64])
 def test_a_gpu_finds_the_same_arrivals(num):
     state, mass, counter, _ = arrivals(151_936)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tests.devices import on_cuda
 from tests.interpreted import results_of
 from tinyzero_astar.interfaces import ChildTerms
 from tinyzero_astar.search.gumbel import gumbel_after, inverse_cdf
@@ -359,7 +360,7 @@ def on_cpu(found):
     return BestChild(*(x.cpu() for x in found))
 
 
-@pytest.mark.gpu
+@on_cuda
 @pytest.mark.parametrize("guidance", GUIDANCE.values(), ids=GUIDANCE)
 def test_a_gpu_says_the_same_also_from_a_graph(guidance):
     case = inputs(151_936, guidance, num=32)
@@ -373,7 +374,7 @@ def test_a_gpu_says_the_same_also_from_a_graph(guidance):
     assert_same(on_cpu(recorded), expected, tolerance=3e-5)
 
 
-@pytest.mark.gpu
+@on_cuda
 def test_a_gpu_treats_rare_rows_as_the_reference_does():
     assert_the_rest_is_small(on_cpu(best_child(*on_gpu(nearly_certain()))))
     assert_nothing_is_left(on_cpu(best_child(*on_gpu(only_children()))))
