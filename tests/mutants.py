@@ -794,6 +794,22 @@ KERNELS = (
         IN_KERNELS,
     ),
     Mutant(
+        "kernel-best-again",
+        "a kernel gives the best child mass among the others",
+        "search/vocabulary_kernels.py",
+        "tl.where(token == tl.load(best + row), 0.0, tl.exp(f))",
+        "tl.where(token == -1, 0.0, tl.exp(f))",
+        IN_KERNELS,
+    ),
+    Mutant(
+        "kernel-rows-of-others",
+        "a kernel reads the logits of the first rows, whichever are asked for",
+        "search/vocabulary_kernels.py",
+        "f = _block_of(logits, stride, vocab, row, block,",
+        "f = _block_of(logits, stride, vocab, at, block,",
+        IN_KERNELS,
+    ),
+    Mutant(
         "kernel-signed-shift",
         "a kernel's hash shifts signed numbers",
         "search/gumbel_kernels.py",

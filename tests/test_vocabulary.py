@@ -19,6 +19,7 @@ from tinyzero_astar.search.vocabulary import (
     best_child_reference,
     logp_logq_of,
     masses,
+    masses_reference,
 )
 
 SIZES = (7, 300, 20_003)  # below a block, below a block of the kernels, several blocks and a part
@@ -317,6 +318,10 @@ def test_the_kernels_say_the_same(tmp_path):
     special = [nearly_certain(), only_children(), budgets(), not_finite(), grid_of(few, guide, 25), *map(ends, SIZES)]
     found = results_of("vocabulary_kernels", "best_child_by_kernels", cases + special, tmp_path)
     expected = [best_child_reference(*case) for case in cases]
+    rows = torch.tensor([3, 1])
+    others = [(logits, x, guide, rows) for (logits, _, guide), x in zip(cases, expected, strict=True)]
+    for x, case in zip(results_of("vocabulary_kernels", "masses_by_kernel", others, tmp_path), others, strict=True):
+        torch.testing.assert_close(x, masses_reference(*case), rtol=2e-5, atol=0)
     assert any(x.is_held_back.any() for x in expected)
     for x, y in zip(found, expected, strict=False):
         assert_same(x, y)
@@ -330,7 +335,7 @@ def test_the_kernels_say_the_same(tmp_path):
     assert [x.token.tolist() for x in at_ends] == [[2, vocab - 3, vocab - 3] for vocab in SIZES]
 
 
-@pytest.mark.parametrize("name", ["_policy_sums", "_twisted_sums", "_held_back_sums", "_draw"])
+@pytest.mark.parametrize("name", ["_policy_sums", "_twisted_sums", "_held_back_sums", "_draw", "_masses"])
 def test_the_kernels_compile_for_a_gpu_that_is_not_here(name):
     pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
@@ -341,6 +346,7 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(name):
     kernel = getattr(vocabulary_kernels, name)
     constants = {"BLOCK": 4096, "WIDTH": 64, "LEAST": -30.0, "LIMIT": 0.7, "IS_GUIDED": True}
     types = {"log_weight": "*fp64", "uniform": "*fp64", "logs": "*fp64", "token": "*i64", "marks": "*i1"}
+    types |= {"rows": "*i64", "best": "*i64", "log_total": "*fp64"}
     types |= dict.fromkeys(("stride", "child_stride", "vocab", "blocks", "num"), "i32")
     chosen = {x: constants[x] for x in kernel.arg_names if x in constants}
     signature = {x: "constexpr" if x in chosen else types.get(x, "*fp32") for x in kernel.arg_names}
@@ -367,6 +373,10 @@ def test_a_gpu_says_the_same_also_from_a_graph(guidance):
     expected = best_child_reference(*case)
     logits, uniform, guide = on_gpu(case)
     assert_same(on_cpu(best_child(logits, uniform, guide)), expected, tolerance=3e-5)
+    found = best_child(logits, uniform, guide)
+    rows = torch.tensor([3, 1, 30])
+    other = masses_reference(case[0], on_cpu(found), case[2], rows)
+    torch.testing.assert_close(masses(logits, found, guide, rows.cuda()).cpu(), other, rtol=5e-5, atol=1e-37)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         recorded = best_child(logits, uniform, guide)

@@ -12,8 +12,9 @@ Without a guide f = logp and log_norm = 0.
 
 This file is the reference, in plain torch. For logits in float32 on a GPU `best_child` calls the Triton kernels of
 `search.vocabulary_kernels`, if Triton is installed. They read 4 bytes per logit, and one block of each row again. With
-a guide they read 12 bytes, 4 for the sum of the policy and 8 for logits and children together. Rows at which the
-budget holds the guidance back read 8 more. At 256 rows of 151,936 tokens this is 0.16 GB, 0.47 GB and 0.78 GB.
+a guide, features . up is written as 4 bytes per logit first, and 12 are read, 4 for the sum of the policy and 8 for
+logits and products together. Rows at which the budget holds the guidance back read 8 more. At 256 rows of 151,936
+tokens this is 0.16 GB without a guide, and 0.62 to 0.93 GB with one.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class BestChild(NamedTuple):
     is_finite: Tensor  # [N] bool, False where the row holds NaN, +inf or no finite logit, or a child's value is NaN
 
 
+def _have_kernels(logits: Tensor) -> bool:
+    return logits.is_cuda and logits.dtype == torch.float32 and _HAS_TRITON
+
+
 def best_child(logits: Tensor, uniform: Tensor, guide: Guide | None = None) -> BestChild:
     """Draw a child of every prefix from q, by inverse CDF.
 
@@ -76,7 +81,7 @@ def best_child(logits: Tensor, uniform: Tensor, guide: Guide | None = None) -> B
         uniform: [N] float64 in (0, 1].
         guide: None means that q is the policy.
     """
-    if logits.is_cuda and logits.dtype == torch.float32 and _HAS_TRITON:
+    if _have_kernels(logits):
         from tinyzero_astar.search.vocabulary_kernels import best_child_by_kernels
 
         return best_child_by_kernels(logits, uniform, guide)
@@ -151,6 +156,15 @@ def masses(logits: Tensor, best: BestChild, guide: Guide | None, rows: Tensor) -
 
     The rate at which they arrive is that of the prefix less `log_norm`, as with `heuristic.Proposal.mass`.
     """
+    if _have_kernels(logits):
+        from tinyzero_astar.search.vocabulary_kernels import masses_by_kernel
+
+        return masses_by_kernel(logits, best, guide, rows)
+    return masses_reference(logits, best, guide, rows)
+
+
+def masses_reference(logits: Tensor, best: BestChild, guide: Guide | None, rows: Tensor) -> Tensor:
+    """See `masses`. In plain torch, on any device."""
     f = logits[rows] - best.log_total[rows, None].to(logits.dtype)
     if guide is not None:
         f = f_score(f, _rise_of(guide, rows, f), best.tau[rows, None])

@@ -7,6 +7,8 @@ A vocabulary is split into blocks of 4096 tokens.
 3. With a cap, the same at tau. Blocks of rows that keep their strength are not read again.
 4. Per row, a block is drawn by the sums of the blocks, and a token in it by the running sum of the block.
 
+The masses of the other children of a few rows are one pass of their own.
+
 A block is summed in float32, by halves. Sums over blocks and running sums are float64.
 """
 
@@ -71,6 +73,22 @@ def best_child_by_kernels(logits: Tensor, uniform: Tensor, guide: Guide | None) 
     logp, logq, log_rest, log_total, log_norm = logs
     is_held_back, is_finite = marks
     return BestChild(token, logp, logq, log_rest, log_total, log_norm, tau, is_held_back, is_finite)
+
+
+def masses_by_kernel(logits: Tensor, best: BestChild, guide: Guide | None, rows: Tensor) -> Tensor:
+    """See `vocabulary.masses`."""
+    shape = num, vocab = len(rows), logits.shape[1]
+    guided: tuple[Tensor | int | None, ...] = (None, 0, None, None, None, None)
+    if guide is not None:
+        child = guide.child.features[rows] @ guide.child.up.T
+        scalars = (guide.child.offset, guide.child.slope, guide.tilt.sign, guide.tilt.gain)
+        guided = (child, child.stride(0), *(x.contiguous() for x in scalars))
+    mass = logits.new_empty(shape)
+    _masses[(num, triton.cdiv(vocab, _BLOCK))](
+        logits, logits.stride(0), vocab, *guided, rows.contiguous(), best.log_total, best.token, best.tau, mass,
+        IS_GUIDED=guide is not None, LEAST=LEAST_LOGP, BLOCK=_BLOCK, num_warps=_NUM_WARPS,
+    )  # fmt: skip
+    return mass
 
 
 @triton.jit
@@ -237,3 +255,22 @@ def _draw(
         is_held_back = used < tl.load(strength + row)
     tl.store(marks + row, is_held_back)
     tl.store(marks + num + row, (tl.abs(log_total) < float("inf")) & (tl.abs(log_norm) < float("inf")))
+
+
+@triton.jit
+def _masses(
+    logits, stride, vocab, child, child_stride, offset, slope, sign, gain, rows, log_total, best, tau, mass,
+    IS_GUIDED: tl.constexpr, LEAST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    at, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.load(rows + at)
+    f = _block_of(logits, stride, vocab, row, block, float("-inf"), BLOCK) - tl.load(log_total + row).to(tl.float32)
+    if IS_GUIDED:
+        values = _block_of(child, child_stride, vocab, at, block, 0.0, BLOCK)
+        tilt = _tilt_of(
+            f, values, tl.load(offset + row), tl.load(slope + row), tl.load(sign + row), tl.load(gain + row), LEAST
+        )
+        f += tl.load(tau + row) * tl.log(tilt)
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    other = tl.where(token == tl.load(best + row), 0.0, tl.exp(f))
+    tl.store(mass + at * vocab + token, other, mask=token < vocab)
