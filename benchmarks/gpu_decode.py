@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,17 +92,30 @@ class Decoding(Shape):
             forest=Forest(int(mode.removeprefix(FOREST)) if mode.startswith(FOREST) else 1),
         )
 
+    @torch.no_grad()
     def forward(self, rows: int, depth: int) -> int:
         """Steps of given tokens without a search, which costs what decoding costs at least."""
         prompts = self.prompts(rows)
         home = torch.arange(len(prompts)).repeat_interleave(LEAVES)
-        decoder = SlotDecoder(self.policy, self.args.depth)
+        decoder, recorder = SlotDecoder(self.policy, self.args.depth), self.policy.recorder
         decoder.start(prompts, home)
         slots = torch.arange(rows, device=self.device)
         tokens = torch.randint(2, self.policy.vocab_size, (depth, rows), device=self.device)
         path = torch.zeros(rows, 3, dtype=torch.float64, device=self.device)
+        given, length = tokens[0].clone(), torch.zeros_like(slots[0])
+        shape, replay = 0, list[Callable[[], Any]]()
         for number in range(depth):
-            decoder.step(tokens[number], None, torch.full_like(slots, number), slots, path)
+            if recorder is None:
+                decoder.step(tokens[number], None, torch.full_like(slots, number), slots, path)
+                continue
+            if decoder.shape_at(number + 1) != shape:
+                shape = decoder.shape_at(number + 1)
+                decoder.prepare(shape)
+                work = partial(decoder.step_all, given, length, path, shape)
+                replay = [recorder.record(work, ("bare", rows, shape))]
+            given.copy_(tokens[number])
+            length.fill_(number)
+            replay[0]()
         return rows * depth
 
     @torch.no_grad()

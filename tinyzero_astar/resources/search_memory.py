@@ -52,23 +52,27 @@ def evaluation(shapes: Shapes, work: Work) -> Memory:
 def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slots: int, is_guided: bool) -> Memory:
     """The slots, the copies that `engine.fast_decode` makes, and the largest of what comes one after another."""
     rows = num_problems if mode == "best_first" else num_slots
+    is_recorded = work.cuda_graphs and mode != "best_first"  # as whole steps, whose kernels choose without tensors
+    chosen = num_problems if is_recorded else rows  # of which the next tokens are chosen by operators
     apart = length_read_apart(work.shared_length, num_problems)
     vocab, slots = shapes.vocab_size, kv_bytes(shapes, work, num_slots)
     held: list[Memory] = [
         {"activations": forward(shapes, work, num_problems * (work.prompt_length - apart))},
         {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
-        {"logits": vocab * (rows * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
-        {"activations": forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step, and the last output
+        {"logits": vocab * (chosen * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
+        # a step with the last output, or with the values of children that a recorded one makes for its kernels
+        {
+            "activations": forward(shapes, work, rows),
+            "logits": rows * vocab * FLOAT * (2 if is_recorded and is_guided else 1),
+        },
     ]
     if mode == "best_first":  # every pop may fork
         held.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * FLOAT})
     copies = shapes.num_layers * shapes.linear_parameters * FLOAT
     is_copied = shapes.has_fast_decode and work.dtype_bytes == FLOAT and not work.lora_rank
     found = {"KV slots": slots, "decoding copies": copies * is_copied}
-    if work.cuda_graphs:  # a recording has all slots and keeps its outputs
-        # In mode best_first there may be one per block of columns.
-        is_one = shapes.has_fast_decode or mode != "best_first"
-        blocks = 1 if is_one else work.length // BLOCK - work.prompt_length // BLOCK + 1
+    if work.cuda_graphs and not is_recorded:  # a recording of a forward has all slots and keeps its outputs
+        blocks = 1 if shapes.has_fast_decode else work.length // BLOCK - work.prompt_length // BLOCK + 1
         outputs = blocks * num_slots * vocab * FLOAT
         found["recorded steps"] = outputs + forward(shapes, work, num_slots)
     return found | largest(held)
