@@ -17,6 +17,7 @@ from tinyzero_astar.engine import decode_operations as plain
 from tinyzero_astar.engine.decode_operations import HeadNorm, Rotation
 from tinyzero_astar.engine.fused_decode import FusedDecode
 from tinyzero_astar.engine.slot_cache import Visible
+from tinyzero_astar.model.token_logp import Head, token_logp
 from tinyzero_astar.search.vocabulary import BestChild, best_child, best_child_reference
 
 pytestmark = on_device
@@ -117,3 +118,30 @@ def test_slots_and_forks_with_the_heads_of_a_larger_qwen_equal_the_full_forward(
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_kernels_are_what_decodes(name, dtype):
     assert isinstance(make_policy(CONFIGS[name], dtype).decoding_fn(40), FusedDecode)
+
+
+@pytest.mark.parametrize("num", [1, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_log_probabilities_of_the_update_and_their_gradients_are_as_exact_as_their_dtype(dtype, num):
+    """A vocabulary of several blocks, and a part of one. What is compared with is plain softmax in float64."""
+    torch.manual_seed(0)
+    vocab, width = 20_011, 64
+    hidden, weight = torch.randn(num, width, device=DEVICE).to(dtype), torch.randn(vocab, width, device=DEVICE)
+    weight = (weight / 8).to(dtype)
+    tokens, upstream = torch.randint(vocab - 11, (num,), device=DEVICE), torch.randn(num, device=DEVICE)
+    never = torch.tensor([3, 7777], device=DEVICE)
+    tokens[torch.isin(tokens, never)] = 5
+    h, w = (x.clone().requires_grad_() for x in (hidden, weight))
+    logp, entropy = token_logp(h, Head(w, None, None, vocab - 11, never), tokens)
+    (upstream * logp).sum().backward()
+    h64, w64 = (x.double().requires_grad_() for x in (hidden, weight))
+    logits = (h64 @ w64.T)[:, : vocab - 11].index_fill(1, never, -torch.inf)
+    want = torch.log_softmax(logits, -1)
+    picked = want.gather(1, tokens[:, None])[:, 0]
+    (upstream.double() * picked).sum().backward()
+    torch.testing.assert_close(logp.double(), picked, atol=1e-4, rtol=0)
+    exact = -(want.exp() * want.clamp(min=-1e4)).sum(-1)
+    torch.testing.assert_close(entropy.double(), exact, atol=1e-4, rtol=0)
+    for got, exact in ((h.grad, h64.grad), (w.grad, w64.grad)):
+        error = float((got.double() - exact).norm() / exact.norm())
+        assert error < (1e-5 if dtype == torch.float32 else 5e-3), error
