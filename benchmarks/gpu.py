@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_bench import FAILURES, LEAVES
 from benchmarks.gpu_decode import FOREST, SEARCHES, Decoding
-from benchmarks.gpu_shapes import SHAPES
+from benchmarks.gpu_shapes import LOGIT_SCALE, SHAPES
 from benchmarks.gpu_table import RECORDED, finish, line_of, show
 from benchmarks.gpu_update import UPDATES, Updates
 from tinyzero_astar.resources.machine import Speed, choose_device, measure_speed
@@ -112,7 +112,9 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--forests", nargs="+", type=int, default=[4, 32], help="problems that share a search")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--logit-scale", type=float, default=10.0, help="the larger, the more certain the policy is")
+    parser.add_argument(
+        "--logit-scale", type=float, default=LOGIT_SCALE, help="the larger, the more certain the policy is"
+    )
     parser.add_argument("--prompt", type=int, default=100, help="tokens")
     parser.add_argument("--depth", type=int, default=100, help="generated tokens")
     parser.add_argument("--generate-depth", type=int, default=36, help="those of generate")

@@ -40,11 +40,9 @@ class Shape:
         self.dtype = getattr(torch, args.dtype)
         self.shapes: Shapes = shapes_of(config_of(name))
         with torch.device(device):
-            self.policy = Policy(random_model(config_of(name), self.dtype, device), (EOS,), args.value_hidden_size)
+            model = random_model(config_of(name), self.dtype, device, args.logit_scale)
+            self.policy = Policy(model, (EOS,), args.value_hidden_size)
         torch.nn.init.normal_(self.policy.value_model.up.weight, std=0.1)  # a value model with something to say
-        with torch.no_grad():
-            # As of a trained policy. Where all tokens are alike no prefix of a search has two children that matter.
-            self.policy.language_model.base_model.norm.weight.fill_(args.logit_scale)
 
     def work(self, rows: int, **different: Any) -> Work:
         """As doctor would see what is measured here."""

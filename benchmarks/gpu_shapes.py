@@ -40,13 +40,24 @@ def config_of(name: str, eos: int = EOS) -> Qwen2Config:
     )
 
 
-def random_model(config: Qwen2Config, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Its weights are drawn on the device."""
+LOGIT_SCALE = 10.0  # see `random_model`
+
+
+def random_model(
+    config: Qwen2Config, dtype: torch.dtype, device: torch.device, logit_scale: float = LOGIT_SCALE
+) -> PreTrainedModel:
+    """Its weights are drawn on the device.
+
+    The larger `logit_scale`, the more certain it is, as a trained policy. Where all tokens are alike no prefix of a
+    search has two children that matter.
+    """
     torch.manual_seed(0)
     with torch.device(device):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
         )
+    with torch.no_grad():
+        model.base_model.norm.weight.fill_(logit_scale)
     return model.eval()
 
 
