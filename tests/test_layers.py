@@ -144,8 +144,8 @@ def between_folders(arrows: Mapping[str, set[str]]) -> dict[str, set[str]]:
 
 
 def impure_imports(source: str, module: str) -> list[str]:
-    """Third-party packages other than torch."""
-    allowed = sys.stdlib_module_names | {"torch", PACKAGE}
+    """Third-party packages other than torch, and Triton in files of its kernels."""
+    allowed = sys.stdlib_module_names | {"torch", PACKAGE} | ({"triton"} if module.endswith("_kernels") else set())
     origins = {origin for origin, _ in imports(source, module)}
     return sorted(origin for origin in origins if origin.split(".")[0] not in allowed)
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from tinyzero_astar.search.beam import NO_TOKEN, Beam, Choice, Grid
+from tinyzero_astar.search.best_child import BestChild, Guide
 from tinyzero_astar.search.gumbel import first_arrivals, gumbel_after, inverse_cdf, to_uniform, waiting_time
 from tinyzero_astar.search.heuristic import Proposal
-from tinyzero_astar.search.vocabulary import BestChild, Guide, best_child, logp_logq_of, masses
+from tinyzero_astar.search.vocabulary import best_child, logp_logq_of, masses
 
 
 class Children(Protocol):

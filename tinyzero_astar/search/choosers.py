@@ -16,11 +16,12 @@ from torch import Tensor
 
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.search.beam import NO_TOKEN, Beam, Choice
+from tinyzero_astar.search.best_child import Guide
 from tinyzero_astar.search.children import Children, Further, FusedChildren, WholeChildren
 from tinyzero_astar.search.gumbel import inverse_cdf, log_inclusion, to_uniform, token_counters
 from tinyzero_astar.search.heuristic import Guidance, Proposal, Tilt, inverse_beta_of, propose, rise, tilt_of
 from tinyzero_astar.search.roots import Roots
-from tinyzero_astar.search.vocabulary import Guide, best_child
+from tinyzero_astar.search.vocabulary import best_child
 
 
 class Drawn(NamedTuple):

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tinyzero_astar.search.best_child import BestChild, Guide
 from tinyzero_astar.search.heuristic import LEAST_LOGP
-from tinyzero_astar.search.vocabulary import BestChild, Guide
 
 _BLOCK = 4096
 _NUM_WARPS = 8
