@@ -293,8 +293,8 @@ GUMBEL = (
         "draws-share-bits",
         "which child is the best tells how far behind the others are",
         "search/gumbel.py",
-        "hash_number(torch.stack((x, x ^ _WHICH, x ^ _WHEN)))",
-        "hash_number(torch.stack((x, x ^ _WHICH, x ^ _WHICH)))",
+        "hash_number(torch.stack((x, x ^ WHICH, x ^ WHEN)))",
+        "hash_number(torch.stack((x, x ^ WHICH, x ^ WHICH)))",
         ("test_search.py::test_weights_are_unbiased[plain]",),
     ),
     Mutant(

@@ -35,6 +35,8 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._known: set[Hashable] = set()
+        # It keeps the pool alive. PyTorch ends a pool whose graphs are all gone, and fails if it is used again.
+        self._first: torch.cuda.CUDAGraph | None = None
 
     def record(self, work: Callable[[], T], kind: Hashable) -> Callable[[], T]:
         """See `Recorder.record`."""
@@ -45,6 +47,10 @@ class CudaGraphs:
             with torch.cuda.stream(beside):
                 work()  # at first use libraries allocate and kernels are compiled, which a recording must not contain
             torch.cuda.current_stream().wait_stream(beside)
+        if self._first is None:
+            self._first = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._first, pool=self._pool):
+                _something()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
             result = work()
@@ -54,3 +60,8 @@ class CudaGraphs:
             return result
 
         return replay
+
+
+def _something() -> None:
+    """A graph must not be empty."""
+    torch.zeros(1, device="cuda")

@@ -20,6 +20,9 @@ from torch import Tensor
 # Elements of a block of logits, sized for a CPU's cache and for a GPU's kernels.
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26, "mps": 1 << 26}
 MIN_BLOCK = 256  # tokens
+_ALIGNED = (
+    128  # tokens that a block is a multiple of. Rows that begin at odd places are multiplied at a third of the speed
+)
 CHUNK_ELEMENTS = 1 << 24  # positions * vocabulary of the logits that a divergence looks at together
 _NEVER = -1e30  # logit of an id that is no token, finite because 0 times infinity is no number
 
@@ -180,7 +183,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _blocks(hidden: Tensor, head: Head) -> Iterator[tuple[int, int]]:
     """Ranges of ids that are scored together. Neither their logits nor their part of the head is large."""
-    size = max(MIN_BLOCK, BLOCK_ELEMENTS[hidden.device.type] // max(hidden.shape))
+    size = max(MIN_BLOCK, BLOCK_ELEMENTS[hidden.device.type] // max(hidden.shape) // _ALIGNED * _ALIGNED)
     for first in range(0, head.num_tokens, size):
         yield first, min(first + size, head.num_tokens)
 

@@ -10,6 +10,7 @@ whose prefix it holds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tinyzero_astar.search.gumbel import prefix_hashes
 
+_HAS_TRITON = find_spec("triton") is not None
 CARRIED = ("priority", "log_q", "log_pi", "last", "least", "hashes", "is_open", "origin")  # what a step changes
 NO_TOKEN = -1  # a row that adds nothing at this step, because its leaf is finished or it has none
 
@@ -135,10 +137,17 @@ class Beam:
         own = {x: getattr(self, x).clone() for x in CARRIED}
         return replace(self, **own, row=self.grid.place, places=place, group=self.grid.group_of(place), has_all=True)
 
-    def fill(self, beam: Beam) -> None:
-        """Write another state of the same rows into these tensors."""
-        for name in CARRIED:
-            getattr(self, name).copy_(getattr(beam, name))
+    def advance(self, choice: Choice, tokens: TokenTable) -> None:
+        """Become the beam `after` a choice, in these tensors, of rows that are `with_all`."""
+        if self.priority.is_cuda and _HAS_TRITON:
+            from tinyzero_astar.search.beam_kernels import advance
+
+            assert choice.parent is not None
+            advance([getattr(self, name) for name in CARRIED], (choice.parent, *choice[1:]), *tokens)
+        else:
+            beam = self.after(choice, tokens)
+            for name in CARRIED:
+                getattr(self, name).copy_(getattr(beam, name))
 
     def _numbered(self, places: Tensor) -> Tensor:
         """[G, K] `row`, given the places that the decoder is asked for."""

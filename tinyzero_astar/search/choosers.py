@@ -89,6 +89,9 @@ class Sampling:
     def choose(self, beam: Beam, output: StepOutput, logp: Tensor) -> Choice:
         """See `Chooser.choose`."""
         if len(logp) != len(beam.places):  # at first all streams share the prompt's row
+            if logp.is_cuda:  # one copy of the logits for each stream, and no other tensor of that size
+                first = output._replace(logits=output.logits[beam.row.flatten()])
+                return self.draw(beam, first).choice
             logp = logp[beam.row.flatten()]
         if self.noise:
             drawn = inverse_cdf(logp.exp(), beam.at_open(self.uniform(beam))[:, None])

@@ -20,7 +20,7 @@ _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64, since tensor arithm
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 _FOLD = 0x632BE59BD9B4E019
-_WHICH, _WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
+WHICH, WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 _BLOCK = 128  # tokens that are drawn from at once in a large vocabulary
 MANY_TOKENS = 1 << 14  # from here on that is faster, on a CPU, and running sums are not made of all tokens
 
@@ -59,7 +59,7 @@ def to_uniform(bits: Tensor) -> Tensor:
 
 def prefix_hashes(x: Tensor) -> Tensor:
     """Three independent hashes of each number, [3, ...]. They are a prefix's state and the bits of its two draws."""
-    return hash_number(torch.stack((x, x ^ _WHICH, x ^ _WHEN)))
+    return hash_number(torch.stack((x, x ^ WHICH, x ^ WHEN)))
 
 
 def inverse_cdf(mass: Tensor, uniform: Tensor) -> Tensor:

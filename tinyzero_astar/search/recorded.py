@@ -183,7 +183,7 @@ def replayed_steps(
 
 def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, shape: int) -> _Work:
     """A whole step. It is recorded."""
-    held.beam.fill(held.beam.after(held.choice, tokens))
+    held.beam.advance(held.choice, tokens)
     length = held.depth.clone()[0]
     held.depth += 1
     output = decoder.step_all(held.choice.token.flatten().clamp(min=0), length, held.beam.path, shape)
