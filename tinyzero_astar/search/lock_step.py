@@ -70,7 +70,9 @@ def lock_step(
             place = beam.grid.place.flatten()
             decoder.move(place.index_copy(0, places, source), torch.zeros_like(place[0]))
             tables, first = (tokens, final), beam
-            rest, beam = replayed_steps(decoder, decoder.recorder, chooser, before, choice, tables, max_search_depth)
+            rest, beam = replayed_steps(
+                decoder, decoder.recorder, chooser, before, choice, output, tables, max_search_depth
+            )
             tally.note_all(first, rest[:-1], tokens.goes_on)
             history += rest
             break

@@ -21,7 +21,7 @@ from tinyzero_astar.engine.cuda_graphs import Recorder
 from tinyzero_astar.interfaces import StepOutput
 from tinyzero_astar.search.beam import CARRIED, Beam, Choice, Step, TokenTable
 from tinyzero_astar.search.choosers import Chooser, Drawn
-from tinyzero_astar.search.heuristic import baseline_of, log_policy
+from tinyzero_astar.search.heuristic import LEAST_LOGP, baseline_of, log_policy
 
 T = TypeVar("T")
 _LOOKED_AT = (1, 4, 16, 64)  # rows, besides all of them
@@ -90,44 +90,56 @@ class _Held:
     choice: Choice  # that each row takes at the beginning of a step
     depth: Tensor  # int64 [1] tokens that a row holds after that
     places: Tensor  # int64 [T, 2, G, K] parent and token of every step
-    numbers: Tensor  # float64 [T, 6, G, K] the other fields of `Step`
+    numbers: Tensor  # float64 [T, 3, G, K] logp, logq and priority
+    said: Tensor  # [T, G K, 4 + R] what the network says of every row. See `_said`
 
     @staticmethod
-    def of(beam: Beam, choice: Choice, num_steps: int) -> _Held:
+    def of(beam: Beam, choice: Choice, num_steps: int, root: StepOutput) -> _Held:
         """Before the step that takes `choice`, which is the second of `num_steps`."""
         like, own = beam.grid.place, beam.with_all()
-        held = [like if x is None else x for x in choice]
+        held, said = [like if x is None else x for x in choice], _said(root)
         return _Held(
             beam=own,
             choice=Choice(*(x.clone() for x in held)),
             depth=torch.zeros(1, dtype=torch.int64, device=like.device),
             places=like.new_zeros(num_steps, 2, *like.shape),
-            numbers=beam.priority.new_zeros(num_steps, 6, *like.shape),
+            numbers=beam.priority.new_zeros(num_steps, 3, *like.shape),
+            said=said.new_zeros(num_steps, like.numel(), said.shape[1]),
         )
 
-    def note(self, choice: Choice, output: StepOutput) -> None:
-        """Choose for the next step, and keep what a `Step` says of it."""
+    def note(self, choice: Choice) -> None:
+        """Choose for the next step, and keep it."""
         for own, new in zip(self.choice, choice, strict=True):
             assert own is not None
             own.copy_(self.beam.grid.place if new is None else new)
-        parent, token, logp = self.choice.parent, self.choice.token, self.choice.logp
-        assert parent is not None and output.child_logit_of is not None
-        child = output.child_logit_of(parent, token.clamp(min=0), logp.to(output.logits.dtype))
-        said = (torch.take(output.value_logit, parent), torch.take(baseline_of(output), parent), child)
-        numbers = torch.stack([logp, self.choice.logq, *(x.double() for x in said), self.choice.priority])
+        parent, token, priority, logp, logq = self.choice
+        assert parent is not None
         self.places.index_copy_(0, self.depth, torch.stack([parent, token])[None])
-        self.numbers.index_copy_(0, self.depth, numbers[None])
+        self.numbers.index_copy_(0, self.depth, torch.stack([logp, logq, priority])[None])
 
-    def steps(self, last: int) -> list[Step]:
-        """Those that were noted, up to the depth `last`."""
-        pairs = zip(self.places[1 : last + 1], self.numbers[1 : last + 1], strict=True)
-        return [Step(places[0], places[1], *numbers) for places, numbers in pairs]
+    def steps(self, last: int, up: Tensor) -> list[Step]:
+        """Those that were noted, up to the depth `last`. `up` is that of the children's values."""
+        (parent, token), (logp, logq, priority) = (x[1 : last + 1].unbind(1) for x in (self.places, self.numbers))
+        step = torch.arange(last, device=parent.device)[:, None, None]
+        said = self.said[1 : last + 1][step, parent]
+        value, baseline, offset, slope, features = said[..., 0], said[..., 1], said[..., 2], said[..., 3], said[..., 4:]
+        least = logp.to(said.dtype).clamp(min=LEAST_LOGP)
+        child = offset + (features * up[token.clamp(min=0)]).sum(-1) + slope * least
+        return [Step(*x) for x in zip(parent, token, logp, logq, value, baseline, child, priority, strict=True)]
 
     @property
     def state(self) -> list[Tensor]:
         """All that a step changes, besides what it notes."""
         carried = [getattr(self.beam, name) for name in CARRIED]
         return [*carried, *(x for x in self.choice if x is not None), self.depth]
+
+
+def _said(output: StepOutput) -> Tensor:
+    """[N, 4 + R] value, baseline, and offset, slope and features of the children's values, at every prefix."""
+    assert output.child_terms is not None
+    terms = output.child_terms()
+    numbers = torch.stack([output.value_logit, baseline_of(output), terms.offset, terms.slope], 1)
+    return torch.cat([numbers, terms.features], 1)
 
 
 @torch.no_grad()
@@ -137,6 +149,7 @@ def replayed_steps(
     chooser: Chooser,
     beam: Beam,
     choice: Choice,
+    root: StepOutput,
     tokens: tuple[TokenTable, TokenTable],
     max_depth: int,
 ) -> tuple[list[Step], Beam]:
@@ -150,10 +163,11 @@ def replayed_steps(
         chooser: what chose.
         beam: before `choice`, which leaves rows open.
         choice: of the first step.
+        root: what the network says of the prompts.
         tokens: what they do to a prefix before the last depth, and at it.
         max_depth: at least 2.
     """
-    held = _Held.of(beam, choice, max_depth)
+    held = _Held.of(beam, choice, max_depth, root)
     own = [*held.state, *chooser.state]
     shape, num_noted, num_rows = 0, 0, held.beam.row.numel()
     for depth in range(1, max_depth):
@@ -178,7 +192,8 @@ def replayed_steps(
         elif flags.num_open == 0:
             break
     table = tokens[1] if num_noted == max_depth - 1 else tokens[0]
-    return held.steps(num_noted), held.beam.after(held.choice, table)
+    assert root.child_terms is not None
+    return held.steps(num_noted, root.child_terms().up), held.beam.after(held.choice, table)
 
 
 def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, shape: int) -> _Work:
@@ -188,11 +203,12 @@ def _step(decoder: AllSlots, chooser: Chooser, held: _Held, tokens: TokenTable, 
     held.depth += 1
     output = decoder.step_all(held.choice.token.flatten().clamp(min=0), length, held.beam.path, shape)
     drawn = chooser.draw(held.beam, output)
+    held.note(drawn.choice)
+    held.said.index_copy_(0, held.depth, _said(output)[None])
     is_open = held.beam.at_open(held.beam.is_open)
-    held.note(drawn.choice, output)
+    goes_on = torch.take(tokens.goes_on, drawn.choice.token).flatten()
     is_finite = drawn.is_finite & torch.isfinite(output.value_logit)
-    flags = (is_open, torch.take(tokens.goes_on, drawn.choice.token), drawn.is_close, is_open & ~is_finite)
-    return _Work(output, drawn, torch.stack([x.sum() for x in flags]))
+    return _Work(output, drawn, torch.stack([is_open, goes_on, drawn.is_close, is_open & ~is_finite]).sum(1))
 
 
 def _recorded(
@@ -213,7 +229,7 @@ def _replace(decoder: AllSlots, chooser: Chooser, held: _Held, work: _Work, numb
     # Rows whose further children matter come first. Others do no harm.
     close = drawn.is_close.long().argsort(descending=True, stable=True)[:number]
     choice = chooser.replace_worst(drawn.choice, held.beam, drawn.children, close)
-    held.note(choice, work.output)
+    held.note(choice)
     assert choice.parent is not None
     # A row that another one descends from is never pushed out. Its own best child has a larger G than the other child.
     decoder.move(choice.parent.flatten(), held.depth.clone()[0])
