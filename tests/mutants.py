@@ -202,8 +202,8 @@ GUMBEL = (
         "draw-block-float32",
         "blocks of a large vocabulary are added up in float32",
         "search/gumbel.py",
-        "row.sum(-1, dtype=torch.float64)",
-        "row.sum(-1).double()",
+        "rows.sum(-1, dtype=torch.float64)",
+        "rows.sum(-1).double()",
         ("test_gumbel.py::test_tokens_of_a_large_vocabulary_begin_and_end_where_the_running_sum_says",),
     ),
     Mutant(

@@ -81,6 +81,7 @@ def test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_paramet
     shapes, work = shapes_and_work(three_b)
     stays = resident(shapes, work)
     value = stays.pop("value model")
+    assert stays.pop("workspaces") == 3 * 2**25  # on a GPU
     assert stays == {"weights": 2 * n, "master weights": 4 * n, "Adam moments": 8 * n}
     assert checkpoint_bytes(shapes, work) == 2 * n + 12 * n + value
     assert kv_bytes(shapes, work, 5) == 5 * (work.prompt_length + work.depth + 1) * 36 * 2 * 2 * 128 * 2

@@ -70,7 +70,6 @@ def operations():
 SIZES = {  # heads, key heads, width, with norms of heads
     "0.5B": (14, 2, 64, False),
     "1.5B": (12, 2, 128, False),
-    "3B": (16, 2, 128, False),
     "Qwen3": (16, 8, 128, True),
 }
 

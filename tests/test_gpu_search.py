@@ -148,10 +148,17 @@ def test_a_search_over_tables_is_the_one_of_a_cpu(mode):
 # ------------------------------------------------------------------------------------------ the trainer, and the waits
 
 
+# The largest error of a ratio, and the mean. In bfloat16 search and trainer round, by eps / 4 on average, what passes
+# from one operation to the next. A logit takes over some of these errors, of both. So 4 eps are allowed on average. The
+# largest of some hundred normal numbers is at most six times the mean of their magnitudes.
+EPS = torch.finfo(torch.bfloat16).eps
+ALLOWED = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (24 * EPS, 4 * EPS)}
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", [*CONFIGS, "0.5B"])
 def test_probabilities_of_the_search_are_those_that_the_trainer_computes(name, dtype):
-    """As ratios, which presets in these dtypes allow to be 1e-4 and 0.1 away from 1."""
+    """As ratios."""
     config = CONFIGS[name] if name in CONFIGS else config_of(name if IS_CUDA else "tiny")
     policy, depth = make_policy(config, dtype), 20
     for recorder in (None, make_recorder()):
@@ -174,8 +181,8 @@ def test_probabilities_of_the_search_are_those_that_the_trainer_computes(name, d
         own, is_token = rollouts.logp.flatten(0, 1), rollouts.is_token.flatten(0, 1)
         error = ((found - own[:, : found.shape[1]]).expm1().abs())[is_token[:, : found.shape[1]]]
         print(f"{name} {dtype}: ratios off by {float(error.max()):.2e} at most, {float(error.mean()):.2e} on average")
-        allowed = 1e-4 if dtype == torch.float32 else 0.1 if name == "0.5B" else 0.2  # small ones have wilder weights
-        assert float(error.max()) < allowed and float(error.mean()) < allowed / 10
+        largest, mean = ALLOWED[dtype]
+        assert float(error.max()) < largest and float(error.mean()) < mean
 
 
 def waits_of(policy, depth, mode, guidance):

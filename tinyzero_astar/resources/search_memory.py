@@ -18,6 +18,7 @@ _GUIDED = 4  # more
 # Less from MANY_TOKENS on, where no running sums are made of all. In a guided search, where q and its parts need the
 # most, it is _GUIDED less.
 _SUMMED = DOUBLE
+_LOOKED_AT = 64  # rows whose further children a recorded step draws at once, if there are not more
 
 
 def search(shapes: Shapes, work: Work) -> Memory:
@@ -60,12 +61,11 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
         {"activations": forward(shapes, work, num_problems * (work.prompt_length - apart))},
         {"slot copies": slots * work.prompt_length // (work.length + 1)},  # every slot gets its prompt
         {"logits": vocab * (chosen * _per_logit(mode, vocab, is_guided) + 2 * DOUBLE)},  # and all tokens' hashes
-        # a step with the last output, or with the values of children that a recorded one makes for its kernels
-        {
-            "activations": forward(shapes, work, rows),
-            "logits": rows * vocab * FLOAT * (2 if is_recorded and is_guided else 1),
-        },
+        {"activations": forward(shapes, work, rows), "logits": rows * vocab * FLOAT},  # a step, with the last output
     ]
+    if is_recorded:
+        replayed = _replayed(mode, chosen, rows, is_guided)
+        held.append({"activations": forward(shapes, work, rows), "logits": vocab * replayed})
     if mode == "best_first":  # every pop may fork
         held.append({"slot copies": slots * rows // num_slots, "logits": rows * vocab * FLOAT})
     copies = shapes.num_layers * shapes.linear_parameters * FLOAT
@@ -76,6 +76,18 @@ def _decoding(shapes: Shapes, work: Work, mode: str, num_problems: int, num_slot
         outputs = blocks * num_slots * vocab * FLOAT
         found["recorded steps"] = outputs + forward(shapes, work, num_slots)
     return found | largest(held)
+
+
+def _replayed(mode: str, num_problems: int, rows: int, is_guided: bool) -> int:
+    """Bytes per token of the vocabulary while recorded steps are replayed.
+
+    The logits of the prompts and their log-probabilities are still there, and those of the rows. A guided step makes
+    the children's values for its kernels. Where further children are drawn, their masses are made, and their values
+    once more. More than _LOOKED_AT rows need this at once only where a policy is hardly certain of anything.
+    """
+    looked_at = 0 if mode in ("sample", "greedy") else min(rows, _LOOKED_AT)
+    drawn = max(rows, 2 * looked_at) if is_guided else looked_at
+    return FLOAT * (2 * num_problems + rows + drawn)
 
 
 def _per_logit(mode: str, vocab_size: int, is_guided: bool) -> int:

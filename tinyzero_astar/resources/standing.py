@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from tinyzero_astar.resources.workload import Shapes, Work, trainable_parameters, value_parameters
 
 FLOAT = 4  # bytes
+# Bytes that cuBLAS takes on a Hopper GPU for each stream and thread that multiplies. PyTorch allocates and keeps them.
+WORKSPACE = 32 << 20
 
 Memory = dict[str, int]  # bytes by part
 
@@ -33,6 +35,8 @@ def resident(shapes: Shapes, work: Work) -> Memory:
         if is_rounded:  # what is trained lies in the shards as master weights alone
             parts["weights"] -= own * work.dtype_bytes
         parts = {part: n // work.num_shards for part, n in parts.items()}
+    if not work.is_host:  # for searches, for backwards, which have a thread of their own, and for recorded steps
+        parts["workspaces"] = WORKSPACE * (3 if work.cuda_graphs else 2)
     return parts
 
 

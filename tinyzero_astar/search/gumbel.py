@@ -22,6 +22,7 @@ _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
 _FOLD = 0x632BE59BD9B4E019
 WHICH, WHEN = 0x2545F4914F6CDD1D, 0x1B873593CC9E2D51
 _BLOCK = 128  # tokens that are drawn from at once in a large vocabulary
+_SUMMED_ROWS = 16  # that a GPU copies to float64 at once
 MANY_TOKENS = 1 << 14  # from here on that is faster, on a CPU, and running sums are not made of all tokens
 
 
@@ -98,10 +99,9 @@ def _block_sums(mass: Tensor) -> Tensor:
     """[N, B] float64 sums of the masses of _BLOCK tokens each. The last block may be shorter."""
     num_whole = mass.shape[1] // _BLOCK
     blocks = mass[:, : num_whole * _BLOCK].unflatten(1, (num_whole, _BLOCK))
-    if mass.device.type == "cpu":  # `sum` makes a float64 copy of its argument, and that of one row stays in the cache
-        whole = torch.cat([row.sum(-1, dtype=torch.float64) for row in blocks.split(1)])
-    else:
-        whole = blocks.sum(-1, dtype=torch.float64)
+    # `sum` makes a float64 copy of its argument. On a CPU that of one row stays in the cache.
+    together = 1 if mass.device.type == "cpu" else _SUMMED_ROWS
+    whole = torch.cat([rows.sum(-1, dtype=torch.float64) for rows in blocks.split(together)])
     last = mass[:, num_whole * _BLOCK :].sum(-1, keepdim=True, dtype=torch.float64)
     return torch.cat((whole, last), 1)
 
