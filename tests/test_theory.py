@@ -30,7 +30,8 @@ from tinyzero_astar.model.model import TokenScores, ValueScores
 from tinyzero_astar.rollout.astar_search import Guidance, astar_rollouts
 from tinyzero_astar.rollout.generator import THINNING_STREAM
 from tinyzero_astar.rollout.thinning import thin_weights
-from tinyzero_astar.search import children, roots
+from tinyzero_astar.search import gumbel as gumbel_arithmetic
+from tinyzero_astar.search import roots
 from tinyzero_astar.search.gumbel import hash_with, to_uniform
 from tinyzero_astar.search.heuristic import propose, soft_value, tilt_of
 from tinyzero_astar.training.astar_po import AStarPO
@@ -604,7 +605,9 @@ def test_ties_neither_crash_nor_duplicate(mode, monkeypatch):
     def flat(state, counter):
         return torch.ones(len(state), len(counter), dtype=torch.float64)
 
-    monkeypatch.setattr(children, "token_waiting_times", flat)  # all children but the first tie, at every prefix
+    monkeypatch.setattr(
+        gumbel_arithmetic, "token_waiting_times", flat
+    )  # all children but the first tie, at every prefix
     table = Table(3, 3, seed=0, peak=0.0, success=0.0)
     decoder = IndexedDecoder([table])
     for k in (1, 4, 20):
