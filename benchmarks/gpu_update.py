@@ -48,7 +48,7 @@ class Updates(Shape):
             self.updater.update(batch, problems, 0)  # makes the moments
             self.reset_peak()
             _, seconds = self.timed(partial(self.updater.update, batch, problems, 0))
-            measured = self.memory(self.predicted_update(is_recomputed))
+            measured = self.memory(self.predicted_update(is_recomputed, "liger" in part))
         tokens = self.positions(batch)
         peak = self.args.peak_tflops * 1e12 if self.args.peak_tflops else self.speed.flops_per_s
         return {
@@ -100,8 +100,10 @@ class Updates(Shape):
             advantage=zero,
         )
 
-    def predicted_update(self, is_recomputed: bool) -> int:
+    def predicted_update(self, is_recomputed: bool, has_liger: bool) -> int:
         """Bytes of its largest phase."""
-        work = self.work(LEAVES, depth=self.args.update_depth, gradient_checkpointing=is_recomputed)
+        work = self.work(
+            LEAVES, depth=self.args.update_depth, gradient_checkpointing=is_recomputed, has_liger=has_liger
+        )
         found = phases(self.shapes, work)
         return max(sum(found[name].values()) for name in ("gradients", "optimizer step", "value training"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tinyzero_astar.resources.memory import phases
 from tinyzero_astar.resources.model import read_model
 from tinyzero_astar.resources.prediction import PlannedRun
 from tinyzero_astar.resources.standing import checkpoint_bytes, checkpoint_copies, kv_bytes, resident
+from tinyzero_astar.resources.update_memory import saved_by_layer
 from tinyzero_astar.resources.workload import trainable_parameters
 
 OPTIONS = (
@@ -74,6 +76,13 @@ def test_files_are_those_of_every_due_iteration_and_of_the_last(three_b):
     assert outlook.disk == 3 * outlook.checkpoint + outlook.records
     nothing = planned([*three_b, "--train.num-iterations", "0"]).outlook
     assert nothing.num_checkpoints == 0
+
+
+def test_a_layer_with_kernels_of_liger_keeps_two_numbers_per_norm_and_three_per_mlp(three_b):
+    """Two norms keep input and output instead of 8 bytes, and the MLP no silu(gate). All of this is bfloat16."""
+    shapes, work = shapes_and_work(three_b)
+    own, liger = (saved_by_layer(shapes, replace(work, has_liger=has)) for has in (False, True))
+    assert own - liger == 2 * 2048 * (8 - 2 * 2) + 11_008 * 2
 
 
 def test_what_stays_in_memory_and_what_a_checkpoint_holds_are_counted_by_parameter(three_b):

@@ -210,11 +210,17 @@ def saved_by_layer(shapes: Shapes, work: Work) -> int:
     norms = 2 * d * _saved_by_norm(work)
     attention = s * 4 * q + FLOAT * shapes.num_heads  # q, k and v repeated for each query, output, log-sum-exp
     adapters = 7 * s * work.lora_rank
-    return norms + attention + 4 * s * i + adapters  # gate, silu(gate), up, their product
+    mlp = (3 if work.has_liger else 4) * s * i  # gate, silu(gate), up, their product
+    return norms + attention + mlp + adapters
 
 
 def _saved_by_norm(work: Work) -> int:
-    """Bytes per number for the input in float32, normed for the weight's gradient, and times the weight."""
+    """Bytes per number for the input in float32, normed for the weight's gradient, and times the weight.
+
+    Liger's kernel keeps its input and its output.
+    """
+    if work.has_liger:
+        return 2 * work.dtype_bytes
     return FLOAT + work.dtype_bytes * (1 if work.lora_rank else 2)
 
 

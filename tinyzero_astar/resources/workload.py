@@ -71,6 +71,7 @@ class Work:
     is_host: bool = False  # the device's memory is the machine's
     gradient_checkpointing: bool = False
     lora_rank: int = 0  # 0 means full fine-tuning
+    has_liger: bool = False  # norms and MLPs are kernels of Liger, which keep less for their backward
     cuda_graphs: bool = False  # decode steps are recorded
     num_reference_samples: int = 0  # per problem, 0 if the algorithm needs no reference policy
 
