@@ -81,7 +81,7 @@ def test_files_are_those_of_every_due_iteration_and_of_the_last(three_b):
 def test_a_layer_with_kernels_of_liger_keeps_two_numbers_per_norm_and_three_per_mlp(three_b):
     """Two norms keep input and output instead of 8 bytes, and the MLP no silu(gate). All of this is bfloat16."""
     shapes, work = shapes_and_work(three_b)
-    own, liger = (saved_by_layer(shapes, replace(work, has_liger=has)) for has in (False, True))
+    own, liger = (saved_by_layer(shapes, replace(work, has_liger=x)) for x in (False, True))
     assert own - liger == 2 * 2048 * (8 - 2 * 2) + 11_008 * 2
 
 
