@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ class Cuda:
 
     def __init__(self):
         self.events, self.current, self.num_pools = [], "main", 0
+        self.num_streams = 0
         self.captured = None
 
     def note(self, *event):
@@ -29,6 +31,7 @@ class Cuda:
         return Stream(self, self.current)
 
     def Stream(self):
+        self.num_streams += 1
         return Stream(self, "beside")
 
     @contextmanager
@@ -41,7 +44,8 @@ class Cuda:
         return Graph(self)
 
     @contextmanager
-    def graph(self, graph, pool):
+    def graph(self, graph, pool, stream):
+        assert stream.name == "beside"
         self.note("capture begins", pool)
         self.captured = graph
         yield
@@ -70,6 +74,7 @@ def cuda(monkeypatch):
     stand_in = Cuda()
     monkeypatch.setattr(torch, "cuda", stand_in)
     monkeypatch.setattr(cuda_graphs, "_something", lambda: stand_in.note("something"))
+    monkeypatch.setattr(cuda_graphs, "_beside", cache(stand_in.Stream))
     return stand_in
 
 
@@ -101,12 +106,12 @@ def test_work_is_tried_on_a_stream_beside_then_captured_and_each_replay_refills_
     assert [event for event in cuda.events if event[0] == "work"] == [("work", "beside")] + [("work", "main")] * 3
 
 
-def test_all_recordings_share_one_pool_of_memory(cuda):
+def test_all_recordings_share_one_pool_of_memory_and_one_stream(cuda):
     graphs = CudaGraphs()
     for _ in range(3):
         graphs.record(lambda: torch.zeros(1), "zeros")
     pools = [pool for what, *pool in cuda.events if what == "capture begins"]
-    assert pools == [["pool 1"]] * 4 and cuda.num_pools == 1
+    assert pools == [["pool 1"]] * 4 and cuda.num_pools == 1 and cuda.num_streams == 1
 
 
 def test_work_of_a_known_kind_is_captured_untried(cuda):

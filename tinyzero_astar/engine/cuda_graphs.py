@@ -8,6 +8,7 @@ keeps the tensors that the work reads, and reads its results before the next rep
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import cache
 from typing import Protocol, TypeVar
 
 import torch
@@ -42,17 +43,17 @@ class CudaGraphs:
         """See `Recorder.record`."""
         if kind not in self._known:
             self._known.add(kind)
-            beside = torch.cuda.Stream()
+            beside = _beside()
             beside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(beside):
                 work()  # at first use libraries allocate and kernels are compiled, which a recording must not contain
             torch.cuda.current_stream().wait_stream(beside)
         if self._first is None:
             self._first = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._first, pool=self._pool):
+            with torch.cuda.graph(self._first, pool=self._pool, stream=_beside()):
                 _something()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=_beside()):
             result = work()
 
         def replay() -> T:
@@ -60,6 +61,12 @@ class CudaGraphs:
             return result
 
         return replay
+
+
+@cache
+def _beside() -> torch.cuda.Stream:
+    """The stream of all recordings and first runs. For each new one cuBLAS would take, and keep, 32 MiB."""
+    return torch.cuda.Stream()
 
 
 def _something() -> None:
