@@ -46,6 +46,8 @@ CASES = {
         (3, 12, 9, True),  # no power of two
     )
 }
+PRODUCTS = [(3, 24, 40), (5, 64, 1024), (2, 128, 8960), (256, 1536, 1536)]  # rows, results, depth
+DTYPES = {"cpu": (torch.float32,), "cuda": (torch.float32, torch.bfloat16)}  # PyTorch's sums of bfloat16 in float32
 SHAPES = [(1, 7), (5, 64), (3, 896), (2, 1536), (2, 3000)]
 
 
@@ -120,8 +122,20 @@ def errors(operations, device: str) -> dict[str, float]:
             name = f"{str(dtype).removeprefix('torch.')} {shape[0]}x{shape[1]}"
             wanted = plain.rms_norm(x.double(), gain.double(), 0.05)
             found[f"rms_norm {name}"] = error(operations.rms_norm(x, gain, 0.05), wanted, dtype)
+            parts = torch.stack((x.flip(0), x.flip(1), x.square())).to(torch.float32)
+            total, right = x.clone(), x.double()
+            wanted = plain.add_rms_norm(right, parts.double(), gain.double(), 0.05)
+            found[f"add_rms_norm {name}"] = error(operations.add_rms_norm(total, parts, gain, 0.05), wanted, dtype)
+            found[f"add_rms_norm {name} sum"] = error(total, right, dtype)
             x = torch.cat((x, x.flip(1)), 1)
             found[f"silu_mul {name}"] = error(operations.silu_mul(x), plain.silu_mul(x.double()), dtype)
+    for num_rows, num_out, depth in PRODUCTS:
+        x, weight = (torch.randn(n, depth, generator=torch.Generator().manual_seed(n)) for n in (num_rows, num_out))
+        for dtype in DTYPES[torch.device(device).type]:
+            given = x.to(device, dtype), weight.to(device, dtype)
+            wanted = plain.products(given[0].double(), given[1].double())[0]
+            summed = operations.products(*given).sum(0).to(dtype)
+            found[f"products {str(dtype).removeprefix('torch.')} {num_rows}x{depth}"] = error(summed, wanted, dtype)
     return found
 
 

@@ -31,6 +31,7 @@ from tinyzero_astar.engine.fused_decode import FusedDecode, adjacent, can_fuse
 from tinyzero_astar.engine.slot_cache import SlotCache, Visible
 from tinyzero_astar.model.model import Policy
 
+OPERATIONS = "rms_norm", "attend", "products", "add_rms_norm", "silu_mul"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -165,9 +166,7 @@ def test_a_step_is_eight_kernels_a_layer():
 
         return operation
 
-    kernels = SimpleNamespace(
-        **{name: one(getattr(decode_operations, name)) for name in ("rms_norm", "attend", "silu_mul")}
-    )
+    kernels = SimpleNamespace(**{name: one(getattr(decode_operations, name)) for name in OPERATIONS})
     cache = SlotCache(2, 3, 8)
     mask = torch.ones(3, 1, 4, 4, dtype=torch.bool).tril()
     cache.plan_prompts(torch.arange(3), 0, 4)
@@ -178,8 +177,8 @@ def test_a_step_is_eight_kernels_a_layer():
     seen = Visible(0, torch.zeros(3, dtype=torch.int64), column, False)
     with counted:
         decode(column[:, None], column[:, None], seen, cache)
-    layer = ["kernel", "addmm", "kernel", "addmm_", "kernel", "mm", "kernel", "addmm_"]
-    assert counted.names == ["embedding", *layer, *layer, "kernel"]
+    layer = ["addmm", "kernel", "kernel", "kernel", "mm", "kernel", "kernel", "kernel"]
+    assert counted.names == ["embedding", "kernel", *layer, *layer]
 
 
 def test_weights_are_moved_once_and_stay_what_they_were():
@@ -244,10 +243,34 @@ def test_the_kernel_of_attention_equals_the_plain_function(interpreted, name):
     assert len(found) == 3 and all(error <= 1 for error in found.values()), found
 
 
-@pytest.mark.parametrize("operation", ["rms_norm", "silu_mul"])
-def test_the_kernels_of_rows_equal_the_plain_functions(interpreted, operation):
-    found = {what: error for what, error in interpreted.items() if what.startswith(operation)}
-    assert len(found) == 10 and all(error <= 1 for error in found.values()), found
+@pytest.mark.parametrize(
+    ("operation", "count"), [("rms_norm", 10), ("silu_mul", 10), ("add_rms_norm", 20), ("products", 4)]
+)
+def test_the_kernels_of_rows_equal_the_plain_functions(interpreted, operation, count):
+    found = {what: error for what, error in interpreted.items() if what.startswith(f"{operation} ")}
+    assert len(found) == count and all(error <= 1 for error in found.values()), found
+
+
+def test_products_are_cut_until_the_multiprocessors_are_busy():
+    pytest.importorskip("triton")
+    from tinyzero_astar.engine.decode_kernels import _num_parts
+
+    assert _num_parts(256, 1536, 8960) == 5 and _num_parts(64, 1536, 8960) == 10  # 120 programs
+    assert _num_parts(1024, 1536, 8960) == 1 and _num_parts(256, 1536, 1536) == 3  # 96 and 72
+    assert _num_parts(8, 64, 40) == _num_parts(4096, 4096, 8192) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_sum_and_its_norm(dtype):
+    torch.manual_seed(0)
+    x, parts, gain = torch.randn(3, 8).to(dtype), torch.randn(2, 3, 8).double(), torch.randn(8).to(dtype)
+    rows, found = x.tolist(), decode_operations.add_rms_norm(x, parts, gain, 0.05)
+    for n, row in enumerate(rows):
+        total = [a + b + c for a, b, c in zip(row, parts[0, n].tolist(), parts[1, n].tolist(), strict=True)]
+        assert x[n].tolist() == pytest.approx(total, rel=torch.finfo(dtype).eps)
+        length = math.sqrt(sum(y * y for y in x[n].tolist()) / 8 + 0.05)
+        wanted = [y / length * g for y, g in zip(x[n].tolist(), gain.tolist(), strict=True)]
+        assert found[n].tolist() == pytest.approx(wanted, rel=2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.slow
@@ -281,4 +304,5 @@ def test_the_kernels_compile_for_an_h100(dtype, tmp_path, monkeypatch):
         found = compiled(kernels._attend, strides, ["eps", "scale"], constants, **options)
         assert found.shared <= 228 * 1024 // (4 if dtype == "bf16" else 2)  # as many programs at once
     compiled(kernels._rms_norm, ["width"], ["eps"], {"BLOCK": 2048})
+    compiled(kernels._add_rms_norm, ["width", "part_stride"], ["eps"], {"BLOCK": 2048, "NUM_PARTS": 5})
     compiled(kernels._silu_mul, ["width"], [], {"BLOCK": kernels._BLOCK_ELEMENTS})

@@ -18,6 +18,8 @@ from tinyzero_astar.engine.slot_cache import Visible
 # thread. Six fit a multiprocessor, and 256 rows with 2 key heads are 3.9 for each of 132. So all run at once.
 _BLOCK_COLUMNS, _NUM_WARPS, _NUM_STAGES = 32, 4, 3
 _BLOCK_ELEMENTS = 1024  # of one row, in a program of `silu_mul`
+# A product with fewer tiles than multiprocessors leaves some idle, so its depth is cut. `add_rms_norm` sums the parts.
+_TILE, _STEP, _LEAST_DEPTH, _NUM_PROCESSORS = 128, 64, 512, 132
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -57,6 +59,30 @@ def attend(
     return out
 
 
+def products(x: Tensor, weight: Tensor) -> Tensor:
+    """See `decode_operations.products`. Here they are float32."""
+    num_parts = _num_parts(len(x), len(weight), x.shape[1])
+    of_x = x.view(len(x), num_parts, -1).transpose(0, 1)
+    of_weight = weight.view(len(weight), num_parts, -1).permute(1, 2, 0)
+    return (
+        torch.bmm(of_x, of_weight) if x.dtype == torch.float32 else torch.bmm(of_x, of_weight, out_dtype=torch.float32)
+    )
+
+
+def add_rms_norm(x: Tensor, parts: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """See `decode_operations.add_rms_norm`. Here all are without gaps."""
+    out = torch.empty_like(x)
+    width = x.shape[1]
+    block = triton.next_power_of_2(width)
+    _add_rms_norm[(len(x),)](
+        *(x, parts, gain, out, width, x.numel(), eps),
+        NUM_PARTS=len(parts),
+        BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )
+    return out
+
+
 def silu_mul(x: Tensor) -> Tensor:
     """See `decode_operations.silu_mul`. Here `x` is without gaps."""
     num_rows, width = len(x), x.shape[1] // 2
@@ -65,16 +91,42 @@ def silu_mul(x: Tensor) -> Tensor:
     return out
 
 
+def _num_parts(num_rows: int, num_out: int, depth: int) -> int:
+    """How many parts of a product's depth fill the multiprocessors, each with one tile of one part's result."""
+    num_tiles = triton.cdiv(num_rows, _TILE) * triton.cdiv(num_out, _TILE)
+    most = min(_NUM_PROCESSORS // num_tiles, depth // _LEAST_DEPTH)
+    return max([n for n in range(1, most + 1) if depth % (n * _STEP) == 0], default=1)
+
+
 @triton.jit
 def _rms_norm(x, gain, out, width, eps, BLOCK: tl.constexpr):
     start = tl.program_id(0).to(tl.int64) * width
     i = tl.arange(0, BLOCK)
+    wide = tl.load(x + start + i, mask=i < width, other=0.0).to(tl.float32)
+    _store_normed(wide, gain, out + start, width, eps, i)
+
+
+@triton.jit
+def _add_rms_norm(x, parts, gain, out, width, part_stride, eps, NUM_PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    start = tl.program_id(0).to(tl.int64) * width
+    i = tl.arange(0, BLOCK)
     is_in = i < width
     wide = tl.load(x + start + i, mask=is_in, other=0.0).to(tl.float32)
+    for part in tl.static_range(NUM_PARTS):
+        wide += tl.load(parts + part * part_stride + start + i, mask=is_in, other=0.0).to(tl.float32)
+    total = wide.to(x.dtype.element_ty)
+    tl.store(x + start + i, total, mask=is_in)
+    _store_normed(total.to(tl.float32), gain, out + start, width, eps, i)
+
+
+@triton.jit
+def _store_normed(wide, gain, out, width, eps, i):
+    """Write one row's norm, of float32 that are 0 beyond `width`."""
+    is_in = i < width
     unit = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
     dtype = out.dtype.element_ty
     of_gain = tl.load(gain + i, mask=is_in, other=0.0).to(tl.float32)
-    tl.store(out + start + i, (unit.to(dtype).to(tl.float32) * of_gain).to(dtype), mask=is_in)
+    tl.store(out + i, (unit.to(dtype).to(tl.float32) * of_gain).to(dtype), mask=is_in)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from tinyzero_astar.engine.slot_cache import Visible
 
@@ -38,6 +38,21 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     unit = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return unit.to(x.dtype) * gain
+
+
+def products(x: Tensor, weight: Tensor) -> Tensor:
+    """Parts [P, N, E] whose sum is x weight^T, of `x` [N, D] and `weight` [E, D]. P is the function's choice."""
+    return linear(x, weight)[None]
+
+
+def add_rms_norm(x: Tensor, parts: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Add parts [P, N, D] to `x` [N, D] in place, and return its `rms_norm`.
+
+    The sum is rounded once.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x.copy_(x.to(wide) + parts.to(wide).sum(0))
+    return rms_norm(x, gain, eps)
 
 
 def attend(

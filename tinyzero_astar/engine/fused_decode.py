@@ -46,7 +46,7 @@ class FusedDecode:
         self._read_prompts, self._operations = read_prompts, operations
         self._tokens = backbone.embed_tokens.weight.detach()
         self._layers = [_layer(layer) for layer in backbone.layers]
-        self._norm = _norm(backbone.norm)
+        self._norms = [_norm(layer.input_layernorm) for layer in backbone.layers] + [_norm(backbone.norm)]
         position = torch.arange(num_positions, device=self._tokens.device)[None]
         # In the model's dtype, in which it rounds them too. Both halves are alike.
         cos, sin = (x[0].chunk(2, -1)[0].contiguous() for x in backbone.rotary_emb(self._tokens, position))
@@ -59,23 +59,21 @@ class FusedDecode:
         if isinstance(seen.column, int):
             seen = seen._replace(column=torch.full_like(seen.padding, seen.column))
         x = embedding(ids[:, 0], self._tokens)
-        for index, layer in enumerate(self._layers):
-            self._add_attention(x, layer, cache.cells(index), seen)
-            self._add_mlp(x, layer)
-        hidden: Tensor = self._operations.rms_norm(x, *self._norm)
-        return hidden[:, None]
+        h: Tensor = self._operations.rms_norm(x, *self._norms[0])
+        for index, (layer, next_norm) in enumerate(zip(self._layers, self._norms[1:], strict=True)):
+            heads = linear(h, *layer.heads)
+            cells = cache.cells(index)
+            attended = self._operations.attend(heads, cells, self._rotation, layer.head_norm, seen, layer.scale)
+            h = self._add(x, layer.output, attended, layer.mlp_norm)
+            h = self._add(x, layer.down, self._operations.silu_mul(linear(h, *layer.gate_and_up)), next_norm)
+        return h[:, None]
 
-    def _add_attention(self, x: Tensor, layer: _Layer, cells: Tensor, seen: Visible) -> None:
-        """Add the attention's output to the residual stream `x` [N, D]."""
-        h = self._operations.rms_norm(x, *layer.attention_norm)
-        heads = linear(h, *layer.heads)
-        attended = self._operations.attend(heads, cells, self._rotation, layer.head_norm, seen, layer.scale)
-        _add(layer.output, attended, x)
-
-    def _add_mlp(self, x: Tensor, layer: _Layer) -> None:
-        """Add the MLP's output to the residual stream `x` [N, D]."""
-        h = self._operations.rms_norm(x, *layer.mlp_norm)
-        _add(layer.down, self._operations.silu_mul(linear(h, *layer.gate_and_up)), x)
+    def _add(self, x: Tensor, affine: _Affine, given: Tensor, norm: _Norm) -> Tensor:
+        """Add an affine map of `given` to the residual stream `x` [N, D], and return the norm of it."""
+        if affine.bias is not None:
+            x += affine.bias
+        normed: Tensor = self._operations.add_rms_norm(x, self._operations.products(given, affine.weight), *norm)
+        return normed
 
 
 class _Affine(NamedTuple):
@@ -89,7 +87,6 @@ class _Norm(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    attention_norm: _Norm
     heads: _Affine  # of queries, then keys, then values
     head_norm: HeadNorm | None  # Qwen3's
     scale: float
@@ -131,7 +128,6 @@ def _layer(layer: Any) -> _Layer:
         (query, eps), (key, _) = _norm(attention.q_norm), _norm(attention.k_norm)
         head_norm = HeadNorm(query, key, eps)
     return _Layer(
-        attention_norm=_norm(layer.input_layernorm),
         heads=_affine(attention.q_proj, attention.k_proj, attention.v_proj),
         head_norm=head_norm,
         scale=attention.scaling,
@@ -151,10 +147,3 @@ def _affine(*modules: nn.Linear) -> _Affine:
     biases = [m.bias for m in modules if m.bias is not None]
     assert len(biases) in (0, len(modules))
     return _Affine(adjacent([m.weight for m in modules]), adjacent(biases) if biases else None)
-
-
-def _add(affine: _Affine, x: Tensor, total: Tensor) -> None:
-    """Add an affine map of `x` to `total` in place, which is one product that begins with `total`."""
-    total.addmm_(x, affine.weight.T)
-    if affine.bias is not None:
-        total += affine.bias
