@@ -255,8 +255,8 @@ def test_products_are_cut_until_the_multiprocessors_are_busy():
     pytest.importorskip("triton")
     from tinyzero_astar.engine.decode_kernels import _num_parts
 
-    assert _num_parts(256, 1536, 8960) == 5 and _num_parts(64, 1536, 8960) == 10  # 120 programs
-    assert _num_parts(1024, 1536, 8960) == 1 and _num_parts(256, 1536, 1536) == 3  # 96 and 72
+    assert _num_parts(256, 1536, 8960) == _num_parts(64, 1536, 8960) == 4  # 96 and 48 programs
+    assert _num_parts(1024, 1536, 8960) == 1 and _num_parts(256, 1536, 1536) == 1  # 96 and 24
     assert _num_parts(8, 64, 40) == _num_parts(4096, 4096, 8192) == 1
 
 
