@@ -1,7 +1,7 @@
 """The presets, each a complete run.
 
-`tiny` has been run to its end on a CPU, and so has `small`, with the instruct weights of its model. `local` and
-`training` need a GPU. They have not been run on any hardware.
+`tiny` has been run to its end on a CPU, and so has `small`, with the instruct weights of its model. Parts of both have
+been run on a GPU. `local` and `training` need one, and have not been run as whole commands (docs/gpu.md).
 
 `python train.py --config local --search.beam-width 12` starts from preset `local` and changes one field.
 """
