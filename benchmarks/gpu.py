@@ -7,7 +7,7 @@ cpu --shapes tiny` runs the same code on a CPU.
 Parts with a number of rows are `forward` (steps of given tokens, the least that decoding costs), `sample`, `gumbel` (a
 search per problem), `forest4` (4 problems share a search, or another number), `guided`, each of them eager and with
 recorded steps, `generate` (Hugging Face's, top_k=0, top_p=1.0, the same distribution) and `gap` (of sampler and
-trainer). `update` and its variants are gradient steps.
+trainer). `update` and its variants are gradient steps. Nothing without Liger's kernels can come after a part with them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import re
 import time
 import traceback
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from benchmarks.gpu_bench import FAILURES, LEAVES
 from benchmarks.gpu_decode import FOREST, SEARCHES, Decoding
 from benchmarks.gpu_shapes import LOGIT_SCALE, SHAPES
 from benchmarks.gpu_table import RECORDED, finish, line_of, show
-from benchmarks.gpu_update import UPDATES, Updates
+from benchmarks.gpu_update import UPDATES, Updates, is_with_liger
 from tinyzero_astar.resources.machine import Speed, choose_device, measure_speed
 
 PROFILED_DEPTH = 40  # tokens
@@ -42,6 +43,7 @@ class Bench(Decoding, Updates):
 
     def run(self, part: str, rows: int) -> dict[str, float]:
         """One part. `rows` are decoded at once."""
+        self.check_kernels(part)
         if part in UPDATES:
             return self.update(part)
         if part == "gap":
@@ -60,16 +62,20 @@ class Bench(Decoding, Updates):
 
 
 def jobs_of(args: argparse.Namespace) -> Iterator[tuple[str, str, int]]:
-    """Shape, part and rows of everything that is to be measured, in order. Parts without rows have 0."""
+    """Shape, part and rows of everything that is to be measured, in order. Parts without rows have 0.
+
+    Those with Liger come after all others, of whichever shape, since its kernels stay in the process.
+    """
     if args.jobs:
         for job in args.jobs:
             shape, part, rows = re.fullmatch(r"([^/]+)/([^@]+)(?:@(\d+))?", job).groups()  # type: ignore[union-attr]
             yield shape, part, int(rows or 0)
         return
-    for shape in args.shapes:
+    for has_liger, shape in product((False, True), args.shapes):
         for part in args.parts:
-            for rows in (0,) if part in UPDATES else args.rows:
-                yield shape, part, rows
+            if is_with_liger(part) == has_liger:
+                for rows in (0,) if part in UPDATES else args.rows:
+                    yield shape, part, rows
 
 
 def parts_of(device: torch.device, sizes: list[int]) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 
 import torch
@@ -21,8 +19,27 @@ from tinyzero_astar.training.update import Updater
 UPDATES = ("update", "update_kept", "update_liger", "update_liger_kept")
 
 
+def is_with_liger(part: str) -> bool:
+    """Whether Liger's kernels are swapped in for a part."""
+    return "liger" in part
+
+
 class Updates(Shape):
     """The parts without rows."""
+
+    has_liger = False  # of the process: its kernels have taken the place of classes of transformers, and stay there
+
+    def check_kernels(self, part: str) -> None:
+        """Refuse to measure with Liger's kernels what should be without.
+
+        Raises:
+            RuntimeError: a part with them came before this one.
+        """
+        if Updates.has_liger and not is_with_liger(part):
+            raise RuntimeError(
+                f"{part} cannot come after a part with Liger, whose kernels stay in the process: measure it first,"
+                " or in another process"
+            )
 
     @cached_property
     def updater(self) -> Updater:
@@ -44,11 +61,13 @@ class Updates(Shape):
         batch, is_recomputed = self.batch(), not part.endswith("_kept")
         problems = len(batch.prompts)
         self.policy.gradient_checkpointing = is_recomputed
-        with self.kernels_of_liger() if "liger" in part else nullcontext():
-            self.updater.update(batch, problems, 0)  # makes the moments
-            self.reset_peak()
-            _, seconds = self.timed(partial(self.updater.update, batch, problems, 0))
-            measured = self.memory(self.predicted_update(is_recomputed, "liger" in part))
+        if is_with_liger(part):
+            Updates.has_liger = True
+            apply_liger(self.policy.language_model, self.device)
+        self.updater.update(batch, problems, 0)  # makes the moments
+        self.reset_peak()
+        _, seconds = self.timed(partial(self.updater.update, batch, problems, 0))
+        measured = self.memory(self.predicted_update(is_recomputed, is_with_liger(part)))
         tokens = self.positions(batch)
         peak = self.args.peak_tflops * 1e12 if self.args.peak_tflops else self.speed.flops_per_s
         return {
@@ -64,18 +83,6 @@ class Updates(Shape):
         """Tokens that go through the model, prefixes that completions share once."""
         limit = self.args.micro_batch_tokens
         return sum(len(t.ids) for t in grow_trees(batch, range(len(batch.tokens)), limit, self.policy.linear_cost))
-
-    @contextmanager
-    def kernels_of_liger(self) -> Iterator[None]:
-        """Its norms and SwiGLU stay once they are there, so these parts come last."""
-        from transformers.models.qwen2 import modeling_qwen2
-
-        rotary = modeling_qwen2.apply_rotary_pos_emb
-        apply_liger(self.policy.language_model, self.device)
-        try:
-            yield
-        finally:
-            modeling_qwen2.apply_rotary_pos_emb = rotary  # which is that of all models
 
     def batch(self) -> Batch:
         args, rows = self.args, self.args.update_rows

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 TIME_LIMIT_S = 900  # per mistake, against those that hang: a quiet core needs about 5
-_COPIED = ("tinyzero_astar", "tests", "recipes", "benchmarks", "pyproject.toml")
+_COPIED = ("tinyzero_astar", "tests", "recipes", "benchmarks", "docs", "pyproject.toml")
 # what an assertion leaves in pytest's summary. Any other exception is a crash
 _ASSERTED = re.compile(r"(assert |AssertionError|Failed: DID NOT RAISE)")
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_decode, gpu_run, gpu_shapes, gpu_table
+from benchmarks import gpu, gpu_decode, gpu_run, gpu_shapes, gpu_table, gpu_update
 from tests.decoding import Tape
 from tinyzero_astar.model.tokenizer import textless_ids
 from tinyzero_astar.resources.shapes import shapes_of
@@ -87,6 +87,27 @@ def test_jobs_are_done_in_their_order():
     assert list(gpu.jobs_of(args)) == [("1.5B", "gumbel_recorded", 256), ("3B", "update", 0)]
     args = gpu.options([*SMALL.split(), "--parts", "sample", "update", "--rows", "8", "16"])
     assert list(gpu.jobs_of(args)) == [("tiny", "sample", 8), ("tiny", "sample", 16), ("tiny", "update", 0)]
+    args = gpu.options([*SMALL.split(), "--shapes", "1.5B", "3B", "--parts", "update_liger", "update"])
+    order = [("1.5B", "update"), ("3B", "update"), ("1.5B", "update_liger"), ("3B", "update_liger")]
+    assert [job[:2] for job in gpu.jobs_of(args)] == order
+
+
+def test_nothing_without_liger_is_measured_after_a_part_with_it(tmp_path, monkeypatch):
+    """Its kernels are in the whole process, in models that are made later too."""
+    swapped = []
+    monkeypatch.setattr(gpu_update, "apply_liger", lambda model, device: swapped.append(model))
+    monkeypatch.setattr(gpu_update.Updates, "has_liger", False)
+    names = ["update", "update_liger", "update_kept", "gap@8", "update_liger_kept"]
+    status, found = run(tmp_path, "--jobs", *(f"tiny/{name}" for name in names))
+    parts = found["shapes"]["tiny"]
+    assert status == 1 and list(parts) == names and len(swapped) == 2
+    for name in ("update", "update_liger", "update_liger_kept"):
+        assert parts[name]["tokens_per_s"] > 0
+    for name in ("update_kept", "gap"):
+        assert parts["gap@8" if name == "gap" else name] == {
+            "error": f"RuntimeError: {name} cannot come after a part with Liger, whose kernels stay in the process:"
+            " measure it first, or in another process"
+        }
 
 
 def test_what_compares_parts_is_computed_by_rows():

@@ -1,8 +1,9 @@
 """Liger's Triton kernels in place of a model's own rotary embedding, RMS norms and SwiGLU, optional and for GPUs.
 
 Its fused cross entropy is left out, since our losses need log-probabilities of single tokens, which `model.model`
-computes in chunks. Liger swaps methods of the norms and MLPs of this one model. It also swaps the rotary function of
-the architecture's module in transformers, and so of every model of that architecture in this process.
+computes in chunks. Liger swaps methods of the norms and MLPs of this one model. It also swaps the rotary function and
+the classes of norms and MLPs in the architecture's module in transformers. So every model of that architecture which
+this process makes later has its kernels.
 """
 
 from __future__ import annotations
