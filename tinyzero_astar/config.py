@@ -48,7 +48,7 @@ class ModelConfig:
     lora_rank: Annotated[int, Range(0, 1024)] = 0
     """Train low-rank adapters of this rank and freeze the model (needs peft). 0 trains all weights."""
     cuda_graphs: bool = True
-    """On an NVIDIA GPU, record the steps of a search as CUDA graphs, with all slots at every step."""
+    """In one process on an NVIDIA GPU, record the steps of a search as CUDA graphs, with all slots at every step."""
     liger: bool = False
     """Liger's fused kernels for rotary embedding, norms and SwiGLU (needs liger-kernel and a GPU)."""
 

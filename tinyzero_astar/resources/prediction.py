@@ -99,7 +99,7 @@ class PlannedRun:
             gradient_checkpointing=train.gradient_checkpointing,
             lora_rank=config.model.lora_rank,
             has_liger=config.model.liger,
-            cuda_graphs=config.model.cuda_graphs and self.device == "cuda",
+            cuda_graphs=config.model.cuda_graphs and self.device == "cuda" and self.num_processes == 1,
             num_reference_samples=train.num_reference_samples if train.algorithm in WITH_REFERENCE else 0,
         )
 

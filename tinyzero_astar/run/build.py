@@ -221,7 +221,9 @@ def _loaded(
             say=console.say,
         )
     )
-    policy.recorder = CudaGraphs() if model.cuda_graphs and device.type == "cuda" else None
+    # NCCL's own thread may ask for events during a recording, which was never tried.
+    is_recorded = model.cuda_graphs and device.type == "cuda" and not is_distributed()
+    policy.recorder = CudaGraphs() if is_recorded else None
     return policy, tokenizer
 
 
