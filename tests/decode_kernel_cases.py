@@ -7,6 +7,7 @@ bfloat16 off where a GPU rounds it, so its errors may be twice as large.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -110,13 +111,13 @@ def attend_errors(operations, case: Case, device: str, unseen: float = torch.nan
     }
 
 
-def errors(operations, device: str) -> dict[str, float]:
+def errors(operations, device: str, cases: Iterable[str] = CASES, shapes=SHAPES) -> dict[str, float]:
     """All errors by name, each at most 1 where all is well."""
     found = {}
-    for name, case in CASES.items():
+    for name, case in ((name, CASES[name]) for name in cases):
         found |= {f"attend {name} {what}": x for what, x in attend_errors(operations, case, device).items()}
     for dtype in (torch.float32, torch.bfloat16):
-        for shape in SHAPES:
+        for shape in shapes:
             x = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
             gain, x = (1 + x[0] / 8).to(device, dtype), x.to(device, dtype)
             name = f"{str(dtype).removeprefix('torch.')} {shape[0]}x{shape[1]}"

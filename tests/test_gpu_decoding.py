@@ -61,11 +61,11 @@ def short_blocks(monkeypatch):
     monkeypatch.setattr("tinyzero_astar.engine.decoder.BLOCK", 4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("is_recorded", [False, True], ids=["single", "recorded"])
-def test_slots_and_forks_equal_the_full_forward(name, dtype, is_recorded):
-    policy = make_policy(CONFIGS[name], dtype)
+def test_slots_and_forks_equal_the_full_forward(name, is_recorded):
+    """In float32, which shows more. The next test has bfloat16 too."""
+    policy = make_policy(CONFIGS[name], torch.float32)
     policy.recorder = make_recorder() if is_recorded else None
     for prompts in (PROMPTS, LED):  # of which some begin alike
         assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, prompts)

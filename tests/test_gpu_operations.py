@@ -52,7 +52,7 @@ def test_the_draw_of_the_best_child_is_the_reference(guidance):
 def test_the_draw_does_not_depend_on_the_rows_beside_it(guidance):
     logits, uniform, guide = moved(inputs(VOCABULARY, guidance, num=64))
     whole = best_child(logits, uniform, guide)
-    rows = torch.arange(40, 64, device=DEVICE)
+    rows = torch.arange(32, 64, device=DEVICE)
     part = best_child(logits[rows], uniform[rows], at(guide, rows))
     assert_same(part, BestChild(*(x[rows] for x in whole)), tolerance=3e-5)  # products of other sizes round otherwise
 
@@ -103,13 +103,13 @@ def test_attention_of_many_rows_is_as_exact_as_its_dtype(size, dtype, operations
     assert error(given["cells"], exact["cells"], dtype) <= 1
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("is_recorded", [False, True], ids=["single", "recorded"])
-def test_slots_and_forks_with_the_heads_of_a_larger_qwen_equal_the_full_forward(dtype, is_recorded):
+def test_slots_and_forks_with_the_heads_of_a_larger_qwen_equal_the_full_forward():
+    """In bfloat16. Attention over such heads in float32 is tested above."""
     shape = SHAPE | {"hidden_size": 1536, "head_dim": 128, "num_attention_heads": 12, "initializer_range": 0.03}
-    policy = make_policy(Qwen2Config(**shape), dtype)
-    policy.recorder = make_recorder() if is_recorded else None
-    assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, LED)
+    policy = make_policy(Qwen2Config(**shape), torch.bfloat16)
+    for recorder in (None, make_recorder()):
+        policy.recorder = recorder
+        assert_forks_swaps_and_uneven_lengths_equal_recomputation(policy, LED)
 
 
 @cuda_only
