@@ -599,7 +599,7 @@ WHOLE_STEPS = (
         "search/children.py",
         "g = torch.where(has_some, g, -torch.inf)",
         "g = torch.where(has_some | True, g, -torch.inf)",
-        ("test_recorded.py::test_whole_steps_find_what_single_steps_find",),
+        ("test_recorded.py::test_of_a_row_without_further_children_none_can_be_chosen",),
     ),
     Mutant(
         "closed-rows-compete",

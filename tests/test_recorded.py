@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, fields
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from tinyzero_astar.engine.decoder import SlotDecoder
 from tinyzero_astar.interfaces import Trace
 from tinyzero_astar.model.model import Policy
 from tinyzero_astar.rollout.astar_search import Forest, Guidance, astar_rollouts, greedy_rollouts
+from tinyzero_astar.search.children import Further
+from tinyzero_astar.search.gumbel import token_counters
 
 PROMPTS = [[3, 4, 5], [7, 8, 9, 10, 11], [5], [9, 9, 2, 1], [2, 3], [6, 6, 6]]
 DEPTH = 7
@@ -134,3 +137,15 @@ def test_what_is_no_number_is_refused(where):
         weight.fill_(torch.nan)
     with pytest.raises(FloatingPointError, match="NaN"):
         search(policy, guidance=GUIDED)
+
+
+def test_of_a_row_without_further_children_none_can_be_chosen():
+    """All its mass is on its best child, so what would be the first one never arrives."""
+    mass = torch.tensor([[0.0, 0.0, 0.0], [0.2, 0.3, 0.1]], dtype=torch.float64)
+    zero = torch.zeros(2, dtype=torch.float64)
+    beam = SimpleNamespace(places=torch.arange(2), row=torch.arange(2)[None], hashes=torch.arange(6).view(3, 2))
+    children = SimpleNamespace(log_rate=zero, second=torch.tensor([-torch.inf, 0.5]).double(), others=mass.__getitem__)
+    counters = token_counters(3, torch.device("cpu"))
+    first, second = Further.drawn(beam, children, torch.arange(2), counters).priority.view(2, 2)
+    assert first.tolist() == [-torch.inf] * 2
+    assert float(second[0]) == 0.5 and -torch.inf < float(second[1]) < 0.5
