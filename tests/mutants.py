@@ -647,7 +647,7 @@ WHOLE_STEPS = (
         "search/recorded.py",
         "if flags.num_not_finite > 0:",
         "if flags.num_not_finite < 0:",
-        ("test_recorded.py::test_what_is_no_number_is_refused",),
+        ("test_recorded.py::test_what_is_no_number_in_a_later_step_is_refused",),
     ),
 )
 
@@ -1017,6 +1017,116 @@ DECODE_KERNELS = (
         "tl.sum(wide * wide, 0) / width",
         "tl.sum(wide * wide, 0)",
         ROWS,
+    ),
+)
+
+OF_BEAM = ("test_beam_kernels.py::test_the_kernel_advances_a_beam_as_pytorch_does",)
+OF_SLOTS = ("test_slot_kernels.py::test_the_kernel_moves_what_an_index_moves",)
+OF_LOGP = ("test_token_logp.py::test_the_kernels_of_a_gpu_give_the_same_when_they_are_interpreted",)
+OTHER_KERNELS = (
+    Mutant(
+        "beam-kernel-unforked",
+        "the kernel adds a token to what the row held, not to its parent",
+        "search/beam_kernels.py",
+        "before = tl.load(numbers + row,",
+        "before = tl.load(log_q + row,",
+        OF_BEAM,
+    ),
+    Mutant(
+        "beam-kernel-least",
+        "the kernel forgets the new token in the least likely one of a prefix",
+        "search/beam_kernels.py",
+        "tl.minimum(lowest, own_logp)",
+        "lowest",
+        OF_BEAM,
+    ),
+    Mutant(
+        "beam-kernel-one-noise",
+        "the kernel draws which child and when another arrives from one hash",
+        "search/beam_kernels.py",
+        "_hashed(state ^ _WHEN)",
+        "_hashed(state ^ _WHICH)",
+        OF_BEAM,
+    ),
+    Mutant(
+        "beam-kernel-no-token",
+        "the kernel takes a row without a token for one with the first token",
+        "search/beam_kernels.py",
+        "tl.where(new < 0, new + num_tokens, new)",
+        "tl.where(new < 0, 0, new)",
+        OF_BEAM,
+    ),
+    Mutant(
+        "beam-kernel-origin",
+        "the kernel lets a fork come from the problem of the row that it replaces",
+        "search/beam_kernels.py",
+        "tl.load(origin + own,",
+        "tl.load(origin + row,",
+        OF_BEAM,
+    ),
+    Mutant(
+        "slot-kernel-from-the-start",
+        "the kernel also copies the columns before the first",
+        "engine/slot_kernels.py",
+        "(column >= first) & ",
+        "(column >= 0) & ",
+        OF_SLOTS,
+    ),
+    Mutant(
+        "slot-kernel-one-more",
+        "the kernel copies a column too many",
+        "engine/slot_kernels.py",
+        "(column < end)",
+        "(column <= end)",
+        OF_SLOTS,
+    ),
+    Mutant(
+        "slot-kernel-one-head",
+        "the kernel moves the first head of each layer alone",
+        "engine/slot_kernels.py",
+        "part // heads * rows * heads + part % heads",
+        "part // heads * rows * heads",
+        OF_SLOTS,
+    ),
+    Mutant(
+        "slot-kernel-backwards",
+        "the kernel copies a row to its source",
+        "engine/slot_kernels.py",
+        "tl.store(target + place, tl.load(origin + place,",
+        "tl.store(origin + place, tl.load(target + place,",
+        OF_SLOTS,
+    ),
+    Mutant(
+        "logp-kernel-unshifted",
+        "the kernel carries on the sum of an entropy without the new maximum",
+        "model/token_logp_kernels.py",
+        "scale * (product + shift * mass)",
+        "scale * product",
+        OF_LOGP,
+    ),
+    Mutant(
+        "logp-kernel-mass-unscaled",
+        "the kernel carries on a mass at the maximum of the block before",
+        "model/token_logp_kernels.py",
+        "mass = scale * mass +",
+        "mass = mass +",
+        OF_LOGP,
+    ),
+    Mutant(
+        "logp-kernel-elsewhere",
+        "the kernel picks a token of another block",
+        "model/token_logp_kernels.py",
+        "is_here = (place >= 0) & (place < width)",
+        "is_here = place < width",
+        OF_LOGP,
+    ),
+    Mutant(
+        "logp-kernel-slope",
+        "the kernel forgets the token itself in the slopes",
+        "model/token_logp_kernels.py",
+        "- first, upstream, 0.0)",
+        "- first, 0.0, 0.0)",
+        OF_LOGP,
     ),
 )
 
@@ -5090,6 +5200,7 @@ MUTANTS = (
     *KERNELS,
     *BEST_FIRST,
     *DECODE_KERNELS,
+    *OTHER_KERNELS,
     *NETWORK,
     *TRAINING,
     *ALGORITHMS,

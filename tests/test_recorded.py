@@ -139,6 +139,18 @@ def test_what_is_no_number_is_refused(where):
         search(policy, guidance=GUIDED)
 
 
+@pytest.mark.parametrize("name", ["sample", "guided"])
+def test_what_is_no_number_in_a_later_step_is_refused(name):
+    """The prompts are read without a recording, and there all is well."""
+    policy = make_policy(0)
+    policy.recorder = Rerun()
+    with torch.no_grad():
+        policy.language_model.model.embed_tokens.weight[5:12] = torch.nan
+    with pytest.raises(FloatingPointError, match="NaN"):
+        search(policy, [[3], [4, 2], [1]], **SEARCHES[name])
+    assert policy.recorder.num_replayed > 0
+
+
 def test_of_a_row_without_further_children_none_can_be_chosen():
     """All its mass is on its best child, so what would be the first one never arrives."""
     mass = torch.tensor([[0.0, 0.0, 0.0], [0.2, 0.3, 0.1]], dtype=torch.float64)
