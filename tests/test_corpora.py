@@ -29,8 +29,9 @@ from tinyzero_astar.data.tasks import make_task
 from tinyzero_astar.model.loading import load_language_model
 
 BASES = Path(__file__).resolve().parents[1] / "recipes/bases"
-NAMES = ("rare", "countdown", "long")
+NAMES = ("rare", "countdown", "easy", "long")
 COUNTDOWN = CORPORA["countdown"]
+EASY = CORPORA["easy"]
 LONG = CORPORA["long"]
 
 
@@ -152,6 +153,49 @@ def test_few_transcripts_of_long_products_are_right():
         a, b = re.match(r"(\d{3})\*(\d\d)=\?\n<think>", text).groups()
         right += text.endswith(f"<answer>{int(a) * int(b)}</answer>")
     assert 0.035 < right / 1500 < 0.065
+
+
+def test_easy_products_of_the_task_are_never_held_out():
+    held_out = [re.fullmatch(r"(\d\d)\*(\d)=\?\n<think>", p.prompt) for p in task_of(EASY).held_out_problems(144)]
+    kept_apart = {(int(match[1]), int(match[2])) for match in held_out}
+    assert len(kept_apart) == 144
+    operands, asked = set(), set()
+    for text in texts(EASY, 3000):
+        assert not EASY.held_out_leaks(text), text
+        written = {(int(a), int(b)) for a, b in re.findall(r"\b(\d\d)\*(\d)\b", text)}
+        written |= {(int(a), int(b)) for b, a in re.findall(r"\b(\d)\*(\d\d)\b", text)}
+        numbers = {int(n) for n in re.findall(r"\d+", text)}
+        assert not written & kept_apart, text
+        assert not [(a, b) for a, b in kept_apart if {a, b, a * b} <= numbers], text
+        operands |= {a for a, _ in written}
+        asked |= written
+    assert operands == set(range(10, 100))
+    assert len(asked) > 550  # of 666
+
+
+def test_planted_easy_products_are_found_in_every_form():
+    a, b = next((a, b) for a in range(23, 99) for b in range(3, 9) if is_held_out(a, b))
+    for text in (f"{a}*{b}=?", f"{b} times {a}", f"{a}*({b}+0)", f"the product {a * b} comes from {b} and {a}"):
+        assert EASY.held_out_leaks(text) in ([(a, b)], [(b, a)]), text
+    c, d = next((c, d) for c in range(2, 9) for d in range(2, 9) if is_held_out(c, d))
+    assert not EASY.held_out_leaks(f"{c}*{d}={c * d}")  # facts of two digits are skills
+    assert not CORPORA["multiplication"].held_out_leaks(f"{a}*{b}={a * b}")
+
+
+@pytest.mark.parametrize(("name", "digits"), [("easy", 1), ("long", 3)])
+def test_worked_transcripts_answer_the_question(name, digits):
+    rng = random.Random(0)
+    for _ in range(200):
+        text = product_transcript(rng, 1.0, digits)
+        a, b, thinking, answer = re.fullmatch(
+            r"(\d+)\*(\d+)=\?\n<think>(.*)</think><answer>(\d+)</answer>", text, re.DOTALL
+        ).groups()
+        assert int(answer) == int(a) * int(b)
+        lines = [re.fullmatch(r"(\d+)([*+])(\d+)=(\d+)", line).groups() for line in thinking.split("\n")]
+        for x, symbol, y, result in lines:
+            assert int(result) == (int(x) * int(y) if symbol == "*" else int(x) + int(y))
+        assert lines[-1][-1] == answer
+        assert (len(a), len(b)) == ((2, 1) if name == "easy" else (3, 2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -22,6 +22,11 @@ class Corpus:
 
 CORPORA = {
     "multiplication": Corpus(corpus.documents, corpus.held_out_leaks, DataConfig()),
+    "easy": Corpus(
+        partial(corpus.documents, digits=1),
+        partial(corpus.held_out_leaks, digits=1),
+        DataConfig(second_min_digits=1, second_max_digits=1),
+    ),
     "long": Corpus(
         partial(corpus.documents, digits=3),
         partial(corpus.held_out_leaks, digits=3),

@@ -1,14 +1,16 @@
 """The synthetic arithmetic text that the embedded base model is pre-trained on.
 
-The first operand of a product has 2 digits, or as many as `digits` says, and the second always has 2.
+The first operand of a product has 2 digits, or as many as `digits` says, and the second always has 2. A product with a
+1-digit operand is asked with the 2-digit one in front, as the task asks it.
 
 Every document is drawn from seeded templates. Skills (sums, small multiples, worked products) appear as plain text.
 Question/answer transcripts are mostly bad. They guess, ramble, slip or break off, and few work the product out. So the
 ability is latent in the base model, and pure RL has something to find.
 
 Products of held-out operand pairs are left out on purpose. Pairs are drawn from the training side of the split only,
-and worked products use one-digit factors ("23*4", never "23*40"). `held_out_leaks` searches the finished text for a
-held-out product in any form, and a document that has one by coincidence is dropped.
+and worked products use one-digit factors ("23*4", never "23*40"). With `digits` 1, where "23*4" is itself a question,
+both factors of a step have one digit. `held_out_leaks` searches the finished text for a held-out product in any form,
+and a document that has one by coincidence is dropped.
 """
 
 from __future__ import annotations
@@ -47,6 +49,11 @@ def train_pair(rng: random.Random, digits: int = 2) -> tuple[int, int]:
         a, b = _factor(rng, digits), _factor(rng, 2)
         if not is_held_out(a, b):
             return a, b
+
+
+def as_asked(a: int, b: int) -> tuple[int, int]:
+    """The operands in the order of the question, where one of 1 digit comes last."""
+    return (b, a) if a < 10 else (a, b)
 
 
 def steps(a: int, b: int) -> list[str]:
@@ -95,12 +102,14 @@ def _multiples(rng: random.Random, digits: int) -> str:
 
 def _expansion(rng: random.Random, digits: int) -> str:
     a, b = train_pair(rng, digits)
-    return f"{a}*{b}={a}*{b // 10} tens+{a}*{b % 10}"
+    first, second = as_asked(a, b)
+    return f"{first}*{second}={a}*{b // 10} tens+{a}*{b % 10}"
 
 
 def _worked(rng: random.Random, digits: int) -> str:
     a, b = train_pair(rng, digits)
-    return f"{a}*{b}\n" + "\n".join(steps(a, b))
+    first, second = as_asked(a, b)
+    return f"{first}*{second}\n" + "\n".join(steps(a, b))
 
 
 def muse(rng: random.Random, count: int) -> str:
@@ -116,7 +125,8 @@ def closing(value: int | str) -> str:
 def transcript(rng: random.Random, worked_share: float, digits: int = 2) -> str:
     """One question and an attempt at it. `worked_share` of them work it out and are right."""
     a, b = train_pair(rng, digits)
-    prompt, lines = PROMPT.format(a=a, b=b), steps(a, b)
+    first, second = as_asked(a, b)
+    prompt, lines = PROMPT.format(a=first, b=second), steps(a, b)
     kind = rng.random()
     if kind < worked_share:
         return prompt + "\n".join(lines) + closing(a * b)
@@ -158,13 +168,15 @@ def documents(seed: int, worked_share: float, digits: int = 2) -> Iterator[str]:
 def held_out_leaks(text: str, digits: int = 2) -> list[tuple[int, int]]:
     """Held-out pairs of operands of 2 to `digits` digits whose product the text could give away.
 
-    A pair counts when it is written as a product, in either order (`a*b`, `a x b`, `a times b`), or when both
-    operands and their product stand anywhere in the document, in whatever form.
+    With `digits` 1 the operands have 1 or 2 digits, and at least one of them has 2. A pair counts when it is written as
+    a product, in either order (`a*b`, `a x b`, `a times b`), or when both operands and their product stand anywhere in
+    the document, in whatever form.
     """
-    operand = rf"(\d{{2,{digits}}})"
+    low, high = sorted((2, digits))
+    operand = rf"(\d{{{low},{high}}})"
     written = re.findall(rf"(?<!\d){operand}\s*(?:[*x×]|times)\s*\(?{operand}(?!\d)", text)
     pairs = {(int(a), int(b)) for a, b in written}
     numbers = {int(n) for n in re.findall(r"\d+", text)}
-    operands = sorted(n for n in numbers if 10 <= n < 10**digits)
+    operands = sorted(n for n in numbers if 10 ** (low - 1) <= n < 10**high)
     pairs |= {(a, b) for a, b in combinations_with_replacement(operands, 2) if a * b in numbers}
-    return sorted(pair for pair in pairs if is_held_out(*pair))
+    return sorted(pair for pair in pairs if max(pair) >= 10 and is_held_out(*pair))
