@@ -92,6 +92,7 @@ def test_jobs_are_done_in_their_order():
     assert [job[:2] for job in gpu.jobs_of(args)] == order
 
 
+@pytest.mark.slow
 def test_nothing_without_liger_is_measured_after_a_part_with_it(tmp_path, monkeypatch):
     """Its kernels are in the whole process, in models that are made later too."""
     swapped = []
