@@ -320,7 +320,11 @@ def assert_near(got, want, is_strict=True):
     assert want["between"] == pytest.approx(got["between"], rel=0.001), table
 
 
-QUICK = ("embedded", "embedded, bfloat16", "embedded, kept for two updates")  # the others take as long, and show the same code in other settings
+QUICK = (
+    "embedded",
+    "embedded, bfloat16",
+    "embedded, kept for two updates",
+)  # the others take as long, and show the same code in other settings
 ALL = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 
 
