@@ -3802,7 +3802,32 @@ MODELS = (
 
 SCORES = ("test_training.py::test_token_scores_equal_a_forward_per_row",)
 PLAIN_SOFTMAX = ("test_token_logp.py::test_values_and_gradients_equal_the_plain_log_softmax",)
+PLAIN_ENTROPY = ("test_token_logp.py::test_the_gradient_of_the_entropy_is_that_of_its_formula",)
 SCORING = (
+    Mutant(
+        "entropy-left-out",
+        "the entropy's gradient leaves out the entropy itself",
+        "model/token_logp.py",
+        "logp.exp().mul_(logp.add_(entropy))",
+        "logp.exp().mul_(logp)",
+        PLAIN_ENTROPY,
+    ),
+    Mutant(
+        "entropy-sign",
+        "the entropy's gradient has the wrong sign",
+        "model/token_logp.py",
+        "logp.exp().mul_(logp.add_(entropy)).mul_(-grad)",
+        "logp.exp().mul_(logp.add_(entropy)).mul_(grad)",
+        PLAIN_ENTROPY,
+    ),
+    Mutant(
+        "entropy-summed",
+        "the entropy bonus is a sum over tokens, not their mean",
+        "training/update.py",
+        "(_mass(part) * scores.entropy).sum() / num_tokens",
+        "(_mass(part) * scores.entropy).sum()",
+        ("test_end_to_end.py::test_every_setting_does_what_the_documents_say",),
+    ),
     Mutant(
         "siblings-seen",
         "a position sees everything before it, other completions too",

@@ -832,7 +832,7 @@ class Oracle:
             for t, old in enumerate(row.logp_old):
                 place, token = row.num_prompt - 1 + t, row.ids[row.num_prompt + t]
                 logp = torch.log_softmax(logits[place], -1)
-                entropy = entropy - row.weight * (logp.exp() * logp).sum().detach()
+                entropy = entropy - row.weight * (logp.exp() * logp).sum()
                 path = [x.item() for x in own]
                 own.append(logp[token])
                 seen = hidden[place].detach(), path, logp.detach()
@@ -842,7 +842,8 @@ class Oracle:
             logps.append(torch.stack(own))
         policy_loss = self.loss(rows, logps, num_problems)
         mass = sum(row.weight * len(row.value) for row in rows)
-        norm = self.adamw("policy", net.policy, policy_loss, rate, train["weight_decay"], self.num_updates + 1)
+        wanted = policy_loss - train["entropy_bonus"] * entropy / mass  # equation 25
+        norm = self.adamw("policy", net.policy, wanted, rate, train["weight_decay"], self.num_updates + 1)
         self.num_updates += 1
         self.num_waiting += 1
         return {

@@ -82,6 +82,7 @@ REAL = {  # and those that hold any number
     "train.clip_high": (1e-6, 100),
     "train.gae_lambda": (0, 1),
     "train.advantage_floor": (1e-6, 1e6),
+    "train.entropy_bonus": (0, 1e3),
     "train.optimal_value_beta": (1e-3, 1e3),
     "train.regression_beta": (1e-9, 1e3),
     "train.ratio_tolerance": (0, 1e6),

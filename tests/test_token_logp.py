@@ -59,15 +59,31 @@ def test_values_and_gradients_equal_the_plain_log_softmax(block, cap, has_bias):
     logp, entropy = token_logp(hidden, head, tokens)
     want = torch.log_softmax(plain_logits(hidden, head), -1)
     torch.testing.assert_close(logp, want.gather(1, tokens[:, None])[:, 0])
-    p = want.detach().exp()
-    torch.testing.assert_close(entropy, -(p * want.detach().clamp(min=-1e4)).sum(-1))
-    assert not entropy.requires_grad
+    plain = -(want.exp() * want.clamp(min=-1e4)).sum(-1)
+    torch.testing.assert_close(entropy, plain)
     torch.testing.assert_close(next_logits(hidden.detach(), head), plain_logits(hidden, head).detach())
     leaves = [x for x in (hidden, head.weight, head.bias) if x is not None]
     upstream = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -0.1, 2.0], dtype=torch.float64)
     ours = torch.autograd.grad((upstream * logp).sum(), leaves)
     theirs = torch.autograd.grad((upstream * want.gather(1, tokens[:, None])[:, 0]).sum(), leaves)
     for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_gradient_of_the_entropy_is_that_of_its_formula(block, share, cap, has_bias):
+    """By itself and beside that of the log-probability."""
+    hidden, head, tokens = make_head(cap=cap, has_bias=has_bias, scale=3.0)
+    upstream = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0, -0.1, 2.0], dtype=torch.float64)
+    logp, entropy = token_logp(hidden, head, tokens)
+    want = torch.log_softmax(plain_logits(hidden, head), -1)
+    plain = -(want.exp() * want.clamp(min=-1e4)).sum(-1)
+    leaves = [x for x in (hidden, head.weight, head.bias) if x is not None]
+    ours = (upstream * entropy).sum() + (share * logp.sum() if share else 0.0)
+    theirs = (upstream * plain).sum() + share * want.gather(1, tokens[:, None]).sum()
+    for got, wanted in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
         torch.testing.assert_close(got, wanted)
 
 

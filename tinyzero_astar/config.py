@@ -177,6 +177,8 @@ class TrainConfig:
     """Lambda of the generalized advantage. 1 is reward minus baseline."""
     advantage_floor: Annotated[float, Range(1e-6, 1e6)] = 0.2
     """Advantages are divided by their root mean square, but never by less than this (in units of reward)."""
+    entropy_bonus: Annotated[float, Range(0, 1e3)] = 0.0
+    """What a nat of the policy's mean entropy per token is worth, as a part of the loss. 0 is no bonus."""
     group_loss: Literal["grpo", "dapo", "dr_grpo"] = "grpo"
     """grpo averages per completion, dapo over tokens, dr_grpo has a constant divisor and no deviation."""
     num_reference_samples: Annotated[int, Range(1, 1024)] = 8

@@ -42,7 +42,7 @@ class TokenScores(NamedTuple):
     """Per generated token, [B, T] each. See the alignment rule in `interfaces`."""
 
     logp: Tensor  # natural log-probability of the token
-    entropy: Tensor  # nats, of the distribution that the token was drawn from, no gradient
+    entropy: Tensor  # nats, of the distribution that the token was drawn from
     visited: Visited  # the prefixes before the tokens
 
 

@@ -5,6 +5,7 @@ block of logits again, so that memory is bounded and a block stays in a CPU's ca
 positions, or all of a block, at once and in float32. Nothing is added up in bfloat16.
 
     log p(t) = l_t - log sum_v e^(l_v),   d log p(t) / d l_v = [v = t] - p(v)
+    H = -sum_v p(v) log p(v),             d H / d l_v = -p(v) (log p(v) + H)
     l = W h + b,   or cap tanh((W h + b) / cap) where the model has a cap
 """
 
@@ -59,7 +60,7 @@ def next_logits(hidden: Tensor, head: Head) -> Tensor:
 
 
 def token_logp(hidden: Tensor, head: Head, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """log p of one token at each position, and the entropy of its distribution (no gradient), [N] each, nats.
+    """log p of one token at each position, and the entropy of its distribution, [N] each, nats. Both have a gradient.
 
     Args:
         hidden: [N, D] in the dtype of the weight.
@@ -86,16 +87,17 @@ class _TokenLogp(torch.autograd.Function):
         log_total = total.log()
         norm, entropy = most + log_total, (log_total - weighted / total)[:, 0]
         ctx.head = head
-        ctx.save_for_backward(hidden, weight, bias, tokens, norm)
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(hidden, weight, bias, tokens, norm, entropy)
+        ctx.set_materialize_grads(False)  # most losses do not look at the entropy, and then it costs nothing
         return (picked - norm)[:, 0], entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, norm = ctx.saved_tensors
+        hidden, weight, bias, tokens, norm, entropy = ctx.saved_tensors
         head: Head = ctx.head._replace(weight=weight, bias=bias)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad = grads[0][:, None]
+        grad = torch.zeros_like(norm) if grads[0] is None else grads[0][:, None]
+        of_entropy = None if grads[1] is None else grads[1][:, None]
         of_hidden = torch.zeros(hidden.shape, dtype=_wide(hidden), device=hidden.device) if wants_hidden else None
         of_weight = torch.zeros_like(weight) if wants_weight else None
         of_bias = torch.zeros_like(bias) if wants_bias else None
@@ -103,7 +105,10 @@ class _TokenLogp(torch.autograd.Function):
         for first, last in _blocks(hidden, head):
             logits = _logits(hidden, head, first, last, _NEVER)
             slope = None if head.cap is None else 1 - (logits / head.cap).clamp(min=-1.0).square()
-            of_logits = slopes_of(logits, norm, grad, tokens, first, dtype)
+            more = None if of_entropy is None else entropy_slopes(logits, norm, of_entropy, entropy[:, None])
+            of_logits = slopes_of(logits, norm, grad, tokens, first, dtype if more is None else _wide(hidden))
+            if more is not None:
+                of_logits += more
             if slope is not None:
                 of_logits *= slope
             if of_bias is not None:
@@ -150,6 +155,19 @@ def slopes(logits: Tensor, norm: Tensor, grad: Tensor, tokens: Tensor, first: in
     found = logits.sub_(norm).exp_().mul_(-grad)
     _add_at(found, tokens, first, grad)
     return found
+
+
+def entropy_slopes(logits: Tensor, norm: Tensor, grad: Tensor, entropy: Tensor) -> Tensor:
+    """grad * d H / d l of a block, [N, B].
+
+    Args:
+        logits: [N, B].
+        norm: [N, 1] log-sum-exp of all logits.
+        grad: [N, 1].
+        entropy: [N, 1] H.
+    """
+    logp = logits - norm
+    return logp.exp().mul_(logp.add_(entropy)).mul_(-grad)
 
 
 def _functions(hidden: Tensor, head: Head) -> tuple[AddToSums, Slopes]:

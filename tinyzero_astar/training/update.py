@@ -110,7 +110,10 @@ class Updater:
         trees = grow_trees(
             batch, rows.tolist(), self.settings.micro_batch_tokens, self.policy.linear_cost, max_completions=most
         )
-        shares = [self._add_gradients(batch, group, factor, count) for group, factor in self._own_micro_batches(trees)]
+        shares = [
+            self._add_gradients(batch, group, factor, count, num_tokens)
+            for group, factor in self._own_micro_batches(trees)
+        ]
         *columns, errors = zip(*torch.stack(shares).tolist(), strict=True)  # waits for a GPU once, after all of them
         sums = [sum(column) for column in columns]
         policy_sum, ratio_sum, entropy_sum = sum_numbers(sums)
@@ -130,8 +133,12 @@ class Updater:
             "audit/ratio_error": max(gather(max(errors))),
         }
 
-    def _add_gradients(self, batch: Batch, trees: list[Tree], factor: float, count: float) -> Tensor:
+    def _add_gradients(
+        self, batch: Batch, trees: list[Tree], factor: float, count: float, num_tokens: float
+    ) -> Tensor:
         """Forward and backward of one micro-batch, in which every row counts `factor`, for a loss divided by `count`.
+
+        `num_tokens` is the weighted number of tokens of the step, over which its entropy is a mean.
 
         Returns:
             [4], sums over its tokens of policy loss, |ratio - 1| and weighted entropy, times `factor`, and the largest
@@ -142,7 +149,11 @@ class Updater:
         part = batch.rows(rows)
         scores: TokenScores = self.policy(stacked)
         loss = self.algorithm.loss(part, scores.logp)
-        (factor * loss / count * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
+        wanted = loss / count
+        if self.settings.entropy_bonus > 0:
+            entropy = (_mass(part) * scores.entropy).sum() / num_tokens
+            wanted = wanted - self.settings.entropy_bonus * entropy
+        (factor * wanted * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
         if self.value is not None:
             self.value.keep(scores.visited, part, factor)
         with torch.no_grad():
