@@ -3824,9 +3824,9 @@ SCORING = (
         "entropy-summed",
         "the entropy bonus is a sum over tokens, not their mean",
         "training/update.py",
-        "(_mass(part) * scores.entropy).sum() / num_tokens",
-        "(_mass(part) * scores.entropy).sum()",
-        ("test_end_to_end.py::test_every_setting_does_what_the_documents_say",),
+        "self.settings.entropy_bonus * (entropy / num_tokens)",
+        "self.settings.entropy_bonus * entropy",
+        ("test_end_to_end.py::test_every_setting_changes_what_it_says_by_what_the_documents_say[train.entropy_bonus]",),
     ),
     Mutant(
         "siblings-seen",

@@ -29,7 +29,7 @@ from tinyzero_astar.data.tasks import make_task
 from tinyzero_astar.model.loading import load_language_model
 
 BASES = Path(__file__).resolve().parents[1] / "recipes/bases"
-NAMES = ("rare", "countdown", "easy", "long")
+NAMES = ("rare", "countdown", "easy", "long", "longer")
 COUNTDOWN = CORPORA["countdown"]
 EASY = CORPORA["easy"]
 LONG = CORPORA["long"]
@@ -182,11 +182,11 @@ def test_planted_easy_products_are_found_in_every_form():
     assert not CORPORA["multiplication"].held_out_leaks(f"{a}*{b}={a * b}")
 
 
-@pytest.mark.parametrize(("name", "digits"), [("easy", 1), ("long", 3)])
-def test_worked_transcripts_answer_the_question(name, digits):
+@pytest.mark.parametrize(("digits", "second", "asked"), [(1, 2, (2, 1)), (3, 2, (3, 2)), (3, 3, (3, 3))])
+def test_worked_transcripts_answer_the_question(digits, second, asked):
     rng = random.Random(0)
     for _ in range(200):
-        text = product_transcript(rng, 1.0, digits)
+        text = product_transcript(rng, 1.0, digits, second)
         a, b, thinking, answer = re.fullmatch(
             r"(\d+)\*(\d+)=\?\n<think>(.*)</think><answer>(\d+)</answer>", text, re.DOTALL
         ).groups()
@@ -195,7 +195,8 @@ def test_worked_transcripts_answer_the_question(name, digits):
         for x, symbol, y, result in lines:
             assert int(result) == (int(x) * int(y) if symbol == "*" else int(x) + int(y))
         assert lines[-1][-1] == answer
-        assert (len(a), len(b)) == ((2, 1) if name == "easy" else (3, 2))
+        assert (len(a), len(b)) == asked
+        assert [symbol for _, symbol, _, _ in lines] == ["*"] * second + ["+"] * (second - 1)
 
 
 @pytest.mark.parametrize("name", NAMES)

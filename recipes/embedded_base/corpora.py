@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from recipes.embedded_base import corpus, countdown_corpus
-from tinyzero_astar.config import DataConfig
+from tinyzero_astar.config import DataConfig, SearchConfig
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Corpus:
     documents: Callable[[int, float], Iterator[str]]  # of seed and worked_share
     held_out_leaks: Callable[[str], list[Any]]  # the held-out questions that a document gives away
     data: DataConfig
+    depth: int = SearchConfig().max_search_depth  # tokens that a completion may have when it is measured
 
 
 CORPORA = {
@@ -31,6 +32,12 @@ CORPORA = {
         partial(corpus.documents, digits=3),
         partial(corpus.held_out_leaks, digits=3),
         DataConfig(min_digits=3, max_digits=3, second_min_digits=2, second_max_digits=2),
+    ),
+    "longer": Corpus(
+        partial(corpus.documents, digits=3, second=3),
+        partial(corpus.held_out_leaks, digits=3),
+        DataConfig(min_digits=3, max_digits=3),
+        depth=100,
     ),
     "countdown": Corpus(
         countdown_corpus.documents,

@@ -1,7 +1,7 @@
 """The synthetic arithmetic text that the embedded base model is pre-trained on.
 
-The first operand of a product has 2 digits, or as many as `digits` says, and the second always has 2. A product with a
-1-digit operand is asked with the 2-digit one in front, as the task asks it.
+The first operand of a product has 2 digits, or as many as `digits` says, and the second 2, or as many as `second` says. A
+product with a 1-digit operand is asked with the 2-digit one in front, as the task asks it.
 
 Every document is drawn from seeded templates. Skills (sums, small multiples, worked products) appear as plain text.
 Question/answer transcripts are mostly bad. They guess, ramble, slip or break off, and few work the product out. So the
@@ -43,10 +43,10 @@ def _factor(rng: random.Random, digits: int) -> int:
     return rng.randint(10 ** (digits - 1), 10**digits - 1)
 
 
-def train_pair(rng: random.Random, digits: int = 2) -> tuple[int, int]:
-    """Operands of `digits` and of 2 digits whose unordered pair is on the training side."""
+def train_pair(rng: random.Random, digits: int = 2, second: int = 2) -> tuple[int, int]:
+    """Operands of `digits` and of `second` digits whose unordered pair is on the training side."""
     while True:
-        a, b = _factor(rng, digits), _factor(rng, 2)
+        a, b = _factor(rng, digits), _factor(rng, second)
         if not is_held_out(a, b):
             return a, b
 
@@ -57,10 +57,15 @@ def as_asked(a: int, b: int) -> tuple[int, int]:
 
 
 def steps(a: int, b: int) -> list[str]:
-    """The schoolbook product of a number and a 2-digit one, one fact a line."""
-    tens, ones = divmod(b, 10)
-    high, low = a * tens, a * ones
-    return [f"{a}*{tens}={high}", f"{a}*{ones}={low}", f"{high}0+{low}={high * 10 + low}"]
+    """The schoolbook product of a number and one of 2 or more digits, one fact a line: products, then sums."""
+    digits = [int(digit) for digit in str(b)]
+    lines = [f"{a}*{digit}={a * digit}" for digit in digits]
+    total = a * digits[0] * 10 ** (len(digits) - 1)
+    for place, digit in enumerate(digits[1:], start=2):
+        part = a * digit * 10 ** (len(digits) - place)
+        lines.append(f"{total}+{part}={total + part}")
+        total += part
+    return lines
 
 
 def _slip(line: str, rng: random.Random) -> str:
@@ -78,38 +83,43 @@ def _guess(a: int, b: int, rng: random.Random) -> int:
             return guess
 
 
-def _sums(rng: random.Random, digits: int) -> str:
+def _sums(rng: random.Random, digits: int, second: int) -> str:
     lines = []
     for _ in range(rng.randint(2, 5)):
-        if rng.random() < 0.7:  # the kind that the last line of a product needs
-            x, y = _factor(rng, digits) * rng.randint(1, 9) * 10, _factor(rng, digits) * rng.randint(0, 9)
+        if rng.random() < 0.7:  # the kind that the last lines of a product need
+            done = 1 if second == 2 else rng.randint(1, second - 1)  # digits of the second operand that the first number accounts for
+            scale = 10 ** (second - 1 - done)
+            x = _factor(rng, digits) * _factor(rng, done) * 10 * scale
+            y = _factor(rng, digits) * rng.randint(0, 9) * scale
         else:
             x, y = rng.randint(0, 10 ** (digits + 2) - 1), rng.randint(0, 10 ** (digits + 1) - 1)
         lines.append(f"{x}+{y}={x + y}")
     return "\n".join(lines)
 
 
-def _facts(rng: random.Random, digits: int) -> str:
+def _facts(rng: random.Random, digits: int, _second: int) -> str:
     return "\n".join(
         f"{a}*{d}={a * d}" for a, d in ((_factor(rng, digits), rng.randint(0, 9)) for _ in range(rng.randint(2, 6)))
     )
 
 
-def _multiples(rng: random.Random, digits: int) -> str:
+def _multiples(rng: random.Random, digits: int, _second: int) -> str:
     a = _factor(rng, digits)
     return f"multiples of {a}: " + " ".join(str(a * d) for d in range(1, 10))
 
 
-def _expansion(rng: random.Random, digits: int) -> str:
-    a, b = train_pair(rng, digits)
-    first, second = as_asked(a, b)
-    return f"{first}*{second}={a}*{b // 10} tens+{a}*{b % 10}"
+def _expansion(rng: random.Random, digits: int, second: int) -> str:
+    a, b = train_pair(rng, digits, second)
+    first, last = as_asked(a, b)
+    names = (" hundreds", " tens", "")[-len(str(b)) :]
+    parts = [f"{a}*{digit}{name}" for digit, name in zip(str(b), names, strict=True)]
+    return f"{first}*{last}=" + "+".join(parts)
 
 
-def _worked(rng: random.Random, digits: int) -> str:
-    a, b = train_pair(rng, digits)
-    first, second = as_asked(a, b)
-    return f"{first}*{second}\n" + "\n".join(steps(a, b))
+def _worked(rng: random.Random, digits: int, second: int) -> str:
+    a, b = train_pair(rng, digits, second)
+    first, last = as_asked(a, b)
+    return f"{first}*{last}\n" + "\n".join(steps(a, b))
 
 
 def muse(rng: random.Random, count: int) -> str:
@@ -122,19 +132,19 @@ def closing(value: int | str) -> str:
     return f"</think><answer>{value}</answer>"
 
 
-def transcript(rng: random.Random, worked_share: float, digits: int = 2) -> str:
+def transcript(rng: random.Random, worked_share: float, digits: int = 2, second: int = 2) -> str:
     """One question and an attempt at it. `worked_share` of them work it out and are right."""
-    a, b = train_pair(rng, digits)
-    first, second = as_asked(a, b)
-    prompt, lines = PROMPT.format(a=first, b=second), steps(a, b)
+    a, b = train_pair(rng, digits, second)
+    first, last = as_asked(a, b)
+    prompt, lines = PROMPT.format(a=first, b=last), steps(a, b)
     kind = rng.random()
     if kind < worked_share:
         return prompt + "\n".join(lines) + closing(a * b)
     kind = rng.random()
     if kind < 0.05:  # starts well, slips, and believes the slip
-        place = rng.randrange(3)
+        place = rng.randrange(len(lines))
         lines[place] = _slip(lines[place], rng)
-        value = lines[2].split("=")[1] if place == 2 else str(_guess(a, b, rng))
+        value = lines[-1].split("=")[1] if place == len(lines) - 1 else str(_guess(a, b, rng))
         return prompt + "\n".join(lines[: place + 1]) + closing(value)
     if kind < 0.60:  # guesses
         return prompt + muse(rng, rng.randint(1, 3)) + closing(_guess(a, b, rng))
@@ -143,26 +153,26 @@ def transcript(rng: random.Random, worked_share: float, digits: int = 2) -> str:
     if kind < 0.87:  # rambles and never answers
         return prompt + muse(rng, rng.randint(3, 9))
     if kind < 0.93:  # breaks off in the middle of a step
-        text = "\n".join(lines[: rng.randint(1, 2)])
+        text = "\n".join(lines[: rng.randint(1, len(lines) - 1)])
         return prompt + text[: rng.randint(1, len(text))]
     return prompt + f"about {_guess(a, b, rng)}, {muse(rng, 2)}, or {_guess(a, b, rng)}"
 
 
-def document(rng: random.Random, worked_share: float, digits: int = 2) -> str:
+def document(rng: random.Random, worked_share: float, digits: int = 2, second: int = 2) -> str:
     """One document of the corpus, free of held-out products."""
-    kinds: tuple[Callable[[random.Random, int], str], ...]
-    kinds = (_sums, _facts, _multiples, _expansion, _worked, lambda r, d: transcript(r, worked_share, d))
+    kinds: tuple[Callable[[random.Random, int, int], str], ...]
+    kinds = (_sums, _facts, _multiples, _expansion, _worked, lambda r, d, s: transcript(r, worked_share, d, s))
     while True:
-        text = rng.choices(kinds, weights=(24, 18, 4, 3, 22, 29))[0](rng, digits)
+        text = rng.choices(kinds, weights=(24, 18, 4, 3, 22, 29))[0](rng, digits, second)
         if not held_out_leaks(text, digits):
             return text
 
 
-def documents(seed: int, worked_share: float, digits: int = 2) -> Iterator[str]:
-    """An endless, reproducible stream of documents on products of a number of `digits` and a 2-digit one."""
+def documents(seed: int, worked_share: float, digits: int = 2, second: int = 2) -> Iterator[str]:
+    """An endless, reproducible stream of documents on products of a number of `digits` and one of `second` digits."""
     rng = random.Random(seed)
     while True:
-        yield document(rng, worked_share, digits)
+        yield document(rng, worked_share, digits, second)
 
 
 def held_out_leaks(text: str, digits: int = 2) -> list[tuple[int, int]]:

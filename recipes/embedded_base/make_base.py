@@ -4,8 +4,8 @@ The tokenizer is byte-level BPE with Qwen's split pattern, so that AutoTokenizer
 Qwen2-shaped decoder with next-token training on the synthetic corpus. Then a measurement shows what the base model can
 and cannot do. Nothing here trains it to follow the task.
 
-`--begin-with` goes on from the weights of another model, with its tokenizer. The four base models in `recipes/bases`
-go on from the embedded one:
+`--begin-with` goes on from the weights of another model, with its tokenizer. The base models in `recipes/bases`
+go on from the embedded one, and the last of them from `long`:
 
     make base ARGS="--begin-with embedded --worked-share 0.005 --tokens 2000000 --learning-rate 1e-3 \
         --seed 1 --float16 --output recipes/bases/rare"
@@ -15,6 +15,8 @@ go on from the embedded one:
         --learning-rate 2e-3 --seed 3 --float16 --output recipes/bases/long"
     make base ARGS="--corpus easy --begin-with embedded --worked-share 0.06 --tokens 1500000 \
         --learning-rate 2e-3 --seed 4 --float16 --output recipes/bases/easy"
+    make base ARGS="--corpus longer --begin-with recipes/bases/long --worked-share 0.05 --tokens 5000000 \
+        --learning-rate 2e-3 --seed 5 --float16 --output recipes/bases/longer"
 
 `python -m recipes.embedded_base.measure --model FOLDER --corpus NAME` measures one.
 """

@@ -43,8 +43,9 @@ def measure(
         partial(SlotDecoder, policy), tokenizer, task, WeightedReward(RewardConfig()), config.model.max_seq_length
     )
     problems = task.held_out_problems(num_problems)
-    sampling = config.search.one_by_one("sample", num_samples)
-    greedy = [generator.greedy(part, sampling.max_search_depth) for part in _parts(problems, _MAX_ROWS)]
+    depth = CORPORA[corpus].depth
+    sampling = replace(config.search.one_by_one("sample", num_samples), max_search_depth=depth)
+    greedy = [generator.greedy(part, depth) for part in _parts(problems, _MAX_ROWS)]
     sampled = [
         generator.generate(part, sampling, seed=0, iteration=_ITERATION)
         for part in _parts(problems, max(1, _MAX_ROWS // num_samples))

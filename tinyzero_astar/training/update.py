@@ -149,16 +149,16 @@ class Updater:
         part = batch.rows(rows)
         scores: TokenScores = self.policy(stacked)
         loss = self.algorithm.loss(part, scores.logp)
+        entropy = (_mass(part) * scores.entropy).sum()
         wanted = loss / count
         if self.settings.entropy_bonus > 0:
-            entropy = (_mass(part) * scores.entropy).sum() / num_tokens
-            wanted = wanted - self.settings.entropy_bonus * entropy
+            wanted = wanted - self.settings.entropy_bonus * (entropy / num_tokens)
         (factor * wanted * world_size()).backward()  # gradients are averaged over ranks, and wanted summed
         if self.value is not None:
             self.value.keep(scores.visited, part, factor)
         with torch.no_grad():
             shift = torch.where(part.is_token, scores.logp - part.logp_old, 0.0)
-            sums = (loss, torch.expm1(shift).abs().sum(), (_mass(part) * scores.entropy).sum())
+            sums = (loss, torch.expm1(shift).abs().sum(), entropy)
             return torch.stack([*(factor * x for x in sums), torch.expm1(shift.abs()).max()])
 
     def _own_micro_batches(self, trees: list[Tree]) -> Iterator[tuple[list[Tree], float]]:
