@@ -87,7 +87,9 @@ def _sums(rng: random.Random, digits: int, second: int) -> str:
     lines = []
     for _ in range(rng.randint(2, 5)):
         if rng.random() < 0.7:  # the kind that the last lines of a product need
-            done = 1 if second == 2 else rng.randint(1, second - 1)  # digits of the second operand that the first number accounts for
+            done = (
+                1 if second == 2 else rng.randint(1, second - 1)
+            )  # digits of the second operand that the first number accounts for
             scale = 10 ** (second - 1 - done)
             x = _factor(rng, digits) * _factor(rng, done) * 10 * scale
             y = _factor(rng, digits) * rng.randint(0, 9) * scale

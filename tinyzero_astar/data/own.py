@@ -28,7 +28,8 @@ from tinyzero_astar.data.questions import QuestionTask
 from tinyzero_astar.data.reasoning_gym import PREFIX, ReasoningGym
 from tinyzero_astar.data.reward_function import RewardedTable
 from tinyzero_astar.data.scoring_process import MISHAPS
-from tinyzero_astar.data.table import Table, is_table
+from tinyzero_astar.data.table import Table
+from tinyzero_astar.data.task_names import is_table
 from tinyzero_astar.interfaces import Task
 from tinyzero_astar.terminal import shortened
 
@@ -72,14 +73,6 @@ def origins_of(data: DataConfig) -> list[Origin]:
     if data.task.startswith(PREFIX):
         return [Origin(_record_of("reasoning-gym", data.task), data.task)]
     return [_origin("data.task", data.task)] if ":" in data.task else []
-
-
-def absolute(text: str) -> str:
-    """A value of `data.task` or `data.reward_function` with its file's path made absolute."""
-    if is_table(text):
-        return str(Path(text).resolve())
-    place, _, name = text.rpartition(":")
-    return f"{Path(place).resolve()}:{name}" if place.endswith(".py") else text
 
 
 def _made(data: DataConfig, seed: int) -> Task:

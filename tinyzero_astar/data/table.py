@@ -32,11 +32,6 @@ Line = Mapping[str, Any]
 Read = TypeVar("Read")
 
 
-def is_table(task: str) -> bool:
-    """Whether a value of `data.task` names a table."""
-    return task.endswith(".jsonl")
-
-
 class Table(QuestionTask):
     """The questions of a file.
 

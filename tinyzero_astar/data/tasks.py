@@ -13,7 +13,7 @@ from tinyzero_astar.data import own
 from tinyzero_astar.data.countdown import Countdown
 from tinyzero_astar.data.generation import Multiplication
 from tinyzero_astar.data.questions import QuestionTask
-from tinyzero_astar.data.table import is_table
+from tinyzero_astar.data.task_names import absolute, is_table
 from tinyzero_astar.files import read_bytes
 from tinyzero_astar.interfaces import Problem, Task
 
@@ -103,9 +103,7 @@ def pinned(data: DataConfig) -> DataConfig:
             f"data.task {data.task!r} is not what the run was trained on: {files} has changed{more}; restore it, or"
             f" say where it lies now with {_moved(data)}"
         )
-    return replace(
-        data, task=own.absolute(data.task), reward_function=own.absolute(data.reward_function), task_sha256=digest
-    )
+    return replace(data, task=absolute(data.task), reward_function=absolute(data.reward_function), task_sha256=digest)
 
 
 def _moved(data: DataConfig) -> str:

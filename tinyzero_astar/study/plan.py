@@ -36,6 +36,7 @@ from typing import Any
 from tinyzero_astar.config import Config, RunConfig
 from tinyzero_astar.config_file import check_known, config_of, fields_of, read_toml
 from tinyzero_astar.config_json import with_options
+from tinyzero_astar.data.task_names import absolute
 from tinyzero_astar.study.trials import Study, Sweep, name_of
 from tinyzero_astar.terminal import shortened
 
@@ -118,7 +119,8 @@ def _config(base: Config, fields: Mapping[str, Any], source: str) -> Config:
         raise ValueError(f"{source}: {str(error).removeprefix('options: ')}") from None
     if config.train.num_iterations == 0:
         raise ValueError(f"{source}: train.num_iterations is 0, which gives no learning curve; write 1 or more")
-    return config
+    task, reward = (absolute(text) for text in (config.data.task, config.data.reward_function))
+    return replace(config, data=replace(config.data, task=task, reward_function=reward))  # as a run records them
 
 
 def _sweep(source: str, data: Any) -> Sweep:

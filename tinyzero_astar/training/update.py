@@ -133,9 +133,7 @@ class Updater:
             "audit/ratio_error": max(gather(max(errors))),
         }
 
-    def _add_gradients(
-        self, batch: Batch, trees: list[Tree], factor: float, count: float, num_tokens: float
-    ) -> Tensor:
+    def _add_gradients(self, batch: Batch, trees: list[Tree], factor: float, count: float, num_tokens: float) -> Tensor:
         """Forward and backward of one micro-batch, in which every row counts `factor`, for a loss divided by `count`.
 
         `num_tokens` is the weighted number of tokens of the step, over which its entropy is a mean.
