@@ -1,7 +1,7 @@
 """The synthetic arithmetic text that the embedded base model is pre-trained on.
 
-The first operand of a product has 2 digits, or as many as `digits` says, and the second 2, or as many as `second` says. A
-product with a 1-digit operand is asked with the 2-digit one in front, as the task asks it.
+The first operand of a product has 2 digits, or as many as `digits` says, and the second 2, or as many as `second` says.
+A product with a 1-digit operand is asked with the 2-digit one in front, as the task asks it.
 
 Every document is drawn from seeded templates. Skills (sums, small multiples, worked products) appear as plain text.
 Question/answer transcripts are mostly bad. They guess, ramble, slip or break off, and few work the product out. So the
@@ -87,9 +87,8 @@ def _sums(rng: random.Random, digits: int, second: int) -> str:
     lines = []
     for _ in range(rng.randint(2, 5)):
         if rng.random() < 0.7:  # the kind that the last lines of a product need
-            done = (
-                1 if second == 2 else rng.randint(1, second - 1)
-            )  # digits of the second operand that the first number accounts for
+            # The first number accounts for so many digits of the second operand.
+            done = 1 if second == 2 else rng.randint(1, second - 1)
             scale = 10 ** (second - 1 - done)
             x = _factor(rng, digits) * _factor(rng, done) * 10 * scale
             y = _factor(rng, digits) * rng.randint(0, 9) * scale
