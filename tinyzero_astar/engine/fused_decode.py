@@ -8,7 +8,6 @@ in the cache as the model would put them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 from tinyzero_astar.engine.decode_operations import HeadNorm, Rotation
 from tinyzero_astar.engine.fast_decode import is_llama_shaped
 from tinyzero_astar.engine.slot_cache import SlotCache, Visible
+from tinyzero_astar.kernels import HAS_TRITON
 
 Forward = Callable[[Tensor, Tensor, Tensor, SlotCache], Tensor]
 
@@ -99,7 +99,7 @@ class _Layer(NamedTuple):
 def can_fuse(model: PreTrainedModel) -> bool:
     """Whether `FusedDecode` with Triton's kernels equals the model's own forward."""
     is_fit = model.device.type == "cuda" and model.dtype in (torch.bfloat16, torch.float32)
-    return is_fit and find_spec("triton") is not None and is_llama_shaped(model)
+    return is_fit and HAS_TRITON and is_llama_shaped(model)
 
 
 def adjacent(parameters: Sequence[Tensor]) -> Tensor:

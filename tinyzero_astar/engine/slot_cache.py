@@ -9,14 +9,14 @@ planned before each forward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
-_HAS_TRITON = find_spec("triton") is not None
+from tinyzero_astar.kernels import HAS_TRITON
+
 CLEARED_AT_ONCE = 16  # columns. Memory is touched only as far as a search gets, which is rarely the depth limit
 
 
@@ -135,7 +135,7 @@ class SlotCache(Cache):
 
         A row that is a source must be its own source too. Without Triton more columns are copied.
         """
-        if self._buffer.is_cuda and _HAS_TRITON:
+        if self._buffer.is_cuda and HAS_TRITON:
             from tinyzero_astar.engine.slot_kernels import move_rows
 
             move_rows(self._buffer, source, first, last)

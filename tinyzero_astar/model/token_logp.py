@@ -12,11 +12,12 @@ positions, or all of a block, at once and in float32. Nothing is added up in bfl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from tinyzero_astar.kernels import HAS_TRITON
 
 # Elements of a block of logits, sized for a CPU's cache and for a GPU's kernels.
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 26, "mps": 1 << 26}
@@ -173,7 +174,7 @@ def entropy_slopes(logits: Tensor, norm: Tensor, grad: Tensor, entropy: Tensor) 
 def _functions(hidden: Tensor, head: Head) -> tuple[AddToSums, Slopes]:
     """The two above, or their kernels for plain logits in float32 on a GPU, if Triton is installed."""
     is_plain = head.bias is None and head.cap is None
-    if hidden.device.type == "cuda" and _wide(hidden) == torch.float32 and is_plain and find_spec("triton"):
+    if hidden.device.type == "cuda" and _wide(hidden) == torch.float32 and is_plain and HAS_TRITON:
         from tinyzero_astar.model import token_logp_kernels
 
         return token_logp_kernels.add_to_sums, token_logp_kernels.slopes

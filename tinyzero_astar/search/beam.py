@@ -10,15 +10,14 @@ whose prefix it holds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tinyzero_astar.kernels import HAS_TRITON
 from tinyzero_astar.search.gumbel import prefix_hashes
 
-_HAS_TRITON = find_spec("triton") is not None
 CARRIED = ("priority", "log_q", "log_pi", "last", "least", "hashes", "is_open", "origin")  # what a step changes
 NO_TOKEN = -1  # a row that adds nothing at this step, because its leaf is finished or it has none
 
@@ -139,7 +138,7 @@ class Beam:
 
     def advance(self, choice: Choice, tokens: TokenTable) -> None:
         """Become the beam `after` a choice, in these tensors, of rows that are `with_all`."""
-        if self.priority.is_cuda and _HAS_TRITON:
+        if self.priority.is_cuda and HAS_TRITON:
             from tinyzero_astar.search.beam_kernels import advance
 
             assert choice.parent is not None

@@ -9,13 +9,12 @@ et al. 2019, "Stochastic Beams and Where to Find Them" (inclusion probabilities 
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-_HAS_TRITON = find_spec("triton") is not None
+from tinyzero_astar.kernels import HAS_TRITON
+
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as signed int64, since tensor arithmetic wraps modulo 2**64
 _MULTIPLY_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MULTIPLY_2 = 0x94D049BB133111EB - (1 << 64)
@@ -141,7 +140,7 @@ def first_arrivals(state: Tensor, mass: Tensor, counter: Tensor, num: int) -> tu
         counter: [V] `token_counters`.
         num: at most V.
     """
-    if mass.is_cuda and mass.dtype == torch.float32 and _HAS_TRITON:
+    if mass.is_cuda and mass.dtype == torch.float32 and HAS_TRITON:
         from tinyzero_astar.search.gumbel_kernels import first_arrivals_by_kernels
 
         return first_arrivals_by_kernels(state, mass, counter, num)

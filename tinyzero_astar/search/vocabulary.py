@@ -20,21 +20,20 @@ tokens this is 0.16 GB without a guide, and 0.62 to 0.93 GB with one.
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+from tinyzero_astar.kernels import HAS_TRITON
 from tinyzero_astar.search.best_child import BestChild, Guide
 from tinyzero_astar.search.gumbel import inverse_cdf
 from tinyzero_astar.search.heuristic import LEAST_LOGP, Tilt, f_score, rise
 
-_HAS_TRITON = find_spec("triton") is not None
 _TINY = 1e-30  # in place of 0 in a quotient
 
 
 def _have_kernels(logits: Tensor) -> bool:
-    return logits.is_cuda and logits.dtype == torch.float32 and _HAS_TRITON
+    return logits.is_cuda and logits.dtype == torch.float32 and HAS_TRITON
 
 
 def best_child(logits: Tensor, uniform: Tensor, guide: Guide | None = None) -> BestChild:
