@@ -2977,8 +2977,8 @@ PROCESSES = (
         "ranks-averaged",
         "gradients are averaged over ranks, not summed",
         "training/update.py",
-        "(factor * loss / count * world_size()).backward()",
-        "(factor * loss / count).backward()",
+        "(factor * wanted * world_size()).backward()",
+        "(factor * wanted).backward()",
         TWO,
     ),
     Mutant(
