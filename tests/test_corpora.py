@@ -127,10 +127,11 @@ def test_few_transcripts_of_countdown_are_right():
     assert 0.07 < shares(0.1)[0] - by_chance * 0.9 < 0.13  # a tenth more are solutions
 
 
-def test_long_products_are_never_held_out():
+@pytest.mark.parametrize("corpus", [LONG, CORPORA["longer"]], ids=["long", "longer"])
+def test_long_products_are_never_held_out(corpus):
     operands = set()
-    for text in texts(LONG, 2000):
-        assert not LONG.held_out_leaks(text), text
+    for text in texts(corpus, 2000):
+        assert not corpus.held_out_leaks(text), text
         numbers = {int(n) for n in re.findall(r"\d+", text)}
         large = {n for n in numbers if 10 <= n <= 999}
         operands |= {n for n in large if n >= 100}

@@ -172,7 +172,7 @@ def entropy_slopes(logits: Tensor, norm: Tensor, grad: Tensor, entropy: Tensor) 
 
 
 def _functions(hidden: Tensor, head: Head) -> tuple[AddToSums, Slopes]:
-    """The two above, or their kernels for plain logits in float32 on a GPU, if Triton is installed."""
+    """`add_to_sums` and `slopes`, or their kernels for plain logits in float32 on a GPU, if Triton is installed."""
     is_plain = head.bias is None and head.cap is None
     if hidden.device.type == "cuda" and _wide(hidden) == torch.float32 and is_plain and HAS_TRITON:
         from tinyzero_astar.model import token_logp_kernels
